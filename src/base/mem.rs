@@ -1,0 +1,248 @@
+//! Raw memory: the arena that packet frames live in, and cache prefetching.
+//!
+//! The only room below `nic` that holds unsafe code. Everything it offers is safe to call: a slot of
+//! an arena is reached through its [`Slot`], a handle that can't be copied, so whoever holds it is the
+//! only one who can touch the bytes.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Slots dropped instead of being given back, in the whole process. Zero in a correct program.
+static LEAKED_SLOTS: AtomicU64 = AtomicU64::new(0);
+static NEXT_ARENA: AtomicU32 = AtomicU32::new(1);
+
+/// Slots that were dropped without being given back to a pool or a kernel ring.
+pub fn leaked_slots() -> u64 {
+    LEAKED_SLOTS.load(Ordering::Relaxed)
+}
+
+/// One region of equal slots, page-aligned, shared by everyone who handles its slots.
+pub struct Arena {
+    base: NonNull<u8>,
+    id: u32,
+    slots: u32,
+    slot_size: u32,
+    backing: Backing,
+}
+
+enum Backing {
+    /// Mapped here, of this many bytes; unmapped on drop.
+    Mapped(usize),
+    /// Kept alive by its owner, which is dropped after the arena.
+    Foreign(#[expect(dead_code, reason = "held for its Drop")] Box<dyn Send + Sync>),
+}
+
+// SAFETY: the arena hands out references to its bytes only through a `Slot`, which is neither Copy nor
+// Clone and exists once per index (`mint` is called once per arena, `slot_from_raw` is unsafe), so two
+// threads can't reach the same bytes.
+unsafe impl Send for Arena {}
+// SAFETY: as above: `&Arena` alone gives no access to any byte.
+unsafe impl Sync for Arena {}
+
+/// The right to use one slot of one arena. Give it back to a pool or to a ring: dropping it leaks the
+/// slot, which is counted, and panics in debug builds.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Slot {
+    index: u32,
+    arena: u32,
+}
+
+impl Slot {
+    /// The slot's number within its arena.
+    #[inline]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Gives the handle up without giving the slot back: for lending it to a kernel ring.
+    #[inline]
+    pub fn into_raw(self) -> u32 {
+        let index = self.index;
+        std::mem::forget(self);
+        index
+    }
+}
+
+impl Drop for Slot {
+    #[cold]
+    fn drop(&mut self) {
+        LEAKED_SLOTS.fetch_add(1, Ordering::Relaxed);
+        if cfg!(debug_assertions) && !std::thread::panicking() {
+            panic!("frame slot {} of arena {} was dropped, not given back", self.index, self.arena);
+        }
+    }
+}
+
+impl Arena {
+    /// Maps `slots` slots of `slot_size` bytes (a power of two, at least 64) and mints their handles.
+    ///
+    /// # Errors
+    /// `mmap` failing, as it does for huge pages when none are reserved.
+    ///
+    /// # Panics
+    /// On a slot size that is no power of two: sizes are checked when the configuration is read.
+    pub fn map(slots: u32, slot_size: u32, huge: bool) -> io::Result<(Arc<Arena>, Vec<Slot>)> {
+        const HUGE_PAGE: usize = 2 << 20;
+        assert!(slot_size.is_power_of_two() && slot_size >= 64, "slot size {slot_size}");
+        let page = if huge { HUGE_PAGE } else { 4096 };
+        let len = (slots as usize * slot_size as usize).next_multiple_of(page).max(page);
+        let flags = libc::MAP_PRIVATE
+            | libc::MAP_ANONYMOUS
+            | if huge { libc::MAP_HUGETLB } else { libc::MAP_POPULATE };
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let p = unsafe {
+            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        if p == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(p.cast::<u8>()).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self::assemble(base, slots, slot_size, Backing::Mapped(len)))
+    }
+
+    /// Takes over memory that `owner` keeps mapped, and mints the handles of its slots.
+    ///
+    /// # Safety
+    /// `base` points to `slots * slot_size` writable bytes that stay valid until `owner` is dropped and
+    /// that nothing else reads or writes, except the kernel within slots whose handle was given up.
+    pub unsafe fn adopt(
+        base: NonNull<u8>,
+        slots: u32,
+        slot_size: u32,
+        owner: Box<dyn Send + Sync>,
+    ) -> (Arc<Arena>, Vec<Slot>) {
+        assert!(slot_size.is_power_of_two() && slot_size >= 64, "slot size {slot_size}");
+        Self::assemble(base, slots, slot_size, Backing::Foreign(owner))
+    }
+
+    fn assemble(
+        base: NonNull<u8>,
+        slots: u32,
+        slot_size: u32,
+        backing: Backing,
+    ) -> (Arc<Arena>, Vec<Slot>) {
+        let id = NEXT_ARENA.fetch_add(1, Ordering::Relaxed);
+        let handles = (0..slots).map(|index| Slot { index, arena: id }).collect();
+        (Arc::new(Arena { base, id, slots, slot_size, backing }), handles)
+    }
+
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    pub fn slot_size(&self) -> u32 {
+        self.slot_size
+    }
+
+    /// The handle of a slot that a kernel ring gives back.
+    ///
+    /// # Safety
+    /// The slot's handle was given up with [`Slot::into_raw`] and not remade since; the kernel is done
+    /// with it.
+    ///
+    /// # Panics
+    /// On an index outside the arena: descriptors are checked in release builds too.
+    #[inline]
+    pub unsafe fn slot_from_raw(&self, index: u32) -> Slot {
+        assert!(index < self.slots, "slot {index} of {}", self.slots);
+        Slot { index, arena: self.id }
+    }
+
+    #[inline(always)]
+    fn at(&self, slot: &Slot) -> *mut u8 {
+        assert!(slot.arena == self.id, "slot of another arena");
+        // SAFETY: handles of this arena are minted with `index < slots`, so the offset is inside.
+        unsafe { self.base.as_ptr().add(slot.index as usize * self.slot_size as usize) }
+    }
+
+    /// All bytes of the slot.
+    #[inline(always)]
+    pub fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8] {
+        // SAFETY: `at` points to `slot_size` bytes, initialised by mmap's zeroes; the unique handle is
+        // borrowed, so nobody writes meanwhile.
+        unsafe { std::slice::from_raw_parts(self.at(slot), self.slot_size as usize) }
+    }
+
+    /// All bytes of the slot, to write.
+    #[inline(always)]
+    pub fn bytes_mut<'a>(&'a self, slot: &'a mut Slot) -> &'a mut [u8] {
+        // SAFETY: as in `bytes`; the handle is borrowed mutably, so this reference is the only one.
+        unsafe { std::slice::from_raw_parts_mut(self.at(slot), self.slot_size as usize) }
+    }
+
+    /// Asks the cache for the line `offset` bytes into the slot.
+    #[inline(always)]
+    pub fn prefetch(&self, slot: &Slot, offset: usize) {
+        prefetch_ptr(self.at(slot).wrapping_add(offset));
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if let Backing::Mapped(len) = self.backing {
+            // SAFETY: mapped in `map` with this length; no reference into it outlives `self`.
+            unsafe { libc::munmap(self.base.as_ptr().cast(), len) };
+        }
+    }
+}
+
+/// Asks the cache for `slice[index]`; nothing when that is outside.
+#[inline(always)]
+pub fn prefetch<T>(slice: &[T], index: usize) {
+    if index < slice.len() {
+        prefetch_ptr(slice.as_ptr().wrapping_add(index));
+    }
+}
+
+#[inline(always)]
+fn prefetch_ptr<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint; it never faults, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_disjoint() {
+        let (arena, mut slots) = Arena::map(4, 2048, false).expect("map");
+        for s in &mut slots {
+            let tag = s.index() as u8 + 1;
+            arena.bytes_mut(s).fill(tag);
+        }
+        for s in &slots {
+            assert!(arena.bytes(s).iter().all(|&b| b == s.index() as u8 + 1));
+        }
+        for s in slots {
+            s.into_raw();
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "slot of another arena")]
+    fn a_foreign_slot_is_refused() {
+        let (_a, a_slots) = Arena::map(1, 2048, false).expect("map");
+        let (b, b_slots) = Arena::map(1, 2048, false).expect("map");
+        let foreign = std::mem::ManuallyDrop::new(a_slots);
+        let _own = std::mem::ManuallyDrop::new(b_slots);
+        let _ = b.bytes(&foreign[0]);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "was dropped, not given back")]
+    fn a_dropped_slot_is_a_bug() {
+        let (_a, mut slots) = Arena::map(1, 2048, false).expect("map");
+        let slot = slots.pop();
+        drop(slot);
+    }
+}

@@ -1,0 +1,38 @@
+//! Configuration files: `File*` types that deny unknown fields, built into one valid [`Config`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::forward::spec::ForwardSpec;
+use crate::graph::spec::PipelineSpec;
+use crate::nic::spec::PortSpec;
+use crate::policy::spec::RuleSpec;
+use crate::qos::spec::PortQosSpec;
+use crate::worker::spec::WorkersSpec;
+
+/// A whole configuration, valid: every name is resolved and every limit checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
+    pub workers: WorkersSpec,
+    pub ports: Vec<PortSpec>,
+    pub forward: ForwardSpec,
+    /// Ports without an entry are plain FIFOs.
+    pub qos: Vec<PortQosSpec>,
+    /// Names of all classes, by [`crate::packet::ClassId`].
+    pub class_names: Vec<String>,
+    pub rules: Vec<RuleSpec>,
+    pub pipeline: PipelineSpec,
+    pub admin: AdminSpec,
+}
+
+/// The control socket and the metrics page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSpec {
+    pub socket: PathBuf,
+    /// Permission bits of the socket, such as 0o660.
+    pub socket_mode: u32,
+    /// Where `/metrics` is served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+}

@@ -1,0 +1,3 @@
+//! Where a packet goes: services, pools and their Maglev tables, NAT, routes, neighbours, ICMP.
+
+pub mod spec;

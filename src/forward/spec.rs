@@ -1,0 +1,85 @@
+//! Services and pools as configured. Built by `config`, compiled by [`super`].
+
+use std::time::Duration;
+
+use crate::base::{Addr, Prefix};
+
+/// A pool: its index in the configuration's order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolId(pub u16);
+
+/// A service: its index in the configuration's order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId(pub u16);
+
+/// A backend: its index among the backends of all pools, in the configuration's order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendId(pub u16);
+
+/// How packets reach a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardMode {
+    /// Source and destination are translated: the backend answers to us whatever its routes.
+    #[default]
+    Nat,
+    /// The destination is translated: the backend's route to the client must lead through us.
+    Dnat,
+    /// Only the MAC address is rewritten: the backend holds the VIP and answers the client directly.
+    Dsr,
+}
+
+/// A virtual address and port that clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    pub id: ServiceId,
+    pub name: String,
+    pub vip: Addr,
+    pub port: u16,
+    /// IP protocol number: 6 (TCP) or 17 (UDP).
+    pub proto: u8,
+    pub pool: PoolId,
+    pub mode: ForwardMode,
+    /// Share of clients that the appliance takes, in hundredths of a percent (0 to 10,000); the rest
+    /// goes to the kernel as if the appliance were not there.
+    pub canary_share: u16,
+    /// Idle time after which an established flow is forgotten (RFC 5382 REQ-5: at least 2 h 4 min).
+    pub idle_established: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSpec {
+    pub id: BackendId,
+    pub name: String,
+    pub addr: Addr,
+    pub port: u16,
+    /// Share of new flows relative to the pool's other backends; 0 drains.
+    pub weight: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSpec {
+    pub id: PoolId,
+    pub name: String,
+    pub backends: Vec<BackendSpec>,
+}
+
+/// Source addresses and ports for [`ForwardMode::Nat`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatSpec {
+    /// One per family at most is used for a backend of that family; they must be routed to us.
+    pub addresses: Vec<Addr>,
+    /// First and last port; every worker owns an equal slice.
+    pub port_first: u16,
+    pub port_last: u16,
+}
+
+/// Everything the forward room is configured with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForwardSpec {
+    pub services: Vec<ServiceSpec>,
+    pub pools: Vec<PoolSpec>,
+    /// Needed where a service uses [`ForwardMode::Nat`].
+    pub nat: Option<NatSpec>,
+    /// Destinations that the XDP program steers to us for plain routing.
+    pub transit: Vec<Prefix>,
+}

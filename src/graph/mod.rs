@@ -1,0 +1,3 @@
+//! A pipeline file turned into an ordered chain of stages, run batch by batch.
+
+pub mod spec;

@@ -1,0 +1,29 @@
+//! A pipeline as its file describes it: ordered stages with their settings.
+
+/// One stage and its settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StageSpec {
+    /// Reads ClientHellos of new flows until they are understood or out of bounds.
+    Inspect {
+        /// Bytes of a flow's beginning that are looked at.
+        hello_bytes_max: u32,
+        /// Flows of one worker that may be under inspection at once.
+        flows_max: u32,
+    },
+    /// Applies the rules: gives each flow its class.
+    Classify,
+    /// Binds flows of services to backends and rewrites their packets.
+    Balance,
+    /// Forwards by the routing table what no earlier stage has taken.
+    Route,
+    /// Sends through the egress port's class tree; without it a port is a plain FIFO.
+    Shape,
+    /// Counts and transmits nothing.
+    Tap,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PipelineSpec {
+    pub name: String,
+    pub stages: Vec<StageSpec>,
+}

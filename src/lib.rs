@@ -1,0 +1,17 @@
+//! tidegate: a userspace packet router and QoS scheduler for the edge of an LLM inference cluster.
+//!
+//! Read ARCHITECTURE.md first: it says how a packet travels, what each room (module) holds and what
+//! it may import. `tests/tidy.rs` holds the code to that table.
+
+#![deny(unsafe_code)]
+
+pub mod base;
+pub mod config;
+pub mod forward;
+pub mod graph;
+#[allow(unsafe_code)] // kernel interfaces; see ARCHITECTURE.md, "Unsafe"
+pub mod nic;
+pub mod packet;
+pub mod policy;
+pub mod qos;
+pub mod worker;

@@ -1,0 +1,6 @@
+//! Where packets come in and go out: ports on AF_XDP, in memory, and on capture files.
+
+pub mod port;
+pub mod spec;
+
+pub use port::{Port, PortStats};

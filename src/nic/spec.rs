@@ -1,0 +1,51 @@
+//! What a port is asked to be. Built by `config`, read by the ports.
+
+use crate::packet::PortId;
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// Native, then generic where the driver can't; the one got is reported.
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+/// Whether the NIC reads and writes our frames itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Zero-copy, then copy; the one got is reported.
+    #[default]
+    Auto,
+    ZeroCopy,
+    Copy,
+}
+
+/// `SO_PREFER_BUSY_POLL` and its companions (Linux 5.11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyPoll {
+    /// `SO_BUSY_POLL`, microseconds.
+    pub micros: u32,
+    /// `SO_BUSY_POLL_BUDGET`, packets.
+    pub budget: u32,
+}
+
+/// One interface of the appliance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    pub id: PortId,
+    /// The operator's name for it.
+    pub name: String,
+    /// The kernel's name for it.
+    pub interface: String,
+    pub attach: AttachMode,
+    pub copy: CopyMode,
+    /// Descriptors in the receive and in the fill ring; a power of two.
+    pub rx_ring: u32,
+    /// Descriptors in the transmit and in the completion ring; a power of two.
+    pub tx_ring: u32,
+    pub busy_poll: Option<BusyPoll>,
+    /// Verify transport checksums on receive; partial ones are completed either way.
+    pub verify_checksums: bool,
+}

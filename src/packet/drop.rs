@@ -1,0 +1,124 @@
+//! Why a packet was dropped: one reason a packet, one counter a reason.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// Why a packet was dropped. The label is the counter's name in metrics and in `show drops`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl DropReason {
+            pub const ALL: &[DropReason] = &[$(DropReason::$name,)+];
+
+            /// Stable, lower case, words joined by `_`.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(DropReason::$name => $label,)+
+                }
+            }
+
+            /// One sentence for operators.
+            pub const fn meaning(self) -> &'static str {
+                match self {
+                    $(DropReason::$name => concat!($($doc),+),)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than the headers it announces.
+    Truncated = "truncated",
+    /// An EtherType other than IPv4 and IPv6 (ARP goes to the kernel and never comes here).
+    NotIp = "not_ip",
+    /// The Ethernet destination is another host's address.
+    NotOurMac = "not_our_mac",
+    /// The version nibble of the IP header contradicts the EtherType.
+    BadIpVersion = "bad_ip_version",
+    /// IPv4 header length below 5 words or beyond the packet.
+    BadIpHeaderLength = "bad_ip_header_length",
+    /// The IP total or payload length contradicts the frame.
+    BadIpLength = "bad_ip_length",
+    /// The IPv4 header checksum is wrong.
+    BadIpChecksum = "bad_ip_checksum",
+    /// The TCP, UDP or ICMP checksum is wrong.
+    BadTransportChecksum = "bad_transport_checksum",
+    /// TCP data offset or UDP length contradicts the packet.
+    BadTransportLength = "bad_transport_length",
+    /// More IPv6 extension headers than are followed, or one of unknown kind.
+    BadExtensionHeader = "bad_extension_header",
+    /// Source equals destination (a LAND packet).
+    SelfAddressed = "self_addressed",
+    /// A source or destination that may not appear on the wire: unspecified, loopback, multicast or
+    /// broadcast source.
+    Martian = "martian",
+    /// A flag combination that no TCP sends (SYN with FIN, none at all).
+    BadTcpFlags = "bad_tcp_flags",
+    /// TTL or hop limit used up; an ICMP answer was sent unless the rate limit forbade it.
+    TtlExceeded = "ttl_exceeded",
+    /// A fragment of a flow that needs its ports to be forwarded.
+    Fragment = "fragment",
+    /// A packet of a service's protocol that opens no flow and belongs to none.
+    NoFlow = "no_flow",
+    /// The flow table holds as many flows as it was configured for.
+    FlowTableFull = "flow_table_full",
+    /// The limit for half-open connections is reached.
+    SynLimit = "syn_limit",
+    /// The pool has no backend with a weight above zero.
+    NoBackend = "no_backend",
+    /// All source ports of the worker's slice toward this backend are taken.
+    NatPortsExhausted = "nat_ports_exhausted",
+    /// No route to the destination.
+    NoRoute = "no_route",
+    /// A blackhole, unreachable or prohibit route.
+    RouteForbids = "route_forbids",
+    /// The route leads out of an interface that is no port of the appliance.
+    NotOurPort = "not_our_port",
+    /// The neighbour did not answer within the limit, or too many packets wait for it.
+    NeighbourUnresolved = "neighbour_unresolved",
+    /// Larger than the egress link's MTU; an ICMP answer was sent unless the rate limit forbade it.
+    TooBig = "too_big",
+    /// No stage of the pipeline forwards this packet.
+    NotHandled = "not_handled",
+    /// A rule of the policy drops it.
+    PolicyDrop = "policy_drop",
+    /// The leaf's or the scheduler's queue is full.
+    QueueFull = "queue_full",
+    /// The active queue management chose it.
+    AqmDrop = "aqm_drop",
+    /// No free frame to receive or to answer into.
+    NoFrames = "no_frames",
+    /// The owner's hand-over ring is full.
+    HandoverFull = "handover_full",
+    /// A tap pipeline observes and transmits nothing.
+    TapOnly = "tap_only",
+    /// The protocol is neither TCP, UDP nor ICMP and no stage routes it.
+    UnsupportedProtocol = "unsupported_protocol",
+    /// Held by a queue when the appliance shut down.
+    Shutdown = "shutdown",
+}
+
+impl DropReason {
+    /// How many there are: the size of a counter array.
+    pub const COUNT: usize = DropReason::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn labels_are_unique_and_plain() {
+        let labels: HashSet<_> = DropReason::ALL.iter().map(|r| r.label()).collect();
+        assert_eq!(labels.len(), DropReason::COUNT);
+        for (i, r) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*r as usize, i);
+            assert!(r.label().chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+            assert!(r.meaning().ends_with('.'), "{}", r.meaning());
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What is known of a packet once its headers were read, and what was decided about it.
+
+use crate::base::hash::hash5;
+use crate::base::{Addr, Seed};
+use crate::packet::DropReason;
+
+/// A port of the appliance: its index in the configuration's order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u16);
+
+/// A QoS class: its index in the configuration's order, the same on every port and worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassId(pub u16);
+
+impl ClassId {
+    /// Not decided: the port's default class takes it.
+    pub const UNSET: ClassId = ClassId(u16::MAX);
+}
+
+/// A flow in its worker's table. Valid only until the table is next changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowRef(pub u32);
+
+impl FlowRef {
+    pub const NONE: FlowRef = FlowRef(u32::MAX);
+
+    #[inline]
+    pub fn is_some(self) -> bool {
+        self != FlowRef::NONE
+    }
+}
+
+/// Which of a flow's two directions a packet travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Direction {
+    /// From the side that opened the flow.
+    #[default]
+    Forward = 0,
+    Reply = 1,
+}
+
+impl Direction {
+    #[inline]
+    pub fn flip(self) -> Direction {
+        match self {
+            Direction::Forward => Direction::Reply,
+            Direction::Reply => Direction::Forward,
+        }
+    }
+}
+
+/// The 5-tuple as it stands on the wire. ICMP echo has its identifier in both ports; other protocols
+/// and later fragments have ports 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    pub src: Addr,
+    pub dst: Addr,
+    pub sport: u16,
+    pub dport: u16,
+    /// IP protocol number (6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6).
+    pub proto: u8,
+}
+
+impl FlowKey {
+    #[inline(always)]
+    pub fn hash(&self, seed: Seed) -> u64 {
+        let ports =
+            u64::from(self.sport) | u64::from(self.dport) << 16 | u64::from(self.proto) << 32;
+        hash5(seed, self.src.hi, self.src.lo, self.dst.hi, self.dst.lo, ports)
+    }
+
+    /// The key of the packets that answer, where nothing is translated.
+    #[inline]
+    pub fn reversed(&self) -> FlowKey {
+        FlowKey {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+        }
+    }
+}
+
+/// What is to become of a packet. Stages look only at those that are still [`Verdict::Next`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// Undecided: the next stage's turn.
+    #[default]
+    Next,
+    /// Rewritten and ready; goes to [`PacketMeta::out_port`]'s scheduler.
+    Output,
+    Drop(DropReason),
+    /// The stage has taken the frame's contents elsewhere (parked for its neighbour): see
+    /// `graph::Held`.
+    Park,
+}
+
+/// Facts that take one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PacketFlags(pub u8);
+
+impl PacketFlags {
+    /// An IP fragment, first or later.
+    pub const FRAGMENT: PacketFlags = PacketFlags(1);
+    /// A fragment without the transport header: offset > 0.
+    pub const LATER_FRAGMENT: PacketFlags = PacketFlags(2);
+    /// IPv4 options or IPv6 extension headers stand before the transport header.
+    pub const OPTIONS: PacketFlags = PacketFlags(4);
+    /// Only the pseudo-header is summed: a local sender's offloaded checksum, seen on veth.
+    pub const PARTIAL_CHECKSUM: PacketFlags = PacketFlags(8);
+    /// The packet carries an ICMP or ICMPv6 error message.
+    pub const ICMP_ERROR: PacketFlags = PacketFlags(16);
+
+    #[inline]
+    pub fn has(self, flag: PacketFlags) -> bool {
+        self.0 & flag.0 != 0
+    }
+
+    #[inline]
+    pub fn set(&mut self, flag: PacketFlags) {
+        self.0 |= flag.0;
+    }
+}
+
+/// Parsed once per packet, carried beside its frame through all stages. Offsets count bytes from the
+/// frame's first.
+#[derive(Clone, Debug)]
+pub struct PacketMeta {
+    pub key: FlowKey,
+    /// [`FlowKey::hash`] with the process's seed.
+    pub hash: u64,
+    pub flow: FlowRef,
+    pub class: ClassId,
+    pub in_port: PortId,
+    pub out_port: PortId,
+    /// IP header.
+    pub l3: u16,
+    /// Transport header.
+    pub l4: u16,
+    /// Transport payload.
+    pub payload: u16,
+    /// End of the IP packet: what follows is link padding.
+    pub end: u16,
+    /// 802.1Q tag control information of the outermost tag; 0 without a tag.
+    pub vlan_tci: u16,
+    pub tcp_flags: u8,
+    /// IPv4 TOS or IPv6 traffic class: DSCP in the upper six bits, ECN in the lower two.
+    pub tos: u8,
+    /// TTL or hop limit as received.
+    pub ttl: u8,
+    pub flags: PacketFlags,
+    pub direction: Direction,
+    pub verdict: Verdict,
+}
+
+impl Default for PacketMeta {
+    fn default() -> PacketMeta {
+        PacketMeta {
+            key: FlowKey::default(),
+            hash: 0,
+            flow: FlowRef::NONE,
+            class: ClassId::UNSET,
+            in_port: PortId::default(),
+            out_port: PortId::default(),
+            l3: 0,
+            l4: 0,
+            payload: 0,
+            end: 0,
+            vlan_tci: 0,
+            tcp_flags: 0,
+            tos: 0,
+            ttl: 0,
+            flags: PacketFlags::default(),
+            direction: Direction::Forward,
+            verdict: Verdict::Next,
+        }
+    }
+}
+
+impl PacketMeta {
+    #[inline]
+    pub fn is_v4(&self) -> bool {
+        self.key.dst.is_v4()
+    }
+
+    /// Differentiated services code point (RFC 2474).
+    #[inline]
+    pub fn dscp(&self) -> u8 {
+        self.tos >> 2
+    }
+
+    /// Bytes of transport payload.
+    #[inline]
+    pub fn payload_len(&self) -> usize {
+        usize::from(self.end.saturating_sub(self.payload))
+    }
+
+    #[inline]
+    pub fn drop_for(&mut self, reason: DropReason) {
+        self.verdict = Verdict::Drop(reason);
+    }
+}
+
+// A batch of 64 must stay in a 32 KiB first-level cache beside the headers it describes.
+const _: () = assert!(size_of::<PacketMeta>() <= 96);

@@ -1,0 +1,3 @@
+//! Rules: from what is known of a flow to its class.
+
+pub mod spec;

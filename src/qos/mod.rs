@@ -1,0 +1,3 @@
+//! The hierarchical token bucket on each port's egress.
+
+pub mod spec;

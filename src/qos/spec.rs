@@ -1,0 +1,52 @@
+//! The class tree as configured. Built and validated by `config`, compiled by the scheduler.
+
+use crate::base::units::BitRate;
+use crate::packet::{ClassId, PortId};
+
+/// Levels below the port at most.
+pub const DEPTH_MAX: usize = 8;
+/// Priorities among borrowers; 0 is served first.
+pub const PRIORITIES: usize = 8;
+
+/// One class, inner or leaf. A class with children carries no packets of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassSpec {
+    pub id: ClassId,
+    pub name: String,
+    /// `None`: directly under the port.
+    pub parent: Option<ClassId>,
+    /// Guaranteed.
+    pub rate: BitRate,
+    /// Never exceeded; `rate` at least.
+    pub ceil: BitRate,
+    /// Bytes that may go at once after idling, against `rate`.
+    pub burst: u32,
+    /// Bytes that may go at once after idling, against `ceil`.
+    pub cburst: u32,
+    /// 0 (first) to 7 among siblings that borrow.
+    pub priority: u8,
+    /// Share of borrowed bandwidth relative to siblings of the same priority.
+    pub weight: u32,
+    /// Bytes the leaf may hold; beyond that its fattest flow loses packets.
+    pub limit: u32,
+}
+
+/// The shaper of one port. The same class ids stand under several ports if configured so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortQosSpec {
+    pub port: PortId,
+    /// The root's rate and ceil: what the link, or the contract behind it, carries.
+    pub rate: BitRate,
+    /// Bytes that the port may send at once.
+    pub burst: u32,
+    /// Added to every frame's length: preamble, gap and FCS (24 for Ethernet without FCS).
+    pub overhead: u16,
+    /// Frames count as this many bytes at least, overhead included.
+    pub mpu: u16,
+    /// Largest frame, for quanta.
+    pub mtu: u16,
+    /// The leaf of packets without a class, or whose class is not under this port.
+    pub default_class: ClassId,
+    /// Parents stand before their children.
+    pub classes: Vec<ClassSpec>,
+}

@@ -1,0 +1,44 @@
+//! How workers run, as configured.
+
+use std::time::Duration;
+
+/// What a worker does when there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdleStrategy {
+    /// Spins a little, then sleeps in `poll` for a bounded time: fit for shared machines.
+    #[default]
+    Adaptive,
+    /// Never sleeps: for dedicated cores.
+    Busy,
+}
+
+/// What the XDP program does with our traffic while the worker's heartbeat is stale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Hands it to the kernel.
+    #[default]
+    Pass,
+    Drop,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkersSpec {
+    pub count: u16,
+    /// Core of each worker; empty: not pinned.
+    pub cores: Vec<usize>,
+    pub idle: IdleStrategy,
+    pub on_failure: OnFailure,
+    /// A heartbeat older than this is stale.
+    pub heartbeat_limit: Duration,
+    /// Frames of one worker; one UMEM holds all.
+    pub frames: u32,
+    /// Bytes of one frame: 2048 or 4096.
+    pub frame_size: u32,
+    pub huge_pages: bool,
+    /// Flows of one worker.
+    pub flows_max: u32,
+    /// Half-open TCP connections of one worker.
+    pub half_open_max: u32,
+    /// How long a stop waits for queues to empty.
+    pub drain_limit: Duration,
+}

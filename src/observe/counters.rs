@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn values_round_trip_and_add_up() {
-        let mut a = Counters { rx_packets: 5, handed_over: 1, tx_packets: 2, ..Counters::default() };
+        let mut a =
+            Counters { rx_packets: 5, handed_over: 1, tx_packets: 2, ..Counters::default() };
         a.drop(DropReason::NoRoute);
         assert_eq!(a.held(), 1);
         let mut b = Counters { drops: a.drops, ..Counters::from_values(&a.values()) };

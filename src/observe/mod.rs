@@ -4,4 +4,4 @@ pub mod counters;
 pub mod shared;
 
 pub use counters::Counters;
-pub use shared::{Gauges, PortGauges, SharedStats};
+pub use shared::{Gauges, PortGauges, SharedStats, Stats};

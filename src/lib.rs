@@ -15,4 +15,5 @@ pub mod observe;
 pub mod packet;
 pub mod policy;
 pub mod qos;
+pub mod sim;
 pub mod worker;

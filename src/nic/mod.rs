@@ -3,5 +3,6 @@
 pub mod memory;
 pub mod port;
 pub mod spec;
+pub mod wake;
 
 pub use port::{Port, PortStats};

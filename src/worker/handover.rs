@@ -56,10 +56,8 @@ impl Handover {
     pub fn mesh(workers: u16, capacity: usize) -> Vec<Handover> {
         let n = usize::from(workers);
         let ring = |i: usize| {
-            let ring = || Ring {
-                packets: ArrayQueue::new(capacity),
-                slots: ArrayQueue::new(capacity),
-            };
+            let ring =
+                || Ring { packets: ArrayQueue::new(capacity), slots: ArrayQueue::new(capacity) };
             (i / n != i % n).then(|| Arc::new(ring()))
         };
         let rings: Vec<_> = (0..n * n).map(ring).collect();

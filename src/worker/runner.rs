@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use super::clock::Clock;
 use super::command::Phase;
-use super::turn::Worker;
 use super::spec::IdleStrategy;
+use super::turn::Worker;
 use crate::base::Nanos;
 use crate::nic::Port;
 use crate::nic::wake::Sleeper;

@@ -1,0 +1,3 @@
+//! demo (being assembled)
+pub mod client;
+pub mod server;

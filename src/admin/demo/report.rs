@@ -49,7 +49,7 @@ impl Quantiles {
 }
 
 impl Phase {
-    pub fn new(qos: bool, seen: &Seen, wan_bytes: u64, appliance: Appliance) -> Phase {
+    pub fn new(qos: bool, seen: &Seen, wan_bytes_per_s: f64, appliance: Appliance) -> Phase {
         let seconds = seen.measured.as_secs_f64().max(1e-9);
         let mbit = |bytes: u64| bytes as f64 * 8.0 / 1e6 / seconds;
         Phase {
@@ -61,7 +61,7 @@ impl Phase {
             gap_ms: Quantiles::of_us(&seen.gap_us),
             chat_mbit_per_s: mbit(seen.chat_bytes),
             bulk_mbit_per_s: mbit(seen.bulk_bytes),
-            wan_mbit_per_s: mbit(wan_bytes),
+            wan_mbit_per_s: wan_bytes_per_s * 8.0 / 1e6,
             appliance,
         }
     }
@@ -93,10 +93,14 @@ impl Report {
         let mut out = String::new();
         let mut row = |name: &str, cell: &dyn Fn(&Phase) -> String| {
             let cells: Vec<String> = self.phases.iter().map(cell).collect();
-            let _ = writeln!(out, "{name:<36}{}", cells.iter().fold(String::new(), |mut s, c| {
-                let _ = write!(s, "{c:>16}");
-                s
-            }));
+            let _ = writeln!(
+                out,
+                "{name:<36}{}",
+                cells.iter().fold(String::new(), |mut s, c| {
+                    let _ = write!(s, "{c:>16}");
+                    s
+                })
+            );
         };
         let q = |f: fn(&Quantiles) -> f64, q: &Quantiles| format!("{:.1} ms", f(q));
         row("", &|p| if p.qos { "QoS on" } else { "QoS off" }.to_string());

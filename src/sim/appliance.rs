@@ -174,11 +174,10 @@ impl Appliance {
     /// The queue at which a packet arrives.
     pub fn queue_of(&self, port: usize, frame: &[u8], rng: &mut Rng) -> usize {
         let queues = self.workers.len() as u64;
-        let headers = &frame[frame.len().min(26)..frame.len().min(58)];
         match self.setup.spread {
             Spread::Hash => {
                 let seed = Seed(self.setup.seed.0 ^ (port as u64) << 32);
-                (hash_bytes(seed, flow_bytes(headers)) % queues) as usize
+                (hash_bytes(seed, addresses_and_ports(frame)) % queues) as usize
             }
             Spread::Random => rng.below(queues as u32) as usize,
         }
@@ -300,7 +299,14 @@ impl Appliance {
     }
 }
 
-/// Addresses and ports: what a card hashes. Later bytes differ from packet to packet of one flow.
-fn flow_bytes(headers: &[u8]) -> &[u8] {
-    &headers[..headers.len().min(12)]
+/// What a card hashes: addresses and ports of an untagged packet without options. Of all else
+/// nothing, so that it arrives at one queue.
+fn addresses_and_ports(frame: &[u8]) -> &[u8] {
+    const IPV4: &[u8] = &[0x08, 0x00, 0x45];
+    const IPV6: &[u8] = &[0x86, 0xdd];
+    match frame.get(12..).unwrap_or_default() {
+        rest if rest.starts_with(IPV4) => frame.get(26..38).unwrap_or_default(),
+        rest if rest.starts_with(IPV6) => frame.get(22..58).unwrap_or_default(),
+        _ => &[],
+    }
 }

@@ -118,7 +118,8 @@ impl<H: Host> Net<H> {
         self.hosts.iter().map(|(h, _)| h)
     }
 
-    /// Runs until nothing is left to happen before `end`, or `done` says so; true in the latter case.
+    /// Runs until nothing is left to happen before `end`, or `done` says so; true in the latter
+    /// case.
     pub fn run_until(&mut self, end: Nanos, mut done: impl FnMut(&Net<H>) -> bool) -> bool {
         loop {
             self.settle();
@@ -208,8 +209,8 @@ impl<H: Host> Net<H> {
         }
     }
 
-    /// Puts a packet on the cable toward the box; or straight to a host, where it is addressed to one:
-    /// as a backend answers a client past the box (DSR).
+    /// Puts a packet on the cable toward the box; or straight to a host, where it is addressed to
+    /// one: as a backend answers a client past the box (DSR).
     fn send(&mut self, port: usize, frame: Vec<u8>) {
         let direct = self.hosts.iter().any(|(h, _)| frame.starts_with(&h.mac()));
         for at in self.cables[port].to_box.send(self.now, frame.len()).into_iter().flatten() {

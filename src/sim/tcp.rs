@@ -1,5 +1,5 @@
-//! A TCP just good enough to tell whether a path is sound: one segment under way at a time, sent again
-//! until it is acknowledged, every checksum looked at.
+//! A TCP just good enough to tell whether a path is sound: one segment under way at a time, sent
+//! again until it is acknowledged, every checksum looked at.
 
 use std::time::Duration;
 

@@ -33,7 +33,8 @@ const IN_FLIGHT_US: u64 = 1_000;
 /// ... or this many bytes, where that is more: a few bursts keep the device busy.
 const IN_FLIGHT_BYTES_MIN: u64 = 32 * 1024;
 
-/// What all workers of a process are built from. Building is the control plane's work: it allocates.
+/// What all workers of a process are built from. Building is the control plane's work: it
+/// allocates.
 #[derive(Clone, Copy)]
 pub struct Blueprint<'a> {
     pub workers: &'a WorkersSpec,
@@ -81,8 +82,8 @@ impl Blueprint<'_> {
         })
     }
 
-    /// What makes a running worker like a new one: `old` is what it was built from. The pipeline stays
-    /// where its stages are the same.
+    /// What makes a running worker like a new one: `old` is what it was built from. The pipeline
+    /// stays where its stages are the same.
     pub fn update(&self, old: &Blueprint<'_>) -> Update {
         let same = self.pipeline.stages == old.pipeline.stages;
         let pipeline = (!same).then(|| Pipeline::compile(self.pipeline, self.snapshot.seed));
@@ -124,7 +125,8 @@ impl Blueprint<'_> {
         self.qos.iter().find(|q| shaped && usize::from(q.port.0) == port)
     }
 
-    /// A worker's share of a port's rates: an equal part, since flows spread over the workers by hash.
+    /// A worker's share of a port's rates: an equal part, since flows spread over the workers by
+    /// hash.
     fn share(&self, spec: &PortQosSpec) -> PortQosSpec {
         let workers = u64::from(self.workers.count.max(1));
         let part = |rate: BitRate| BitRate((rate.bits_per_sec() / workers).max(1));

@@ -39,8 +39,9 @@ impl EgressQueue {
         }
     }
 
-    /// Adds packets that may go now to `out`: `packets_max` at most, and `bytes_max` bytes, which the
-    /// last one may overshoot. Returns how many. What the queue management gives up goes to `dropped`.
+    /// Adds packets that may go now to `out`: `packets_max` at most, and `bytes_max` bytes, which
+    /// the last one may overshoot. Returns how many. What the queue management gives up goes to
+    /// `dropped`.
     #[inline]
     pub fn dequeue(
         &mut self,

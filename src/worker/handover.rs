@@ -112,8 +112,8 @@ impl Handover {
         taken
     }
 
-    /// Pays back frames, collects those that came back, and wakes whom packets were given to. Once a
-    /// turn of the loop.
+    /// Pays back frames, collects those that came back, and wakes whom packets were given to. Once
+    /// a turn of the loop.
     #[inline]
     pub fn settle(&mut self, pool: &mut FramePool) {
         for peer in self.peers.iter_mut().flatten() {

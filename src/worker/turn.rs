@@ -83,8 +83,9 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// One turn of the loop: receives a burst from each port and from each other worker, sends what may
-    /// go, and keeps the house. Returns how many packets moved; 0 means that there was nothing to do.
+    /// One turn of the loop: receives a burst from each port and from each other worker, sends what
+    /// may go, and keeps the house. Returns how many packets moved; 0 means that there was nothing
+    /// to do.
     pub fn poll(&mut self, now: Nanos) -> usize {
         self.obey(now);
         let mut moved = 0;
@@ -248,8 +249,8 @@ impl<P: Port> Worker<P> {
         parts.stats.publish(&self.counters, &gauges, &self.port_gauges);
     }
 
-    /// When there is something to send although nothing arrives. Timers of flows and of parked packets
-    /// are not that precise: they are looked at with the next turn, whenever that is.
+    /// When there is something to send although nothing arrives. Timers of flows and of parked
+    /// packets are not that precise: they are looked at with the next turn, whenever that is.
     pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
         self.parts.sides.iter().filter_map(|s| s.next_event(now)).min()
     }
@@ -278,7 +279,8 @@ impl<P: Port> Worker<P> {
         self.parts.handover.backlog()
     }
 
-    /// Frames of this worker's share that are not in its pool; negative where it has others' frames.
+    /// Frames of this worker's share that are not in its pool; negative where it has others'
+    /// frames.
     pub fn frames_outstanding(&self) -> isize {
         self.parts.pool.outstanding()
     }

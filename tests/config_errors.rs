@@ -1,9 +1,9 @@
 //! Broken configurations and pipelines, each with exactly what is told about it.
 //!
-//! A case in `tests/config_errors/*.txt` is a line `=== name`, the file's text, a line `---`, and the
-//! faults expected, one a line. What a configuration needs beside its subject (a port, a service) is
-//! appended where the case has none. After a deliberate change of messages, run the tests with
-//! `TIDEGATE_BLESS=1` and read the difference before committing it.
+//! A case in `tests/config_errors/*.txt` is a line `=== name`, the file's text, a line `---`, and
+//! the faults expected, one a line. What a configuration needs beside its subject (a port, a
+//! service) is appended where the case has none. After a deliberate change of messages, run the
+//! tests with `TIDEGATE_BLESS=1` and read the difference before committing it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -24,8 +24,8 @@ pub struct Reading<T> {
     pub faulty: Faulty,
 }
 
-/// The place of the document's outermost table, for [`Faulty::contains`]. Its true place is also that
-/// of a header in the first line.
+/// The place of the document's outermost table, for [`Faulty::contains`]. Its true place is also
+/// that of a header in the first line.
 pub const ROOT: Range<usize> = usize::MAX..usize::MAX;
 
 /// Entries that were reported and left out: where their table begins, and their key.

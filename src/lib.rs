@@ -7,8 +7,10 @@
 
 pub mod base;
 pub mod config;
+pub mod flow;
 pub mod forward;
 pub mod graph;
+pub mod inspect;
 #[allow(unsafe_code)] // kernel interfaces; see ARCHITECTURE.md, "Unsafe"
 pub mod nic;
 pub mod packet;

@@ -112,7 +112,8 @@ pub struct HelloParser {
 
 // One per flow under inspection.
 const _: () = assert!(size_of::<HelloParser>() <= 512);
-const _: () = assert!(SNI_BYTES_MAX <= u8::MAX as usize && ALPN_BYTES_MAX <= u8::MAX as usize);
+const _: () = assert!(SNI_BYTES_MAX <= u8::MAX as usize);
+const _: () = assert!(ALPN_BYTES_MAX <= u8::MAX as usize);
 
 impl HelloParser {
     /// Takes at most `bytes_max` bytes of the stream, record headers included.

@@ -7,6 +7,9 @@ use super::*;
 
 const LIMIT: u32 = 1 << 16;
 
+/// Type and data.
+type Extension = (u16, Vec<u8>);
+
 /// The first flight of a real stack.
 fn rustls_hello(
     name: &str,
@@ -35,21 +38,21 @@ fn with_len16(body: &[u8]) -> Vec<u8> {
     [&(body.len() as u16).to_be_bytes(), body].concat()
 }
 
-fn server_name(name: &[u8]) -> (u16, Vec<u8>) {
+fn server_name(name: &[u8]) -> Extension {
     (0, with_len16(&[&[0][..], &with_len16(name)].concat()))
 }
 
-fn alpn(protocols: &[&str]) -> (u16, Vec<u8>) {
+fn alpn(protocols: &[&str]) -> Extension {
     let list: Vec<u8> =
         protocols.iter().flat_map(|p| [&[p.len() as u8], p.as_bytes()].concat()).collect();
     (16, with_len16(&list))
 }
 
-fn versions(list: &[u16]) -> (u16, Vec<u8>) {
+fn versions(list: &[u16]) -> Extension {
     (43, [&[list.len() as u8 * 2][..], &u16_list(list)].concat())
 }
 
-fn key_shares(shares: &[(u16, usize)]) -> (u16, Vec<u8>) {
+fn key_shares(shares: &[(u16, usize)]) -> Extension {
     let list: Vec<u8> = shares
         .iter()
         .flat_map(|&(group, len)| [&group.to_be_bytes()[..], &with_len16(&vec![7; len])].concat())
@@ -58,7 +61,7 @@ fn key_shares(shares: &[(u16, usize)]) -> (u16, Vec<u8>) {
 }
 
 /// A hello's handshake message with these extensions.
-fn message(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
+fn message(extensions: &[Extension]) -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([0xab; 32]);
     body.push(32);
@@ -233,7 +236,7 @@ fn contradictions_are_malformed() {
     let name = || server_name(b"api.openai.com");
     let nul = b"api.openai.com\0.evil.test";
     let two_names = [&[0][..], &with_len16(b"a.test"), &[0], &with_len16(b"b.test")].concat();
-    let cases: Vec<(&str, Vec<(u16, Vec<u8>)>)> = vec![
+    let cases: Vec<(&str, Vec<Extension>)> = vec![
         ("NUL in the name", vec![server_name(nul)]),
         ("a space in the name", vec![server_name(b"api.openai .com")]),
         ("a byte beyond ASCII", vec![server_name(b"api\xe9.test")]),

@@ -9,8 +9,8 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes reserved for each name: real names are rarely longer, and shorter ones make up for those.
 pub const NAME_BYTES_MEAN: usize = 48;
 
-/// A table of names with a small id each. All its memory is taken at construction and a name stays for
-/// good: strangers choose names, so when it is full new ones simply get no id.
+/// A table of names with a small id each. All its memory is taken at construction and a name stays
+/// for good: strangers choose names, so when it is full new ones simply get no id.
 pub struct Names {
     seed: Seed,
     index: HashIndex,

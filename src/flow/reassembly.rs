@@ -1,7 +1,7 @@
 //! The beginning of TCP byte streams, put in order (RFC 9293, section 3.4).
 //!
-//! Packets are not held back: they pass, and what inspection needs of them is delivered in order. In
-//! order nothing is copied; bytes that come too early wait in pages of a common pool.
+//! Packets are not held back: they pass, and what inspection needs of them is delivered in order.
+//! In order nothing is copied; bytes that come too early wait in pages of a common pool.
 
 /// Bytes of one page.
 pub const PAGE_BYTES: usize = 2048;
@@ -67,8 +67,8 @@ impl Reassembler {
         }
     }
 
-    /// Begins a stream in a slot, giving up what the slot held. `first` is the sequence number of its
-    /// first byte: the one after the SYN's.
+    /// Begins a stream in a slot, giving up what the slot held. `first` is the sequence number of
+    /// its first byte: the one after the SYN's.
     ///
     /// # Panics
     /// As all methods, on a slot number beyond those made.
@@ -89,11 +89,12 @@ impl Reassembler {
         }
     }
 
-    /// Takes a segment and delivers, in order, all bytes that follow without a gap. A SYN takes up one
-    /// sequence number before its payload.
+    /// Takes a segment and delivers, in order, all bytes that follow without a gap. A SYN takes up
+    /// one sequence number before its payload.
     ///
-    /// Every byte is delivered once. Where copies differ, bytes that can be delivered at once win over
-    /// those that wait, as in Linux (`tcp_data_queue`), and among waiting ones the first copy wins.
+    /// Every byte is delivered once. Where copies differ, bytes that can be delivered at once win
+    /// over those that wait, as in Linux (`tcp_data_queue`), and among waiting ones the first copy
+    /// wins.
     pub fn push(
         &mut self,
         slot: usize,

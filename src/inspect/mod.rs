@@ -1,7 +1,7 @@
 //! Looks into the beginning of byte streams: sans-io, without allocation, bounded.
 //!
-//! Each parser is a state machine that takes the bytes of one direction in order, cut in any way, and
-//! keeps what it wants of them. It gives the same answer for every cut.
+//! Each parser is a state machine that takes the bytes of one direction in order, cut in any way,
+//! and keeps what it wants of them. It gives the same answer for every cut.
 
 pub mod tls;
 

@@ -1,9 +1,10 @@
 //! Rules: from what is known of a flow to its class.
 //!
-//! Compiled so that the cost of a decision does not grow with the number of rules. The values of each
-//! condition stand in a hash table (prefixes in one that is searched by length), each with the rules
-//! that name it. A rule is looked for under the condition that the fewest others share, its primary;
-//! its other conditions are then checked by binary search in the lists of the values that were hit.
+//! Compiled so that the cost of a decision does not grow with the number of rules. The values of
+//! each condition stand in a hash table (prefixes in one that is searched by length), each with the
+//! rules that name it. A rule is looked for under the condition that the fewest others share, its
+//! primary; its other conditions are then checked by binary search in the lists of the values that
+//! were hit.
 
 mod compile;
 mod names;

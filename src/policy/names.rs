@@ -26,8 +26,8 @@ impl NameTable {
 
     /// The values of the name itself and of the longest suffix that it lies below.
     ///
-    /// One pass from the last byte: each label that begins is tried with all after it, so a long name
-    /// costs its length and a short look for each label.
+    /// One pass from the last byte: each label that begins is tried with all after it, so a long
+    /// name costs its length and a short look for each label.
     pub fn find(&self, name: &[u8]) -> [u32; 2] {
         let name = name.strip_suffix(b".").unwrap_or(name);
         if self.exact.is_empty() && self.suffix.is_empty() {

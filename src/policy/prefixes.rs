@@ -1,9 +1,9 @@
 //! Address prefixes by longest match.
 //!
 //! Binary search on prefix lengths (Waldvogel, Varghese, Turner, Plattner: "Scalable High Speed IP
-//! Routing Lookups", SIGCOMM 1997): one hash look-up for each halving of the lengths in use, five for
-//! IPv4 and seven for IPv6 at most, however many prefixes there are. Markers at shorter lengths lead
-//! the search on to longer ones and remember the best match so far.
+//! Routing Lookups", SIGCOMM 1997): one hash look-up for each halving of the lengths in use, five
+//! for IPv4 and seven for IPv6 at most, however many prefixes there are. Markers at shorter lengths
+//! lead the search on to longer ones and remember the best match so far.
 
 use super::addr_hash;
 use super::values::{HashTable, NONE};

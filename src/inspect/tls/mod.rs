@@ -1,8 +1,8 @@
 //! TLS ClientHello: server name, protocols, versions; over any number of segments and records.
 //!
 //! RFC 8446 (TLS 1.3), 5246 (1.2), 6066 (server name), 7301 (ALPN), 8701 (GREASE), 9849 (ECH). The
-//! parser keeps its place and the wanted fields, never the hello itself, so a hello of 60 KB takes the
-//! same few hundred bytes as a small one.
+//! parser keeps its place and the wanted fields, never the hello itself, so a hello of 60 KB takes
+//! the same few hundred bytes as a small one.
 
 use super::{AlpnList, Peek};
 
@@ -148,8 +148,8 @@ impl HelloParser {
         }
     }
 
-    /// Takes the next bytes of the stream, of any number. `Found` once the whole hello has been read;
-    /// what follows it is not looked at. The answer does not depend on how the stream is cut.
+    /// Takes the next bytes of the stream, of any number. `Found` once the whole hello has been
+    /// read; what follows it is not looked at. The answer does not depend on how the stream is cut.
     pub fn feed(&mut self, bytes: &[u8]) -> Peek<()> {
         if self.outcome.is_none() {
             let allowed = (self.bytes_max - self.bytes_seen) as usize;
@@ -218,7 +218,8 @@ impl HelloParser {
         self.outcome == Some(Ok(()))
     }
 
-    /// The record layer: hands the payload of handshake records on. `true` when the hello is complete.
+    /// The record layer: hands the payload of handshake records on. `true` when the hello is
+    /// complete.
     fn records(&mut self, mut bytes: &[u8]) -> Result<bool, Failure> {
         while !bytes.is_empty() {
             if self.record_left == 0 {

@@ -4,6 +4,7 @@ pub mod error;
 pub mod ethtool;
 pub mod link;
 pub mod open;
+pub mod pcap;
 pub mod port;
 pub mod restore;
 pub mod spec;

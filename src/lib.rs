@@ -7,6 +7,7 @@
 
 pub mod base;
 pub mod config;
+pub mod control;
 pub mod forward;
 pub mod graph;
 #[allow(unsafe_code)] // kernel interfaces; see ARCHITECTURE.md, "Unsafe"

@@ -1,0 +1,3 @@
+//! Boot, reload, the kernel's routes and neighbours, and the end.
+
+pub mod netlink;

@@ -1,3 +1,7 @@
 //! Boot, reload, the kernel's routes and neighbours, and the end.
 
+pub mod ask;
 pub mod netlink;
+pub mod view;
+
+pub use ask::{Ask, Asker, Gone};

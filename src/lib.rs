@@ -12,7 +12,9 @@ pub mod forward;
 pub mod graph;
 #[allow(unsafe_code)] // kernel interfaces; see ARCHITECTURE.md, "Unsafe"
 pub mod nic;
+pub mod observe;
 pub mod packet;
 pub mod policy;
 pub mod qos;
+pub mod sim;
 pub mod worker;

@@ -1,4 +1,8 @@
 //! A pipeline file turned into an ordered chain of stages, run batch by batch.
 
+pub mod cx;
 pub mod file;
 pub mod spec;
+pub mod stages;
+
+pub use cx::{Cx, REPLIES_MAX, Snapshot, Stage, park};

@@ -2,9 +2,11 @@
 
 pub mod error;
 pub mod link;
+pub mod memory;
 pub mod port;
 pub mod spec;
 pub mod steer;
+pub mod wake;
 
 pub use error::NicError;
 pub use port::{Port, PortStats};

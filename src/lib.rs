@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod base;
+pub mod admin;
 pub mod config;
 pub mod control;
 pub mod forward;

@@ -8,7 +8,7 @@ use super::logs::LogFormat;
 use super::protocol::What;
 
 /// Where the control socket is unless the configuration or `--socket` says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/tidegate/control.sock";
+pub const DEFAULT_SOCKET: &str = "/run/tidegate/tidegate.sock";
 
 /// A userspace packet router and QoS scheduler for the edge of an LLM inference cluster.
 #[derive(Debug, Parser)]

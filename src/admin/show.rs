@@ -278,7 +278,7 @@ fn ports(a: &PortsAnswer) -> String {
             value("rx_missed"),
             value("backlog_packets"),
         ]);
-        for (reason, packets) in p.steered.iter().filter(|(_, &n)| n > 0) {
+        for (reason, packets) in p.steered.iter().filter(|(_, n)| **n > 0) {
             steered.row([p.name.clone(), grouped(*packets), reason.clone()]);
         }
     }

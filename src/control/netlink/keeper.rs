@@ -100,6 +100,8 @@ mod tests {
     use super::*;
     use crate::control::netlink::mirror::{Fact, Neighbour};
 
+    const NOBODY: [u32; 0] = [];
+
     fn mirror(entries: &[(u32, u32, NeighbourState)]) -> Mirror {
         let mut m = Mirror::default();
         for &(ifindex, addr, state) in entries {
@@ -121,10 +123,10 @@ mod tests {
         k.set_kept(vec![(2, Addr::v4(1)), (2, Addr::v4(2)), (2, Addr::v4(1))]);
         let m = mirror(&[(2, 2, NeighbourState::Failed)]);
         assert_eq!(due(&mut k, 100, &m), [1, 2]);
-        assert_eq!(due(&mut k, 101, &m), [], "not again at once");
+        assert_eq!(due(&mut k, 101, &m), NOBODY, "not again at once");
         assert_eq!(due(&mut k, 105, &m), [1, 2]);
         let m = mirror(&[(2, 1, NeighbourState::Fresh), (2, 2, NeighbourState::Fixed)]);
-        assert_eq!(due(&mut k, 200, &m), []);
+        assert_eq!(due(&mut k, 200, &m), NOBODY);
     }
 
     #[test]
@@ -136,7 +138,7 @@ mod tests {
             (3, 3, NeighbourState::Stale),
         ]);
         assert_eq!(due(&mut k, 100, &m), [1]);
-        assert_eq!(due(&mut k, 129, &m), []);
+        assert_eq!(due(&mut k, 129, &m), NOBODY);
         assert_eq!(due(&mut k, 130, &m), [1]);
     }
 

@@ -5,12 +5,14 @@
 
 #![deny(unsafe_code)]
 
+pub mod admin;
 pub mod base;
 pub mod admin;
 pub mod config;
 pub mod control;
 pub mod forward;
 pub mod graph;
+pub mod lab;
 #[allow(unsafe_code)] // kernel interfaces; see ARCHITECTURE.md, "Unsafe"
 pub mod nic;
 pub mod observe;

@@ -156,19 +156,20 @@ impl Port for MemoryPort {
     fn close(&mut self, _pool: &mut FramePool) {}
 }
 
-/// A port that receives what a function writes and forgets what it sends: for benchmarks.
+/// A port that receives what one function writes and shows another what it sends: for benchmarks.
 ///
 /// Frames go from the pool to the worker and straight back, so they stay in the cache, and what the
 /// port itself costs (about the copy that `fill` makes) can be measured alone.
-pub struct RecyclePort<F> {
+pub struct RecyclePort<F, S> {
     fill: F,
+    sink: S,
     burst: usize,
     stats: PortStats,
 }
 
 impl<F: FnMut(&mut [u8]) -> usize> RecyclePort<F> {
-    /// `fill` writes the next packet and returns its length, 0 where there is none now; `burst` bounds
-    /// what one call receives.
+    /// `fill` writes the next packet and returns its length, 0 where there is none now; `burst`
+    /// bounds what one call receives.
     pub fn new(burst: usize, fill: F) -> RecyclePort<F> {
         RecyclePort { fill, burst, stats: PortStats::default() }
     }
@@ -209,6 +210,7 @@ impl<F: FnMut(&mut [u8]) -> usize> Port for RecyclePort<F> {
         for frame in frames.drain(..) {
             self.stats.tx_packets += 1;
             self.stats.tx_bytes += frame.len() as u64;
+            (self.sink)(frame.bytes(pool.arena()));
             pool.put(frame);
         }
         n
@@ -281,16 +283,20 @@ mod tests {
     fn a_recycling_port_gives_what_is_written() {
         let mut pool = FramePool::standalone(4, 2048);
         let mut n = 0u8;
-        let mut port = RecyclePort::new(2, |b: &mut [u8]| {
+        let mut sent = Vec::new();
+        let fill = |b: &mut [u8]| {
             n += 1;
             b[0] = n;
             usize::from(n < 4)
-        });
+        };
+        let mut port = RecyclePort::new(2, fill, |b: &[u8]| sent.push(b[0]));
         let mut frames = Vec::new();
         assert_eq!(port.rx_burst(T, &mut pool, &mut frames, 64), 2);
         assert_eq!(port.rx_burst(T, &mut pool, &mut frames, 64), 1, "the fourth is empty");
         assert_eq!(frames[2].bytes(pool.arena()), [3]);
         assert_eq!(port.tx_burst(T, &mut pool, &mut frames), 3);
+        drop(port);
+        assert_eq!(sent, [1, 2, 3]);
         assert_eq!(pool.outstanding(), 0);
     }
 }

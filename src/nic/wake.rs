@@ -48,12 +48,12 @@ impl Sleeper {
         self.fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
     }
 
-    /// Sleeps `ns` nanoseconds at most; not at all where `ready` says so, which is asked once wakers
-    /// are sure to be heard.
+    /// Sleeps `ns` nanoseconds at most; not at all where `ready` says so, which is asked once
+    /// wakers are sure to be heard.
     pub fn sleep(&mut self, ns: u64, ready: impl FnOnce() -> bool) {
         self.shared.sleeping.store(true, Ordering::Relaxed);
-        // Pairs with the fence of `wake`: either `ready` sees what was given before the waker looked
-        // at `sleeping`, or the waker sees `sleeping`.
+        // Pairs with the fence of `wake`: either `ready` sees what was given before the waker
+        // looked at `sleeping`, or the waker sees `sleeping`.
         fence(Ordering::SeqCst);
         if !ready() {
             self.poll(ns);
@@ -92,8 +92,8 @@ impl Waker {
     #[cold]
     fn write(&self) {
         let one = 1u64;
-        // SAFETY: writes the 8 bytes of `one`; the descriptor doesn't block. A full counter means that
-        // the sleeper wakes anyway.
+        // SAFETY: writes the 8 bytes of `one`; the descriptor doesn't block. A full counter means
+        // that the sleeper wakes anyway.
         unsafe { libc::write(self.shared.event.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 }

@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
-use super::turn::Worker;
 use super::egress::EgressQueue;
+use super::turn::Worker;
 use crate::base::{Addr, Nanos};
 use crate::flow::Flow;
 use crate::forward::Routes;
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::wake::Waker;
-use crate::packet::{ClassId, DropReason, FlowRef, PortId, Verdict};
-use crate::qos::{ClassStats, Queued};
+use crate::packet::{ClassId, DropReason, FlowRef, PortId};
 use crate::qos::spec::PortQosSpec;
+use crate::qos::{ClassStats, Queued};
 
 /// Commands that wait for one worker at most.
 const COMMANDS_MAX: usize = 64;
@@ -40,9 +40,7 @@ pub enum WorkerCommand {
     /// As many as there is capacity for; answered by [`WorkerEvent::Classes`].
     ListClasses(Vec<ClassRow>),
     /// Receive nothing more, send what waits until the deadline, then end.
-    Stop {
-        deadline: Nanos,
-    },
+    Stop { deadline: Nanos },
 }
 
 /// What a worker tells of its own accord or in answer.
@@ -268,18 +266,17 @@ impl<P: Port> Worker<P> {
 
     /// Sends the packets whose neighbour is known by now.
     fn retry_parked(&mut self, now: Nanos) {
-        let Worker { parts, counters, unparked, .. } = self;
-        parts.parking.retry(now, &parts.snapshot.routes, unparked);
-        for mut packet in unparked.drain(..) {
-            packet.meta.verdict = Verdict::Output;
+        let Worker { parts, arena, counters, unparked, .. } = self;
+        parts.parking.retry(&parts.snapshot.routes, arena, unparked);
+        for packet in unparked.drain(..) {
             parts.dispatch(now, counters, packet);
         }
     }
 
     /// Tells the control plane which neighbours packets wait for.
-    pub(super) fn ask_for_neighbours(&mut self) {
+    pub(super) fn ask_for_neighbours(&mut self, now: Nanos) {
         while self.parts.control.has_room(EVENTS_RESERVED)
-            && let Some((port, addr)) = self.parts.parking.wanted()
+            && let Some((port, addr)) = self.parts.parking.wanted(now)
         {
             self.parts.control.tell(WorkerEvent::Wanted(port, addr));
         }

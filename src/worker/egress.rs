@@ -28,12 +28,7 @@ impl EgressQueue {
 
     /// Takes a packet; what has to go for it, or it itself, is added to `dropped`.
     #[inline]
-    pub fn enqueue(
-        &mut self,
-        now: Nanos,
-        packet: Queued,
-        dropped: &mut Vec<(Frame, DropReason)>,
-    ) {
+    pub fn enqueue(&mut self, now: Nanos, packet: Queued, dropped: &mut Vec<(Frame, DropReason)>) {
         match self {
             EgressQueue::Fifo(fifo) if fifo.queue.len() < fifo.packets_max => {
                 fifo.bytes += packet.frame.len() as u64;
@@ -44,8 +39,9 @@ impl EgressQueue {
         }
     }
 
-    /// Adds packets that may go now to `out`: `packets_max` at most, and `bytes_max` bytes, which the
-    /// last one may overshoot. Returns how many. What the queue management gives up goes to `dropped`.
+    /// Adds packets that may go now to `out`: `packets_max` at most, and `bytes_max` bytes, which
+    /// the last one may overshoot. Returns how many. What the queue management gives up goes to
+    /// `dropped`.
     #[inline]
     pub fn dequeue(
         &mut self,

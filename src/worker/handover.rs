@@ -56,10 +56,8 @@ impl Handover {
     pub fn mesh(workers: u16, capacity: usize) -> Vec<Handover> {
         let n = usize::from(workers);
         let ring = |i: usize| {
-            let ring = || Ring {
-                packets: ArrayQueue::new(capacity),
-                slots: ArrayQueue::new(capacity),
-            };
+            let ring =
+                || Ring { packets: ArrayQueue::new(capacity), slots: ArrayQueue::new(capacity) };
             (i / n != i % n).then(|| Arc::new(ring()))
         };
         let rings: Vec<_> = (0..n * n).map(ring).collect();
@@ -114,8 +112,8 @@ impl Handover {
         taken
     }
 
-    /// Pays back frames, collects those that came back, and wakes whom packets were given to. Once a
-    /// turn of the loop.
+    /// Pays back frames, collects those that came back, and wakes whom packets were given to. Once
+    /// a turn of the loop.
     #[inline]
     pub fn settle(&mut self, pool: &mut FramePool) {
         for peer in self.peers.iter_mut().flatten() {

@@ -1,8 +1,8 @@
 //! The poll loop: one thread a core, its ports, its tables, its frames.
 
+pub mod build;
 pub mod clock;
 pub mod command;
-
 pub mod egress;
 pub mod handover;
 pub mod runner;
@@ -10,10 +10,11 @@ pub mod side;
 pub mod spec;
 pub mod turn;
 
-pub use turn::{Worker, WorkerParts};
+pub use build::{Blueprint, Own};
 pub use clock::Clock;
 pub use command::{ControlLink, Phase, Update, WorkerCommand, WorkerEvent, WorkerLink};
 pub use egress::EgressQueue;
 pub use handover::Handover;
 pub use runner::{Exit, Heartbeat, NoHeartbeat, RunnerParts, WorkerThread};
 pub use side::Side;
+pub use turn::{Worker, WorkerParts};

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use super::clock::Clock;
 use super::command::Phase;
-use super::turn::Worker;
 use super::spec::IdleStrategy;
+use super::turn::Worker;
 use crate::base::Nanos;
 use crate::nic::Port;
 use crate::nic::wake::Sleeper;
@@ -93,8 +93,8 @@ fn run_guarded<P: Port>(mut worker: Worker<P>, parts: RunnerParts) -> Exit {
     let Err(panic) = result else { return Exit::Stopped };
     let message = message(&*panic);
     tracing::error!(worker = name, "worker panicked: {message}");
-    // The sockets have to be closed, or the kernel goes on filling them. What else the worker holds may
-    // be half changed: it is left alone, and the process ends soon.
+    // The sockets have to be closed, or the kernel goes on filling them. What else the worker holds
+    // may be half changed: it is left alone, and the process ends soon.
     let closed = catch_unwind(AssertUnwindSafe(|| worker.close()));
     if closed.is_err() {
         tracing::error!(worker = name, "its ports could not be closed in order");

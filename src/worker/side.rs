@@ -52,12 +52,7 @@ impl<P: Port> Side<P> {
     }
 
     /// Sends what may go and returns how many packets the port took.
-    pub fn transmit(
-        &mut self,
-        now: Nanos,
-        pool: &mut FramePool,
-        counters: &mut Counters,
-    ) -> usize {
+    pub fn transmit(&mut self, now: Nanos, pool: &mut FramePool, counters: &mut Counters) -> usize {
         let mut sent = 0;
         for _ in 0..TX_BURSTS {
             let wanted = self.stage(now);

@@ -8,6 +8,7 @@ use super::side::Side;
 use crate::base::Nanos;
 use crate::base::mem::Arena;
 use crate::flow::{FlowTable, Names};
+use crate::forward::parking::PARKED_MAX;
 use crate::forward::{IcmpLimiter, Parking};
 use crate::graph::{Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
@@ -47,7 +48,7 @@ pub struct WorkerParts<P> {
 /// One worker: its ports, its tables, its frames. It shares none of them.
 pub struct Worker<P> {
     pub(super) parts: WorkerParts<P>,
-    arena: Arc<Arena>,
+    pub(super) arena: Arc<Arena>,
     pub(super) counters: Counters,
     pub(super) phase: Phase,
     batch: Batch,
@@ -64,7 +65,7 @@ pub struct Worker<P> {
 impl<P: Port> Worker<P> {
     pub fn new(parts: WorkerParts<P>) -> Worker<P> {
         let port_gauges = vec![PortGauges::default(); parts.sides.len()];
-        let unparked = Vec::with_capacity(parts.parking.capacity());
+        let unparked = Vec::with_capacity(PARKED_MAX);
         Worker {
             arena: Arc::clone(parts.pool.arena()),
             parts,
@@ -82,8 +83,9 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// One turn of the loop: receives a burst from each port and from each other worker, sends what may
-    /// go, and keeps the house. Returns how many packets moved; 0 means that there was nothing to do.
+    /// One turn of the loop: receives a burst from each port and from each other worker, sends what
+    /// may go, and keeps the house. Returns how many packets moved; 0 means that there was nothing
+    /// to do.
     pub fn poll(&mut self, now: Nanos) -> usize {
         self.obey(now);
         let mut moved = 0;
@@ -125,10 +127,8 @@ impl<P: Port> Worker<P> {
         let (workers, me) = (parts.handover.workers() as u16, parts.id);
         for mut frame in received.drain(..) {
             counters.rx_bytes += frame.len() as u64;
-            let mut meta = PacketMeta {
-                in_port: crate::packet::PortId(port as u16),
-                ..PacketMeta::default()
-            };
+            let mut meta =
+                PacketMeta { in_port: crate::packet::PortId(port as u16), ..PacketMeta::default() };
             let bytes = frame.bytes_mut(arena);
             if let Err(reason) = parse(bytes, parts.snapshot.seed, side.options, &mut meta) {
                 counters.drop(reason);
@@ -198,6 +198,21 @@ impl<P: Port> Worker<P> {
         }
     }
 
+    /// Drops what other workers still have for this one, and gives back what it owes them.
+    pub(super) fn close_handover(&mut self) {
+        let Worker { parts, counters, batch, .. } = self;
+        for worker in 0..parts.handover.workers() {
+            while parts.handover.take(worker, batch) > 0 {
+                counters.taken_over += batch.len() as u64;
+                for packet in batch.drain() {
+                    counters.drop(DropReason::Shutdown);
+                    parts.pool.put(packet.frame);
+                }
+            }
+        }
+        parts.handover.close(&mut parts.pool);
+    }
+
     fn timers(&mut self, now: Nanos) {
         let Worker { parts, counters, unparked, .. } = self;
         self.timers_at = now.saturating_add(TIMERS_EVERY_NS);
@@ -211,7 +226,7 @@ impl<P: Port> Worker<P> {
             counters.drop(DropReason::NeighbourUnresolved);
             parts.pool.put(packet.frame);
         }
-        self.ask_for_neighbours();
+        self.ask_for_neighbours(now);
     }
 
     /// Publishes the counters; the loop's owner calls it before it sleeps.
@@ -234,8 +249,8 @@ impl<P: Port> Worker<P> {
         parts.stats.publish(&self.counters, &gauges, &self.port_gauges);
     }
 
-    /// When there is something to send although nothing arrives. Timers of flows and of parked packets
-    /// are not that precise: they are looked at with the next turn, whenever that is.
+    /// When there is something to send although nothing arrives. Timers of flows and of parked
+    /// packets are not that precise: they are looked at with the next turn, whenever that is.
     pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
         self.parts.sides.iter().filter_map(|s| s.next_event(now)).min()
     }
@@ -257,6 +272,17 @@ impl<P: Port> Worker<P> {
     /// Packets waiting here: in queues, in front of ports, for a neighbour.
     pub fn held(&self) -> usize {
         self.parts.sides.iter().map(Side::held).sum::<usize>() + self.parts.parking.len()
+    }
+
+    /// Packets in hand-over rings toward this worker.
+    pub fn handover_backlog(&self) -> usize {
+        self.parts.handover.backlog()
+    }
+
+    /// Frames of this worker's share that are not in its pool; negative where it has others'
+    /// frames.
+    pub fn frames_outstanding(&self) -> isize {
+        self.parts.pool.outstanding()
     }
 
     /// Every packet that came is sent, dropped, handed over or held (debug builds).

@@ -7,7 +7,6 @@
 
 pub mod admin;
 pub mod base;
-pub mod admin;
 pub mod config;
 pub mod control;
 pub mod forward;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -166,7 +167,7 @@ async fn answer(line: &str, asker: &Asker) -> Answer {
 
 async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
     Ok(match ask {
-        protocol::Ask::Ping => Answer::Ok(serde_json::json!({
+        protocol::Ask::Ping => Answer::Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
         })),
@@ -177,10 +178,10 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
         protocol::Ask::Show { what, .. } => {
             let o = asker.overview().await?;
             match what {
-                What::Services => ok(&o.services),
-                What::Backends => ok(&o.backends),
-                What::Neighbours => ok(&o.neighbours),
-                What::Qos => ok(&o.classes),
+                What::Services => ok(&json!({ "services": o.services })),
+                What::Backends => ok(&json!({ "backends": o.backends })),
+                What::Neighbours => ok(&json!({ "neighbours": o.neighbours })),
+                What::Qos => ok(&json!({ "classes": o.classes })),
                 What::Ports => ok(&super::show::PortsAnswer::of(&o)),
                 What::Drops => ok(&super::show::DropsAnswer::of(&o)),
                 What::Counters | What::Flows => ok(&super::show::CountersAnswer::of(o)),
@@ -192,7 +193,7 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
         },
         protocol::Ask::Stop => {
             asker.stop().await?;
-            Answer::Ok(serde_json::json!({}))
+            Answer::Ok(json!({}))
         }
     })
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -34,7 +35,7 @@ pub struct CountersOfWorker {
 pub struct DropsAnswer {
     pub total: u64,
     /// Every reason there is, those that never occurred included.
-    pub reasons: Vec<DropLine>,
+    pub drops: Vec<DropLine>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +57,8 @@ pub struct PortsAnswer {
 pub struct PortLine {
     #[serde(flatten)]
     pub port: PortView,
-    /// Of all workers together.
+    /// Of all workers together, beside the fields above: `rx_packets`, `tx_bytes` and so on.
+    #[serde(flatten)]
     pub traffic: Values,
 }
 
@@ -82,7 +84,7 @@ impl CountersOfWorker {
 
 impl DropsAnswer {
     pub fn of(overview: &Overview) -> DropsAnswer {
-        let reasons: Vec<_> = DropReason::ALL
+        let drops: Vec<_> = DropReason::ALL
             .iter()
             .map(|reason| {
                 let count = |w: &WorkerView| w.drops.get(reason.label()).copied().unwrap_or(0);
@@ -95,7 +97,7 @@ impl DropsAnswer {
                 }
             })
             .collect();
-        DropsAnswer { total: reasons.iter().map(|r| r.packets).sum(), reasons }
+        DropsAnswer { total: drops.iter().map(|r| r.packets).sum(), drops }
     }
 }
 
@@ -127,12 +129,17 @@ pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
         What::Counters => counters(&serde_json::from_value(answer)?),
         What::Drops => drops(&serde_json::from_value(answer)?),
         What::Flows => flows(&serde_json::from_value(answer)?),
-        What::Services => services(&serde_json::from_value::<Vec<_>>(answer)?),
-        What::Backends => backends(&serde_json::from_value::<Vec<_>>(answer)?),
+        What::Services => services(&list("services", answer)?),
+        What::Backends => backends(&list("backends", answer)?),
         What::Ports => ports(&serde_json::from_value(answer)?),
-        What::Neighbours => neighbours(&serde_json::from_value::<Vec<_>>(answer)?),
-        What::Qos => classes(&serde_json::from_value::<Vec<_>>(answer)?),
+        What::Neighbours => neighbours(&list("neighbours", answer)?),
+        What::Qos => classes(&list("classes", answer)?),
     })
+}
+
+/// What is under `key`: lists are answered as `{"services": […]}`, so that they can grow fields.
+fn list<T: DeserializeOwned>(key: &str, mut answer: Value) -> Result<Vec<T>, serde_json::Error> {
+    serde_json::from_value(answer.get_mut(key).map(Value::take).unwrap_or_default())
 }
 
 fn counters(a: &CountersAnswer) -> String {
@@ -174,7 +181,7 @@ fn counters(a: &CountersAnswer) -> String {
 
 fn drops(a: &DropsAnswer) -> String {
     let mut table = Table::new(&[">packets", "reason", "meaning"]);
-    let mut lines: Vec<_> = a.reasons.iter().filter(|l| l.packets > 0).collect();
+    let mut lines: Vec<_> = a.drops.iter().filter(|l| l.packets > 0).collect();
     lines.sort_by(|x, y| y.packets.cmp(&x.packets).then_with(|| x.reason.cmp(&y.reason)));
     for line in lines {
         table.row([grouped(line.packets), line.reason.clone(), line.meaning.clone()]);
@@ -375,7 +382,7 @@ mod tests {
     #[test]
     fn drops_list_all_reasons_to_programs_and_the_real_ones_to_people() {
         let answer = DropsAnswer::of(&overview());
-        assert_eq!((answer.total, answer.reasons.len()), (105, DropReason::COUNT));
+        assert_eq!((answer.total, answer.drops.len()), (105, DropReason::COUNT));
         let text = shown(What::Drops, &answer);
         assert!(text.contains("    105  no_route  No route to the destination."), "{text}");
         assert_eq!(text.lines().count(), 2);
@@ -383,8 +390,13 @@ mod tests {
 
     #[test]
     fn empty_answers_say_so() {
-        for what in [What::Services, What::Backends, What::Neighbours, What::Qos] {
-            let text = print(what, serde_json::json!([])).expect("a list");
+        for (what, key) in [
+            (What::Services, "services"),
+            (What::Backends, "backends"),
+            (What::Neighbours, "neighbours"),
+            (What::Qos, "classes"),
+        ] {
+            let text = print(what, serde_json::json!({ key: [] })).expect("a list");
             assert!(text.starts_with("no "), "{text}");
         }
         assert_eq!(shown(What::Flows, &FlowsView::default()), "no flows\n");

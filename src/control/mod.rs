@@ -2,6 +2,9 @@
 
 pub mod ask;
 pub mod netlink;
+pub mod reload;
+pub mod routes;
+pub mod steering;
 pub mod view;
 
 pub use ask::{Ask, Asker, Gone};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::{Addr, Prefix};
+pub use crate::forward::RouteKind;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,17 +18,6 @@ pub struct Link {
     pub up: bool,
     /// With a carrier (`IFF_LOWER_UP`).
     pub carrier: bool,
-}
-
-/// What a route does with a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RouteKind {
-    Unicast,
-    /// The box's own address, or one that no router forwards (broadcast, anycast, multicast).
-    Local,
-    Blackhole,
-    Unreachable,
-    Prohibit,
 }
 
 /// What tells two routes apart. Orders by prefix, then as the kernel prefers them: the local table
@@ -202,6 +192,13 @@ impl Mirror {
     /// All ways of all routes; of one prefix the preferred first.
     pub fn routes(&self) -> impl Iterator<Item = (RouteKey, NextHop)> {
         self.routes.iter().flat_map(|(key, ways)| ways.hops.iter().map(|hop| (*key, *hop)))
+    }
+
+    /// Whether nothing but neighbours differs.
+    pub fn same_routes(&self, other: &Mirror) -> bool {
+        self.links == other.links
+            && self.addresses == other.addresses
+            && self.routes == other.routes
     }
 
     pub fn neighbours(&self) -> impl Iterator<Item = (u32, Addr, Neighbour)> {

@@ -18,7 +18,7 @@ use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use rtnetlink::{Handle, MulticastGroup};
 
 use super::decode;
-use super::mirror::{Effect, Mirror, NeighbourState};
+use super::mirror::{Effect, Fact, Mirror, NeighbourState};
 use crate::base::Addr;
 
 /// Quiet after the last notification before a change is reported: a routing daemon writes in bursts.
@@ -63,6 +63,8 @@ pub struct Netlink {
     in_doubt: bool,
     unreported: bool,
     resyncs: u64,
+    /// Raised with every change of routes or links.
+    routes_version: u64,
 }
 
 impl Netlink {
@@ -87,6 +89,7 @@ impl Netlink {
             in_doubt: true,
             unreported: false,
             resyncs: 0,
+            routes_version: 0,
         };
         netlink.resync().await?;
         netlink.unreported = false;
@@ -101,6 +104,11 @@ impl Netlink {
     /// Whole dumps taken since the first.
     pub fn resyncs(&self) -> u64 {
         self.resyncs
+    }
+
+    /// Differs from what it was if routes, links or addresses changed, not only neighbours.
+    pub fn routes_version(&self) -> u64 {
+        self.routes_version
     }
 
     /// Waits until the mirror has changed in a way that matters to forwarding, and has been quiet
@@ -162,7 +170,7 @@ impl Netlink {
         let effect = match message.payload {
             NetlinkPayload::InnerMessage(inner) => {
                 match decode::fact(inner, message.header.flags) {
-                    Some(fact) => self.mirror.apply(fact),
+                    Some(fact) => self.apply(fact),
                     None => Effect::None,
                 }
             }
@@ -172,6 +180,13 @@ impl Netlink {
         };
         self.in_doubt |= effect == Effect::Doubt;
         self.unreported |= effect != Effect::None;
+    }
+
+    fn apply(&mut self, fact: Fact) -> Effect {
+        let of_neighbour = matches!(fact, Fact::Neighbour(..) | Fact::NeighbourGone(..));
+        let effect = self.mirror.apply(fact);
+        self.routes_version += u64::from(effect != Effect::None && !of_neighbour);
+        effect
     }
 
     /// Reads everything anew. What is notified meanwhile is applied afterwards: facts that the dump
@@ -192,6 +207,7 @@ impl Netlink {
             }
         }
         self.unreported |= fresh != self.mirror;
+        self.routes_version += u64::from(!fresh.same_routes(&self.mirror));
         self.mirror = fresh;
         self.in_doubt = false;
         self.resyncs += 1;

@@ -1,9 +1,9 @@
 //! Reading a TOML file into a type, with every fault told at its place, not only the first.
 //!
 //! serde stops at the first fault. The reader therefore takes the entry at fault out of the parsed
-//! document and reads again, until nothing is left to complain about. Types to be read this way have
-//! a default for every field and deny unknown ones; what must not be missing is checked afterwards
-//! with [`Reading::is_faulty`], so that a key that was there but wrong is not called missing too.
+//! document and reads again, until nothing is left to complain about. Types to be read this way
+//! have a default for every field and deny unknown ones; what must not be missing is checked
+//! afterwards, with [`Faulty`] telling apart what was never there from what was there but wrong.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -24,12 +24,16 @@ pub struct Reading<T> {
     pub faulty: Faulty,
 }
 
+/// The place of the document's outermost table, for [`Faulty::contains`]. Its true place is also
+/// that of a header in the first line.
+pub const ROOT: Range<usize> = usize::MAX..usize::MAX;
+
 /// Entries that were reported and left out: where their table begins, and their key.
 #[derive(Debug, Default)]
 pub struct Faulty(HashSet<(usize, String)>);
 
 impl Faulty {
-    /// Whether `key` stood in the table at `table` but could not be read.
+    /// Whether `key` stood in the table at `table` but could not be read, or not all of its list.
     pub fn contains(&self, table: &Range<usize>, key: &str) -> bool {
         self.0.contains(&(table.start, key.to_string()))
     }
@@ -45,7 +49,8 @@ pub fn read<T: DeserializeOwned>(source: &Source, out: &mut Diagnostics) -> Opti
     let (root, syntax) = DeTable::parse_recoverable(source.text());
     for e in syntax.iter().take(FAULTS_MAX) {
         let end = source.text().len();
-        out.error(source, &e.span().unwrap_or(end..end), e.message().replace('\n', " "));
+        let span = e.span().unwrap_or(end..end);
+        out.error(source, &span, explain_syntax(e.message(), source.text().get(span.clone())));
     }
     if !syntax.is_empty() {
         return None;
@@ -61,7 +66,7 @@ pub fn read<T: DeserializeOwned>(source: &Source, out: &mut Diagnostics) -> Opti
         };
         let span = e.span().unwrap_or(0..0);
         out.error(source, &span, explain(e.message()));
-        if !remove_in_table(&mut table, &root_span, &span, &mut faulty) {
+        if !remove_in_table(&mut table, &ROOT, &span, &mut faulty) {
             return None;
         }
     }
@@ -77,15 +82,14 @@ fn remove_in_table(
     faulty: &mut Faulty,
 ) -> bool {
     // A table's own span covers its header only, so a fault may lie in any of them.
-    for (_, value) in table.iter_mut() {
-        let value_span = value.span();
-        let done = match value.get_mut() {
-            DeValue::Table(t) => remove_in_table(t, &value_span, span, faulty),
-            DeValue::Array(a) => remove_in_array(a, span, faulty),
-            _ => false,
-        };
-        if done {
-            return true;
+    for (key, value) in table.iter_mut() {
+        match remove_in_value(value, span, faulty) {
+            Removed::Nothing => {}
+            Removed::Inside => return true,
+            Removed::Element => {
+                faulty.0.insert((table_span.start, key.get_ref().to_string()));
+                return true;
+            }
         }
     }
     let holds = |s: Range<usize>| s.start <= span.start && span.end <= s.end;
@@ -96,22 +100,58 @@ fn remove_in_table(
     true
 }
 
-fn remove_in_array(array: &mut DeArray<'_>, span: &Range<usize>, faulty: &mut Faulty) -> bool {
+/// What became of a value in which a fault was looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Removed {
+    Nothing,
+    /// An entry of a table in it.
+    Inside,
+    /// An element of the list that it is.
+    Element,
+}
+
+fn remove_in_value(
+    value: &mut Spanned<DeValue<'_>>,
+    span: &Range<usize>,
+    faulty: &mut Faulty,
+) -> Removed {
+    let value_span = value.span();
+    match value.get_mut() {
+        DeValue::Table(t) => match remove_in_table(t, &value_span, span, faulty) {
+            true => Removed::Inside,
+            false => Removed::Nothing,
+        },
+        DeValue::Array(a) => remove_in_array(a, span, faulty),
+        _ => Removed::Nothing,
+    }
+}
+
+fn remove_in_array(array: &mut DeArray<'_>, span: &Range<usize>, faulty: &mut Faulty) -> Removed {
     for value in array.iter_mut() {
-        let value_span = value.span();
-        let done = match value.get_mut() {
-            DeValue::Table(t) => remove_in_table(t, &value_span, span, faulty),
-            DeValue::Array(a) => remove_in_array(a, span, faulty),
-            _ => false,
-        };
-        if done {
-            return true;
+        let removed = remove_in_value(value, span, faulty);
+        if removed != Removed::Nothing {
+            return removed;
         }
     }
     let before = array.len();
     let kept = array.iter().filter(|v| v.span() != *span).cloned().collect();
     *array = kept;
-    array.len() < before
+    if array.len() < before { Removed::Element } else { Removed::Nothing }
+}
+
+/// The parser's message in the terms of someone who writes a file. `found` is the text at fault.
+fn explain_syntax(message: &str, found: Option<&str>) -> String {
+    let found = found.unwrap_or_default().trim();
+    if message == "duplicate key" {
+        return format!("`{found}` is given a second time");
+    }
+    if message.starts_with("string values must be quoted") {
+        return match found {
+            "" => "a value is missing".to_string(),
+            text => format!("`{text}` is no value: strings stand in quotes"),
+        };
+    }
+    message.replace('\n', " ")
 }
 
 /// serde's message in the terms of someone who writes a file.
@@ -157,8 +197,8 @@ fn plain(name: &str) -> String {
     }
 }
 
-/// A value that is written as a string, a number or a switch and checked while it is read, so that a
-/// fault is told at its very place.
+/// A value that is written as a string, a number or a switch and checked while it is read, so that
+/// a fault is told at its very place.
 pub trait Atom: Sized {
     /// What is expected, for messages: "a duration such as ...".
     const EXPECTED: &'static str;
@@ -364,8 +404,10 @@ mod tests {
              t:9:1: error: unknown key `width`; known here: `size`, `many`"
         );
         let r = r.expect("readable without what is wrong");
-        let table = r.value.item.0[0].1.span();
-        assert!(r.faulty.contains(&table, "size") && !r.faulty.contains(&table, "many"));
+        let (a, b) = (r.value.item.0[0].1.span(), r.value.item.0[1].1.span());
+        assert!(r.faulty.contains(&a, "size") && r.faulty.contains(&a, "many"));
+        assert!(r.faulty.contains(&b, "size") && !r.faulty.contains(&b, "many"));
+        assert!(r.faulty.contains(&ROOT, "list") && !r.faulty.contains(&ROOT, "item"));
     }
 
     #[test]
@@ -386,7 +428,8 @@ mod tests {
         let (r, faults) = doc("count = \n[item\n");
         assert!(r.is_none());
         assert!(faults.starts_with("t:1:9: error: "), "{faults}");
-        assert!(doc("count = 1\ncount = 2\n").1.contains("t:2:1: error: duplicate key"));
+        let twice = "t:2:1: error: `count` is given a second time";
+        assert_eq!(doc("count = 1\ncount = 2\n").1, twice);
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Atom for ServerName {
     }
 }
 
-/// RFC 1123, section 2.1, with the underscore that real names have; 253 and 63 are RFC 1035's limits.
+/// RFC 1123, section 2.1, with the underscore that real names have; lengths as in RFC 1035.
 fn is_host_name(name: &str) -> bool {
     let label_char = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     name.len() <= 253

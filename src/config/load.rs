@@ -11,7 +11,7 @@ use super::build::{self, Build};
 use super::file::FileConfig;
 use super::{Config, Diagnostics, Severity};
 use crate::base::diag::{Source, advice};
-use crate::base::tomlfile::{self, Reading};
+use crate::base::tomlfile::{self, ROOT, Reading};
 use crate::graph::file as pipeline_file;
 use crate::graph::spec::PipelineSpec;
 
@@ -21,8 +21,8 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 /// Reads and checks the configuration at `path` and the pipeline it names.
 ///
 /// # Errors
-/// Everything that is wrong with either file, sorted by place. Warnings alone are no error: they are
-/// in [`Config::warnings`].
+/// Everything that is wrong with either file, sorted by place. Warnings alone are no error: they
+/// are in [`Config::warnings`].
 pub fn load(path: &Path) -> Result<Config, Diagnostics> {
     let mut out = Diagnostics::default();
     match read_text(path) {
@@ -60,7 +60,7 @@ fn build_all(source: &Source, reading: &Reading<FileConfig>, out: &mut Diagnosti
     let pipeline = match &value.pipeline {
         Some(name) => pipeline(source, name, out),
         None => {
-            if !faulty.contains(&(0..0), "pipeline") {
+            if !faulty.contains(&ROOT, "pipeline") {
                 let what = "`pipeline` is missing: name one such as \"llm-edge\", before the first \
                             `[table]`";
                 out.error(source, &(0..0), what);
@@ -72,8 +72,8 @@ fn build_all(source: &Source, reading: &Reading<FileConfig>, out: &mut Diagnosti
     build::build(&mut b, value, pipeline.unwrap_or_default())
 }
 
-/// Finds the pipeline that the configuration names: a path (relative to the configuration), a file in
-/// `pipelines/` beside it, or one of those shipped in the binary.
+/// Finds the pipeline that the configuration names: a path (relative to the configuration), a file
+/// in `pipelines/` beside it, or one of those shipped in the binary.
 fn pipeline(
     config: &Source,
     name: &Spanned<String>,

@@ -1,8 +1,8 @@
 //! Configuration files: `File*` types that deny unknown fields, built into one valid [`Config`].
 //!
 //! [`load`] tells every fault it finds, each with its file, line and column. Facts of the machine
-//! (interfaces, cores, memory, routes) are left to the start of the appliance, so that a file can be
-//! checked anywhere.
+//! (interfaces, cores, memory, routes) are left to the start of the appliance, so that a file can
+//! be checked anywhere.
 
 mod atoms;
 mod build;

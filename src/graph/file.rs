@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use toml::Spanned;
 
-use crate::base::diag::{Diagnostics, Source};
-use crate::base::tomlfile::{self, Faulty};
+use crate::base::diag::{Diagnostics, Source, advice};
+use crate::base::tomlfile::{self, Faulty, ROOT};
 use crate::graph::spec::{PipelineSpec, StageSpec};
 
 /// Stages of one pipeline.
@@ -58,8 +58,7 @@ struct FilePipeline {
     stage: Vec<Spanned<FileStage>>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StageName {
     Inspect,
     Classify,
@@ -69,15 +68,28 @@ enum StageName {
     Tap,
 }
 
+const STAGE_NAMES: [(&str, StageName); 6] = [
+    ("inspect", StageName::Inspect),
+    ("classify", StageName::Classify),
+    ("balance", StageName::Balance),
+    ("route", StageName::Route),
+    ("shape", StageName::Shape),
+    ("tap", StageName::Tap),
+];
+
 impl fmt::Display for StageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            StageName::Inspect => "inspect",
-            StageName::Classify => "classify",
-            StageName::Balance => "balance",
-            StageName::Route => "route",
-            StageName::Shape => "shape",
-            StageName::Tap => "tap",
+        f.write_str(STAGE_NAMES.iter().find(|(_, n)| n == self).map_or("", |(text, _)| text))
+    }
+}
+
+impl<'de> Deserialize<'de> for StageName {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<StageName, D::Error> {
+        let text = String::deserialize(d)?;
+        let found = STAGE_NAMES.iter().find(|(name, _)| *name == text).map(|(_, n)| *n);
+        let names = STAGE_NAMES.iter().map(|(name, _)| *name);
+        found.ok_or_else(|| {
+            de::Error::custom(format!("unknown stage `{text}`{}", advice(&text, names)))
         })
     }
 }
@@ -109,7 +121,7 @@ impl<'de> Deserialize<'de> for FileStage {
     }
 }
 
-/// Reads the stage's name as an enum, so that an unknown one is told at the name itself.
+/// Reads the stage's name by a type of its own, so that an unknown one is told at the name itself.
 struct StageVisitor;
 
 impl<'de> Visitor<'de> for StageVisitor {
@@ -152,7 +164,7 @@ impl Checker<'_> {
         let start = 0..0;
         let name = file.name.as_ref().map(|n| n.get_ref().clone()).unwrap_or_default();
         match &file.name {
-            None if self.faulty.contains(&start, "name") => {}
+            None if self.faulty.contains(&ROOT, "name") => {}
             None => self.error(&start, "`name` is missing: give the pipeline one"),
             Some(n) if n.get_ref().is_empty() => self.error(&n.span(), "the name is empty"),
             Some(_) => {}
@@ -169,7 +181,7 @@ impl Checker<'_> {
                 order.push(name);
             }
         }
-        if order.len() == file.stage.len() && !self.faulty.contains(&start, "stage") {
+        if order.len() == file.stage.len() && !self.faulty.contains(&ROOT, "stage") {
             self.order(&order, &start);
         }
         PipelineSpec { name, stages }
@@ -190,6 +202,7 @@ impl Checker<'_> {
                 name.get_ref(),
             );
             self.error(&second.span(), what);
+            return None;
         }
         let spec = match name.get_ref() {
             StageName::Inspect => self.inspect(&stage.inspect),
@@ -236,8 +249,8 @@ impl Checker<'_> {
             }
         }
         let rules: [(StageName, &[StageName], &str); 4] = [
-            (Inspect, &[Classify, Balance, Route, Shape, Tap], "it reads what rules ask for"),
-            (Classify, &[Balance, Route, Shape, Tap], "they keep the class it decides"),
+            (Inspect, &[Classify, Balance, Route, Shape], "rules ask for what it reads"),
+            (Classify, &[Balance, Route, Shape], "the class is decided first"),
             (Balance, &[Route, Shape], "it takes what is addressed to services"),
             (Route, &[Shape], "only what is forwarded can be shaped"),
         ];

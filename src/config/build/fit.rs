@@ -1,5 +1,5 @@
-//! Whether pipeline and configuration fit each other: warnings, since either may be half-way through
-//! a change.
+//! Whether pipeline and configuration fit each other: warnings, since either may be half-way
+//! through a change.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -32,7 +32,6 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let first_qos = file.qos.0.first().map(|(key, _)| key.span());
     let first_rule = file.rule.first().map(Spanned::span);
     let transit = file.transit.as_ref().map(Spanned::span);
-    let steers_prefixes = !config.forward.transit.is_empty();
 
     let mut warn = |condition: bool, at: Option<Range<usize>>, what: String| {
         if let (true, Some(at)) = (condition, at) {
@@ -43,14 +42,15 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let none = "there is no `[service.NAME]` for the `balance` stage";
     warn(balances && first_service.is_none(), here.clone(), none.to_string());
     let none = "there are no `[transit]` prefixes: the `route` stage gets nothing";
-    warn(routes && !steers_prefixes, here.clone(), none.to_string());
+    warn(routes && transit.is_none(), here.clone(), none.to_string());
     let none = "there is no `[qos.PORT]` for the `shape` stage: every port is a plain FIFO";
     warn(shapes && first_qos.is_none(), here.clone(), none.to_string());
     let none = "there is no `[[rule]]` for the `classify` stage";
     warn(classifies && first_rule.is_none(), here.clone(), none.to_string());
     let none =
         "nothing is steered to the `tap` stage: give the observed destinations in `[transit]`";
-    warn(taps && first_service.is_none() && !steers_prefixes, here, none.to_string());
+    let steered = first_service.is_some() || transit.is_some();
+    warn(taps && !steered, here, none.to_string());
 
     let lost = |stage: &str| format!("pipeline `{name}` has no `{stage}` stage");
     let dropped = ": packets to services would be dropped";

@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use super::services::{Draft, check_unicast, services};
 use super::{Build, id16};
+use crate::base::tomlfile::ROOT;
 use crate::base::{Addr, Prefix};
 use crate::config::atoms::PortRange;
 use crate::config::file::{FileBackend, FileConfig, FileNat, FilePool};
@@ -20,7 +21,7 @@ pub const BACKENDS_MAX: usize = 65_000;
 /// Of one pool: a hundredth of the Maglev table, so that weights hold to about a percent.
 pub const POOL_BACKENDS_MAX: usize = 655;
 const WEIGHT_MAX: i64 = 65_535;
-/// Below Linux's own ephemeral ports (32768 to 60999), so that a NAT address may be one of the box's.
+/// Below Linux's ephemeral ports (32768 to 60999), so that a NAT address may be one of the box's.
 const NAT_PORTS_DEFAULT: PortRange = PortRange(1_024, 32_767);
 
 pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpec {
@@ -51,13 +52,9 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
 
 fn transit(b: &mut Build<'_>, file: &FileConfig) -> Vec<Prefix> {
     let Some(table) = &file.transit else { return Vec::new() };
-    let what = "the destinations to forward";
-    let given = b.need(&table.span(), "prefixes", &table.get_ref().prefixes, what);
-    let Some(given) = given else { return Vec::new() };
-    if given.get_ref().0.is_empty() {
-        b.error(&given.span(), "the list is empty: leave `[transit]` out to forward nothing");
-    }
-    given.get_ref().0.clone()
+    let (at, prefixes) = (table.span(), &table.get_ref().prefixes);
+    b.need(&at, "prefixes", prefixes, "the destinations to forward");
+    b.list(&at, "prefixes", prefixes, |prefix| *prefix)
 }
 
 /// A pool and the services that it serves.
@@ -145,8 +142,8 @@ impl Pool<'_> {
         let Some((port, first)) = ports.next() else { return 0 };
         if let Some((other, second)) = ports.find(|(p, _)| *p != port) {
             let what = format!(
-                "`port` is missing: services `{}` and `{}` of this pool have different ones ({port} \
-                 and {other})",
+                "`port` is missing: services `{}` and `{}` of this pool have different ones \
+                 ({port} and {other})",
                 first.spec.name, second.spec.name,
             );
             b.error(at, what);
@@ -207,7 +204,7 @@ fn nat(b: &mut Build<'_>, table: &Spanned<FileNat>, workers: u16) -> NatSpec {
         let v4 = list.iter().filter(|a| a.is_v4()).count();
         if v4 > 1 || list.len() - v4 > 1 {
             b.error(&given.span(), "one address per family at most");
-        } else if list.is_empty() {
+        } else if list.is_empty() && !b.faulty.contains(&table.span(), "addresses") {
             b.error(&given.span(), "the list is empty: give one address per family in use");
         }
     }
@@ -221,16 +218,19 @@ fn nat(b: &mut Build<'_>, table: &Spanned<FileNat>, workers: u16) -> NatSpec {
     NatSpec { addresses: list, port_first: first, port_last: last }
 }
 
-/// Each service that translates sources needs a source; and replies to it must not look like requests.
+/// Each service that translates sources needs a source, and replies must not look like requests.
 fn check_nat(b: &mut Build<'_>, file: &FileConfig, drafts: &[Draft], nat: Option<&NatSpec>) {
     let given_well = match (&file.nat, nat) {
-        (None, _) => !b.faulty.contains(&(0..0), "nat"),
+        (None, _) => !b.faulty.contains(&ROOT, "nat"),
         (Some(_), Some(n)) => !n.addresses.is_empty(),
         (Some(_), None) => false,
     };
     let mut used = false;
     for d in drafts {
-        let Some(vip) = d.vip else { continue };
+        let (Some(vip), Some(mode_span)) = (d.vip, &d.mode_span) else {
+            used = true; // for all that is known
+            continue;
+        };
         if d.spec.mode == ForwardMode::Nat {
             used = true;
             let has = nat.is_some_and(|n| n.addresses.iter().any(|a| a.is_v4() == vip.is_v4()));
@@ -241,7 +241,7 @@ fn check_nat(b: &mut Build<'_>, file: &FileConfig, drafts: &[Draft], nat: Option
                      `mode` to \"dnat\" or \"dsr\"",
                     d.spec.name,
                 );
-                b.error(&d.mode_span, what);
+                b.error(mode_span, what);
             }
         }
         if let (Some(n), Some(port)) = (nat, d.port)

@@ -12,11 +12,12 @@ mod workers;
 
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
 
 use toml::Spanned;
 
 use super::Config;
-use super::file::FileConfig;
+use super::file::{FileConfig, Many};
 use crate::base::diag::{Diagnostics, Source, advice};
 use crate::base::tomlfile::{Faulty, Leaf};
 use crate::graph::spec::PipelineSpec;
@@ -120,6 +121,22 @@ impl Build<'_> {
         default
     }
 
+    /// The values of one key. An empty list would mean nothing to one reader, everything to another.
+    fn list<A, T>(
+        &mut self,
+        table: &Range<usize>,
+        key: &str,
+        given: &Many<A>,
+        value: impl Fn(&A) -> T,
+    ) -> Vec<T> {
+        let Some(given) = given else { return Vec::new() };
+        let list = &given.get_ref().0;
+        if list.is_empty() && !self.faulty.contains(table, key) {
+            self.error(&given.span(), format!("the list is empty: leave `{key}` out instead"));
+        }
+        list.iter().map(value).collect()
+    }
+
     /// Checks a name of the writer's choice.
     fn name(&mut self, name: &Spanned<String>) {
         let n = name.get_ref();
@@ -151,6 +168,11 @@ impl Build<'_> {
         }
         found
     }
+}
+
+/// A duration as limits are shown.
+fn show(d: Duration) -> String {
+    if d.is_zero() { "0s".to_string() } else { format!("{d:?}") }
 }
 
 /// Positions of names, in the file's order.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use toml::Spanned;
 
 use super::{Build, id16};
+use crate::base::tomlfile::ROOT;
 use crate::config::file::{FileAttach, FileConfig, FileCopy, FilePort};
 use crate::nic::spec::{AttachMode, BusyPoll, CopyMode, PortSpec};
 use crate::packet::PortId;
@@ -21,7 +22,7 @@ const BUSY_POLL_BUDGET: std::ops::RangeInclusive<i64> = 1..=65_535;
 
 pub fn ports(b: &mut Build<'_>, file: &FileConfig) -> Vec<PortSpec> {
     let list = &file.port.0;
-    if list.is_empty() && !b.faulty.contains(&(0..0), "port") {
+    if list.is_empty() && !b.faulty.contains(&ROOT, "port") {
         b.error(&(0..0), "there is no port: add a `[port.NAME]` with its `interface`");
     }
     if let Some((key, _)) = list.get(PORTS_MAX) {

@@ -140,8 +140,8 @@ fn port_tree(
     }
 }
 
-/// The class of packets that no rule names. An explicit one, since what goes out unshaped by accident
-/// is never noticed.
+/// The class of packets that no rule names. An explicit one, since what goes out unshaped by
+/// accident is never noticed.
 fn default_class(
     b: &mut Build<'_>,
     table: &Spanned<FileQos>,
@@ -323,8 +323,8 @@ fn bytes(b: &mut Build<'_>, given: &Noted<Bytes>, low: u64, default: u64) -> u32
     let given = given.as_ref().map(|g| (g.get_ref().0.0, g.span()));
     let value = match given {
         Some((n, span)) if !(low..=BYTES_MAX).contains(&n) => {
-            let (shown, low) = (ByteSize(n), ByteSize(low));
-            b.error(&span, format!("{shown} is not within {low} (one frame) to 4GiB"));
+            let shown = ByteSize(n);
+            b.error(&span, format!("{shown} is not within {low}B (one frame) to 4GiB"));
             default
         }
         Some((n, _)) => n,

@@ -7,7 +7,8 @@ use toml::Spanned;
 use super::Build;
 use super::classes::{CLASSES_MAX, Classes};
 use crate::base::diag::advice;
-use crate::config::file::{FileConfig, FileRule, Many};
+use crate::base::tomlfile::ROOT;
+use crate::config::file::{FileConfig, FileRule};
 use crate::packet::ClassId;
 use crate::policy::spec::{NamePattern, RuleSpec};
 
@@ -23,7 +24,7 @@ pub fn rules(
         b.error(&one_too_many.span(), format!("there are {RULES_MAX} rules at most"));
     }
     // Without a class tree a class is only a name to count under, so rules may make them up.
-    let free_names = file.qos.0.is_empty() && !b.faulty.contains(&(0..0), "qos");
+    let free_names = file.qos.0.is_empty() && !b.faulty.contains(&ROOT, "qos");
     let mut names: HashMap<String, u32> = HashMap::new();
     let mut catch_all: Option<String> = None;
     let mut specs = Vec::with_capacity(file.rule.len());
@@ -51,28 +52,20 @@ pub fn rules(
 
 fn rule(b: &mut Build<'_>, i: usize, table: &Spanned<FileRule>, class: ClassId) -> RuleSpec {
     let r = table.get_ref();
+    let at = table.span();
     if let Some(name) = &r.name {
         b.name(name);
     }
     RuleSpec {
         name: r.name.as_ref().map_or_else(|| format!("rule-{}", i + 1), |n| n.get_ref().clone()),
-        sni: list(b, &r.sni, |s| s.0.clone()),
-        alpn: list(b, &r.alpn, |a| a.0.clone()),
-        vip: list(b, &r.vip, |a| *a),
-        client: list(b, &r.client, |p| *p),
-        dscp: list(b, &r.dscp, |d| d.0),
-        port: list(b, &r.port, |p| p.0),
+        sni: b.list(&at, "sni", &r.sni, |s| s.0.clone()),
+        alpn: b.list(&at, "alpn", &r.alpn, |a| a.0.clone()),
+        vip: b.list(&at, "vip", &r.vip, |a| *a),
+        client: b.list(&at, "client", &r.client, |p| *p),
+        dscp: b.list(&at, "dscp", &r.dscp, |d| d.0),
+        port: b.list(&at, "port", &r.port, |p| p.0),
         class,
     }
-}
-
-/// The values of one condition. An empty list would hold never or always, depending on the reader.
-fn list<A, T>(b: &mut Build<'_>, given: &Many<A>, value: impl Fn(&A) -> T) -> Vec<T> {
-    let Some(given) = given else { return Vec::new() };
-    if given.get_ref().0.is_empty() {
-        b.error(&given.span(), "the list is empty: leave the key out to match everything");
-    }
-    given.get_ref().0.iter().map(value).collect()
 }
 
 fn is_catch_all(r: &RuleSpec) -> bool {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::{Build, id16, index};
+use super::{Build, id16, index, show};
 use crate::base::Addr;
 use crate::config::file::{FileBind, FileConfig, FileMode, FileProtocol, FileService};
 use crate::forward::spec::{ForwardMode, PoolId, ServiceId, ServiceSpec};
@@ -29,7 +29,8 @@ pub struct Draft {
     pub pool: Option<usize>,
     /// The table's header.
     pub table: Range<usize>,
-    pub mode_span: Range<usize>,
+    /// Where the mode is given; `None` if it was given and could not be read.
+    pub mode_span: Option<Range<usize>>,
 }
 
 pub fn services(b: &mut Build<'_>, file: &FileConfig) -> Vec<Draft> {
@@ -89,7 +90,8 @@ fn service(
         FileMode::Dnat => ForwardMode::Dnat,
         FileMode::Dsr => ForwardMode::Dsr,
     });
-    let show = |d: Duration| format!("{d:?}");
+    let mode_known = !b.faulty.contains(&at, "mode");
+    let mode_span = mode_known.then(|| s.mode.as_ref().map_or(at.clone(), Spanned::span));
     Draft {
         spec: ServiceSpec {
             id: ServiceId(id),
@@ -105,7 +107,7 @@ fn service(
         vip: vip_addr,
         port: port_number,
         pool,
-        mode_span: s.mode.as_ref().map_or(at.clone(), Spanned::span),
+        mode_span,
         table: at,
     }
 }

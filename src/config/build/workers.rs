@@ -1,10 +1,11 @@
 //! `[workers]`.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use toml::Spanned;
 
-use super::Build;
+use super::{Build, show};
 use crate::config::file::{FileConfig, FileIdle, FileOnFailure, FileWorkers};
 use crate::nic::spec::PortSpec;
 use crate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
@@ -28,13 +29,13 @@ const DRAIN: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), Duration::
 pub fn workers(b: &mut Build<'_>, file: &FileConfig, ports: &[PortSpec]) -> WorkersSpec {
     let none = FileWorkers::default();
     let w = file.workers.as_ref().map_or(&none, Spanned::get_ref);
+    let at = file.workers.as_ref().map_or(0..0, Spanned::span);
     let count = b.number(&w.count, 1..=WORKERS_MAX, 1u16);
     let flows_max = b.number(&w.flows_max, FLOWS, FLOWS_DEFAULT);
     let half_open_default = HALF_OPEN_DEFAULT.min(flows_max);
-    let show = |d: Duration| format!("{d:?}");
     WorkersSpec {
         count,
-        cores: cores(b, w, count),
+        cores: cores(b, w, &at, count),
         idle: match w.idle {
             Some(FileIdle::Busy) => IdleStrategy::Busy,
             Some(FileIdle::Adaptive) | None => IdleStrategy::Adaptive,
@@ -60,7 +61,7 @@ pub fn workers(b: &mut Build<'_>, file: &FileConfig, ports: &[PortSpec]) -> Work
 }
 
 /// Whether the machine has these cores is seen at start.
-fn cores(b: &mut Build<'_>, w: &FileWorkers, count: u16) -> Vec<usize> {
+fn cores(b: &mut Build<'_>, w: &FileWorkers, table: &Range<usize>, count: u16) -> Vec<usize> {
     let Some(list) = &w.cores else { return Vec::new() };
     let mut cores: Vec<usize> = Vec::new();
     for core in list.get_ref() {
@@ -75,9 +76,9 @@ fn cores(b: &mut Build<'_>, w: &FileWorkers, count: u16) -> Vec<usize> {
         }
     }
     let given = list.get_ref().len();
-    if given != 0 && given != usize::from(count) {
+    if given != 0 && given != usize::from(count) && !b.faulty.contains(table, "cores") {
         let what =
-            format!("{given} cores for {count} workers: give each worker one, or leave it out");
+            format!("cores for {given} of {count} workers: give one to each, or leave this out");
         b.error(&list.span(), what);
     }
     cores
@@ -88,7 +89,8 @@ fn frames(b: &mut Build<'_>, w: &FileWorkers, ports: &[PortSpec]) -> u32 {
     let rings: u32 = ports.iter().map(|p| p.rx_ring.saturating_add(p.tx_ring)).sum();
     let needed = rings.saturating_add(FRAMES_RESERVE);
     let Some(given) = &w.frames else {
-        return FRAMES_DEFAULT.max(needed.saturating_mul(2).next_power_of_two());
+        // Half as much again, so that queues have room beside full rings.
+        return FRAMES_DEFAULT.max((needed + needed / 2).next_power_of_two());
     };
     let frames = b.number(&w.frames, 1..=FRAMES_MAX, FRAMES_DEFAULT);
     if frames < needed {

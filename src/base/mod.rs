@@ -7,6 +7,7 @@
 pub mod addr;
 pub mod diag;
 pub mod hash;
+pub mod index;
 #[allow(unsafe_code)] // the room's owner of raw memory; see ARCHITECTURE.md, "Unsafe"
 pub mod mem;
 pub mod time;

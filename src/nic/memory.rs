@@ -167,15 +167,15 @@ pub struct RecyclePort<F, S> {
     stats: PortStats,
 }
 
-impl<F: FnMut(&mut [u8]) -> usize> RecyclePort<F> {
+impl<F: FnMut(&mut [u8]) -> usize, S: FnMut(&[u8])> RecyclePort<F, S> {
     /// `fill` writes the next packet and returns its length, 0 where there is none now; `burst`
-    /// bounds what one call receives.
-    pub fn new(burst: usize, fill: F) -> RecyclePort<F> {
-        RecyclePort { fill, burst, stats: PortStats::default() }
+    /// bounds what one call receives; `sink` sees each packet that is sent.
+    pub fn new(burst: usize, fill: F, sink: S) -> RecyclePort<F, S> {
+        RecyclePort { fill, sink, burst, stats: PortStats::default() }
     }
 }
 
-impl<F: FnMut(&mut [u8]) -> usize> Port for RecyclePort<F> {
+impl<F: FnMut(&mut [u8]) -> usize, S: FnMut(&[u8])> Port for RecyclePort<F, S> {
     #[inline]
     fn rx_burst(
         &mut self,

@@ -68,7 +68,7 @@ counters! {
     flows_opened,
     /// Flows removed for their age.
     flows_expired,
-    /// Partial checksums completed.
+    /// Packets whose partial checksum was completed.
     checksums_completed,
     /// Flows whose TLS server name was read.
     names_found,

@@ -7,8 +7,8 @@ use super::net::{Host, Outbox};
 use super::tcp::{Conn, Endpoint, Segment, State};
 use crate::base::{Addr, Nanos};
 use crate::packet::build::{LinkSpec, UdpSpec, udp_packet};
-use crate::packet::parse::{ParseOptions, parse};
 use crate::packet::{FlowKey, PacketMeta, tcp, udp};
+use crate::packet::{ParseOptions, parse};
 
 /// A request of `bytes` bytes; what it asks for follows from its bytes, see [`answer_to`].
 fn request(port: u16, bytes: usize) -> Vec<u8> {

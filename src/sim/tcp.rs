@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::base::{Addr, Nanos, Seed};
 use crate::packet::build::{LinkSpec, TcpSpec, tcp_packet};
-use crate::packet::parse::{ParseOptions, parse};
 use crate::packet::tcp::flag;
 use crate::packet::{PacketMeta, tcp};
+use crate::packet::{ParseOptions, parse};
 
 /// Payload of one segment at most.
 const SEGMENT_BYTES: usize = 1_000;

@@ -17,8 +17,8 @@ use crate::nic::Port;
 use crate::nic::spec::PortSpec;
 use crate::observe::SharedStats;
 use crate::packet::FramePool;
+use crate::packet::ParseOptions;
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::parse::ParseOptions;
 use crate::qos::Scheduler;
 use crate::qos::spec::PortQosSpec;
 
@@ -74,7 +74,7 @@ impl Blueprint<'_> {
             names: Names::new(NAMES_MAX, seed),
             snapshot: self.snapshot.clone(),
             pipeline: Pipeline::compile(self.pipeline, seed),
-            parking: Parking::new(),
+            parking: Parking::new(Arc::clone(own.pool.arena())),
             icmp_limit: IcmpLimiter::default(),
             handover: own.handover,
             control: own.control,

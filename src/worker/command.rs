@@ -266,17 +266,17 @@ impl<P: Port> Worker<P> {
 
     /// Sends the packets whose neighbour is known by now.
     fn retry_parked(&mut self, now: Nanos) {
-        let Worker { parts, arena, counters, unparked, .. } = self;
-        parts.parking.retry(&parts.snapshot.routes, arena, unparked);
+        let Worker { parts, counters, unparked, .. } = self;
+        parts.parking.retry(now, &parts.snapshot.routes, unparked);
         for packet in unparked.drain(..) {
             parts.dispatch(now, counters, packet);
         }
     }
 
     /// Tells the control plane which neighbours packets wait for.
-    pub(super) fn ask_for_neighbours(&mut self, now: Nanos) {
+    pub(super) fn ask_for_neighbours(&mut self) {
         while self.parts.control.has_room(EVENTS_RESERVED)
-            && let Some((port, addr)) = self.parts.parking.wanted(now)
+            && let Some((port, addr)) = self.parts.parking.wanted()
         {
             self.parts.control.tell(WorkerEvent::Wanted(port, addr));
         }

@@ -4,8 +4,8 @@ use super::egress::EgressQueue;
 use crate::base::Nanos;
 use crate::nic::Port;
 use crate::observe::{Counters, PortGauges};
+use crate::packet::ParseOptions;
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::parse::ParseOptions;
 use crate::packet::{DropReason, Frame, FramePool};
 use crate::qos::Queued;
 

@@ -8,15 +8,12 @@ use super::side::Side;
 use crate::base::Nanos;
 use crate::base::mem::Arena;
 use crate::flow::{FlowTable, Names};
-use crate::forward::parking::PARKED_MAX;
 use crate::forward::{IcmpLimiter, Parking};
 use crate::graph::{Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
 use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::meta::PacketFlags;
-use crate::packet::parse::{complete_checksum, parse};
-use crate::packet::{Batch, DropReason, Frame, FramePool, Packet, PacketMeta, Verdict};
+use crate::packet::{Batch, DropReason, Frame, FramePool, Packet, PacketMeta, Verdict, parse};
 use crate::qos::Queued;
 
 /// Frames that stay out of queues, so that packets can always be received and answered.
@@ -65,7 +62,7 @@ pub struct Worker<P> {
 impl<P: Port> Worker<P> {
     pub fn new(parts: WorkerParts<P>) -> Worker<P> {
         let port_gauges = vec![PortGauges::default(); parts.sides.len()];
-        let unparked = Vec::with_capacity(PARKED_MAX);
+        let unparked = Vec::with_capacity(parts.parking.capacity());
         Worker {
             arena: Arc::clone(parts.pool.arena()),
             parts,
@@ -134,10 +131,6 @@ impl<P: Port> Worker<P> {
                 counters.drop(reason);
                 parts.pool.put(frame);
                 continue;
-            }
-            if meta.flags.has(PacketFlags::PARTIAL_CHECKSUM) {
-                complete_checksum(bytes, &mut meta);
-                counters.checksums_completed += 1;
             }
             let packet = Packet { frame, meta };
             if workers > 1 {
@@ -226,7 +219,7 @@ impl<P: Port> Worker<P> {
             counters.drop(DropReason::NeighbourUnresolved);
             parts.pool.put(packet.frame);
         }
-        self.ask_for_neighbours(now);
+        self.ask_for_neighbours();
     }
 
     /// Publishes the counters; the loop's owner calls it before it sleeps.

@@ -24,7 +24,8 @@ fn compile(source: &Path, out: &Path) -> Result<(), String> {
     let result = Command::new(&clang)
         // -g keeps the BTF that the maps are defined by.
         .args(["-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror"])
-        // Debian keeps asm/types.h in a folder of the architecture, which this target doesn't search.
+        // Debian keeps asm/types.h in a folder of the architecture, which this target doesn't
+        // search.
         .arg(format!("-I/usr/include/{arch}-linux-gnu"))
         .arg("-c")
         .arg(source)

@@ -19,14 +19,14 @@ use crate::base::mem::Slot;
 use crate::packet::{FramePool, PortId};
 use crate::worker::spec::{OnFailure, WorkersSpec};
 
-/// Oldest kernel with all that is used: `bpf_link` for XDP (5.9), mapped BPF arrays, one memory region
-/// for several devices (5.10).
+/// Oldest kernel with all that is used: `bpf_link` for XDP (5.9), mapped BPF arrays, one memory
+/// region for several devices (5.10).
 const KERNEL_MIN: (u32, u32) = (5, 10);
 const KERNEL_MIN_TEXT: &str = "5.10";
 /// Frames of a worker that must remain when the receive rings are full.
 const FRAMES_SPARE: u32 = 64;
-/// Bytes of the kernel's send buffer for each descriptor of the transmit ring: in copy mode it holds a
-/// packet's copy and its `sk_buff`.
+/// Bytes of the kernel's send buffer for each descriptor of the transmit ring: in copy mode it
+/// holds a packet's copy and its `sk_buff`.
 const SEND_BUFFER_PER_DESCRIPTOR: u32 = 2_304;
 
 /// What a port was asked for and what it got.
@@ -66,8 +66,8 @@ pub struct Nic {
 /// Opens a socket on every queue of every port. Nothing is steered to them before the tables of
 /// [`Steer`] are set and the workers' hearts beat.
 ///
-/// Worker `w` of `n` gets the queues `w`, `w + n`, ... of each port. `state_dir` keeps the note of what
-/// is changed on the interfaces, for restoring it after a crash.
+/// Worker `w` of `n` gets the queues `w`, `w + n`, ... of each port. `state_dir` keeps the note of
+/// what is changed on the interfaces, for restoring it after a crash.
 ///
 /// # Errors
 /// See [`NicError`]; everything is undone then.
@@ -187,8 +187,8 @@ fn prepare(
 
 type Opened = (Vec<Vec<XskPort>>, Vec<FramePool>);
 
-/// Zero-copy is the region's property, decided by the first socket: where a later port can't follow,
-/// all start again with copying.
+/// Zero-copy is the region's property, decided by the first socket: where a later port can't
+/// follow, all start again with copying.
 fn open_sockets(
     specs: &[PortSpec],
     workers: &WorkersSpec,

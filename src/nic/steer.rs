@@ -87,8 +87,8 @@ impl Steer {
         Ok(result)
     }
 
-    /// Sets when a worker counts as dead, what happens to our packets then, who is in the canary share
-    /// of transit traffic (hundredths of a percent), and how many workers share the queues.
+    /// Sets when a worker counts as dead, what happens to our packets then, who is in the canary
+    /// share of transit traffic (hundredths of a percent), and how many workers share the queues.
     ///
     /// # Errors
     /// The kernel refusing the map update.

@@ -18,8 +18,8 @@ const HUGE_PAGE: u64 = 2 << 20;
 pub struct Umem {
     pub(super) xsk: XskUmem,
     pub(super) arena: Arc<Arena>,
-    /// The descriptor of each slot, its data at [`HEADROOM`], which is where the kernel puts received
-    /// packets too: xsk-rs lets nobody else make descriptors.
+    /// The descriptor of each slot, its data at [`HEADROOM`], which is where the kernel puts
+    /// received packets too: xsk-rs lets nobody else make descriptors.
     pub(super) descs: Arc<[FrameDesc]>,
 }
 
@@ -67,9 +67,9 @@ impl Umem {
             NicError::from_io(what(), source)
         })?;
         let base = base_of(&xsk, &mut descs);
-        // SAFETY: the region has `count` frames of `frame_size` bytes and stays mapped while a clone of
-        // `xsk` lives; only sockets of this module hand its frames to the kernel, by slots whose
-        // handles they hold.
+        // SAFETY: the region has `count` frames of `frame_size` bytes and stays mapped while a
+        // clone of `xsk` lives; only sockets of this module hand its frames to the kernel, by slots
+        // whose handles they hold.
         let (arena, slots) =
             unsafe { Arena::adopt(base, count.get(), spec.frame_size, Box::new(xsk.clone())) };
         Ok((Umem { xsk, arena, descs: descs.into() }, slots))

@@ -45,7 +45,8 @@ pub(super) struct Queue {
     pub(super) missing: u32,
 }
 
-/// What one worker drives of one interface: its receive queues, and the transmit queue of the first.
+/// What one worker drives of one interface: its receive queues, and the transmit queue of the
+/// first.
 pub struct XskPort {
     id: PortId,
     umem: Umem,
@@ -135,7 +136,8 @@ impl XskPort {
         got
     }
 
-    /// The handle of a slot that the kernel gives back, the offset within it, and what it was lent as.
+    /// The handle of a slot that the kernel gives back, the offset within it, and what it was lent
+    /// as.
     #[inline]
     fn take_back(&mut self, addr: usize, len: usize) -> Option<(Slot, usize, u16)> {
         let size = self.umem.arena.slot_size() as usize;
@@ -174,8 +176,8 @@ impl XskPort {
             if n == 0 {
                 break;
             }
-            // SAFETY: the frames are this region's and their handles were given up just now; the ring
-            // has room for them all.
+            // SAFETY: the frames are this region's and their handles were given up just now; the
+            // ring has room for them all.
             let given = unsafe { queue.fill.produce(&self.scratch[..n]) };
             debug_assert_eq!(given, n);
             queue.missing -= n as u32;
@@ -365,8 +367,8 @@ impl Port for XskPort {
         self.queues.clear();
         for (index, lent) in self.lent.iter_mut().enumerate() {
             if std::mem::replace(lent, NOT_LENT) != NOT_LENT {
-                // SAFETY: the handle was given up when the entry was set; nothing is redirected to the
-                // sockets any more and they are closed, so the kernel is done with the frame.
+                // SAFETY: the handle was given up when the entry was set; nothing is redirected to
+                // the sockets any more and they are closed, so the kernel is done with the frame.
                 pool.put_slot(unsafe { self.umem.arena.slot_from_raw(index as u32) });
             }
         }
@@ -396,7 +398,8 @@ fn realign(umem: &Umem, frame: &mut Frame) {
 }
 
 fn wake_rx(fd: RawFd) {
-    // SAFETY: nothing is read into memory; a socket that is gone yields an error, which is no matter.
+    // SAFETY: nothing is read into memory; a socket that is gone yields an error, which is no
+    // matter.
     unsafe {
         libc::recvfrom(
             fd,

@@ -228,7 +228,8 @@ static __always_inline int is_link_scope(const struct tg_addr *a)
 	return a->hi >> 56 == 0xff || a->hi >> 54 == 0xfe80 >> 6;
 }
 
-// Ports of TCP and UDP; the identifier of an ICMP echo in both. Returns 0 where the packet is too short.
+// Ports of TCP and UDP; the identifier of an ICMP echo in both. Returns 0 where the packet is too
+// short.
 static __always_inline int parse_transport(struct packet *p, void *l4, void *end)
 {
 	if (p->later_fragment)

@@ -57,8 +57,8 @@ pub struct HeartbeatLine {
 #[repr(transparent)]
 pub struct AddrKey(pub Addr);
 
-// SAFETY: plain integers without implicit padding (`layouts_agree` compares size and offsets with the
-// C side), and any bit pattern is a value.
+// SAFETY: plain integers without implicit padding (`layouts_agree` compares size and offsets with
+// the C side), and any bit pattern is a value.
 unsafe impl aya::Pod for Endpoint {}
 // SAFETY: as above.
 unsafe impl aya::Pod for AddrInfo {}

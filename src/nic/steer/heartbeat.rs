@@ -27,8 +27,8 @@ unsafe impl Sync for HeartbeatPage {}
 
 impl HeartbeatPage {
     pub(super) fn map(fd: BorrowedFd<'_>) -> io::Result<HeartbeatPage> {
-        // SAFETY: a new shared mapping of a BPF array that was created with BPF_F_MMAPABLE and has at
-        // least PAGE_LEN bytes of values.
+        // SAFETY: a new shared mapping of a BPF array that was created with BPF_F_MMAPABLE and has
+        // at least PAGE_LEN bytes of values.
         let p = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -47,8 +47,8 @@ impl HeartbeatPage {
 
     fn line(&self, worker: u16) -> &HeartbeatLine {
         let index = usize::from(worker) % MAX_WORKERS as usize;
-        // SAFETY: `index` is inside the mapping, which lives as long as `self`; the kernel side only
-        // reads, this side writes the atomic only.
+        // SAFETY: `index` is inside the mapping, which lives as long as `self`; the kernel side
+        // only reads, this side writes the atomic only.
         unsafe { self.base.add(index).as_ref() }
     }
 }
@@ -75,7 +75,8 @@ impl Heartbeat {
     }
 
     /// Says that the worker lives. Cheap enough for every loop: the stamp is written once a
-    /// millisecond of `now`, the worker's own clock, and taken from the clock that the programs read.
+    /// millisecond of `now`, the worker's own clock, and taken from the clock that the programs
+    /// read.
     #[inline]
     pub fn beat(&mut self, now: Nanos) {
         if now.since(self.last) >= BEAT_INTERVAL_NS {

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod base;
 pub mod config;
+pub mod control;
 pub mod flow;
 pub mod forward;
 pub mod graph;

@@ -1,0 +1,10 @@
+//! The command line, the control socket and the metrics page.
+
+pub mod cli;
+pub mod client;
+pub mod logs;
+pub mod metrics;
+pub mod protocol;
+pub mod server;
+pub mod show;
+pub mod table;

@@ -1,0 +1,3 @@
+//! The stages, a file each.
+
+pub mod tap;

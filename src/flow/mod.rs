@@ -2,5 +2,7 @@
 
 pub mod names;
 pub mod reassembly;
+pub mod sightings;
 
 pub use names::Names;
+pub use sightings::{Sighting, Sightings};

@@ -1,0 +1,3 @@
+//! The command line and what its commands do.
+
+pub mod pktgen;

@@ -2,6 +2,8 @@
 
 pub mod cli;
 pub mod client;
+pub mod demo;
+pub mod doctor;
 pub mod logs;
 pub mod metrics;
 pub mod protocol;

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod doctor;
 pub mod logs;
 pub mod metrics;
+pub mod pktgen;
 pub mod protocol;
 pub mod server;
 pub mod show;

@@ -23,9 +23,9 @@ pub enum NicError {
     KernelTooOld { found: String, needed: &'static str },
     #[error(
         "interface {interface} has {have} {what} queues for {workers} workers, each needs one of \
-         its own: `{command}`, or fewer workers"
+         its own: `{fix}`, or fewer workers"
     )]
-    TooFewQueues { interface: String, have: u32, what: &'static str, workers: u16, command: String },
+    TooFewQueues { interface: String, have: u32, what: &'static str, workers: u16, fix: String },
     #[error("interface {interface} has {have} receive queues, over the limit of {limit}")]
     TooManyQueues { interface: String, have: u32, limit: u32 },
     #[error("interface {interface}: {mode} XDP refused: {source}{hint}")]

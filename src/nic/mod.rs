@@ -5,6 +5,7 @@ pub mod ethtool;
 pub mod link;
 pub mod memory;
 pub mod open;
+pub mod pcap;
 pub mod port;
 pub mod restore;
 pub mod spec;

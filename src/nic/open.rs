@@ -12,7 +12,7 @@ use super::ethtool::{Channels, Ethtool, Offload};
 use super::link;
 use super::restore::Changes;
 use super::spec::{BusyPoll, CopyMode, PortSpec};
-use super::steer::{MAX_QUEUES, MAX_WORKERS, Sockets, Steer};
+use super::steer::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, Sockets, Steer};
 use super::umem::{Umem, UmemSpec};
 use super::xsk::{Queue, XskPort, XskPortParts};
 use crate::base::mem::Slot;
@@ -77,7 +77,7 @@ pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Resu
     let channels = check_ports(specs, workers, &ethtool)?;
     let mut changes = Changes::new(state_dir)
         .map_err(|e| NicError::from_io(format!("writing to {}", state_dir.display()), e))?;
-    let mut steer = Steer::new();
+    let mut steer = Steer::new(workers.count);
     let mut modes = Vec::with_capacity(specs.len());
     let mut sockets = Vec::with_capacity(specs.len());
     let lasting = workers.on_failure == OnFailure::Drop;
@@ -87,9 +87,7 @@ pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Resu
         sockets.push(to);
     }
     let opened = open_sockets(specs, workers, &mut modes, &sockets)?;
-    let drop_on_failure = workers.on_failure == OnFailure::Drop;
-    let share = super::steer::SHARE_ALL as u16;
-    steer.set_config(workers.heartbeat_limit, drop_on_failure, share, workers.count)?;
+    steer.set_config(workers.heartbeat_limit, workers.on_failure, SHARE_ALL as u16)?;
     Ok(Nic { ports: opened.0, pools: opened.1, modes, steer, changes })
 }
 
@@ -135,8 +133,8 @@ fn check_queues(interface: &str, channels: &Channels, workers: u16) -> Result<()
     }
     for (what, have) in [("receive", channels.receive()), ("transmit", channels.transmit())] {
         if have < most.min(MAX_WORKERS) {
-            let command = channels.command(&interface, most);
-            return Err(NicError::TooFewQueues { interface, have, what, workers, command });
+            let fix = channels.command(&interface, most);
+            return Err(NicError::TooFewQueues { interface, have, what, workers, fix });
         }
     }
     Ok(())

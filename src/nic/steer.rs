@@ -21,16 +21,17 @@ use program::Program;
 use super::error::NicError;
 use super::spec::AttachMode;
 use crate::base::{Addr, Prefix};
+use crate::worker::spec::OnFailure;
 
 /// A service's address, or a DNAT backend's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SteerEndpoint {
+pub struct VipEntry {
     pub addr: Addr,
     pub port: u16,
     /// IP protocol number.
     pub proto: u8,
     /// Share of clients that is ours, in hundredths of a percent.
-    pub share: u16,
+    pub canary_share: u16,
 }
 
 /// An address whose ports `first` to `last` (inclusive) our NAT uses as sources.
@@ -55,17 +56,19 @@ impl SteerStats {
 }
 
 /// The programs of all interfaces. Dropping it detaches them.
-#[derive(Default)]
 pub struct Steer {
+    workers: u16,
     programs: Vec<Program>,
-    vips: Vec<SteerEndpoint>,
+    vips: Vec<VipEntry>,
     nat: Vec<NatRange>,
     local: Vec<Addr>,
 }
 
 impl Steer {
-    pub fn new() -> Steer {
-        Steer::default()
+    /// Attached nowhere yet. Queue `q` of each interface belongs to worker `q % workers`.
+    pub fn new(workers: u16) -> Steer {
+        let (programs, vips, nat, local) = Default::default();
+        Steer { workers, programs, vips, nat, local }
     }
 
     /// Loads a program and attaches it to an interface. It passes everything until it is told more.
@@ -87,23 +90,25 @@ impl Steer {
         Ok(result)
     }
 
-    /// Sets when a worker counts as dead, what happens to our packets then, who is in the canary
-    /// share of transit traffic (hundredths of a percent), and how many workers share the queues.
+    /// Sets when a worker counts as dead, what happens to our packets then, and which share of
+    /// transit flows is ours (hundredths of a percent).
+    ///
+    /// `on_failure` takes effect on a dead process only as the programs were attached: see
+    /// [`Steer::attach`].
     ///
     /// # Errors
     /// The kernel refusing the map update.
     pub fn set_config(
         &mut self,
         heartbeat_limit: Duration,
-        drop_on_failure: bool,
+        on_failure: OnFailure,
         transit_share: u16,
-        workers: u16,
     ) -> Result<(), NicError> {
         let config = Config {
             heartbeat_limit_ns: u64::try_from(heartbeat_limit.as_nanos()).unwrap_or(u64::MAX),
-            on_failure: u32::from(drop_on_failure),
+            on_failure: u32::from(on_failure == OnFailure::Drop),
             transit_share: u32::from(transit_share),
-            workers: u32::from(workers),
+            workers: u32::from(self.workers),
             pad: 0,
         };
         self.programs.iter_mut().try_for_each(|p| p.set_config(config))
@@ -113,7 +118,7 @@ impl Steer {
     ///
     /// # Errors
     /// More than the map holds, or the kernel refusing the update.
-    pub fn set_vips(&mut self, vips: &[SteerEndpoint]) -> Result<(), NicError> {
+    pub fn set_vips(&mut self, vips: &[VipEntry]) -> Result<(), NicError> {
         self.vips = vips.to_vec();
         let wanted = endpoints(vips);
         // The services first: an address without its service is passed or routed, not steered.
@@ -135,7 +140,7 @@ impl Steer {
     ///
     /// # Errors
     /// As [`Steer::set_vips`].
-    pub fn set_returns(&mut self, backends: &[SteerEndpoint]) -> Result<(), NicError> {
+    pub fn set_returns(&mut self, backends: &[VipEntry]) -> Result<(), NicError> {
         let wanted = endpoints(backends);
         self.programs.iter_mut().try_for_each(|p| p.set_returns(&wanted))
     }
@@ -180,17 +185,17 @@ impl Steer {
     }
 }
 
-fn endpoints(list: &[SteerEndpoint]) -> HashMap<Endpoint, u32> {
+fn endpoints(list: &[VipEntry]) -> HashMap<Endpoint, u32> {
     let mut map = HashMap::with_capacity(list.len());
     for e in list {
         let key = Endpoint { addr: e.addr, port: e.port, proto: e.proto, pad: [0; 5] };
         let share = map.entry(key).or_insert(0);
-        *share = u32::from(e.share).max(*share);
+        *share = u32::from(e.canary_share).max(*share);
     }
     map
 }
 
-fn addr_infos(local: &[Addr], vips: &[SteerEndpoint], nat: &[NatRange]) -> HashMap<Addr, AddrInfo> {
+fn addr_infos(local: &[Addr], vips: &[VipEntry], nat: &[NatRange]) -> HashMap<Addr, AddrInfo> {
     let fresh = AddrInfo { fragment_share: SHARE_ALL, ..AddrInfo::default() };
     let mut map: HashMap<Addr, AddrInfo> = HashMap::new();
     for &addr in local {
@@ -199,7 +204,7 @@ fn addr_infos(local: &[Addr], vips: &[SteerEndpoint], nat: &[NatRange]) -> HashM
     for vip in vips {
         let info = map.entry(vip.addr).or_insert(fresh);
         info.flags |= ADDR_VIP;
-        info.fragment_share = info.fragment_share.min(u32::from(vip.share));
+        info.fragment_share = info.fragment_share.min(u32::from(vip.canary_share));
     }
     for range in nat {
         let info = map.entry(range.addr).or_insert(fresh);
@@ -214,8 +219,8 @@ fn addr_infos(local: &[Addr], vips: &[SteerEndpoint], nat: &[NatRange]) -> HashM
 mod tests {
     use super::*;
 
-    fn vip(addr: &str, port: u16, share: u16) -> SteerEndpoint {
-        SteerEndpoint { addr: addr.parse().expect("literal"), port, proto: 6, share }
+    fn vip(addr: &str, port: u16, canary_share: u16) -> VipEntry {
+        VipEntry { addr: addr.parse().expect("literal"), port, proto: 6, canary_share }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! How AF_XDP ports come and go: errors at opening, what is left after closing and after SIGKILL.
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -155,8 +154,12 @@ const CHILD: &str = "NIC_LIFECYCLE_CHILD";
 #[ignore = "run by other tests, in a process of its own"]
 fn child() {
     let Ok(role) = std::env::var(CHILD) else { return };
-    let (on_failure, dir) = role.split_once(' ').expect("two words");
-    let on_failure = if on_failure == "drop" { OnFailure::Drop } else { OnFailure::Pass };
+    let (role, dir) = role.split_once(' ').expect("two words");
+    if role == "nobody" {
+        const NOBODY: u32 = 65534;
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(NOBODY)).expect("setuid");
+    }
+    let on_failure = if role == "drop" { OnFailure::Drop } else { OnFailure::Pass };
     let workers = WorkersSpec { on_failure, ..workers_spec(1) };
     match open(&[port_spec(0, "v0")], &workers, Path::new(dir)) {
         Ok(_nic) => {
@@ -210,21 +213,12 @@ fn a_kill_leaves_what_the_next_start_restores() {
 
 #[test]
 fn missing_privileges_are_named() {
-    const NOBODY: u32 = 65534;
     with_veth(1, || {
-        // The build's own folder may be out of that user's reach.
         let state = tempfile::tempdir().expect("directory");
         let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(state.path(), open_to_all).expect("permissions");
-        let exe = state.path().join("child");
-        std::fs::copy(std::env::current_exe().expect("own path"), &exe).expect("copy");
-        let output = Command::new(&exe)
-            .args(["--ignored", "--exact", "lifecycle::child", "--nocapture"])
-            .env(CHILD, format!("pass {}", state.path().display()))
-            .uid(NOBODY)
-            .output()
-            .expect("run");
-        let said = String::from_utf8_lossy(&output.stdout);
+        let (mut child, said) = spawn_child(&format!("nobody {}", state.path().display()));
+        child.wait().expect("wait");
         assert!(said.contains("refused: ") && said.contains("CAP_NET_ADMIN"), "{said}");
         assert!(!has_program("v0"));
     });

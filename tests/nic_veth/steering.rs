@@ -10,7 +10,8 @@ use crate::packets::{
 use tidegate::base::{Addr, Nanos};
 use tidegate::nic::Port;
 use tidegate::nic::spec::AttachMode;
-use tidegate::nic::steer::{NatRange, SHARE_ALL, SteerEndpoint, SteerReason, kernel_now};
+use tidegate::nic::steer::{NatRange, SHARE_ALL, SteerReason, VipEntry, kernel_now};
+use tidegate::worker::spec::OnFailure;
 
 const CLIENT: V4 = ([198, 51, 100, 7], 40_000);
 const VIP: V4 = ([203, 0, 113, 1], 443);
@@ -22,8 +23,8 @@ fn addr(bytes: [u8; 4]) -> Addr {
     std::net::Ipv4Addr::from(bytes).into()
 }
 
-fn endpoint(at: V4, proto: u8, share: u32) -> SteerEndpoint {
-    SteerEndpoint { addr: addr(at.0), port: at.1, proto, share: share as u16 }
+fn endpoint(at: V4, proto: u8, share: u32) -> VipEntry {
+    VipEntry { addr: addr(at.0), port: at.1, proto, canary_share: share as u16 }
 }
 
 /// Packets cross in both directions on both queues, and all frames come back.
@@ -71,10 +72,8 @@ fn packets_cross_generically() {
 fn configured() -> Side {
     let mut a = Side::open("v0", 1, AttachMode::Native);
     let steer = &mut a.nic.steer;
-    let vip6 = SteerEndpoint {
-        addr: "2001:db8::1".parse().expect("literal"),
-        ..endpoint(VIP, 6, SHARE_ALL)
-    };
+    let vip6 =
+        VipEntry { addr: "2001:db8::1".parse().expect("literal"), ..endpoint(VIP, 6, SHARE_ALL) };
     steer.set_vips(&[endpoint(VIP, 6, SHARE_ALL), vip6]).expect("vips");
     steer.set_nat(&[NatRange { addr: addr(NAT), first: 20_000, last: 29_999 }]).expect("nat");
     steer.set_returns(&[endpoint(BACKEND, 6, SHARE_ALL)]).expect("returns");
@@ -219,7 +218,7 @@ fn a_silent_worker_is_bypassed() {
         let steer = &mut a.nic.steer;
         steer.set_vips(&[endpoint(vip, 17, SHARE_ALL)]).expect("vips");
         let limit = Duration::from_secs(3600);
-        steer.set_config(limit, false, SHARE_ALL as u16, 1).expect("config");
+        steer.set_config(limit, OnFailure::Pass, SHARE_ALL as u16).expect("config");
         let packet = [udp(CLIENT, vip)];
 
         b.send(0, &packet);
@@ -227,7 +226,10 @@ fn a_silent_worker_is_bypassed() {
         assert!(kernel.recv(&mut buffer).is_err(), "the kernel got a packet of ours");
 
         // The machine may have been up for less than the limit: be older than that.
-        a.nic.steer.set_config(Duration::from_millis(50), false, SHARE_ALL as u16, 1).expect("set");
+        a.nic
+            .steer
+            .set_config(Duration::from_millis(50), OnFailure::Pass, SHARE_ALL as u16)
+            .expect("set");
         std::thread::sleep(Duration::from_millis(80));
         b.send(0, &packet);
         assert_eq!(a.count(SteerReason::StalePass), 1);
@@ -237,7 +239,10 @@ fn a_silent_worker_is_bypassed() {
         b.send(0, &packet);
         same(&a.receive(0, 1), &packet);
 
-        a.nic.steer.set_config(Duration::from_millis(50), true, SHARE_ALL as u16, 1).expect("set");
+        a.nic
+            .steer
+            .set_config(Duration::from_millis(50), OnFailure::Drop, SHARE_ALL as u16)
+            .expect("set");
         a.beats[0].stamp(Nanos(kernel_now().0 - 60_000_000));
         b.send(0, &packet);
         assert_eq!(a.count(SteerReason::StaleDrop), 1);
@@ -264,7 +269,7 @@ fn the_canary_share_is_met_in_both_directions() {
         steer.set_returns(&[endpoint(BACKEND, 6, SHARE)]).expect("returns");
         let transit = ["192.0.2.0/24", "198.51.100.0/24"].map(|p| p.parse().expect("literal"));
         steer.set_transit(&transit).expect("transit");
-        steer.set_config(Duration::from_secs(60), false, SHARE as u16, 1).expect("config");
+        steer.set_config(Duration::from_secs(60), OnFailure::Pass, SHARE as u16).expect("config");
         let client = |i: u16| (CLIENT.0, 1024 + i);
         let mut steered = |packet: &dyn Fn(u16) -> Vec<u8>, port_at: usize| -> Vec<u16> {
             let mut ports = Vec::new();

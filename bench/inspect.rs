@@ -113,8 +113,12 @@ fn decide(specs: &[RuleSpec]) -> Box<dyn FnMut() -> f64> {
     })
 }
 
+fn tenant(i: usize) -> String {
+    format!("tenant-{i}.llm.example.com")
+}
+
 fn name(i: usize) -> String {
-    format!("tenant-{i}.inference.example.com")
+    format!("api.{}", tenant(i))
 }
 
 /// Rules by one kind of condition, and by several.
@@ -124,7 +128,7 @@ fn rule_sets(count: usize) -> [(&'static str, Vec<RuleSpec>); 4] {
     let prefix = |i: usize| Prefix::new(Addr::v4(0x0a00_0000 | (i as u32) << 8), 24);
     let client = |i| vec![prefix(i).expect("24 bits")];
     let exact = |i| vec![NamePattern::Exact(name(i))];
-    let suffix = |i| vec![NamePattern::Suffix(format!("below.{}", name(i)))];
+    let suffix = |i| vec![NamePattern::Suffix(tenant(i))];
     let empty = RuleSpec::default;
     [
         ("exact name", rules(&|i| RuleSpec { sni: exact(i), class: class(i), ..empty() })),

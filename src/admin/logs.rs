@@ -24,8 +24,7 @@ pub fn start(level: Option<&str>, format: LogFormat) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(directives)
         .map_err(|e| format!("log level `{directives}`: {e}"))?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match format {
         LogFormat::Text => {
             let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());

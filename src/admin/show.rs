@@ -221,7 +221,14 @@ fn flows(a: &FlowsView) -> String {
 
 fn services(lines: &[ServiceView]) -> String {
     let mut table = Table::new(&[
-        "service", "address", "proto", "mode", "pool", ">backends", ">canary", ">idle limit",
+        "service",
+        "address",
+        "proto",
+        "mode",
+        "pool",
+        ">backends",
+        ">canary",
+        ">idle limit",
     ]);
     for s in lines {
         table.row([
@@ -264,8 +271,19 @@ fn backends(lines: &[BackendView]) -> String {
 
 fn ports(a: &PortsAnswer) -> String {
     let mut table = Table::new(&[
-        "port", "interface", "state", "xdp", "frames", "busy poll", ">queues", ">mtu", "mac",
-        ">rx packets", ">tx packets", ">missed", ">backlog",
+        "port",
+        "interface",
+        "state",
+        "xdp",
+        "frames",
+        "busy poll",
+        ">queues",
+        ">mtu",
+        "mac",
+        ">rx packets",
+        ">tx packets",
+        ">missed",
+        ">backlog",
     ]);
     let mut steered = Table::new(&["port", ">packets", "steered"]);
     for PortLine { port: p, traffic } in &a.ports {

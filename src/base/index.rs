@@ -1,6 +1,6 @@
 //! An index from hashes to positions, for tables whose keys lie elsewhere.
 
-/// Open addressing with linear probing over a fixed number of slots, at most half of them used.
+/// Open addressing with linear probing over a fixed number of slots, at most two thirds of them used.
 /// It keeps 32 bits of each hash beside the position, so that strange keys are rarely compared.
 /// Entries are never removed.
 #[derive(Clone, Debug)]
@@ -21,9 +21,9 @@ struct Slot {
 const EMPTY: u32 = u32::MAX;
 
 impl HashIndex {
-    /// Takes all its memory: 16 to 32 bytes an entry.
+    /// Takes all its memory: 12 to 24 bytes an entry.
     pub fn with_capacity(entries: usize) -> HashIndex {
-        let slots = (entries * 2).next_power_of_two().max(2);
+        let slots = (entries + entries / 2 + 1).next_power_of_two();
         HashIndex {
             slots: vec![Slot { tag: 0, at: EMPTY }; slots].into_boxed_slice(),
             mask: slots - 1,
@@ -45,7 +45,7 @@ impl HashIndex {
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let tag = hash as u32;
         let mut i = (hash >> 32) as usize & self.mask;
-        // Ends: at least half of the slots are empty.
+        // Ends: some slots are always empty.
         loop {
             let slot = self.slots[i];
             if slot.at == EMPTY {

@@ -237,7 +237,10 @@ class = "fast"
         };
         let (rest, fast) = (id(&running, "rest"), id(&running, "fast"));
         let text = TEXT
-            .replace("[qos.wan.class.rest]", "[qos.wan.class.new]\nrate = \"1Mbit/s\"\n[qos.wan.class.rest]")
+            .replace(
+                "[qos.wan.class.rest]",
+                "[qos.wan.class.new]\nrate = \"1Mbit/s\"\n[qos.wan.class.rest]",
+            )
             .replace("[qos.wan.class.fast]\nrate = \"20Mbit/s\"\n", "")
             .replace("class = \"fast\"", "class = \"new\"");
         let mut wanted = load(&text);

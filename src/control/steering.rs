@@ -22,7 +22,11 @@ impl SteerTables {
     pub fn of(config: &Config) -> SteerTables {
         let spec = &config.forward;
         SteerTables {
-            vips: spec.services.iter().map(|s| endpoint(s.vip, s.port, s.proto, s.canary_share)).collect(),
+            vips: spec
+                .services
+                .iter()
+                .map(|s| endpoint(s.vip, s.port, s.proto, s.canary_share))
+                .collect(),
             returns: returns(spec),
             nat: nat(spec),
             transit: spec.transit.clone(),

@@ -18,24 +18,33 @@ pub struct Values {
 
 /// Where the lists of one value lie in [`Values::rules`]: the rules that name it, followed by those
 /// among them that are looked for under it.
-#[derive(Clone, Copy)]
 struct Value {
     start: u32,
-    primaries: u32,
-    end: u32,
     /// The next wider value of its kind that holds wherever this one does.
     wider: u32,
+    naming: u16,
+    primaries: u16,
+    /// The only rule that names it, where there is but one: most are alone, and it saves a look
+    /// elsewhere.
+    alone: u16,
 }
+
+const _: () = assert!(size_of::<Value>() <= 16);
 
 impl Values {
     /// Enters a value; lists are given in ascending order.
     pub fn push(&mut self, naming: &[u16], primaries: impl Iterator<Item = u16>, wider: u32) {
-        let start = self.rules.len() as u32;
+        let start = self.rules.len();
+        if let [alone] = *naming {
+            let primaries = primaries.count() as u16;
+            self.values.push(Value { start: 0, wider, naming: 1, primaries, alone });
+            return;
+        }
         self.rules.extend_from_slice(naming);
-        let middle = self.rules.len() as u32;
         self.rules.extend(primaries);
-        let end = self.rules.len() as u32;
-        self.values.push(Value { start, primaries: middle, end, wider });
+        let primaries = (self.rules.len() - start - naming.len()) as u16;
+        let naming = naming.len() as u16;
+        self.values.push(Value { start: start as u32, wider, naming, primaries, alone: 0 });
     }
 
     /// Whether `test` says so of any of these values or of those that they lead on to.
@@ -56,15 +65,23 @@ impl Values {
     /// The rules that are looked for under this value, ascending.
     #[inline]
     pub fn primaries(&self, value: u32) -> &[u16] {
-        let v = self.values[value as usize];
-        &self.rules[v.primaries as usize..v.end as usize]
+        let v = &self.values[value as usize];
+        if v.naming == 1 {
+            return &std::slice::from_ref(&v.alone)[..usize::from(v.primaries)];
+        }
+        let start = v.start as usize + usize::from(v.naming);
+        &self.rules[start..start + usize::from(v.primaries)]
     }
 
     /// Whether the rule names this value.
     #[inline]
     pub fn names(&self, value: u32, rule: u16) -> bool {
-        let v = self.values[value as usize];
-        self.rules[v.start as usize..v.primaries as usize].binary_search(&rule).is_ok()
+        let v = &self.values[value as usize];
+        if v.naming == 1 {
+            return v.alone == rule;
+        }
+        let start = v.start as usize;
+        self.rules[start..start + usize::from(v.naming)].binary_search(&rule).is_ok()
     }
 }
 

@@ -111,9 +111,9 @@ impl HelloParser {
                 self.step = Step::Ciphers;
             }
             _ => {
+                // The list is even, so whole ones in the input end at its end at the latest.
                 while self.position < self.list_end {
-                    let end = self.list_end;
-                    let Some(suite) = self.read(input, end)? else { return Ok(false) };
+                    let Some(suite) = self.read(input, self.list_end)? else { return Ok(false) };
                     self.grease |= is_grease(u16::from_be_bytes(suite));
                 }
                 self.step = Step::CompressionLength;

@@ -8,8 +8,11 @@
 pub mod admin;
 pub mod base;
 pub mod config;
+pub mod control;
+pub mod flow;
 pub mod forward;
 pub mod graph;
+pub mod inspect;
 pub mod lab;
 #[allow(unsafe_code)] // kernel interfaces; see ARCHITECTURE.md, "Unsafe"
 pub mod nic;

@@ -47,6 +47,13 @@ impl Addr {
         (((self.hi as u128) << 64) | self.lo as u128).to_be_bytes()
     }
 
+    /// The address with all but the first `len128` of its 128 bits cleared.
+    #[inline]
+    pub fn masked(self, len128: u8) -> Addr {
+        let (hi, lo) = mask(len128);
+        Addr { hi: self.hi & hi, lo: self.lo & lo }
+    }
+
     pub fn is_unspecified(self) -> bool {
         self == Addr::UNSPECIFIED || self == Addr::v4(0)
     }

@@ -2,6 +2,7 @@
 
 pub mod compile;
 pub mod cx;
+pub mod file;
 pub mod spec;
 pub mod stages;
 

@@ -3,6 +3,9 @@
 use crate::base::{Addr, Prefix};
 use crate::packet::ClassId;
 
+/// Rules of one configuration at most.
+pub const RULES_MAX: usize = 65_535;
+
 /// A server name to match, lower case, without trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamePattern {

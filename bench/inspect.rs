@@ -1,0 +1,165 @@
+//! What inspection and classification cost: nanoseconds a ClientHello and a decision.
+//!
+//! `cargo bench --bench inspect`. Each figure is the best of several rounds, which interleave.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use tidegate::base::hash::Rng;
+use tidegate::base::{Addr, Prefix, Seed};
+use tidegate::flow::reassembly::Reassembler;
+use tidegate::inspect::AlpnList;
+use tidegate::inspect::tls::HelloParser;
+use tidegate::packet::{ClassId, FlowKey};
+use tidegate::policy::spec::{NamePattern, RuleSpec};
+use tidegate::policy::{Facts, Rules};
+
+const ROUNDS: usize = 7;
+const HELLO_BYTES_MAX: u32 = 1 << 16;
+const FLOWS: usize = 4_096;
+
+fn main() {
+    let small = rustls_hello("api.openai.com", 0);
+    let large = rustls_hello("api.openai.com", 1_450);
+    let segments: Vec<&[u8]> = large.chunks(500).collect();
+    let mut cases: Vec<(String, Box<dyn FnMut() -> f64>)> = vec![
+        (format!("hello, {} B, one segment", small.len()), parse(&[&small])),
+        (format!("hello, {} B, one segment", large.len()), parse(&[&large])),
+        (format!("hello, {} B, segments of 500 B", large.len()), parse(&segments)),
+        (format!("hello, {} B, the same reversed", large.len()), reassemble(&segments)),
+    ];
+    for count in [10, 1_000, 10_000] {
+        for (kind, specs) in rule_sets(count) {
+            cases.push((format!("decide, {count} rules by {kind}"), decide(&specs)));
+        }
+    }
+    let mut best = vec![f64::INFINITY; cases.len()];
+    for _ in 0..ROUNDS {
+        for (best, (_, case)) in best.iter_mut().zip(&mut cases) {
+            *best = best.min(case());
+        }
+    }
+    println!("{:<44} {:>8}", "case", "ns");
+    for ((name, _), ns) in cases.iter().zip(best) {
+        println!("{name:<44} {ns:>8.1}");
+    }
+}
+
+/// Nanoseconds that one of `count` runs of `work` takes.
+fn time(count: usize, mut work: impl FnMut(usize)) -> f64 {
+    let start = Instant::now();
+    for i in 0..count {
+        work(i);
+    }
+    start.elapsed().as_nanos() as f64 / count as f64
+}
+
+fn parse(segments: &[&[u8]]) -> Box<dyn FnMut() -> f64> {
+    let segments: Vec<Vec<u8>> = segments.iter().map(|s| s.to_vec()).collect();
+    Box::new(move || {
+        time(50_000, |_| {
+            let mut parser = HelloParser::new(HELLO_BYTES_MAX);
+            for segment in &segments {
+                parser.feed(black_box(segment));
+            }
+            assert!(black_box(&parser).sni().is_some());
+        })
+    })
+}
+
+fn reassemble(segments: &[&[u8]]) -> Box<dyn FnMut() -> f64> {
+    let mut at = 0u32;
+    let mut parts: Vec<(u32, Vec<u8>)> = Vec::new();
+    for segment in segments {
+        parts.push((at, segment.to_vec()));
+        at += segment.len() as u32;
+    }
+    let mut reassembler = Reassembler::new(1, 64);
+    Box::new(move || {
+        time(20_000, |_| {
+            let mut parser = HelloParser::new(HELLO_BYTES_MAX);
+            reassembler.open(0, 0);
+            for (at, bytes) in parts.iter().rev() {
+                reassembler.push(0, *at, false, black_box(bytes), |bytes| {
+                    parser.feed(bytes);
+                });
+            }
+            assert!(black_box(&parser).sni().is_some());
+        })
+    })
+}
+
+fn decide(specs: &[RuleSpec]) -> Box<dyn FnMut() -> f64> {
+    let rules = Rules::compile(specs);
+    let mut rng = Rng::new(Seed(3));
+    let flows: Vec<(FlowKey, Vec<u8>)> = (0..FLOWS)
+        .map(|_| {
+            // Half of the flows match a rule, chosen evenly.
+            let pick = rng.below(2 * specs.len() as u32) as usize;
+            let src = Addr::v4(0x0a00_0000 | ((pick as u32) << 8) | rng.below(256));
+            let dst = Addr::v4(0xc000_0200 | rng.below(2));
+            (FlowKey { src, dst, sport: 1, dport: 443, proto: 6 }, name(pick).into_bytes())
+        })
+        .collect();
+    Box::new(move || {
+        time(200_000, |i| {
+            let (key, sni) = &flows[i % FLOWS];
+            let alpn = AlpnList::from_wire(b"\x02h2\x08http/1.1");
+            let facts = Facts { key, dscp: 0, sni: Some(sni), alpn };
+            black_box(rules.decide(black_box(&facts)));
+        })
+    })
+}
+
+fn tenant(i: usize) -> String {
+    format!("tenant-{i}.llm.example.com")
+}
+
+fn name(i: usize) -> String {
+    format!("api.{}", tenant(i))
+}
+
+/// Rules by one kind of condition, and by several.
+fn rule_sets(count: usize) -> [(&'static str, Vec<RuleSpec>); 4] {
+    let rules = |of: &dyn Fn(usize) -> RuleSpec| (0..count).map(of).collect();
+    let class = |i: usize| ClassId((i % 8) as u16);
+    let prefix = |i: usize| Prefix::new(Addr::v4(0x0a00_0000 | (i as u32) << 8), 24);
+    let client = |i| vec![prefix(i).expect("24 bits")];
+    let exact = |i| vec![NamePattern::Exact(name(i))];
+    let suffix = |i| vec![NamePattern::Suffix(tenant(i))];
+    let empty = RuleSpec::default;
+    [
+        ("exact name", rules(&|i| RuleSpec { sni: exact(i), class: class(i), ..empty() })),
+        ("suffix", rules(&|i| RuleSpec { sni: suffix(i), class: class(i), ..empty() })),
+        ("client", rules(&|i| RuleSpec { client: client(i), class: class(i), ..empty() })),
+        (
+            "name, client, port",
+            rules(&|i| RuleSpec {
+                sni: if i % 2 == 0 { exact(i) } else { suffix(i) },
+                client: if i % 3 == 0 { client(i) } else { vec![] },
+                port: vec![443],
+                class: class(i),
+                ..empty()
+            }),
+        ),
+    ]
+}
+
+/// A hello as rustls sends it, with protocols of at least `padding` bytes before the real ones.
+fn rustls_hello(name: &str, padding: usize) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let protocols = std::iter::repeat_n(vec![b'x'; 200], padding.div_ceil(201));
+    config.alpn_protocols = protocols.chain([b"h2".to_vec(), b"http/1.1".to_vec()]).collect();
+    let name = name.to_owned().try_into().expect("a server name");
+    let mut connection = ClientConnection::new(Arc::new(config), name).expect("client");
+    let mut out = Vec::new();
+    connection.write_tls(&mut out).expect("a Vec takes all");
+    out
+}

@@ -1,0 +1,15 @@
+//! Boot, reload, the kernel's routes and neighbours, and the end.
+
+mod appliance;
+pub mod ask;
+mod crew;
+mod listing;
+pub mod netlink;
+pub mod reload;
+pub mod routes;
+mod run;
+pub mod steering;
+mod taking_over;
+pub mod view;
+
+pub use ask::{Ask, Asker, Gone};

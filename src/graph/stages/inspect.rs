@@ -2,7 +2,7 @@
 
 use crate::base::Nanos;
 use crate::flow::names::NAME_BYTES_MAX;
-use crate::flow::reassembly::{Pushed, Reassembler, WINDOW_BYTES};
+use crate::flow::reassembly::{Pushed, Reassembler};
 use crate::flow::{Flow, FlowTable, Names, sightings};
 use crate::graph::{Cx, Stage};
 use crate::inspect::Peek;
@@ -29,6 +29,9 @@ const CROWD_SLOTS: usize = 8;
 /// Flows under inspection for each page in which early segments wait.
 const FLOWS_PER_PAGE: usize = 4;
 const PAGES_MIN: usize = 64;
+/// SYNs that are remembered for each flow that may be under inspection.
+const OPENINGS_PER_FLOW: usize = 4;
+const OPENINGS_MIN: usize = 4_096;
 
 // A sighting holds whatever the parser does.
 const _: () = assert!(tls::SNI_BYTES_MAX == NAME_BYTES_MAX);
@@ -307,9 +310,9 @@ fn count_failure(failure: Option<Failure>, counters: &mut Counters) {
     }
 }
 
-/// Initial sequence numbers of SYNs whose flow is not in the table yet: it is entered behind this
-/// stage. A later SYN of the same place takes over, so a flood of them costs no memory; a flow that
-/// lost its place is read from the first segment that comes.
+/// Where streams begin whose SYN was seen, while their flow is not in the table: it is entered
+/// behind this stage. A later SYN of the same place takes over, so a flood of them costs no memory;
+/// a flow that lost its place is read from the first segment that comes.
 struct Openings {
     places: Box<[Opening]>,
     mask: usize,
@@ -317,26 +320,29 @@ struct Openings {
 
 #[derive(Clone, Copy, Default)]
 struct Opening {
-    hash: u64,
+    /// The half of the flow's hash that does not choose the place.
+    tag: u32,
     first_byte: u32,
 }
 
 impl Openings {
     fn new(flows: usize) -> Openings {
-        let places = flows.next_power_of_two();
+        let places = (flows * OPENINGS_PER_FLOW).max(OPENINGS_MIN).next_power_of_two();
         let places = vec![Opening::default(); places].into_boxed_slice();
         Openings { mask: places.len() - 1, places }
     }
 
     fn note(&mut self, meta: &PacketMeta) {
         let first_byte = meta.tcp_seq.wrapping_add(1);
-        self.places[meta.hash as usize & self.mask] = Opening { hash: meta.hash, first_byte };
+        let tag = (meta.hash >> 32) as u32;
+        self.places[meta.hash as usize & self.mask] = Opening { tag, first_byte };
     }
 
-    /// Where the stream begins that this segment is near the beginning of.
     fn first_byte(&self, meta: &PacketMeta) -> Option<u32> {
         let opening = self.places[meta.hash as usize & self.mask];
-        let ahead = meta.tcp_seq.wrapping_sub(opening.first_byte) as usize;
-        (opening.hash == meta.hash && ahead < WINDOW_BYTES).then_some(opening.first_byte)
+        (u64::from(opening.tag) == meta.hash >> 32).then_some(opening.first_byte)
     }
 }
+
+#[cfg(test)]
+mod tests;

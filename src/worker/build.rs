@@ -73,7 +73,7 @@ impl Blueprint<'_> {
             flows: FlowTable::new(limits, Timeouts::default(), seed),
             names: Names::new(NAMES_MAX, seed),
             snapshot: self.snapshot.clone(),
-            pipeline: Pipeline::compile(self.pipeline, seed),
+            pipeline: Pipeline::compile(self.pipeline),
             parking,
             icmp_limit: IcmpLimiter::default(),
             handover: own.handover,
@@ -86,7 +86,7 @@ impl Blueprint<'_> {
     /// stays where its stages are the same.
     pub fn update(&self, old: &Blueprint<'_>) -> Update {
         let same = self.pipeline.stages == old.pipeline.stages;
-        let pipeline = (!same).then(|| Pipeline::compile(self.pipeline, self.snapshot.seed));
+        let pipeline = (!same).then(|| Pipeline::compile(self.pipeline));
         let egress =
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
                 (None, None) => EgressUpdate::Keep,

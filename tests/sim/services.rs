@@ -73,8 +73,7 @@ fn routing_over_bad_links() {
 fn a_perfect_network_loses_nothing() {
     for mode in MODES {
         let family = Family::V4;
-        let mut net =
-            world(setup(Seed(1), family, mode), family, mode, LinkSpec::default());
+        let mut net = world(setup(Seed(1), family, mode), family, mode, LinkSpec::default());
         add_clients(&mut net, family, family.vip(), 443, 20);
         add_source(&mut net, family, 30, 100_000, 500);
         serve_all(&mut net);
@@ -135,11 +134,8 @@ fn an_overrun_cable_costs_packets_and_nothing_else() {
         let mut slow = LinkSpec { delay: DELAY, ..LinkSpec::default() };
         slow.rate = Some("10Mbit/s".parse().expect("a rate"));
         let fast = LinkSpec { delay: DELAY, ..LinkSpec::default() };
-        let mut net = tidegate::sim::Net::new(
-            tidegate::sim::Appliance::new(setup),
-            &[fast, slow],
-            Seed(4),
-        );
+        let mut net =
+            tidegate::sim::Net::new(tidegate::sim::Appliance::new(setup), &[fast, slow], Seed(4));
         let server = tidegate::sim::mac_of(family.server(0));
         let _ = (server, box_mac(crate::world::SERVERS));
         for i in 0..4 {

@@ -73,8 +73,8 @@ fn addresses_v4(ip: &mut [u8; ipv4::HEADER_LEN], old: &FlowKey, new: &FlowKey) -
     delta
 }
 
-/// As [`addresses_v4`]. With a routing header the destination that counts for the pseudo-header is
-/// another one; such packets have no ports for us to see.
+/// As [`addresses_v4`]. With a routing header another destination counts for the pseudo-header, and
+/// the sum comes out wrong: who sends such packets to a service gets no answer.
 #[inline(always)]
 fn addresses_v6(ip: &mut [u8; ipv6::HEADER_LEN], old: &FlowKey, new: &FlowKey) -> Delta {
     put_addr(ip, ipv6::offset::SOURCE, new.src);

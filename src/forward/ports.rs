@@ -48,10 +48,15 @@ impl NatPorts {
         if v4 { self.v4 } else { self.v6 }
     }
 
+    /// Whether it is one of the addresses.
+    pub fn is_source(&self, addr: Addr) -> bool {
+        self.v4 == Some(addr) || self.v6 == Some(addr)
+    }
+
     /// The worker whose slice a reply's destination lies in.
     #[inline]
     pub fn owner(&self, dst: Addr, dport: u16) -> Option<u16> {
-        if self.v4 != Some(dst) && self.v6 != Some(dst) {
+        if !self.is_source(dst) {
             return None;
         }
         let n = u64::from(dport.checked_sub(self.first)?);

@@ -241,6 +241,21 @@ impl FlowTable {
         prefetch(&flow[0].class, 1);
     }
 
+    /// Makes room for this many handshakes: the oldest are forgotten for them.
+    ///
+    /// Called before a batch is looked up, so that none of the flows it finds is forgotten while the
+    /// batch passes the stages.
+    pub fn make_room(&mut self, handshakes: u32, mut on_evict: impl FnMut(&Flow)) {
+        let allowed = self.limits.half_open_max.saturating_sub(handshakes);
+        while self.half_open > allowed
+            && let Some(oldest) = self.timers.oldest_half_open()
+        {
+            on_evict(&self.flows[oldest as usize]);
+            self.remove(FlowRef(oldest));
+            self.half_open_evicted += 1;
+        }
+    }
+
     /// Takes a flow in. `meta` is its first packet.
     ///
     /// # Errors

@@ -453,6 +453,37 @@ mod tests {
     }
 
     #[test]
+    fn packets_of_one_new_flow_in_one_batch() {
+        let mut rig = Rig::new(LIMITS);
+        for (_, port) in MODES {
+            let packets = vec![Shape::udp().between(V6.client, (V6.vip, port)); 3];
+            let (out, _) = rig.run_with(&mut Balance, &packets, |_| {});
+            assert!(out.iter().all(|o| o.verdict == OUT && o.bytes == out[0].bytes));
+        }
+        assert_eq!((rig.flows.len(), rig.counters.flows_opened), (3, 3));
+    }
+
+    /// The slot of a flow that is pushed out is used again at once, while a packet of the same batch
+    /// still refers to it.
+    #[test]
+    fn a_flow_pushed_out_within_a_batch_is_not_mistaken_for_its_successor() {
+        let mut rig = Rig::new(FlowLimits { flows_max: 64, half_open_max: 1 });
+        let stage = &mut Balance::new();
+        let (a, b) = (V4.client, (V4.client.0, 50_000));
+        let vip = (V4.vip, 81);
+        rig.run(stage, Shape::syn().between(a, vip));
+        let routed = Shape::syn().between(a, V4.backend);
+        let batch = [a, b, a].map(|client| Shape::syn().between(client, vip));
+        let (out, _) = rig.run_with(stage, &[&batch[..], &[routed]].concat(), |_| {});
+        let want = Shape::syn().after(BACKEND_MAC, BACKEND_SIDE);
+        for (got, client) in out.iter().zip([a, b, a]) {
+            assert_eq!(got.bytes, want.between(client, V4.backend));
+        }
+        assert_eq!(out[3].verdict, Verdict::Next);
+        assert_eq!((rig.flows.len(), rig.flows.half_open_evicted()), (1, 2));
+    }
+
+    #[test]
     fn transit_flows_are_left_alone() {
         let mut rig = Rig::new(LIMITS);
         let packet = Shape::syn().between(V4.client, V4.backend);

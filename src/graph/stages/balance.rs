@@ -9,12 +9,13 @@ use crate::packet::{
     Batch, Direction, DropReason, FlowKey, FlowRef, Packet, PacketFlags, PacketMeta, tcp, udp,
 };
 
-/// The balancer. It keeps nothing itself: flows are in the worker's table, the rest in the snapshot.
+/// The balancer. It keeps nothing itself: flows are in the worker's table, the rest in the
+/// snapshot.
 ///
-/// A packet of one of its flows goes out with the flow's other addresses. A TCP SYN or UDP packet to a
-/// service opens a flow; other TCP packets to a service are dropped ([`DropReason::NoFlow`]), and
-/// fragments too ([`DropReason::Fragment`]), because later ones don't show where they belong. What is
-/// not for a service is left to the stages behind.
+/// A packet of one of its flows goes out with the flow's other addresses. A TCP SYN or UDP packet
+/// to a service opens a flow; other TCP packets to a service are dropped ([`DropReason::NoFlow`]),
+/// and fragments too ([`DropReason::Fragment`]), because later ones don't show where they belong.
+/// What is not for a service is left to the stages behind.
 #[derive(Clone, Debug, Default)]
 pub struct Balance;
 
@@ -161,7 +162,8 @@ fn open_nat(
     Err(DropReason::NatPortsExhausted)
 }
 
-/// What arrives at our NAT ports and belongs to no flow is a late answer; routed on it could come back.
+/// What arrives at our NAT ports and belongs to no flow is a late answer; routed on it could come
+/// back.
 fn stray(cx: &Cx<'_>, meta: &PacketMeta) -> Result<(), DropReason> {
     let key = &meta.key;
     let ports = matches!(key.proto, tcp::PROTOCOL | udp::PROTOCOL);
@@ -463,8 +465,8 @@ mod tests {
         assert_eq!((rig.flows.len(), rig.counters.flows_opened), (3, 3));
     }
 
-    /// The slot of a flow that is pushed out is used again at once, while a packet of the same batch
-    /// still refers to it.
+    /// The slot of a flow that is pushed out is used again at once, while a packet of the same
+    /// batch still refers to it.
     #[test]
     fn a_flow_pushed_out_within_a_batch_is_not_mistaken_for_its_successor() {
         let mut rig = Rig::new(FlowLimits { flows_max: 64, half_open_max: 1 });

@@ -4,11 +4,13 @@ pub mod entry;
 pub mod index;
 pub mod names;
 pub mod reassembly;
+pub mod sightings;
 pub mod table;
 pub mod tcp;
 pub mod wheel;
 
 pub use entry::{Flow, FlowKind, Hop, NewFlow};
 pub use names::Names;
+pub use sightings::{Sighting, Sightings};
 pub use table::{FlowLimits, FlowTable, InsertError, Timeouts};
 pub use tcp::TcpState;

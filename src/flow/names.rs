@@ -1,5 +1,6 @@
 //! Server names that flows asked for, each kept once.
 
+use super::sightings::Sightings;
 use crate::base::Seed;
 use crate::base::hash::hash_bytes;
 use crate::base::index::HashIndex;
@@ -12,6 +13,8 @@ pub const NAME_BYTES_MEAN: usize = 48;
 /// A table of names with a small id each. All its memory is taken at construction and a name stays
 /// for good: strangers choose names, so when it is full new ones simply get no id.
 pub struct Names {
+    /// What this batch brought to light.
+    pub sightings: Sightings,
     seed: Seed,
     index: HashIndex,
     /// Where each name ends in `bytes`; it begins where the one before ends.
@@ -30,6 +33,7 @@ impl Names {
         let names_max = names_max as usize;
         let bytes_max = (names_max * NAME_BYTES_MEAN).min(u32::MAX as usize);
         Names {
+            sightings: Sightings::default(),
             seed,
             index: HashIndex::with_capacity(names_max),
             ends: Vec::with_capacity(names_max),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::entry::{Flow, NewFlow};
 use super::index::Index;
 use super::tcp::TcpState;
-use super::wheel::{TICKS_PER_SEC, Timers};
+use super::wheel::{NANOS_PER_TICK, Timers};
 use crate::base::mem::prefetch;
 use crate::base::{Nanos, Seed};
 use crate::packet::batch::BATCH_MAX;
@@ -15,7 +15,6 @@ use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, 
 pub const FLOWS_MAX: u32 = 1 << 24;
 
 const TCP: u8 = 6;
-const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SEC as u64;
 
 /// How many flows the table holds.
 #[derive(Clone, Copy, Debug)]
@@ -239,6 +238,21 @@ impl FlowTable {
         prefetch(flow, 0);
         prefetch(&flow[0].hop, 0);
         prefetch(&flow[0].class, 1);
+    }
+
+    /// Makes room for this many handshakes: the oldest are forgotten for them.
+    ///
+    /// Called before a batch is looked up, so that none of the flows it finds is forgotten while the
+    /// batch passes the stages.
+    pub fn make_room(&mut self, handshakes: u32, mut on_evict: impl FnMut(&Flow)) {
+        let allowed = self.limits.half_open_max.saturating_sub(handshakes);
+        while self.half_open > allowed
+            && let Some(oldest) = self.timers.oldest_half_open()
+        {
+            on_evict(&self.flows[oldest as usize]);
+            self.remove(FlowRef(oldest));
+            self.half_open_evicted += 1;
+        }
     }
 
     /// Takes a flow in. `meta` is its first packet.

@@ -7,7 +7,6 @@ use super::stages::classify::Classify;
 use super::stages::inspect::Inspect;
 use super::stages::route::Route;
 use super::stages::tap::Tap;
-use crate::base::Seed;
 use crate::flow::Flow;
 use crate::packet::Batch;
 
@@ -27,10 +26,10 @@ enum StageKind {
 impl Pipeline {
     /// Compiles a description. [`StageSpec::Shape`] makes no stage: it says that egress queues are
     /// class trees, which is for whoever builds those.
-    pub fn compile(spec: &PipelineSpec, seed: Seed) -> Pipeline {
+    pub fn compile(spec: &PipelineSpec) -> Pipeline {
         let stages = spec.stages.iter().filter_map(|stage| match stage {
             StageSpec::Inspect { hello_bytes_max, flows_max } => {
-                let inspect = Inspect::new(*hello_bytes_max, *flows_max, seed);
+                let inspect = Inspect::new(*hello_bytes_max, *flows_max);
                 Some(StageKind::Inspect(Box::new(inspect)))
             }
             StageSpec::Classify => Some(StageKind::Classify(Classify::new())),

@@ -22,6 +22,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_FD: u16 = 1;
 const IFLA_XDP_FLAGS: u16 = 3;
@@ -39,6 +40,16 @@ const REPLY_MAX: usize = 64 * 1024;
 /// Index of an interface of this thread's network namespace.
 pub fn index_of(interface: &str) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(interface).map_err(io::Error::from)
+}
+
+/// The MAC address of a link.
+///
+/// # Errors
+/// The link's absence, or one without an Ethernet address.
+pub fn mac_of(index: u32) -> io::Result<[u8; 6]> {
+    let reply = request(RTM_GETLINK, index, &[])?;
+    let address = attribute(reply.get(HEADERS..).unwrap_or_default(), IFLA_ADDRESS);
+    address.and_then(|a| a.try_into().ok()).ok_or(io::ErrorKind::InvalidData.into())
 }
 
 /// The id of the XDP program attached to a link, whatever its mode.
@@ -185,6 +196,7 @@ mod tests {
     fn the_loopback_has_no_program() {
         let index = index_of("lo").expect("every namespace has one");
         assert_eq!(xdp_program_id(index).expect("netlink"), None);
+        assert_eq!(mac_of(index).expect("netlink"), [0; 6]);
         assert!(index_of("no-such-if").is_err());
     }
 }

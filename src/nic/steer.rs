@@ -25,7 +25,7 @@ use crate::worker::spec::OnFailure;
 
 /// A service's address, or a DNAT backend's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SteerEndpoint {
+pub struct VipEntry {
     pub addr: Addr,
     pub port: u16,
     /// IP protocol number.
@@ -59,7 +59,7 @@ impl SteerStats {
 pub struct Steer {
     workers: u16,
     programs: Vec<Program>,
-    vips: Vec<SteerEndpoint>,
+    vips: Vec<VipEntry>,
     nat: Vec<NatRange>,
     local: Vec<Addr>,
 }
@@ -118,7 +118,7 @@ impl Steer {
     ///
     /// # Errors
     /// More than the map holds, or the kernel refusing the update.
-    pub fn set_vips(&mut self, vips: &[SteerEndpoint]) -> Result<(), NicError> {
+    pub fn set_vips(&mut self, vips: &[VipEntry]) -> Result<(), NicError> {
         self.vips = vips.to_vec();
         let wanted = endpoints(vips);
         // The services first: an address without its service is passed or routed, not steered.
@@ -140,7 +140,7 @@ impl Steer {
     ///
     /// # Errors
     /// As [`Steer::set_vips`].
-    pub fn set_returns(&mut self, backends: &[SteerEndpoint]) -> Result<(), NicError> {
+    pub fn set_returns(&mut self, backends: &[VipEntry]) -> Result<(), NicError> {
         let wanted = endpoints(backends);
         self.programs.iter_mut().try_for_each(|p| p.set_returns(&wanted))
     }
@@ -185,7 +185,7 @@ impl Steer {
     }
 }
 
-fn endpoints(list: &[SteerEndpoint]) -> HashMap<Endpoint, u32> {
+fn endpoints(list: &[VipEntry]) -> HashMap<Endpoint, u32> {
     let mut map = HashMap::with_capacity(list.len());
     for e in list {
         let key = Endpoint { addr: e.addr, port: e.port, proto: e.proto, pad: [0; 5] };
@@ -195,7 +195,7 @@ fn endpoints(list: &[SteerEndpoint]) -> HashMap<Endpoint, u32> {
     map
 }
 
-fn addr_infos(local: &[Addr], vips: &[SteerEndpoint], nat: &[NatRange]) -> HashMap<Addr, AddrInfo> {
+fn addr_infos(local: &[Addr], vips: &[VipEntry], nat: &[NatRange]) -> HashMap<Addr, AddrInfo> {
     let fresh = AddrInfo { fragment_share: SHARE_ALL, ..AddrInfo::default() };
     let mut map: HashMap<Addr, AddrInfo> = HashMap::new();
     for &addr in local {
@@ -219,8 +219,8 @@ fn addr_infos(local: &[Addr], vips: &[SteerEndpoint], nat: &[NatRange]) -> HashM
 mod tests {
     use super::*;
 
-    fn vip(addr: &str, port: u16, canary_share: u16) -> SteerEndpoint {
-        SteerEndpoint { addr: addr.parse().expect("literal"), port, proto: 6, canary_share }
+    fn vip(addr: &str, port: u16, canary_share: u16) -> VipEntry {
+        VipEntry { addr: addr.parse().expect("literal"), port, proto: 6, canary_share }
     }
 
     #[test]

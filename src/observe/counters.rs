@@ -70,12 +70,24 @@ counters! {
     flows_expired,
     /// Packets whose partial checksum was completed.
     checksums_completed,
-    /// Flows whose TLS server name was read.
+    /// Handshakes forgotten for newer ones.
+    handshakes_evicted,
+    /// ClientHellos read that name a server.
     names_found,
-    /// Flows given up by the inspector: not TLS, malformed, or beyond its limits.
-    inspections_ended,
-    /// Flows that a rule gave their class.
-    flows_classified,
+    /// ClientHellos read that name none.
+    hellos_without_name,
+    /// Flows whose ClientHello contradicts itself.
+    hellos_malformed,
+    /// Flows whose ClientHello is longer than is looked at.
+    hellos_too_long,
+    /// Flows whose ClientHello stopped coming, or came beyond the window.
+    hellos_stalled,
+    /// Flows that were no longer inspected because too many were.
+    hellos_crowded_out,
+    /// Flows that begin with something else than a ClientHello.
+    flows_not_tls,
+    /// Decisions by a rule: of a flow's first packet, and again when its server name is known.
+    classifications,
 }
 
 impl Counters {

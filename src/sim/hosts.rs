@@ -5,10 +5,9 @@ use std::collections::HashMap;
 
 use super::net::{Host, Outbox};
 use super::tcp::{Conn, Endpoint, Segment, State};
-use crate::base::{Addr, Nanos};
+use crate::base::{Addr, Nanos, Seed};
 use crate::packet::build::{LinkSpec, UdpSpec, udp_packet};
-use crate::packet::{FlowKey, PacketMeta, tcp, udp};
-use crate::packet::{ParseOptions, parse};
+use crate::packet::{FlowKey, PacketMeta, ParseOptions, parse, tcp, udp};
 
 /// A request of `bytes` bytes; what it asks for follows from its bytes, see [`answer_to`].
 fn request(port: u16, bytes: usize) -> Vec<u8> {
@@ -78,6 +77,12 @@ impl Client {
             .is_some_and(|c| c.state == State::Closed && c.received == answer_to(&self.request))
     }
 
+    /// Segments that had to be sent again.
+    pub fn retransmissions(&self) -> u64 {
+        self.conn.as_ref().map_or(0, |c| c.retransmissions)
+    }
+
+    /// How its connection stands; `None` before it is opened.
     pub fn state(&self) -> Option<State> {
         self.conn.as_ref().map(|c| c.state)
     }
@@ -114,11 +119,34 @@ fn key(from: &Endpoint, to: &Endpoint) -> FlowKey {
     FlowKey { src: from.addr, dst: to.addr, sport: from.port, dport: to.port, proto: tcp::PROTOCOL }
 }
 
+/// Where a server sends its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gateway {
+    /// To this MAC address, all of them.
+    Router([u8; 6]),
+    /// Straight to whom they are for, past the box (DSR).
+    Direct,
+}
+
+impl Gateway {
+    fn mac(self, to: Addr) -> [u8; 6] {
+        match self {
+            Gateway::Router(mac) => mac,
+            Gateway::Direct => mac_of(to),
+        }
+    }
+}
+
+/// The MAC address of whoever has this address, in every simulation.
+pub fn mac_of(addr: Addr) -> [u8; 6] {
+    let b = addr.lo.to_be_bytes();
+    [0x02, b[3] ^ b[0], b[4] ^ b[1], b[5], b[6], b[7]]
+}
+
 /// Answers requests over TCP and echoes UDP, whatever address of its own they are sent to.
 pub struct Server {
     mac: [u8; 6],
-    /// The next hop of its answers.
-    gateway: [u8; 6],
+    gateway: Gateway,
     addrs: Vec<Addr>,
     conns: HashMap<FlowKey, Conn>,
     /// Packets to other addresses, or damaged ones. Must stay 0.
@@ -130,8 +158,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// `gateway` is the MAC address that answers are sent to.
-    pub fn new(mac: [u8; 6], gateway: [u8; 6], addrs: &[Addr]) -> Machine {
+    /// A server that has all these addresses.
+    pub fn new(mac: [u8; 6], gateway: Gateway, addrs: &[Addr]) -> Machine {
         Machine::Server(Server {
             mac,
             gateway,
@@ -163,7 +191,7 @@ impl Server {
     fn receive(&mut self, now: Nanos, frame: &[u8], out: &mut Outbox) {
         let mut meta = PacketMeta::default();
         let options = ParseOptions { verify_transport_checksum: true };
-        let sound = parse(frame, crate::base::Seed(0), options, &mut meta).is_ok();
+        let sound = parse(frame, Seed(0), options, &mut meta).is_ok();
         if !sound || !self.addrs.contains(&meta.key.dst) {
             self.refused += 1;
             return;
@@ -187,7 +215,8 @@ impl Server {
             conn.receive(&segment, &mut out.frames);
         } else if segment.meta.tcp_flags == tcp::flag::SYN {
             let local = Endpoint { mac: self.mac, addr: key.dst, port: key.dport };
-            let remote = Endpoint { mac: self.gateway, addr: key.src, port: key.sport };
+            let mac = self.gateway.mac(key.src);
+            let remote = Endpoint { mac, addr: key.src, port: key.sport };
             let isn = u32::from(key.sport) << 10 ^ 0xdead_beef;
             let (conn, answer) = Conn::accept(now, local, remote, isn, &segment);
             out.frames.push(answer);
@@ -198,7 +227,8 @@ impl Server {
 
     fn datagram(&self, key: &FlowKey, payload: &[u8]) -> Vec<u8> {
         let mut spec = UdpSpec::new((key.src, key.sport), (key.dst, key.dport), payload);
-        spec.link = LinkSpec { destination: self.gateway, source: self.mac, ..LinkSpec::default() };
+        let destination = self.gateway.mac(key.dst);
+        spec.link = LinkSpec { destination, source: self.mac, ..LinkSpec::default() };
         udp_packet(&spec)
     }
 }
@@ -279,7 +309,7 @@ impl Source {
     fn is_echo(&self, frame: &[u8]) -> bool {
         let mut meta = PacketMeta::default();
         let options = ParseOptions { verify_transport_checksum: true };
-        if parse(frame, crate::base::Seed(0), options, &mut meta).is_err() {
+        if parse(frame, Seed(0), options, &mut meta).is_err() {
             return false;
         }
         let expected = FlowKey { proto: udp::PROTOCOL, ..key(&self.remote, &self.local) };

@@ -7,7 +7,7 @@ pub mod net;
 pub mod tcp;
 
 pub use appliance::{Appliance, Setup, Spread};
-pub use hosts::{Client, Machine, Server, Source};
+pub use hosts::{Client, Gateway, Machine, Server, Source, mac_of};
 pub use link::LinkSpec;
 pub use net::{Host, HostId, Net};
 pub use tcp::Endpoint;

@@ -6,8 +6,7 @@ use std::time::Duration;
 use crate::base::{Addr, Nanos, Seed};
 use crate::packet::build::{LinkSpec, TcpSpec, tcp_packet};
 use crate::packet::tcp::flag;
-use crate::packet::{PacketMeta, tcp};
-use crate::packet::{ParseOptions, parse};
+use crate::packet::{PacketMeta, ParseOptions, parse, tcp};
 
 /// Payload of one segment at most.
 const SEGMENT_BYTES: usize = 1_000;

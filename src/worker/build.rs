@@ -16,9 +16,8 @@ use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::spec::PortSpec;
 use crate::observe::SharedStats;
-use crate::packet::FramePool;
-use crate::packet::ParseOptions;
 use crate::packet::batch::BATCH_MAX;
+use crate::packet::{FramePool, ParseOptions};
 use crate::qos::Scheduler;
 use crate::qos::spec::PortQosSpec;
 
@@ -66,6 +65,7 @@ impl Blueprint<'_> {
             half_open_max: self.workers.half_open_max,
         };
         let sides = own.ports.into_iter().enumerate().map(|(i, port)| self.side(i, port)).collect();
+        let parking = Parking::new(Arc::clone(own.pool.arena()));
         Worker::new(WorkerParts {
             id: own.id,
             sides,
@@ -73,8 +73,8 @@ impl Blueprint<'_> {
             flows: FlowTable::new(limits, Timeouts::default(), seed),
             names: Names::new(NAMES_MAX, seed),
             snapshot: self.snapshot.clone(),
-            pipeline: Pipeline::compile(self.pipeline, seed),
-            parking: Parking::new(Arc::clone(own.pool.arena())),
+            pipeline: Pipeline::compile(self.pipeline),
+            parking,
             icmp_limit: IcmpLimiter::default(),
             handover: own.handover,
             control: own.control,
@@ -86,7 +86,7 @@ impl Blueprint<'_> {
     /// stays where its stages are the same.
     pub fn update(&self, old: &Blueprint<'_>) -> Update {
         let same = self.pipeline.stages == old.pipeline.stages;
-        let pipeline = (!same).then(|| Pipeline::compile(self.pipeline, self.snapshot.seed));
+        let pipeline = (!same).then(|| Pipeline::compile(self.pipeline));
         let egress =
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
                 (None, None) => EgressUpdate::Keep,

@@ -309,9 +309,8 @@ impl<P: Port> Worker<P> {
         rows.clear();
         for (port, side) in self.parts.sides.iter().enumerate() {
             let EgressQueue::Tree(tree) = &side.egress else { continue };
-            for class in tree.classes() {
+            for (class, stats) in tree.classes() {
                 if rows.len() < rows.capacity() {
-                    let stats = tree.class_stats(class);
                     rows.push(ClassRow { port: PortId(port as u16), class, stats });
                 }
             }

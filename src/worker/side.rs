@@ -4,9 +4,8 @@ use super::egress::EgressQueue;
 use crate::base::Nanos;
 use crate::nic::Port;
 use crate::observe::{Counters, PortGauges};
-use crate::packet::ParseOptions;
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::{DropReason, Frame, FramePool};
+use crate::packet::{DropReason, Frame, FramePool, ParseOptions};
 use crate::qos::Queued;
 
 /// Bursts sent in one turn at most: several ports may fill one.

@@ -13,7 +13,7 @@ use crate::graph::{Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
 use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::{Batch, DropReason, Frame, FramePool, Packet, PacketMeta, Verdict, parse};
+use crate::packet::{Batch, DropReason, Frame, FramePool, Packet, PacketMeta, Verdict, parse, tcp};
 use crate::qos::Queued;
 
 /// Frames that stay out of queues, so that packets can always be received and answered.
@@ -168,6 +168,7 @@ impl<P: Port> Worker<P> {
     /// Runs the batch through the pipeline and sends each packet its way.
     fn process(&mut self, now: Nanos) {
         let Worker { parts, arena, counters, batch, replies, .. } = self;
+        parts.make_room(batch, counters);
         parts.flows.lookup_batch(batch);
         let mut cx = Cx {
             now,
@@ -285,6 +286,21 @@ impl<P: Port> Worker<P> {
 }
 
 impl<P: Port> WorkerParts<P> {
+    /// Forgets the oldest handshakes where this batch begins more than may be in progress.
+    #[inline]
+    fn make_room(&mut self, batch: &Batch, counters: &mut Counters) {
+        use tcp::flag::{ACK, SYN};
+        let begins = |p: &&Packet| p.meta.tcp_flags & (SYN | ACK) == SYN;
+        let handshakes = batch.iter().filter(begins).count() as u32;
+        if handshakes > 0 {
+            let pipeline = &mut self.pipeline;
+            self.flows.make_room(handshakes, |flow| {
+                counters.handshakes_evicted += 1;
+                pipeline.forget(flow);
+            });
+        }
+    }
+
     #[inline]
     pub(super) fn dispatch(&mut self, now: Nanos, counters: &mut Counters, packet: Packet) {
         let Packet { frame, meta } = packet;

@@ -3,4 +3,5 @@
 mod lifecycle;
 mod net;
 mod packets;
+mod pktgen;
 mod steering;

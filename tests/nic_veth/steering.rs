@@ -10,7 +10,7 @@ use crate::packets::{
 use tidegate::base::{Addr, Nanos};
 use tidegate::nic::Port;
 use tidegate::nic::spec::AttachMode;
-use tidegate::nic::steer::{NatRange, SHARE_ALL, SteerEndpoint, SteerReason, kernel_now};
+use tidegate::nic::steer::{NatRange, SHARE_ALL, SteerReason, VipEntry, kernel_now};
 use tidegate::worker::spec::OnFailure;
 
 const CLIENT: V4 = ([198, 51, 100, 7], 40_000);
@@ -23,8 +23,8 @@ fn addr(bytes: [u8; 4]) -> Addr {
     std::net::Ipv4Addr::from(bytes).into()
 }
 
-fn endpoint(at: V4, proto: u8, share: u32) -> SteerEndpoint {
-    SteerEndpoint { addr: addr(at.0), port: at.1, proto, canary_share: share as u16 }
+fn endpoint(at: V4, proto: u8, share: u32) -> VipEntry {
+    VipEntry { addr: addr(at.0), port: at.1, proto, canary_share: share as u16 }
 }
 
 /// Packets cross in both directions on both queues, and all frames come back.
@@ -72,10 +72,8 @@ fn packets_cross_generically() {
 fn configured() -> Side {
     let mut a = Side::open("v0", 1, AttachMode::Native);
     let steer = &mut a.nic.steer;
-    let vip6 = SteerEndpoint {
-        addr: "2001:db8::1".parse().expect("literal"),
-        ..endpoint(VIP, 6, SHARE_ALL)
-    };
+    let vip6 =
+        VipEntry { addr: "2001:db8::1".parse().expect("literal"), ..endpoint(VIP, 6, SHARE_ALL) };
     steer.set_vips(&[endpoint(VIP, 6, SHARE_ALL), vip6]).expect("vips");
     steer.set_nat(&[NatRange { addr: addr(NAT), first: 20_000, last: 29_999 }]).expect("nat");
     steer.set_returns(&[endpoint(BACKEND, 6, SHARE_ALL)]).expect("returns");

@@ -16,6 +16,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use rtnetlink::{Handle, MulticastGroup};
+use tokio::time::Instant;
 
 use super::decode;
 use super::mirror::{Effect, Fact, Mirror, NeighbourState};
@@ -55,13 +56,23 @@ impl Default for NetlinkOptions {
 
 type Message = NetlinkMessage<RouteNetlinkMessage>;
 
+#[derive(Clone, Copy, Debug)]
+struct News {
+    first: Instant,
+    last: Instant,
+}
+
 /// A mirror of the current network namespace, kept true by its sockets.
 pub struct Netlink {
     requests: Handle,
     events: UnboundedReceiver<(Message, SocketAddr)>,
     mirror: Mirror,
+    /// The mirror may be wrong.
     in_doubt: bool,
+    /// Changes that matter, since the last refresh.
     unreported: bool,
+    /// When there was news since the last refresh.
+    news: Option<News>,
     resyncs: u64,
     /// Raised with every change of routes or links.
     routes_version: u64,
@@ -88,11 +99,11 @@ impl Netlink {
             mirror: Mirror::default(),
             in_doubt: true,
             unreported: false,
+            news: None,
             resyncs: 0,
             routes_version: 0,
         };
-        netlink.resync().await?;
-        netlink.unreported = false;
+        netlink.refresh().await?;
         netlink.resyncs = 0;
         Ok(netlink)
     }
@@ -111,27 +122,50 @@ impl Netlink {
         self.routes_version
     }
 
-    /// Waits until the mirror has changed in a way that matters to forwarding, and has been quiet
-    /// for [`SETTLE`] or busy for [`SETTLE_MAX`]. Safe to cancel.
+    /// [`Netlink::heard`], then [`Netlink::refresh`], until something has changed.
     ///
     /// # Errors
-    /// The kernel closing a socket, or a resync failing.
+    /// Those of both.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
-        while !self.unreported && !self.in_doubt {
-            self.next().await?;
-        }
-        let latest = tokio::time::Instant::now() + SETTLE_MAX;
-        while tokio::time::Instant::now() < latest {
-            match tokio::time::timeout(SETTLE, self.next()).await {
-                Ok(heard) => heard?,
-                Err(_quiet) => break,
+        loop {
+            self.heard().await?;
+            if self.refresh().await? {
+                return Ok(());
             }
         }
+    }
+
+    /// Waits until there was news and then quiet for [`SETTLE`], or news for [`SETTLE_MAX`] without
+    /// a pause. Safe to cancel: what was heard is kept, and so is the time since.
+    ///
+    /// # Errors
+    /// The kernel closing the socket.
+    pub async fn heard(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            let Some(news) = self.news else {
+                self.next().await?;
+                continue;
+            };
+            let until = (news.last + SETTLE).min(news.first + SETTLE_MAX);
+            match tokio::time::timeout_at(until, self.next()).await {
+                Ok(heard) => heard?,
+                Err(_settled) => return Ok(()),
+            }
+        }
+    }
+
+    /// Brings the mirror into a state that can be relied upon, reading everything anew if in doubt.
+    /// Returns whether it has changed in a way that matters to forwarding. Cancelled, it has done
+    /// nothing.
+    ///
+    /// # Errors
+    /// A dump failing.
+    pub async fn refresh(&mut self) -> Result<bool, NetlinkError> {
         if self.in_doubt {
             self.resync().await?;
         }
-        self.unreported = false;
-        Ok(())
+        self.news = None;
+        Ok(std::mem::take(&mut self.unreported))
     }
 
     /// Asks the kernel to resolve or confirm a neighbour, as if it had a packet for it: an entry is
@@ -179,7 +213,12 @@ impl Netlink {
             _ => Effect::None,
         };
         self.in_doubt |= effect == Effect::Doubt;
-        self.unreported |= effect != Effect::None;
+        if effect != Effect::None {
+            self.unreported = true;
+            let now = Instant::now();
+            let first = self.news.map_or(now, |n| n.first);
+            self.news = Some(News { first, last: now });
+        }
     }
 
     fn apply(&mut self, fact: Fact) -> Effect {

@@ -117,6 +117,24 @@ fn a_syn_flood_pushes_out_handshakes_and_nothing_else() {
 }
 
 #[test]
+fn room_for_handshakes_is_made_by_forgetting_the_oldest() {
+    let mut t = table(1_000, 100);
+    let kept = open(&mut t, Nanos::ZERO, 1_000).expect("room");
+    establish(&mut t, Nanos::ZERO, kept);
+    for n in 0..90 {
+        open(&mut t, Nanos(u64::from(n)), n).expect("room");
+    }
+    let mut evicted = 0;
+    t.make_room(10, |_| evicted += 1);
+    assert_eq!((evicted, t.half_open()), (0, 90));
+    t.make_room(64, |_| evicted += 1);
+    assert_eq!((evicted, t.half_open(), t.half_open_evicted()), (54, 36, 54));
+    assert!(find(&t, &key(53)).is_none() && find(&t, &key(54)).is_some());
+    t.make_room(1_000, |_| evicted += 1);
+    assert_eq!((t.half_open(), t.len()), (0, 1), "established flows stay");
+}
+
+#[test]
 fn a_full_table_keeps_what_it_has() {
     let mut t = table(10, 100);
     for n in 0..10 {

@@ -1,7 +1,9 @@
 //! The stages, a file each.
 
 pub mod balance;
+pub mod classify;
 mod egress;
+pub mod inspect;
 #[cfg(test)]
 mod rig;
 pub mod route;

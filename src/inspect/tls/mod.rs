@@ -285,4 +285,4 @@ fn take_pieces<const N: usize>(partial: &mut Partial, input: &mut &[u8]) -> Opti
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ const LIMIT: u32 = 1 << 16;
 type Extension = (u16, Vec<u8>);
 
 /// The first flight of a real stack.
-fn rustls_hello(
+pub(crate) fn rustls_hello(
     name: &str,
     versions: &[&'static SupportedProtocolVersion],
     alpn: &[&str],

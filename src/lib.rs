@@ -5,15 +5,20 @@
 
 #![deny(unsafe_code)]
 
+pub mod admin;
 pub mod base;
 pub mod config;
+pub mod control;
 pub mod flow;
 pub mod forward;
 pub mod graph;
 pub mod inspect;
+pub mod lab;
 #[allow(unsafe_code)] // kernel interfaces; see ARCHITECTURE.md, "Unsafe"
 pub mod nic;
+pub mod observe;
 pub mod packet;
 pub mod policy;
 pub mod qos;
+pub mod sim;
 pub mod worker;

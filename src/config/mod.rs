@@ -1,4 +1,13 @@
 //! Configuration files: `File*` types that deny unknown fields, built into one valid [`Config`].
+//!
+//! [`load`] tells every fault it finds, each with its file, line and column. Facts of the machine
+//! (interfaces, cores, memory, routes) are left to the start of the appliance, so that a file can
+//! be checked anywhere.
+
+mod atoms;
+mod build;
+mod file;
+mod load;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +18,9 @@ use crate::nic::spec::PortSpec;
 use crate::policy::spec::RuleSpec;
 use crate::qos::spec::PortQosSpec;
 use crate::worker::spec::WorkersSpec;
+
+pub use crate::base::diag::{Diagnostic, Diagnostics, Severity};
+pub use load::{load, load_text};
 
 /// A whole configuration, valid: every name is resolved and every limit checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +37,8 @@ pub struct Config {
     pub rules: Vec<RuleSpec>,
     pub pipeline: PipelineSpec,
     pub admin: AdminSpec,
+    /// What is allowed but probably not meant, to be told to the operator.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// The control socket and the metrics page.

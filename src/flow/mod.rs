@@ -1,8 +1,16 @@
 //! Flows: their table, their timers, and the beginning of their byte streams in order.
 
+pub mod entry;
+pub mod index;
 pub mod names;
 pub mod reassembly;
 pub mod sightings;
+pub mod table;
+pub mod tcp;
+pub mod wheel;
 
+pub use entry::{Flow, FlowKind, Hop, NewFlow};
 pub use names::Names;
 pub use sightings::{Sighting, Sightings};
+pub use table::{FlowLimits, FlowTable, InsertError, Timeouts};
+pub use tcp::TcpState;

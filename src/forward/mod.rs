@@ -1,3 +1,18 @@
 //! Where a packet goes: services, pools and their Maglev tables, NAT, routes, neighbours, ICMP.
 
+pub mod icmp;
+pub mod link;
+mod lpm;
+pub mod maglev;
+pub mod nat;
+pub mod parking;
+pub mod ports;
+pub mod routes;
 pub mod spec;
+mod table;
+pub mod tables;
+
+pub use icmp::{IcmpError, IcmpLimiter};
+pub use parking::Parking;
+pub use routes::{Egress, PortLink, Resolved, RouteKind, RouteSpec, Routes, RoutesBuilder};
+pub use tables::{Backend, Service, Tables};

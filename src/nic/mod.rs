@@ -1,6 +1,19 @@
 //! Where packets come in and go out: ports on AF_XDP, in memory, and on capture files.
 
+pub mod error;
+pub mod ethtool;
+pub mod link;
+pub mod memory;
+pub mod open;
+pub mod pcap;
 pub mod port;
+pub mod restore;
 pub mod spec;
+pub mod steer;
+pub mod umem;
+pub mod wake;
+pub mod xsk;
 
+pub use error::NicError;
+pub use open::{Nic, PortMode, open};
 pub use port::{Port, PortStats};

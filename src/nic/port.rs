@@ -32,15 +32,15 @@ pub trait Port {
         max: usize,
     ) -> usize;
 
-    /// Transmits from the front of `frames`, in order, and returns how many were taken; the rest stay.
-    /// Frames that were sent come back to `pool` with this or a later call.
+    /// Transmits from the front of `frames`, in order, and returns how many were taken; the rest
+    /// stay. Frames that were sent come back to `pool` with this or a later call.
     fn tx_burst(&mut self, now: Nanos, pool: &mut FramePool, frames: &mut Vec<Frame>) -> usize;
 
     /// How many frames [`Port::tx_burst`] would take now.
     fn tx_room(&self) -> usize;
 
-    /// Collects frames that were sent, and wakes the kernel where it waits for us. Called once a loop,
-    /// with or without traffic.
+    /// Collects frames that were sent, and wakes the kernel where it waits for us. Called once a
+    /// loop, with or without traffic.
     fn poll(&mut self, now: Nanos, pool: &mut FramePool);
 
     /// Bytes handed to the device and not yet reported sent.

@@ -2,7 +2,8 @@
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// Why a packet was dropped. The label is the counter's name in metrics and in `show drops`.
+        /// Why a packet was dropped. The label is the counter's name in metrics and in `show
+        /// drops`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum DropReason {
@@ -52,12 +53,13 @@ drop_reasons! {
     BadExtensionHeader = "bad_extension_header",
     /// Source equals destination (a LAND packet).
     SelfAddressed = "self_addressed",
-    /// A source or destination that may not appear on the wire: unspecified, loopback, multicast or
-    /// broadcast source.
+    /// A source or destination that may not appear on the wire or be forwarded: unspecified,
+    /// loopback, reserved, IPv4 within IPv6, limited broadcast, or a multicast source.
     Martian = "martian",
     /// A flag combination that no TCP sends (SYN with FIN, none at all).
     BadTcpFlags = "bad_tcp_flags",
-    /// TTL or hop limit used up; an ICMP answer was sent unless the rate limit forbade it.
+    /// TTL or hop limit used up; an ICMP answer was sent unless the rate limit forbade it (none to
+    /// a packet that arrives with 0, which no router may send).
     TtlExceeded = "ttl_exceeded",
     /// A fragment of a flow that needs its ports to be forwarded.
     Fragment = "fragment",

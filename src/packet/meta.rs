@@ -50,8 +50,8 @@ impl Direction {
     }
 }
 
-/// The 5-tuple as it stands on the wire. ICMP echo has its identifier in both ports; other protocols
-/// and later fragments have ports 0.
+/// The 5-tuple as it stands on the wire. ICMP echo has its identifier in both ports; other
+/// protocols and later fragments have ports 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey {
@@ -123,15 +123,23 @@ impl PacketFlags {
     pub fn set(&mut self, flag: PacketFlags) {
         self.0 |= flag.0;
     }
+
+    #[inline]
+    pub fn clear(&mut self, flag: PacketFlags) {
+        self.0 &= !flag.0;
+    }
 }
 
-/// Parsed once per packet, carried beside its frame through all stages. Offsets count bytes from the
-/// frame's first.
-#[derive(Clone, Debug)]
+/// Parsed once per packet, carried beside its frame through all stages. Offsets count bytes from
+/// the frame's first.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketMeta {
     pub key: FlowKey,
     /// [`FlowKey::hash`] with the process's seed.
     pub hash: u64,
+    /// TCP sequence and acknowledgment numbers; 0 for other protocols.
+    pub tcp_seq: u32,
+    pub tcp_ack: u32,
     pub flow: FlowRef,
     pub class: ClassId,
     pub in_port: PortId,
@@ -144,7 +152,7 @@ pub struct PacketMeta {
     pub payload: u16,
     /// End of the IP packet: what follows is link padding.
     pub end: u16,
-    /// 802.1Q tag control information of the outermost tag; 0 without a tag.
+    /// Tag control information of the outermost VLAN tag; 0 without a tag.
     pub vlan_tci: u16,
     pub tcp_flags: u8,
     /// IPv4 TOS or IPv6 traffic class: DSCP in the upper six bits, ECN in the lower two.
@@ -161,6 +169,8 @@ impl Default for PacketMeta {
         PacketMeta {
             key: FlowKey::default(),
             hash: 0,
+            tcp_seq: 0,
+            tcp_ack: 0,
             flow: FlowRef::NONE,
             class: ClassId::UNSET,
             in_port: PortId::default(),

@@ -1,3 +1,20 @@
 //! The poll loop: one thread a core, its ports, its tables, its frames.
 
+pub mod build;
+pub mod clock;
+pub mod command;
+pub mod egress;
+pub mod handover;
+pub mod runner;
+pub mod side;
 pub mod spec;
+pub mod turn;
+
+pub use build::{Blueprint, Own};
+pub use clock::Clock;
+pub use command::{ControlLink, Phase, Update, WorkerCommand, WorkerEvent, WorkerLink};
+pub use egress::EgressQueue;
+pub use handover::Handover;
+pub use runner::{Exit, Heartbeat, NoHeartbeat, RunnerParts, WorkerThread};
+pub use side::Side;
+pub use turn::{Worker, WorkerParts};

@@ -1,0 +1,46 @@
+# `make demo` and `make test` need nothing but Rust on a Debian or Ubuntu machine: they install the
+# packages they miss, build, and run. `make help` lists the rest.
+
+CARGO ?= cargo
+ROOT  := .ci/root.sh
+BIN   := $(or $(CARGO_TARGET_DIR),target)/release/tidegate
+
+.PHONY: help build demo test fmt clippy unit deny fuzz bench bench-quick clean packages-build \
+	packages-test packages-bench
+
+help:
+	@echo "make demo         build, then show interactive streams with and without QoS in a lab"
+	@echo "make test         everything CI runs: format, clippy, all tests, fuzz seeds, licences"
+	@echo "make bench        all benchmarks with their peers (long); tables and JSON under bench/out"
+	@echo "make build        the release binary, target/release/tidegate"
+	@echo "make fuzz SECONDS=60 TARGET=pipeline   run a fuzz target (nightly Rust and cargo-fuzz)"
+
+packages-build:
+	@.ci/packages.sh build
+packages-test:
+	@.ci/packages.sh test
+packages-bench:
+	@.ci/packages.sh bench
+
+build: packages-build
+	$(CARGO) build --release --locked
+
+demo: build
+	$(ROOT) $(BIN) demo
+
+test: packages-test fmt clippy unit deny
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy: packages-build
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# Namespace tests need root; they build their own namespaces and touch nothing else.
+unit: packages-test
+	$(CARGO) test --locked --no-run
+	$(ROOT) $(CARGO) test --locked
+
+deny:
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny --no-default-features
+	$(CARGO) deny --offline check licenses bans sources

@@ -1,0 +1,276 @@
+//! A worker with everything around it that a measurement needs.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate::base::units::BitRate;
+use tidegate::base::{Addr, Prefix, Seed};
+use tidegate::forward::spec::{
+    BackendId, BackendSpec, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec, ServiceId,
+    ServiceSpec,
+};
+use tidegate::forward::{PortLink, RouteKind, RouteSpec, Routes, RoutesBuilder, Tables};
+use tidegate::graph::Snapshot;
+use tidegate::graph::spec::{PipelineSpec, StageSpec};
+use tidegate::nic::Port;
+use tidegate::nic::memory::RecyclePort;
+use tidegate::nic::spec::{AttachMode, CopyMode, PortSpec};
+use tidegate::observe::SharedStats;
+use tidegate::packet::batch::BATCH_MAX;
+use tidegate::packet::{ClassId, FramePool, PortId, tcp};
+use tidegate::policy::Rules;
+use tidegate::policy::spec::RuleSpec;
+use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::worker::command::control_link;
+use tidegate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
+use tidegate::worker::{Blueprint, Clock, Handover, Own, Worker};
+
+use crate::traffic::{BACKENDS, CLIENTS, Mode, SERVERS, SERVICE_PORT, Traffic, VIP};
+
+const SEED: Seed = Seed(42);
+const FRAMES: u32 = 4_096;
+const NAT_ADDR: u32 = u32::from_be_bytes([192, 0, 2, 20]);
+/// Flows that are opened together: fewer than may be half open.
+const OPEN_AT_ONCE: u32 = 4_096;
+const RATE: BitRate = BitRate(400_000_000_000);
+
+pub type Shared = Rc<RefCell<Traffic>>;
+
+/// A port on the clients' side (0) or on the servers' side (1).
+pub fn port(traffic: &Shared, id: usize) -> impl Port + use<> {
+    let (rx, tx) = (Rc::clone(traffic), Rc::clone(traffic));
+    let fill = move |out: &mut [u8]| {
+        let mut traffic = rx.borrow_mut();
+        if id == 0 { traffic.from_client(out) } else { traffic.from_server(out) }
+    };
+    let sink = move |frame: &[u8]| {
+        if id == 1 {
+            tx.borrow_mut().to_server(frame);
+        }
+    };
+    RecyclePort::new(BATCH_MAX, fill, sink)
+}
+
+fn forward() -> ForwardSpec {
+    let backend = |i: u32| BackendSpec {
+        id: BackendId(i as u16),
+        name: format!("b{i}"),
+        addr: Addr::v4(SERVERS + i),
+        port: SERVICE_PORT,
+        weight: 1,
+    };
+    ForwardSpec {
+        services: vec![ServiceSpec {
+            id: ServiceId(0),
+            name: "s".into(),
+            vip: Addr::v4(VIP),
+            port: SERVICE_PORT,
+            proto: tcp::PROTOCOL,
+            pool: PoolId(0),
+            mode: ForwardMode::Nat,
+            canary_share: 10_000,
+            idle_established: Duration::from_secs(7_440),
+        }],
+        pools: vec![PoolSpec {
+            id: PoolId(0),
+            name: "p".into(),
+            backends: (0..BACKENDS).map(backend).collect(),
+        }],
+        nat: Some(NatSpec {
+            addresses: vec![Addr::v4(NAT_ADDR)],
+            port_first: 1_024,
+            port_last: 65_535,
+        }),
+        transit: vec![],
+    }
+}
+
+fn routes() -> Routes {
+    let link = |id: u16| PortLink {
+        id: PortId(id),
+        ifindex: u32::from(id) + 1,
+        name: format!("p{id}"),
+        mac: [2, 0, 0, 0, 1, id as u8],
+        mtu: 1_500,
+        addrs: vec![],
+    };
+    let mut builder = RoutesBuilder::new(vec![link(0), link(1)], SEED);
+    let mut route = |addr: u32, len: u8, via: Option<u32>, ifindex: u32| {
+        builder.add_route(RouteSpec {
+            prefix: Prefix::new(Addr::v4(addr), len).expect("a prefix"),
+            via: via.map(Addr::v4),
+            ifindex,
+            kind: RouteKind::Unicast,
+            metric: 0,
+        });
+    };
+    let gateway = u32::from_be_bytes([192, 0, 2, 1]);
+    route(CLIENTS, 9, Some(gateway), 1);
+    route(SERVERS, 24, None, 2);
+    builder.set_neighbour(1, Addr::v4(gateway), [2, 0, 0, 0, 9, 1]);
+    for i in 0..BACKENDS {
+        builder.set_neighbour(2, Addr::v4(SERVERS + i), [2, 0, 0, 0, 8, i as u8]);
+    }
+    builder.build(1)
+}
+
+/// Ten classes a port, all with more than enough.
+fn qos(port: u16) -> PortQosSpec {
+    let class = |id: u16| ClassSpec {
+        id: ClassId(id),
+        name: format!("c{id}"),
+        parent: None,
+        rate: BitRate(RATE.0 / 10),
+        ceil: RATE,
+        burst: 1 << 20,
+        cburst: 1 << 20,
+        priority: (id % 4) as u8,
+        weight: 1,
+        limit: 4 << 20,
+    };
+    PortQosSpec {
+        port: PortId(port),
+        rate: RATE,
+        burst: 1 << 20,
+        overhead: 24,
+        mpu: 84,
+        mtu: 1_514,
+        default_class: ClassId(9),
+        classes: (0..10).map(class).collect(),
+    }
+}
+
+/// Rules that look at everything and match by the last: the dearest case.
+fn rules() -> Vec<RuleSpec> {
+    let client = |i: u8| RuleSpec {
+        name: format!("r{i}"),
+        client: vec![Prefix::new(Addr::v4(CLIENTS + (u32::from(i) << 16)), 16).expect("prefix")],
+        class: ClassId(u16::from(i % 9)),
+        ..RuleSpec::default()
+    };
+    (0..32).map(client).collect()
+}
+
+pub fn inspect() -> StageSpec {
+    StageSpec::Inspect { hello_bytes_max: 16_384, flows_max: 4_096 }
+}
+
+fn workers(flows: u32) -> WorkersSpec {
+    WorkersSpec {
+        count: 1,
+        cores: vec![],
+        idle: IdleStrategy::Busy,
+        on_failure: OnFailure::Pass,
+        heartbeat_limit: Duration::from_millis(100),
+        frames: FRAMES,
+        frame_size: 2_048,
+        huge_pages: false,
+        flows_max: flows,
+        half_open_max: 2 * OPEN_AT_ONCE,
+        drain_limit: Duration::from_secs(1),
+    }
+}
+
+fn port_spec(id: u16) -> PortSpec {
+    PortSpec {
+        id: PortId(id),
+        name: format!("p{id}"),
+        interface: format!("p{id}"),
+        attach: AttachMode::Auto,
+        copy: CopyMode::Auto,
+        rx_ring: 0,
+        tx_ring: 0,
+        busy_poll: None,
+        verify_checksums: false,
+    }
+}
+
+/// Whether packets are addressed to a service in this pipeline.
+fn is_balanced(stages: &[StageSpec]) -> bool {
+    !stages.contains(&StageSpec::Route)
+}
+
+/// A worker, its traffic, and its clock.
+pub struct Rig<P> {
+    worker: Worker<P>,
+    traffic: Shared,
+    clock: Clock,
+}
+
+/// A worker whose pipeline is `stages`, with `flows` flows open.
+pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + use<>> {
+    let traffic = Rc::new(RefCell::new(Traffic::new(flows, is_balanced(stages))));
+    let snapshot = Snapshot {
+        forward: Arc::new(Tables::build(&forward(), 1, SEED)),
+        routes: Arc::new(routes()),
+        rules: Arc::new(Rules::compile(&rules())),
+        seed: SEED,
+        worker_count: 1,
+    };
+    let pipeline = PipelineSpec { name: "bench".into(), stages: stages.to_vec() };
+    let (workers, ports) = (workers(flows_max.max(flows)), [port_spec(0), port_spec(1)]);
+    let qos = [qos(0), qos(1)];
+    let blueprint = Blueprint {
+        workers: &workers,
+        ports: &ports,
+        pipeline: &pipeline,
+        qos: &qos,
+        snapshot: &snapshot,
+    };
+    let worker = blueprint.worker(Own {
+        id: 0,
+        ports: vec![port(&traffic, 0), port(&traffic, 1)],
+        pool: FramePool::standalone(FRAMES, 2_048),
+        handover: Handover::mesh(1, 1).remove(0),
+        control: control_link(None).0,
+        stats: Arc::new(SharedStats::new(2)),
+    });
+    let mut rig = Rig { worker, traffic, clock: Clock::new() };
+    if !stages.contains(&StageSpec::Tap) {
+        rig.open(flows);
+    }
+    rig.traffic.borrow_mut().set(Mode::Data, 0);
+    rig
+}
+
+impl<P: Port> Rig<P> {
+    /// Opens all flows, with a handshake each.
+    fn open(&mut self, flows: u32) {
+        for first in (0..flows).step_by(OPEN_AT_ONCE as usize) {
+            let end = (first + OPEN_AT_ONCE).min(flows);
+            for mode in [Mode::Open(end), Mode::Accept(end), Mode::Confirm(end)] {
+                self.traffic.borrow_mut().set(mode, first);
+                while self.worker.poll(self.clock.now()) > 0 {}
+            }
+        }
+        let seen = self.traffic.borrow().seen;
+        let counters = self.worker.counters();
+        assert_eq!(seen, u64::from(flows), "flows were not opened: {counters:?}");
+        assert_eq!(counters.drops_total(), 0, "{counters:?}");
+    }
+
+    /// Nanoseconds a packet, over `packets` packets at least; also their number.
+    pub fn measure(&mut self, packets: u64) -> f64 {
+        let before = self.worker.counters().rx_packets;
+        let start = self.clock.now();
+        let mut now = start;
+        while self.worker.counters().rx_packets - before < packets {
+            self.worker.poll(now);
+            now = self.clock.now();
+        }
+        let done = self.worker.counters().rx_packets - before;
+        now.since(start) as f64 / done as f64
+    }
+
+    /// Checks that what was measured is what should have happened, and ends.
+    pub fn finish(mut self, transmits: bool) {
+        self.worker.close();
+        let counters = self.worker.counters();
+        let expected = if transmits { counters.rx_packets } else { 0 };
+        let sent = counters.tx_packets + counters.drops[tidegate::packet::DropReason::Shutdown as usize];
+        assert_eq!(sent, expected, "{counters:?}");
+        assert_eq!(self.worker.frames_outstanding(), 0);
+    }
+}

@@ -1,0 +1,205 @@
+//! 60-byte TCP packets (64 with FCS) of any number of flows, written for a few nanoseconds each.
+
+use tidegate::base::hash::{Rng, pick};
+use tidegate::base::{Addr, Seed};
+use tidegate::packet::build::{TcpSpec, tcp_packet};
+use tidegate::packet::tcp::flag;
+
+pub const FRAME_LEN: usize = 60;
+pub const BACKENDS: u32 = 64;
+pub const SERVICE_PORT: u16 = 443;
+pub const VIP: u32 = u32::from_be_bytes([192, 0, 2, 10]);
+pub const CLIENTS: u32 = u32::from_be_bytes([10, 0, 0, 0]);
+pub const SERVERS: u32 = u32::from_be_bytes([10, 200, 0, 0]);
+
+const IP: usize = 14;
+const TCP: usize = 34;
+const PAYLOAD: usize = 54;
+
+/// What the ports receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing.
+    Quiet,
+    /// A SYN of each flow up to this one.
+    Open(u32),
+    /// A SYN-ACK of each flow up to this one.
+    Accept(u32),
+    /// The third segment of each flow up to this one.
+    Confirm(u32),
+    /// Data of any flow.
+    Data,
+}
+
+/// Addresses and ports of one direction of a flow.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ends {
+    pub src: u32,
+    pub dst: u32,
+    pub sport: u16,
+    pub dport: u16,
+}
+
+impl Ends {
+    fn reversed(self) -> Ends {
+        Ends { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport }
+    }
+}
+
+/// A segment whose addresses, ports and tag are yet to be filled in.
+struct Template {
+    bytes: [u8; FRAME_LEN],
+    ip_sum: u32,
+    tcp_sum: u32,
+}
+
+impl Template {
+    fn new(flags: u8) -> Template {
+        let any = (Addr::v4(CLIENTS), 1);
+        let mut spec = TcpSpec::new(any, (Addr::v4(VIP), 1), flags, &[0; FRAME_LEN - PAYLOAD]);
+        spec.seq = 1 + u32::from(flags & flag::SYN == 0);
+        spec.ack = spec.seq;
+        let packet = tcp_packet(&spec);
+        let mut bytes = [0; FRAME_LEN];
+        bytes.copy_from_slice(&packet);
+        bytes[IP + 12..IP + 20].fill(0);
+        bytes[TCP..TCP + 4].fill(0);
+        bytes[IP + 10..IP + 12].fill(0);
+        bytes[TCP + 16..TCP + 18].fill(0);
+        let segment_len = (FRAME_LEN - TCP) as u32;
+        let (ip_sum, tcp_sum) = (sum(&bytes[IP..TCP]), sum(&bytes[TCP..]) + 6 + segment_len);
+        Template { bytes, ip_sum, tcp_sum }
+    }
+
+    /// Writes the segment; `tag` goes into its payload.
+    #[inline]
+    fn write(&self, out: &mut [u8], ends: Ends, tag: u32) -> usize {
+        let out = &mut out[..FRAME_LEN];
+        out.copy_from_slice(&self.bytes);
+        let words = |v: u32| (v >> 16) + (v & 0xffff);
+        let addrs = words(ends.src) + words(ends.dst);
+        let rest = addrs + u32::from(ends.sport) + u32::from(ends.dport) + words(tag);
+        put(out, IP + 12, &ends.src.to_be_bytes());
+        put(out, IP + 16, &ends.dst.to_be_bytes());
+        put(out, TCP, &ends.sport.to_be_bytes());
+        put(out, TCP + 2, &ends.dport.to_be_bytes());
+        put(out, PAYLOAD, &tag.to_be_bytes());
+        put(out, IP + 10, &fold(self.ip_sum + addrs).to_be_bytes());
+        put(out, TCP + 16, &fold(self.tcp_sum + rest).to_be_bytes());
+        FRAME_LEN
+    }
+}
+
+fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
+    out[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum()
+}
+
+fn fold(sum: u32) -> u16 {
+    let once = (sum & 0xffff) + (sum >> 16);
+    !((once & 0xffff) + (once >> 16)) as u16
+}
+
+/// The state behind both ports.
+pub struct Traffic {
+    pub mode: Mode,
+    flows: u32,
+    /// Services: clients talk to the VIP; else straight to the servers.
+    balanced: bool,
+    next: u32,
+    rng: Rng,
+    syn: Template,
+    syn_ack: Template,
+    ack: Template,
+    /// How each flow looks on the servers' side: as sent to the server.
+    inside: Vec<Ends>,
+    pub seen: u64,
+}
+
+impl Traffic {
+    pub fn new(flows: u32, balanced: bool) -> Traffic {
+        Traffic {
+            mode: Mode::Quiet,
+            flows,
+            balanced,
+            next: 0,
+            rng: Rng::new(Seed(7)),
+            syn: Template::new(flag::SYN),
+            syn_ack: Template::new(flag::SYN | flag::ACK),
+            ack: Template::new(flag::ACK),
+            inside: vec![Ends::default(); flows as usize],
+            seen: 0,
+        }
+    }
+
+    /// Starts over with what `mode` sends, from flow `first` on.
+    pub fn set(&mut self, mode: Mode, first: u32) {
+        self.mode = mode;
+        self.next = first;
+    }
+
+    fn outside(&self, flow: u32) -> Ends {
+        let src = CLIENTS + flow;
+        let sport = 10_000 + (flow & 0x3fff) as u16;
+        let dst = if self.balanced { VIP } else { SERVERS + flow % BACKENDS };
+        Ends { src, dst, sport, dport: SERVICE_PORT }
+    }
+
+    /// A packet from a client.
+    #[inline]
+    pub fn from_client(&mut self, out: &mut [u8]) -> usize {
+        match self.mode {
+            Mode::Data => {
+                let flow = pick(self.rng.next_u64(), self.flows);
+                self.ack.write(out, self.outside(flow), flow)
+            }
+            Mode::Open(end) | Mode::Confirm(end) if self.next < end => {
+                let flow = self.next;
+                self.next += 1;
+                let syn = matches!(self.mode, Mode::Open(_));
+                let template = if syn { &self.syn } else { &self.ack };
+                template.write(out, self.outside(flow), flow)
+            }
+            _ => 0,
+        }
+    }
+
+    /// A packet from a server.
+    #[inline]
+    pub fn from_server(&mut self, out: &mut [u8]) -> usize {
+        match self.mode {
+            Mode::Data => {
+                let flow = pick(self.rng.next_u64(), self.flows);
+                self.ack.write(out, self.inside[flow as usize].reversed(), flow)
+            }
+            Mode::Accept(end) if self.next < end => {
+                let flow = self.next;
+                self.next += 1;
+                self.syn_ack.write(out, self.inside[flow as usize].reversed(), flow)
+            }
+            _ => 0,
+        }
+    }
+
+    /// A packet that arrived at a server: shows how its flow was translated.
+    #[inline]
+    pub fn to_server(&mut self, frame: &[u8]) {
+        if matches!(self.mode, Mode::Open(_)) {
+            let u32_at = |at: usize| {
+                u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
+            };
+            let ports = u32_at(TCP);
+            let flow = u32_at(PAYLOAD) as usize;
+            self.seen += 1;
+            self.inside[flow] = Ends {
+                src: u32_at(IP + 12),
+                dst: u32_at(IP + 16),
+                sport: (ports >> 16) as u16,
+                dport: ports as u16,
+            };
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::demo::DemoArgs;
+use super::logs::LogFormat;
+use super::pktgen::PktgenArgs;
+use super::protocol::What;
+
+/// Where the control socket is unless the configuration or `--socket` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/tidegate/tidegate.sock";
+
+/// A userspace packet router and QoS scheduler for the edge of an LLM inference cluster.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidegate",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 success, 1 failure, 2 bad usage or configuration.\n\
+                  Errors and logs go to standard error."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG [default: RUST_LOG,
+    /// else info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+
+    /// Form of log lines
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the appliance until it is stopped
+    #[command(after_help = "Examples:\n  \
+        tidegate run -c /etc/tidegate/tidegate.toml\n  \
+        tidegate run -c edge.toml --log-format json\n\n\
+        SIGHUP reloads the configuration; SIGTERM and SIGINT drain within `drain_limit` and end.")]
+    Run(ConfigArgs),
+
+    /// Validate a configuration and its pipeline; every error with file:line:column
+    #[command(after_help = "Examples:\n  \
+        tidegate check -c edge.toml\n  \
+        tidegate check -c edge.toml --json | jq .errors")]
+    Check {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
+    /// Show what a running appliance does
+    #[command(after_help = "Examples:\n  \
+        tidegate show drops\n  \
+        tidegate show flows --limit 50\n  \
+        tidegate show ports --json | jq '.ports[].attach'")]
+    Show {
+        #[arg(value_enum)]
+        what: What,
+        /// Flows to list at most
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: usize,
+        #[command(flatten)]
+        socket: SocketArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
+    /// Have a running appliance load its configuration anew, without losing a flow
+    #[command(after_help = "Examples:\n  \
+        tidegate check -c edge.toml && tidegate reload\n  \
+        tidegate reload --socket /run/edge.sock\n\n\
+        A configuration that is refused changes nothing.")]
+    Reload {
+        #[command(flatten)]
+        socket: SocketArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
+    /// Drain and end a running appliance; returns when the interfaces are released
+    #[command(after_help = "Example:\n  tidegate stop")]
+    Stop {
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+
+    /// What this box can do, what to change, and why
+    #[command(after_help = "Examples:\n  \
+        tidegate doctor\n  \
+        tidegate doctor --interface eth1 --interface eth2\n\n\
+        Also restores interface settings that a killed run left changed. Exits 1 if something is \
+        missing that the appliance needs.")]
+    Doctor {
+        /// An interface meant to be a port of the appliance; may be given several times
+        #[arg(long, value_name = "IF")]
+        interface: Vec<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
+    /// Generate and measure packets over AF_XDP, for the lab
+    Pktgen(PktgenArgs),
+
+    /// Show what QoS does for token streams, in a lab on this machine
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The configuration file (TOML)
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct SocketArgs {
+    /// Control socket of the appliance
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", sub.get_name());
+            assert!(help.contains(&format!("tidegate {}", sub.get_name())), "{help}");
+        }
+    }
+
+    #[test]
+    fn commands_are_read_as_documented() {
+        let cli = parse("tidegate run -c a.toml --log-format json").expect("run");
+        assert_eq!(cli.log_format, LogFormat::Json);
+        assert!(matches!(cli.command, Command::Run(c) if c.config.as_os_str() == "a.toml"));
+        let cli = parse("tidegate show flows --limit 5 --json --socket /s").expect("show");
+        let Command::Show { what, limit, socket, output } = cli.command else { panic!("show") };
+        assert_eq!((what, limit, output.json), (What::Flows, 5, true));
+        assert_eq!(socket.socket.as_os_str(), "/s");
+        let cli = parse("tidegate stop").expect("stop");
+        assert!(matches!(cli.command, Command::Stop { socket } if
+            socket.socket.as_os_str() == DEFAULT_SOCKET));
+        let cli = parse("tidegate doctor --interface a --interface b").expect("doctor");
+        assert!(matches!(cli.command, Command::Doctor { interface, .. } if
+            interface == ["a", "b"]));
+    }
+
+    #[test]
+    fn bad_usage_exits_with_2() {
+        for (line, kind) in [
+            ("tidegate", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("tidegate run", ErrorKind::MissingRequiredArgument),
+            ("tidegate show", ErrorKind::MissingRequiredArgument),
+            ("tidegate show moods", ErrorKind::InvalidValue),
+            ("tidegate fly", ErrorKind::InvalidSubcommand),
+            ("tidegate show drops --limit x", ErrorKind::ValueValidation),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.kind(), kind, "{line}");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        assert_eq!(parse("tidegate --help").expect_err("help").exit_code(), 0);
+    }
+}

@@ -1,0 +1,291 @@
+//! The metrics page: `/metrics` in the OpenMetrics text format, `/healthz` for probes.
+//!
+//! Labels are ports, workers, reasons and classes: all from the configuration or from fixed lists, so
+//! traffic can't make new series.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::control::Asker;
+use crate::control::view::{Overview, Values};
+use crate::nic::steer::SteerReason;
+use crate::observe::{Counters, Gauges, PortGauges};
+use crate::packet::DropReason;
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves the pages on a bound address for as long as it is polled.
+///
+/// # Errors
+/// Those of `accept`.
+pub async fn serve(listener: tokio::net::TcpListener, asker: Asker) -> std::io::Result<()> {
+    let pages = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .with_state(asker);
+    axum::serve(listener, pages).await
+}
+
+/// Binds the configured address.
+///
+/// # Errors
+/// One sentence for the operator.
+pub async fn bind(address: SocketAddr) -> Result<tokio::net::TcpListener, String> {
+    tokio::net::TcpListener::bind(address).await.map_err(|e| {
+        format!("metrics address {address}: {e} (change `admin.metrics`, or stop who uses it)")
+    })
+}
+
+async fn metrics(State(asker): State<Asker>) -> Response {
+    match asker.overview().await.map(text) {
+        Ok(Ok(body)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response(),
+        Ok(Err(_)) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Err(gone) => (StatusCode::SERVICE_UNAVAILABLE, gone.to_string()).into_response(),
+    }
+}
+
+/// 200 while the control loop answers: it ends with its workers.
+async fn healthz(State(asker): State<Asker>) -> Response {
+    match asker.overview().await {
+        Ok(_) => "ok\n".into_response(),
+        Err(gone) => (StatusCode::SERVICE_UNAVAILABLE, gone.to_string()).into_response(),
+    }
+}
+
+/// The page.
+///
+/// # Errors
+/// Those of the encoder, which writes to memory: none in practice.
+pub fn text(overview: Overview) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("tidegate");
+    registry.register_collector(Box::new(Page(overview)));
+    let mut out = String::new();
+    prometheus_client::encoding::text::encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+#[derive(Debug)]
+struct Page(Overview);
+
+type Labels = Vec<(&'static str, String)>;
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let e = &mut encoder;
+        self.process(e)?;
+        self.workers(e)?;
+        self.ports(e)?;
+        self.classes(e)
+    }
+}
+
+impl Page {
+    fn process(&self, e: &mut DescriptorEncoder) -> fmt::Result {
+        let p = &self.0.process;
+        let info = vec![("version", p.version.clone()), ("pipeline", p.pipeline.clone())];
+        gauge(e, "build_info", "Version and pipeline that run.", &[(info, 1)])?;
+        let uptime = "Time since start.";
+        gauge(e, "uptime_seconds", uptime, &[(vec![], p.uptime_secs)])?;
+        let reloads = vec![
+            (vec![("result", "taken".to_string())], p.reloads),
+            (vec![("result", "refused".to_string())], p.reloads_refused),
+        ];
+        counter(e, "reloads", "Configurations loaded while running.", &reloads)?;
+        gauge(e, "routes", "Routes mirrored from the kernel.", &[(vec![], p.routes)])?;
+        let resyncs = "Times the kernel's tables were read anew, in doubt or after lost messages.";
+        counter(e, "netlink_resyncs", resyncs, &[(vec![], p.netlink_resyncs)])
+    }
+
+    fn workers(&self, e: &mut DescriptorEncoder) -> fmt::Result {
+        let workers = &self.0.workers;
+        for (name, meaning) in Counters::NAMES.iter().zip(Counters::MEANINGS) {
+            let lines = workers.iter().map(|w| (of_worker(w.worker), value(&w.counters, name)));
+            counter(e, &format!("worker_{name}"), meaning, &lines.collect::<Vec<_>>())?;
+        }
+        for (name, meaning) in Gauges::NAMES.iter().zip(Gauges::MEANINGS) {
+            let lines = workers.iter().map(|w| (of_worker(w.worker), value(&w.gauges, name)));
+            let lines: Vec<_> = lines.collect();
+            match name.starts_with("polls") {
+                true => counter(e, &format!("worker_{name}"), meaning, &lines)?,
+                false => gauge(e, &format!("worker_{name}"), meaning, &lines)?,
+            }
+        }
+        let drops = workers.iter().flat_map(|w| {
+            DropReason::ALL.iter().map(|reason| {
+                let mut labels = of_worker(w.worker);
+                labels.push(("reason", reason.label().into()));
+                (labels, value(&w.drops, reason.label()))
+            })
+        });
+        counter(e, "drops", "Packets dropped, by reason.", &drops.collect::<Vec<_>>())
+    }
+
+    fn ports(&self, e: &mut DescriptorEncoder) -> fmt::Result {
+        let ports = &self.0.ports;
+        for (name, meaning) in PortGauges::NAMES.iter().zip(PortGauges::MEANINGS) {
+            let lines = self.0.workers.iter().flat_map(|w| {
+                ports.iter().zip(&w.ports).map(|(port, values)| {
+                    let mut labels = vec![("port", port.name.clone())];
+                    labels.extend(of_worker(w.worker));
+                    (labels, value(values, name))
+                })
+            });
+            let lines: Vec<_> = lines.collect();
+            match name.starts_with("backlog") {
+                true => gauge(e, &format!("port_{name}"), meaning, &lines)?,
+                false => counter(e, &format!("port_{name}"), meaning, &lines)?,
+            }
+        }
+        let modes = ports.iter().map(|p| {
+            let labels = vec![
+                ("port", p.name.clone()),
+                ("interface", p.interface.clone()),
+                ("attach", p.attach.clone()),
+                ("copy", p.copy.clone()),
+                ("busy_poll", p.busy_poll.to_string()),
+            ];
+            (labels, 1)
+        });
+        let modes: Vec<_> = modes.collect();
+        gauge(e, "port_mode_info", "The mode that each port got.", &modes)?;
+        let up: Vec<_> =
+            ports.iter().map(|p| (vec![("port", p.name.clone())], u64::from(p.up))).collect();
+        gauge(e, "port_up", "Whether the link is up with a carrier.", &up)?;
+        let steered = ports.iter().flat_map(|p| {
+            SteerReason::ALL.iter().map(|reason| {
+                let labels = vec![("port", p.name.clone()), ("reason", reason.label().into())];
+                (labels, value(&p.steered, reason.label()))
+            })
+        });
+        let help = "Packets seen by the XDP program, by what it did with them and why.";
+        counter(e, "steered", help, &steered.collect::<Vec<_>>())
+    }
+
+    fn classes(&self, e: &mut DescriptorEncoder) -> fmt::Result {
+        let classes = &self.0.classes;
+        for (name, meaning, is_gauge) in crate::control::CLASS_VALUES {
+            let lines = classes.iter().map(|c| {
+                let labels = vec![("port", c.port.clone()), ("class", c.class.clone())];
+                (labels, value(&c.values, name))
+            });
+            let lines: Vec<_> = lines.collect();
+            match is_gauge {
+                true => gauge(e, &format!("class_{name}"), meaning, &lines)?,
+                false => counter(e, &format!("class_{name}"), meaning, &lines)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn of_worker(worker: u16) -> Labels {
+    vec![("worker", worker.to_string())]
+}
+
+fn value(values: &Values, name: &str) -> u64 {
+    values.get(name).copied().unwrap_or(0)
+}
+
+fn counter(
+    e: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    lines: &[(Labels, u64)],
+) -> fmt::Result {
+    let help = sentence(help);
+    let mut family = e.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in lines {
+        ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauge(
+    e: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    lines: &[(Labels, u64)],
+) -> fmt::Result {
+    let mut family = e.encode_descriptor(name, sentence(help), None, MetricType::Gauge)?;
+    for (labels, value) in lines {
+        // Gauges are signed in the format's implementation.
+        let value = i64::try_from(*value).unwrap_or(i64::MAX);
+        ConstGauge::new(value).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+/// The encoder ends the help text with a full stop of its own.
+fn sentence(help: &str) -> &str {
+    help.trim().trim_end_matches('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::view::{ClassView, PortView, WorkerView};
+
+    fn overview() -> Overview {
+        let worker = WorkerView {
+            worker: 1,
+            counters: [("rx_packets".to_string(), 12)].into(),
+            drops: [("no_route".to_string(), 3)].into(),
+            gauges: [("flows".to_string(), 4)].into(),
+            ports: vec![[("tx_bytes".to_string(), 99)].into()],
+        };
+        let port = PortView {
+            name: "up\"link".into(),
+            interface: "eth1".into(),
+            attach: "native".into(),
+            copy: "copy".into(),
+            steered: [("vip".to_string(), 8)].into(),
+            ..PortView::default()
+        };
+        Overview {
+            workers: vec![worker],
+            ports: vec![port],
+            classes: vec![ClassView::default()],
+            ..Overview::default()
+        }
+    }
+
+    #[test]
+    fn the_page_holds_every_kind_of_series() {
+        let page = text(overview()).expect("page");
+        for line in [
+            "tidegate_worker_rx_packets_total{worker=\"1\"} 12",
+            "tidegate_drops_total{worker=\"1\",reason=\"no_route\"} 3",
+            "tidegate_drops_total{worker=\"1\",reason=\"martian\"} 0",
+            "tidegate_worker_flows{worker=\"1\"} 4",
+            "tidegate_port_tx_bytes_total{port=\"up\\\"link\",worker=\"1\"} 99",
+            "tidegate_steered_total{port=\"up\\\"link\",reason=\"vip\"} 8",
+            "# TYPE tidegate_worker_flows gauge",
+            "# TYPE tidegate_drops counter",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line} not in:\n{page}");
+        }
+        assert!(page.contains("attach=\"native\",copy=\"copy\",busy_poll=\"false\"} 1"), "{page}");
+        assert!(page.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn series_do_not_grow_with_traffic() {
+        let quiet = text(overview()).expect("page").lines().count();
+        let mut busy = overview();
+        busy.workers[0].counters.insert("rx_packets".into(), u64::MAX);
+        busy.workers[0].drops.insert("something_unknown".into(), 1);
+        assert_eq!(text(busy).expect("page").lines().count(), quiet);
+    }
+}

@@ -1,0 +1,429 @@
+//! What `show` answers, and how it is printed for people.
+
+use std::fmt::Write;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::protocol::What;
+use super::table::{Table, grouped};
+use crate::control::view::{
+    BackendView, ClassView, FlowsView, NeighbourView, Overview, PortView, ProcessView, ServiceView,
+    Values, WorkerView,
+};
+use crate::packet::DropReason;
+
+/// `show counters`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CountersAnswer {
+    pub process: ProcessView,
+    /// Of all workers together.
+    pub total: Values,
+    pub workers: Vec<CountersOfWorker>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CountersOfWorker {
+    pub worker: u16,
+    /// Counters, gauges, and `drops` in sum.
+    pub values: Values,
+}
+
+/// `show drops`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DropsAnswer {
+    pub total: u64,
+    /// Every reason there is, those that never occurred included.
+    pub drops: Vec<DropLine>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DropLine {
+    pub reason: String,
+    pub meaning: String,
+    pub packets: u64,
+    /// By worker.
+    pub workers: Vec<u64>,
+}
+
+/// `show ports`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortsAnswer {
+    pub ports: Vec<PortLine>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortLine {
+    #[serde(flatten)]
+    pub port: PortView,
+    /// Of all workers together, beside the fields above: `rx_packets`, `tx_bytes` and so on.
+    #[serde(flatten)]
+    pub traffic: Values,
+}
+
+impl CountersAnswer {
+    pub fn of(overview: Overview) -> CountersAnswer {
+        let workers: Vec<_> = overview.workers.iter().map(CountersOfWorker::of).collect();
+        let mut total = Values::new();
+        for w in &workers {
+            add(&mut total, &w.values);
+        }
+        CountersAnswer { process: overview.process, total, workers }
+    }
+}
+
+impl CountersOfWorker {
+    fn of(w: &WorkerView) -> CountersOfWorker {
+        let mut values = w.counters.clone();
+        values.extend(w.gauges.clone());
+        values.insert("drops".into(), w.drops.values().sum());
+        CountersOfWorker { worker: w.worker, values }
+    }
+}
+
+impl DropsAnswer {
+    pub fn of(overview: &Overview) -> DropsAnswer {
+        let drops: Vec<_> = DropReason::ALL
+            .iter()
+            .map(|reason| {
+                let count = |w: &WorkerView| w.drops.get(reason.label()).copied().unwrap_or(0);
+                let workers: Vec<_> = overview.workers.iter().map(count).collect();
+                DropLine {
+                    reason: reason.label().into(),
+                    meaning: reason.meaning().trim().into(),
+                    packets: workers.iter().sum(),
+                    workers,
+                }
+            })
+            .collect();
+        DropsAnswer { total: drops.iter().map(|r| r.packets).sum(), drops }
+    }
+}
+
+impl PortsAnswer {
+    pub fn of(overview: &Overview) -> PortsAnswer {
+        let ports = overview.ports.iter().enumerate().map(|(i, port)| {
+            let mut traffic = Values::new();
+            for values in overview.workers.iter().filter_map(|w| w.ports.get(i)) {
+                add(&mut traffic, values);
+            }
+            PortLine { port: port.clone(), traffic }
+        });
+        PortsAnswer { ports: ports.collect() }
+    }
+}
+
+fn add(sum: &mut Values, values: &Values) {
+    for (name, value) in values {
+        *sum.entry(name.clone()).or_default() += value;
+    }
+}
+
+/// The answer as tables.
+///
+/// # Errors
+/// An answer of another shape: the appliance is of another version.
+pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
+    Ok(match what {
+        What::Counters => counters(&serde_json::from_value(answer)?),
+        What::Drops => drops(&serde_json::from_value(answer)?),
+        What::Flows => flows(&serde_json::from_value(answer)?),
+        What::Services => services(&list("services", answer)?),
+        What::Backends => backends(&list("backends", answer)?),
+        What::Ports => ports(&serde_json::from_value(answer)?),
+        What::Neighbours => neighbours(&list("neighbours", answer)?),
+        What::Qos => classes(&list("classes", answer)?),
+    })
+}
+
+/// What is under `key`: lists are answered as `{"services": […]}`, so that they can grow fields.
+fn list<T: DeserializeOwned>(key: &str, mut answer: Value) -> Result<Vec<T>, serde_json::Error> {
+    serde_json::from_value(answer.get_mut(key).map(Value::take).unwrap_or_default())
+}
+
+fn counters(a: &CountersAnswer) -> String {
+    let p = &a.process;
+    let mut out = format!(
+        "tidegate {} (pid {}), up {}, pipeline {}, {} ({} reloads, {} refused)\n\n",
+        p.version,
+        p.pid,
+        duration(p.uptime_secs),
+        p.pipeline,
+        p.config,
+        p.reloads,
+        p.reloads_refused,
+    );
+    let mut headings = vec!["counter", ">total"];
+    // Names of columns are static: beyond eight workers only the total is shown.
+    const WORKERS: [&str; 8] = [
+        ">worker 0",
+        ">worker 1",
+        ">worker 2",
+        ">worker 3",
+        ">worker 4",
+        ">worker 5",
+        ">worker 6",
+        ">worker 7",
+    ];
+    let columns = if a.workers.len() <= WORKERS.len() { a.workers.len() } else { 0 };
+    headings.extend(&WORKERS[..columns]);
+    let mut table = Table::new(&headings);
+    for (name, total) in &a.total {
+        let mut row = vec![name.clone(), grouped(*total)];
+        let of = |w: &CountersOfWorker| grouped(w.values.get(name).copied().unwrap_or(0));
+        row.extend(a.workers.iter().take(columns).map(of));
+        table.row_of(row);
+    }
+    let _ = write!(out, "{table}");
+    out
+}
+
+fn drops(a: &DropsAnswer) -> String {
+    let mut table = Table::new(&[">packets", "reason", "meaning"]);
+    let mut lines: Vec<_> = a.drops.iter().filter(|l| l.packets > 0).collect();
+    lines.sort_by(|x, y| y.packets.cmp(&x.packets).then_with(|| x.reason.cmp(&y.reason)));
+    for line in lines {
+        table.row([grouped(line.packets), line.reason.clone(), line.meaning.clone()]);
+    }
+    or_none(&table, "no packet was dropped")
+}
+
+fn flows(a: &FlowsView) -> String {
+    let mut table = Table::new(&[
+        ">w", "kind", "proto", "client", "server", "backend", "class", "sni", "state", ">packets",
+        ">bytes", ">idle",
+    ]);
+    let text = |t: &Option<String>| t.clone().unwrap_or_else(|| "-".into());
+    for f in &a.flows {
+        table.row([
+            f.worker.to_string(),
+            f.kind.clone(),
+            f.protocol.clone(),
+            f.client.clone(),
+            f.server.clone(),
+            text(&f.backend),
+            text(&f.class),
+            text(&f.sni),
+            f.state.clone(),
+            format!("{}/{}", grouped(f.packets_forward), grouped(f.packets_reply)),
+            format!("{}/{}", grouped(f.bytes_forward), grouped(f.bytes_reply)),
+            format!("{:.1}s", f.idle_secs),
+        ]);
+    }
+    let shown = a.flows.len() as u64;
+    let mut out = or_none(&table, "no flows");
+    if shown < a.total {
+        let _ = writeln!(out, "\n{shown} of {} flows; more with --limit", grouped(a.total));
+    }
+    out
+}
+
+fn services(lines: &[ServiceView]) -> String {
+    let mut table = Table::new(&[
+        "service",
+        "address",
+        "proto",
+        "mode",
+        "pool",
+        ">backends",
+        ">canary",
+        ">idle limit",
+    ]);
+    for s in lines {
+        table.row([
+            s.name.clone(),
+            std::net::SocketAddr::new(s.vip, s.port).to_string(),
+            s.protocol.clone(),
+            s.mode.clone(),
+            s.pool.clone(),
+            s.backends.to_string(),
+            format!("{}%", s.canary_percent),
+            duration(s.idle_established_secs),
+        ]);
+    }
+    or_none(&table, "no services")
+}
+
+fn backends(lines: &[BackendView]) -> String {
+    let mut table =
+        Table::new(&["pool", "backend", "address", ">weight", "port", "next hop", "mac", "state"]);
+    for b in lines {
+        let dash = || "-".to_string();
+        let state = match (&b.unreachable, &b.mac) {
+            (Some(why), _) => why.clone(),
+            (None, Some(_)) => "reachable".into(),
+            (None, None) => "unresolved".into(),
+        };
+        table.row([
+            b.pool.clone(),
+            b.name.clone(),
+            std::net::SocketAddr::new(b.address, b.port).to_string(),
+            b.weight.to_string(),
+            b.via_port.clone().unwrap_or_else(dash),
+            b.next_hop.map_or_else(dash, |a| a.to_string()),
+            b.mac.clone().unwrap_or_else(dash),
+            state,
+        ]);
+    }
+    or_none(&table, "no backends")
+}
+
+fn ports(a: &PortsAnswer) -> String {
+    let mut table = Table::new(&[
+        "port",
+        "interface",
+        "state",
+        "xdp",
+        "frames",
+        "busy poll",
+        ">queues",
+        ">mtu",
+        "mac",
+        ">rx packets",
+        ">tx packets",
+        ">missed",
+        ">backlog",
+    ]);
+    let mut steered = Table::new(&["port", ">packets", "steered"]);
+    for PortLine { port: p, traffic } in &a.ports {
+        let value = |name: &str| grouped(traffic.get(name).copied().unwrap_or(0));
+        table.row([
+            p.name.clone(),
+            p.interface.clone(),
+            if p.up { "up".into() } else { "down".into() },
+            p.attach.clone(),
+            p.copy.clone(),
+            if p.busy_poll { "on".into() } else { "off".into() },
+            p.queues.to_string(),
+            p.mtu.to_string(),
+            p.mac.clone().unwrap_or_else(|| "-".into()),
+            value("rx_packets"),
+            value("tx_packets"),
+            value("rx_missed"),
+            value("backlog_packets"),
+        ]);
+        for (reason, packets) in p.steered.iter().filter(|(_, n)| **n > 0) {
+            steered.row([p.name.clone(), grouped(*packets), reason.clone()]);
+        }
+    }
+    match steered.is_empty() {
+        true => table.to_string(),
+        false => format!("{table}\n{steered}"),
+    }
+}
+
+fn neighbours(lines: &[NeighbourView]) -> String {
+    let mut table = Table::new(&["port", "address", "mac", "state"]);
+    for n in lines {
+        let mac = n.mac.clone().unwrap_or_else(|| "-".into());
+        table.row([n.port.clone(), n.address.to_string(), mac, n.state.clone()]);
+    }
+    or_none(&table, "no neighbours")
+}
+
+fn classes(lines: &[ClassView]) -> String {
+    let mut table = Table::new(&["port", "class", "value", ">count"]);
+    for c in lines {
+        for (name, value) in &c.values {
+            table.row([c.port.clone(), c.class.clone(), name.clone(), grouped(*value)]);
+        }
+    }
+    or_none(&table, "no port has classes")
+}
+
+fn or_none(table: &Table, none: &str) -> String {
+    match table.is_empty() {
+        true => format!("{none}\n"),
+        false => table.to_string(),
+    }
+}
+
+/// `93784` seconds as `1d 2h 3m 4s`.
+fn duration(secs: u64) -> String {
+    let mut out = String::new();
+    let parts = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
+    let mut left = secs;
+    for (unit, letter) in parts {
+        let n = left / unit;
+        left %= unit;
+        if n > 0 {
+            let _ = write!(out, "{n}{letter} ");
+        }
+    }
+    match out.trim_end() {
+        "" => "0s".into(),
+        text => text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overview() -> Overview {
+        let worker = |worker, rx: u64| WorkerView {
+            worker,
+            counters: [("rx_packets".to_string(), rx)].into(),
+            drops: [("no_route".to_string(), rx / 10)].into(),
+            gauges: [("flows".to_string(), 1)].into(),
+            ports: vec![[("rx_packets".to_string(), rx)].into()],
+        };
+        Overview {
+            workers: vec![worker(0, 1_000), worker(1, 50)],
+            ports: vec![PortView {
+                name: "up".into(),
+                steered: [("vip".to_string(), 7), ("local".to_string(), 0)].into(),
+                ..PortView::default()
+            }],
+            ..Overview::default()
+        }
+    }
+
+    fn shown<T: Serialize>(what: What, answer: &T) -> String {
+        print(what, serde_json::to_value(answer).expect("json")).expect("own answer")
+    }
+
+    #[test]
+    fn workers_are_summed() {
+        let answer = CountersAnswer::of(overview());
+        assert_eq!(answer.total["rx_packets"], 1_050);
+        assert_eq!(answer.total["drops"], 105);
+        let text = shown(What::Counters, &answer);
+        assert!(text.contains("rx_packets  1 050     1 000        50"), "{text}");
+        let ports = PortsAnswer::of(&overview());
+        assert_eq!(ports.ports[0].traffic["rx_packets"], 1_050);
+        let text = shown(What::Ports, &ports);
+        assert!(text.contains("vip") && !text.contains("local"), "{text}");
+    }
+
+    #[test]
+    fn drops_list_all_reasons_to_programs_and_the_real_ones_to_people() {
+        let answer = DropsAnswer::of(&overview());
+        assert_eq!((answer.total, answer.drops.len()), (105, DropReason::COUNT));
+        let text = shown(What::Drops, &answer);
+        assert!(text.contains("    105  no_route  No route to the destination."), "{text}");
+        assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn empty_answers_say_so() {
+        for (what, key) in [
+            (What::Services, "services"),
+            (What::Backends, "backends"),
+            (What::Neighbours, "neighbours"),
+            (What::Qos, "classes"),
+        ] {
+            let text = print(what, serde_json::json!({ key: [] })).expect("a list");
+            assert!(text.starts_with("no "), "{text}");
+        }
+        assert_eq!(shown(What::Flows, &FlowsView::default()), "no flows\n");
+    }
+
+    #[test]
+    fn durations_read_well() {
+        for (secs, text) in [(0, "0s"), (59, "59s"), (7440, "2h 4m"), (93_784, "1d 2h 3m 4s")] {
+            assert_eq!(duration(secs), text);
+        }
+    }
+}

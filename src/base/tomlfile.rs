@@ -1,0 +1,443 @@
+//! Reading a TOML file into a type, with every fault told at its place, not only the first.
+//!
+//! serde stops at the first fault. The reader therefore takes the entry at fault out of the parsed
+//! document and reads again, until nothing is left to complain about. Types to be read this way
+//! have a default for every field and deny unknown ones; what must not be missing is checked
+//! afterwards, with [`Faulty`] telling apart what was never there from what was there but wrong.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue, ValueDeserializer};
+
+use super::diag::{Diagnostics, FAULTS_MAX, Source, advice};
+
+/// What a file was read as, and which entries had to be left out.
+#[derive(Debug)]
+pub struct Reading<T> {
+    pub value: T,
+    pub faulty: Faulty,
+}
+
+/// The place of the document's outermost table, for [`Faulty::contains`]. Its true place is also
+/// that of a header in the first line.
+pub const ROOT: Range<usize> = usize::MAX..usize::MAX;
+
+/// Entries that were reported and left out: where their table begins, and their key.
+#[derive(Debug, Default)]
+pub struct Faulty(HashSet<(usize, String)>);
+
+impl Faulty {
+    /// Whether `key` stood in the table at `table` but could not be read, or not all of its list.
+    pub fn contains(&self, table: &Range<usize>, key: &str) -> bool {
+        self.0.contains(&(table.start, key.to_string()))
+    }
+
+    /// Whether anything that stood in the table at `table` could not be read.
+    pub fn any_in(&self, table: &Range<usize>) -> bool {
+        self.0.iter().any(|(start, _)| *start == table.start)
+    }
+}
+
+/// Reads the whole document. `None` when it is no TOML at all; all faults go to `out`.
+pub fn read<T: DeserializeOwned>(source: &Source, out: &mut Diagnostics) -> Option<Reading<T>> {
+    let (root, syntax) = DeTable::parse_recoverable(source.text());
+    for e in syntax.iter().take(FAULTS_MAX) {
+        let end = source.text().len();
+        let span = e.span().unwrap_or(end..end);
+        out.error(source, &span, explain_syntax(e.message(), source.text().get(span.clone())));
+    }
+    if !syntax.is_empty() {
+        return None;
+    }
+    let root_span = root.span();
+    let mut table = root.into_inner();
+    let mut faulty = Faulty::default();
+    for _ in 0..FAULTS_MAX {
+        let document = Spanned::new(root_span.clone(), DeValue::Table(table.clone()));
+        let e = match T::deserialize(ValueDeserializer::from(document)) {
+            Ok(value) => return Some(Reading { value, faulty }),
+            Err(e) => e,
+        };
+        let span = e.span().unwrap_or(0..0);
+        out.error(source, &span, explain(e.message()));
+        if !remove_in_table(&mut table, &ROOT, &span, &mut faulty) {
+            return None;
+        }
+    }
+    out.file_error(source.path(), format!("more than {FAULTS_MAX} errors: correct these first"));
+    None
+}
+
+/// Takes the innermost entry at `span` out of `table`; false when there is none.
+fn remove_in_table(
+    table: &mut DeTable<'_>,
+    table_span: &Range<usize>,
+    span: &Range<usize>,
+    faulty: &mut Faulty,
+) -> bool {
+    // A table's own span covers its header only, so a fault may lie in any of them.
+    for (key, value) in table.iter_mut() {
+        match remove_in_value(value, span, faulty) {
+            Removed::Nothing => {}
+            Removed::Inside => return true,
+            Removed::Element => {
+                faulty.0.insert((table_span.start, key.get_ref().to_string()));
+                return true;
+            }
+        }
+    }
+    let holds = |s: Range<usize>| s.start <= span.start && span.end <= s.end;
+    let hit = table.iter().find(|(k, v)| holds(k.span()) || holds(v.span()));
+    let Some(key) = hit.map(|(k, _)| k.get_ref().to_string()) else { return false };
+    table.remove(key.as_str());
+    faulty.0.insert((table_span.start, key));
+    true
+}
+
+/// What became of a value in which a fault was looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Removed {
+    Nothing,
+    /// An entry of a table in it.
+    Inside,
+    /// An element of the list that it is.
+    Element,
+}
+
+fn remove_in_value(
+    value: &mut Spanned<DeValue<'_>>,
+    span: &Range<usize>,
+    faulty: &mut Faulty,
+) -> Removed {
+    let value_span = value.span();
+    match value.get_mut() {
+        DeValue::Table(t) => match remove_in_table(t, &value_span, span, faulty) {
+            true => Removed::Inside,
+            false => Removed::Nothing,
+        },
+        DeValue::Array(a) => remove_in_array(a, span, faulty),
+        _ => Removed::Nothing,
+    }
+}
+
+fn remove_in_array(array: &mut DeArray<'_>, span: &Range<usize>, faulty: &mut Faulty) -> Removed {
+    for value in array.iter_mut() {
+        let removed = remove_in_value(value, span, faulty);
+        if removed != Removed::Nothing {
+            return removed;
+        }
+    }
+    let before = array.len();
+    let kept = array.iter().filter(|v| v.span() != *span).cloned().collect();
+    *array = kept;
+    if array.len() < before { Removed::Element } else { Removed::Nothing }
+}
+
+/// The parser's message in the terms of someone who writes a file. `found` is the text at fault.
+fn explain_syntax(message: &str, found: Option<&str>) -> String {
+    let found = found.unwrap_or_default().trim();
+    if message == "duplicate key" {
+        return format!("`{found}` is given a second time");
+    }
+    if message.starts_with("string values must be quoted") {
+        return match found {
+            "" => "a value is missing".to_string(),
+            text => format!("`{text}` is no value: strings stand in quotes"),
+        };
+    }
+    message.replace('\n', " ")
+}
+
+/// serde's message in the terms of someone who writes a file.
+fn explain(message: &str) -> String {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        let Some((wrong, known)) = names.split_first() else { return rest.to_string() };
+        return format!("unknown key `{wrong}`{}", advice(wrong, known.iter().copied()));
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant ") {
+        let Some((wrong, known)) = names.split_first() else { return rest.to_string() };
+        return format!("unknown value `{wrong}`{}", advice(wrong, known.iter().copied()));
+    }
+    if message == "wanted string or table" {
+        return "a string is expected here".to_string();
+    }
+    for prefix in ["invalid type: ", "invalid value: "] {
+        let Some(rest) = message.strip_prefix(prefix) else { continue };
+        let Some((found, expected)) = rest.split_once(", expected ") else { continue };
+        return format!("{} is expected here, not {}", plain(expected), plain(found));
+    }
+    message.to_string()
+}
+
+/// serde's name of a type or value, in plain words.
+fn plain(name: &str) -> String {
+    match name {
+        "a sequence" | "sequence" => "a list".to_string(),
+        "map" | "a map" => "a table".to_string(),
+        "a boolean" => "true or false".to_string(),
+        "i64" | "u64" | "usize" => "a whole number".to_string(),
+        "f64" => "a number".to_string(),
+        n if n.starts_with("struct ") => "a table".to_string(),
+        n => {
+            let value = n.split('`').nth(1);
+            match (n.split_once(' ').map(|(kind, _)| kind), value) {
+                (Some("integer" | "floating"), Some(v)) => format!("the number {v}"),
+                (Some("boolean"), Some(v)) => v.to_string(),
+                (Some("string"), _) => format!("the {n}"),
+                _ => n.to_string(),
+            }
+        }
+    }
+}
+
+/// A value that is written as a string, a number or a switch and checked while it is read, so that
+/// a fault is told at its very place.
+pub trait Atom: Sized {
+    /// What is expected, for messages: "a duration such as ...".
+    const EXPECTED: &'static str;
+
+    /// # Errors
+    /// What is wrong with the text.
+    fn from_text(text: &str) -> Result<Self, String> {
+        Err(unexpected::<Self>(&format!("the string \"{text}\"")))
+    }
+
+    /// # Errors
+    /// What is wrong with the number.
+    fn from_number(number: i64) -> Result<Self, String> {
+        Err(unexpected::<Self>(&format!("the number {number}")))
+    }
+
+    /// # Errors
+    /// What is wrong with the switch.
+    fn from_switch(on: bool) -> Result<Self, String> {
+        Err(unexpected::<Self>(&on.to_string()))
+    }
+}
+
+fn unexpected<A: Atom>(found: &str) -> String {
+    format!("{} is expected here, not {found}", A::EXPECTED)
+}
+
+/// Reads an [`Atom`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaf<A>(pub A);
+
+impl<'de, A: Atom> Deserialize<'de> for Leaf<A> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Leaf<A>, D::Error> {
+        d.deserialize_any(AtomVisitor(PhantomData)).map(Leaf)
+    }
+}
+
+struct AtomVisitor<A>(PhantomData<A>);
+
+impl<A: Atom> Visitor<'_> for AtomVisitor<A> {
+    type Value = A;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(A::EXPECTED)
+    }
+
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<A, E> {
+        A::from_text(v).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, v: i64) -> Result<A, E> {
+        A::from_number(v).map_err(E::custom)
+    }
+
+    fn visit_bool<E: de::Error>(self, v: bool) -> Result<A, E> {
+        A::from_switch(v).map_err(E::custom)
+    }
+}
+
+/// One atom, or a list of them.
+#[derive(Clone, Debug)]
+pub struct OneOrMany<A>(pub Vec<A>);
+
+impl<'de, A: Atom> Deserialize<'de> for OneOrMany<A> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<OneOrMany<A>, D::Error> {
+        d.deserialize_any(ManyVisitor(PhantomData)).map(OneOrMany)
+    }
+}
+
+struct ManyVisitor<A>(PhantomData<A>);
+
+impl<'de, A: Atom> Visitor<'de> for ManyVisitor<A> {
+    type Value = Vec<A>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, or a list,", A::EXPECTED)
+    }
+
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Vec<A>, E> {
+        A::from_text(v).map(|a| vec![a]).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, v: i64) -> Result<Vec<A>, E> {
+        A::from_number(v).map(|a| vec![a]).map_err(E::custom)
+    }
+
+    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Vec<A>, E> {
+        A::from_switch(v).map(|a| vec![a]).map_err(E::custom)
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Vec<A>, S::Error> {
+        let mut list = Vec::new();
+        while let Some(Leaf(a)) = seq.next_element()? {
+            list.push(a);
+        }
+        Ok(list)
+    }
+}
+
+/// A table whose keys are names of the writer's choice, in the file's order.
+#[derive(Clone, Debug)]
+pub struct Named<T>(pub Vec<(Spanned<String>, Spanned<T>)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Named<T> {
+        Named(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Named<T>, D::Error> {
+        d.deserialize_map(NamedVisitor(PhantomData))
+    }
+}
+
+struct NamedVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedVisitor<T> {
+    type Value = Named<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("map")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Named<T>, M::Error> {
+        let mut list: Vec<(Spanned<String>, Spanned<T>)> = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            list.push(entry);
+        }
+        list.sort_by_key(|(key, _)| key.span().start);
+        Ok(Named(list))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Doc {
+        count: Option<Spanned<i64>>,
+        mode: Option<Mode>,
+        list: Vec<i64>,
+        item: Named<Item>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum Mode {
+        Native,
+        Generic,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Item {
+        size: Option<Spanned<Leaf<Even>>>,
+        many: Option<OneOrMany<Even>>,
+    }
+
+    #[derive(Debug, PartialEq)]
+    struct Even(i64);
+
+    impl Atom for Even {
+        const EXPECTED: &'static str = "an even number";
+        fn from_number(n: i64) -> Result<Even, String> {
+            if n % 2 == 0 { Ok(Even(n)) } else { Err(format!("{n} is odd")) }
+        }
+    }
+
+    fn doc(text: &str) -> (Option<Reading<Doc>>, String) {
+        let mut out = Diagnostics::default();
+        let reading = read(&Source::new("t", text), &mut out);
+        out.sort();
+        (reading, out.to_string())
+    }
+
+    #[test]
+    fn tables_keep_the_files_order_and_their_places() {
+        let (r, faults) = doc("count = 3\n[item.zoo]\nsize = 2\n[item.ant]\nmany = [4, 6]\n");
+        assert_eq!(faults, "");
+        let items = r.expect("valid").value.item.0;
+        assert_eq!(items[0].0.get_ref(), "zoo");
+        assert_eq!(items[0].0.span(), 16..19);
+        assert_eq!(items[0].1.span().start, 10, "a table is where its header is");
+        assert_eq!(items[1].1.get_ref().many.as_ref().expect("given").0, [Even(4), Even(6)]);
+    }
+
+    #[test]
+    fn every_fault_is_told() {
+        let (r, faults) = doc("cuont = 3\nmode = \"natvie\"\nlist = [1, \"a\", true]\n\
+             [item.a]\nsize = 3\nmany = [2, 5]\n[item.b]\nsize = \"x\"\nwidth = 1\n");
+        assert_eq!(
+            faults,
+            "t:1:1: error: unknown key `cuont`; did you mean `count`?\n\
+             t:2:8: error: unknown value `natvie`; did you mean `native`?\n\
+             t:3:12: error: a whole number is expected here, not the string \"a\"\n\
+             t:3:17: error: a whole number is expected here, not true\n\
+             t:5:8: error: 3 is odd\n\
+             t:6:12: error: 5 is odd\n\
+             t:8:8: error: an even number is expected here, not the string \"x\"\n\
+             t:9:1: error: unknown key `width`; known here: `size`, `many`"
+        );
+        let r = r.expect("readable without what is wrong");
+        let (a, b) = (r.value.item.0[0].1.span(), r.value.item.0[1].1.span());
+        assert!(r.faulty.contains(&a, "size") && r.faulty.contains(&a, "many"));
+        assert!(r.faulty.contains(&b, "size") && !r.faulty.contains(&b, "many"));
+        assert!(r.faulty.contains(&ROOT, "list") && !r.faulty.contains(&ROOT, "item"));
+    }
+
+    #[test]
+    fn tables_where_values_belong() {
+        assert_eq!(
+            doc("[count]\n").1,
+            "t:1:1: error: a whole number is expected here, not a table"
+        );
+        let text = "[count.deep]\nx = 1\n";
+        assert_eq!(doc(text).1, "t:1:2: error: a whole number is expected here, not a table");
+        assert_eq!(doc("item = 3\n").1, "t:1:8: error: a table is expected here, not the number 3");
+        let text = "[item]\na = 7\n";
+        assert_eq!(doc(text).1, "t:2:5: error: a table is expected here, not the number 7");
+    }
+
+    #[test]
+    fn text_that_is_no_toml() {
+        let (r, faults) = doc("count = \n[item\n");
+        assert!(r.is_none());
+        assert!(faults.starts_with("t:1:9: error: "), "{faults}");
+        let twice = "t:2:1: error: `count` is given a second time";
+        assert_eq!(doc("count = 1\ncount = 2\n").1, twice);
+    }
+
+    #[test]
+    fn more_faults_than_anybody_reads() {
+        let text: String = (0..FAULTS_MAX + 5).map(|i| format!("x{i} = 1\n")).collect();
+        let mut out = Diagnostics::default();
+        assert!(read::<Doc>(&Source::new("t", text), &mut out).is_none());
+        assert_eq!(out.len(), FAULTS_MAX + 1);
+        assert!(out.to_string().ends_with("t: error: more than 100 errors: correct these first"));
+    }
+}

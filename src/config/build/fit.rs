@@ -1,0 +1,86 @@
+//! Whether pipeline and configuration fit each other: warnings, since either may be half-way
+//! through a change.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use toml::Spanned;
+
+use super::Build;
+use crate::base::Addr;
+use crate::config::Config;
+use crate::config::file::FileConfig;
+use crate::graph::spec::StageSpec;
+
+pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
+    let stages = &config.pipeline.stages;
+    if stages.is_empty() {
+        return; // it could not be read, and that was told
+    }
+    let Some(pipeline) = &file.pipeline else { return };
+    let place = pipeline.span();
+    let name = pipeline.get_ref();
+    let has = |stage: &StageSpec| stages.contains(stage);
+    let inspects = stages.iter().any(|s| matches!(s, StageSpec::Inspect { .. }));
+    let balances = has(&StageSpec::Balance);
+    let routes = has(&StageSpec::Route);
+    let shapes = has(&StageSpec::Shape);
+    let classifies = has(&StageSpec::Classify);
+    let taps = has(&StageSpec::Tap);
+
+    let first_service = file.service.0.first().map(|(key, _)| key.span());
+    let first_qos = file.qos.0.first().map(|(key, _)| key.span());
+    let first_rule = file.rule.first().map(Spanned::span);
+    let transit = file.transit.as_ref().map(Spanned::span);
+
+    let mut warn = |condition: bool, at: Option<Range<usize>>, what: String| {
+        if let (true, Some(at)) = (condition, at) {
+            b.warning(&at, what);
+        }
+    };
+    let here = Some(place);
+    let none = "there is no `[service.NAME]` for the `balance` stage";
+    warn(balances && first_service.is_none(), here.clone(), none.to_string());
+    let none = "there are no `[transit]` prefixes: the `route` stage gets nothing";
+    warn(routes && transit.is_none(), here.clone(), none.to_string());
+    let none = "there is no `[qos.PORT]` for the `shape` stage: every port is a plain FIFO";
+    warn(shapes && first_qos.is_none(), here.clone(), none.to_string());
+    let none = "there is no `[[rule]]` for the `classify` stage";
+    warn(classifies && first_rule.is_none(), here.clone(), none.to_string());
+    let none =
+        "nothing is steered to the `tap` stage: give the observed destinations in `[transit]`";
+    let steered = first_service.is_some() || transit.is_some();
+    warn(taps && !steered, here, none.to_string());
+
+    let lost = |stage: &str| format!("pipeline `{name}` has no `{stage}` stage");
+    let dropped = ": packets to services would be dropped";
+    let alone = !balances && !taps;
+    warn(alone, first_service, lost("balance") + dropped);
+    let dropped = ": packets to these prefixes would be dropped";
+    warn(!routes && !taps, transit, lost("route") + dropped);
+    warn(!shapes, first_qos, lost("shape") + ": the class tree has no effect");
+    warn(!classifies, first_rule, lost("classify") + ": rules have no effect");
+    for r in &file.rule {
+        let names = r.get_ref().sni.as_ref().map(Spanned::span);
+        let names = names.or(r.get_ref().alpn.as_ref().map(Spanned::span));
+        let never = ": no flow has a name to match";
+        warn(classifies && !inspects, names, lost("inspect") + never);
+    }
+    check_rule_vips(b, file, config, routes || taps);
+}
+
+/// A rule for a VIP that no service has can only match routed traffic.
+fn check_rule_vips(b: &mut Build<'_>, file: &FileConfig, config: &Config, sees_others: bool) {
+    if sees_others {
+        return;
+    }
+    let known: HashSet<Addr> = config.forward.services.iter().map(|s| s.vip).collect();
+    for r in &file.rule {
+        let Some(vips) = &r.get_ref().vip else { continue };
+        for vip in &vips.get_ref().0 {
+            if !known.contains(vip) {
+                b.warning(&vips.span(), format!("no service has the VIP {vip}"));
+            }
+        }
+    }
+}

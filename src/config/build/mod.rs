@@ -1,0 +1,186 @@
+//! From a configuration file as written to a valid [`Config`]: names resolved, limits checked.
+
+mod admin;
+mod classes;
+mod fit;
+mod forward;
+mod ports;
+mod qos;
+mod rules;
+mod services;
+mod workers;
+
+use std::collections::HashMap;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::Config;
+use super::file::{FileConfig, Many};
+use crate::base::diag::{Diagnostics, Source, advice};
+use crate::base::tomlfile::{Faulty, Leaf};
+use crate::graph::spec::PipelineSpec;
+
+/// Characters of a name given in the configuration: it becomes a label of metrics.
+const NAME_LEN_MAX: usize = 63;
+
+/// Builds the whole configuration around a pipeline already read. What comes out is valid only if
+/// `b.out` has no errors.
+pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Config {
+    let ports = ports::ports(b, file);
+    let workers = workers::workers(b, file, &ports);
+    let forward = forward::forward(b, file, workers.count);
+    let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
+    let (rules, classes) = rules::rules(b, file, classes);
+    let admin = admin::admin(b, file);
+    let config = Config {
+        path: b.source.path().to_path_buf(),
+        workers,
+        ports,
+        forward,
+        qos,
+        class_names: classes.into_names(),
+        rules,
+        pipeline,
+        admin,
+        warnings: Vec::new(),
+    };
+    fit::check(b, file, &config);
+    config
+}
+
+/// The file being built from, and where faults go.
+pub struct Build<'a> {
+    pub source: &'a Source,
+    pub faulty: &'a Faulty,
+    pub out: &'a mut Diagnostics,
+}
+
+impl Build<'_> {
+    fn error(&mut self, span: &Range<usize>, message: impl Into<String>) {
+        self.out.error(self.source, span, message);
+    }
+
+    fn warning(&mut self, span: &Range<usize>, message: impl Into<String>) {
+        self.out.warning(self.source, span, message);
+    }
+
+    fn line(&self, span: &Range<usize>) -> u32 {
+        self.source.line_column(span.start).0
+    }
+
+    /// The value of a key that `table` can't do without.
+    fn need<'v, T>(
+        &mut self,
+        table: &Range<usize>,
+        key: &str,
+        value: &'v Option<Spanned<T>>,
+        what: &str,
+    ) -> Option<&'v Spanned<T>> {
+        if value.is_none() && !self.faulty.contains(table, key) {
+            self.error(table, format!("`{key}` is missing: {what}"));
+        }
+        value.as_ref()
+    }
+
+    /// A number within its limits, or `default` when none is given.
+    fn number<T: TryFrom<i64> + Copy>(
+        &mut self,
+        given: &Option<Spanned<i64>>,
+        range: RangeInclusive<i64>,
+        default: T,
+    ) -> T {
+        let Some(given) = given else { return default };
+        let n = *given.get_ref();
+        match T::try_from(n) {
+            Ok(value) if range.contains(&n) => value,
+            _ => {
+                let (low, high) = (range.start(), range.end());
+                self.error(&given.span(), format!("{n} is not within {low} to {high}"));
+                default
+            }
+        }
+    }
+
+    /// A value with a notation of its own that must lie within limits, each shown as `show` says.
+    fn within<A: Copy + PartialOrd>(
+        &mut self,
+        given: &Option<Spanned<Leaf<A>>>,
+        range: RangeInclusive<A>,
+        default: A,
+        show: impl Fn(A) -> String,
+    ) -> A {
+        let Some(given) = given else { return default };
+        let value = given.get_ref().0;
+        if range.contains(&value) {
+            return value;
+        }
+        let (v, low, high) = (show(value), show(*range.start()), show(*range.end()));
+        self.error(&given.span(), format!("{v} is not within {low} to {high}"));
+        default
+    }
+
+    /// The values of one key. An empty list would mean nothing to one reader, everything to another.
+    fn list<A, T>(
+        &mut self,
+        table: &Range<usize>,
+        key: &str,
+        given: &Many<A>,
+        value: impl Fn(&A) -> T,
+    ) -> Vec<T> {
+        let Some(given) = given else { return Vec::new() };
+        let list = &given.get_ref().0;
+        if list.is_empty() && !self.faulty.contains(table, key) {
+            self.error(&given.span(), format!("the list is empty: leave `{key}` out instead"));
+        }
+        list.iter().map(value).collect()
+    }
+
+    /// Checks a name of the writer's choice.
+    fn name(&mut self, name: &Spanned<String>) {
+        let n = name.get_ref();
+        let ok = |c: char| c.is_ascii_alphanumeric() || "_-.:[]".contains(c);
+        if n.is_empty() || n.len() > NAME_LEN_MAX || !n.chars().all(ok) {
+            let what = format!(
+                "a name has 1 to {NAME_LEN_MAX} letters, digits, `-`, `_`, `.` or `:`, unlike `{n}`"
+            );
+            self.error(&name.span(), what);
+        }
+    }
+
+    /// The index of the `kind` named so, or an error that names the nearest.
+    fn resolve(
+        &mut self,
+        kind: &str,
+        name: &Spanned<String>,
+        known: &HashMap<&str, usize>,
+    ) -> Option<usize> {
+        let found = known.get(name.get_ref().as_str()).copied();
+        if found.is_none() {
+            let mut names: Vec<&str> = known.keys().copied().collect();
+            names.sort_unstable();
+            let advice = match names.is_empty() {
+                true => format!("; there is no {kind} at all"),
+                false => advice(name.get_ref(), names),
+            };
+            self.error(&name.span(), format!("no {kind} is named `{}`{advice}", name.get_ref()));
+        }
+        found
+    }
+}
+
+/// A duration as limits are shown.
+fn show(d: Duration) -> String {
+    if d.is_zero() { "0s".to_string() } else { format!("{d:?}") }
+}
+
+/// Positions of names, in the file's order.
+fn index<T>(list: &[(Spanned<String>, Spanned<T>)]) -> HashMap<&str, usize> {
+    list.iter().enumerate().map(|(i, (key, _))| (key.get_ref().as_str(), i)).collect()
+}
+
+/// An index as the 16-bit id that specs use. Tables are limited so that it fits.
+fn id16(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}

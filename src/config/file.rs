@@ -1,0 +1,211 @@
+//! The configuration file as it is written. Every field may be missing here: what must be there is
+//! checked while building, where a better message can be given than "missing field".
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::atoms::{
+    Alpn, Bytes, Dscp, Metrics, PortNumber, PortRange, Rate, ServerName, SocketMode,
+};
+use crate::base::tomlfile::{Leaf, Named, OneOrMany};
+use crate::base::{Addr, Prefix};
+
+/// A plain value and its place.
+pub type Plain<T> = Option<Spanned<T>>;
+/// A value with a notation of its own, and its place.
+pub type Noted<A> = Option<Spanned<Leaf<A>>>;
+/// One such value or a list, and its place.
+pub type Many<A> = Option<Spanned<OneOrMany<A>>>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileConfig {
+    pub pipeline: Plain<String>,
+    pub workers: Plain<FileWorkers>,
+    pub port: Named<FilePort>,
+    pub service: Named<FileService>,
+    pub pool: Named<FilePool>,
+    pub nat: Plain<FileNat>,
+    pub transit: Plain<FileTransit>,
+    pub qos: Named<FileQos>,
+    pub rule: Vec<Spanned<FileRule>>,
+    pub admin: Plain<FileAdmin>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileWorkers {
+    pub count: Plain<i64>,
+    pub cores: Plain<Vec<Spanned<i64>>>,
+    pub idle: Option<FileIdle>,
+    pub on_failure: Option<FileOnFailure>,
+    pub heartbeat_limit: Noted<Duration>,
+    pub frames: Plain<i64>,
+    pub frame_size: Plain<i64>,
+    pub huge_pages: Option<bool>,
+    pub flows_max: Plain<i64>,
+    pub half_open_max: Plain<i64>,
+    pub drain_limit: Noted<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileIdle {
+    Adaptive,
+    Busy,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileOnFailure {
+    Pass,
+    Drop,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FilePort {
+    pub interface: Plain<String>,
+    pub mode: Plain<FileAttach>,
+    pub copy: Plain<FileCopy>,
+    pub rx_ring: Plain<i64>,
+    pub tx_ring: Plain<i64>,
+    pub busy_poll: Plain<FileBusyPoll>,
+    pub verify_checksums: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileAttach {
+    Auto,
+    Native,
+    Generic,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileCopy {
+    Auto,
+    ZeroCopy,
+    Copy,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileBusyPoll {
+    pub micros: Plain<i64>,
+    pub budget: Plain<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileService {
+    pub vip: Noted<Addr>,
+    pub port: Noted<PortNumber>,
+    pub protocol: Option<FileProtocol>,
+    pub pool: Plain<String>,
+    pub mode: Plain<FileMode>,
+    pub bind: Plain<FileBind>,
+    pub canary_percent: Plain<f64>,
+    pub idle_timeout: Noted<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileProtocol {
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileMode {
+    Nat,
+    Dnat,
+    Dsr,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileBind {
+    Syn,
+    Hello,
+    Request,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FilePool {
+    pub backend: Vec<Spanned<FileBackend>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileBackend {
+    pub address: Noted<Addr>,
+    pub port: Noted<PortNumber>,
+    pub weight: Plain<i64>,
+    pub name: Plain<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileNat {
+    pub addresses: Many<Addr>,
+    pub ports: Noted<PortRange>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTransit {
+    pub prefixes: Many<Prefix>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileQos {
+    pub rate: Noted<Rate>,
+    pub burst: Noted<Bytes>,
+    pub overhead: Plain<i64>,
+    pub mpu: Plain<i64>,
+    pub mtu: Plain<i64>,
+    pub default: Plain<String>,
+    pub class: Named<FileClass>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileClass {
+    pub parent: Plain<String>,
+    pub rate: Noted<Rate>,
+    pub ceil: Noted<Rate>,
+    pub burst: Noted<Bytes>,
+    pub cburst: Noted<Bytes>,
+    pub priority: Plain<i64>,
+    pub weight: Plain<i64>,
+    pub limit: Noted<Bytes>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileRule {
+    pub name: Plain<String>,
+    pub sni: Many<ServerName>,
+    pub alpn: Many<Alpn>,
+    pub vip: Many<Addr>,
+    pub client: Many<Prefix>,
+    pub dscp: Many<Dscp>,
+    pub port: Many<PortNumber>,
+    pub class: Plain<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileAdmin {
+    pub socket: Plain<String>,
+    pub socket_mode: Noted<SocketMode>,
+    pub metrics: Noted<Metrics>,
+    pub metrics_public: Option<bool>,
+}

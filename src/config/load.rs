@@ -1,0 +1,125 @@
+//! From a path to a [`Config`]: the file, its pipeline, and everything built from both.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+
+use super::build::{self, Build};
+use super::file::FileConfig;
+use super::{Config, Diagnostics, Severity};
+use crate::base::diag::{Source, advice};
+use crate::base::tomlfile::{self, ROOT, Reading};
+use crate::graph::file as pipeline_file;
+use crate::graph::spec::PipelineSpec;
+
+/// Bytes of one file: more is not a configuration.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+
+/// Reads and checks the configuration at `path` and the pipeline it names.
+///
+/// # Errors
+/// Everything that is wrong with either file, sorted by place. Warnings alone are no error: they
+/// are in [`Config::warnings`].
+pub fn load(path: &Path) -> Result<Config, Diagnostics> {
+    let mut out = Diagnostics::default();
+    match read_text(path) {
+        Ok(text) => load_text(path, &text),
+        Err(e) => {
+            out.file_error(path, format!("can't be read: {}", reason(&e)));
+            Err(out)
+        }
+    }
+}
+
+/// As [`load`], for a text that is at hand. `path` is its name in messages and the place from which
+/// its pipeline is looked up.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(path: &Path, text: &str) -> Result<Config, Diagnostics> {
+    let source = Source::new(path, text);
+    let mut out = Diagnostics::default();
+    let config = tomlfile::read::<FileConfig>(&source, &mut out)
+        .map(|reading| build_all(&source, &reading, &mut out));
+    out.sort();
+    match config {
+        Some(mut config) if !out.has_errors() => {
+            config.warnings = out.into_vec();
+            debug_assert!(config.warnings.iter().all(|w| w.severity == Severity::Warning));
+            Ok(config)
+        }
+        _ => Err(out),
+    }
+}
+
+fn build_all(source: &Source, reading: &Reading<FileConfig>, out: &mut Diagnostics) -> Config {
+    let Reading { value, faulty } = reading;
+    let pipeline = match &value.pipeline {
+        Some(name) => pipeline(source, name, out),
+        None => {
+            if !faulty.contains(&ROOT, "pipeline") {
+                let what = "`pipeline` is missing: name one such as \"llm-edge\", before the first \
+                            `[table]`";
+                out.error(source, &(0..0), what);
+            }
+            None
+        }
+    };
+    let mut b = Build { source, faulty, out };
+    build::build(&mut b, value, pipeline.unwrap_or_default())
+}
+
+/// Finds the pipeline that the configuration names: a path (relative to the configuration), a file
+/// in `pipelines/` beside it, or one of those shipped in the binary.
+fn pipeline(
+    config: &Source,
+    name: &Spanned<String>,
+    out: &mut Diagnostics,
+) -> Option<PipelineSpec> {
+    let given = name.get_ref().as_str();
+    let dir = config.path().parent().unwrap_or(Path::new(""));
+    let is_path = given.contains('/') || Path::new(given).extension() == Some(OsStr::new("toml"));
+    let path = match is_path {
+        true => dir.join(given),
+        false => dir.join("pipelines").join(format!("{given}.toml")),
+    };
+    match read_text(&path) {
+        Ok(text) => return pipeline_file::parse(&Source::new(path, text), out),
+        Err(e) if is_path || e.kind() != io::ErrorKind::NotFound => {
+            let what = format!("the pipeline {} can't be read: {}", path.display(), reason(&e));
+            out.error(config, &name.span(), what);
+            return None;
+        }
+        Err(_) => {}
+    }
+    if let Some(text) = pipeline_file::shipped(given) {
+        let path = PathBuf::from(format!("shipped:{given}.toml"));
+        return pipeline_file::parse(&Source::new(path, text), out);
+    }
+    let advice = advice(given, pipeline_file::shipped_names());
+    out.error(config, &name.span(), format!("there is no pipeline `{given}`{advice}"));
+    None
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::open(path)?;
+    let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if read as u64 > FILE_BYTES_MAX {
+        let what = format!("it has more than {FILE_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(text)
+}
+
+/// The reason alone: `io::Error` adds a number that says no more.
+fn reason(e: &io::Error) -> String {
+    let text = match e.kind() {
+        io::ErrorKind::InvalidData => "it is not UTF-8 text".to_string(),
+        _ => e.to_string(),
+    };
+    text.split(" (os error").next().unwrap_or(&text).to_string()
+}

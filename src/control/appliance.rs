@@ -1,0 +1,228 @@
+//! The appliance as a whole: made, changed, taken down.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::crew::{Crew, Seat};
+use super::netlink::{Keeper, Netlink, NetlinkError, NetlinkOptions};
+use super::routes::{RouteFeed, kept_neighbours};
+use super::steering::{SteerTables, Steering};
+use crate::base::Seed;
+use crate::config::Config;
+use crate::forward::Tables;
+use crate::graph::Snapshot;
+use crate::nic::restore::{Changes, STATE_DIR, restore_leftovers};
+use crate::nic::steer::{self, kernel_now};
+use crate::nic::wake::Sleeper;
+use crate::nic::xsk::XskPort;
+use crate::nic::{Nic, NicError, PortMode};
+use crate::observe::SharedStats;
+use crate::policy::Rules;
+use crate::worker::command::control_link;
+use crate::worker::handover::RING_PACKETS;
+use crate::worker::spec::OnFailure;
+use crate::worker::{Blueprint, Clock, Handover, Heartbeat, Own, RunnerParts, WorkerThread};
+
+/// Why the appliance can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error("{0}")]
+    Nic(#[from] NicError),
+    #[error("{0}")]
+    Netlink(#[from] NetlinkError),
+    #[error("worker {worker}: {source}")]
+    Worker { worker: u16, source: std::io::Error },
+}
+
+/// Everything that runs. Made by [`Appliance::boot`], driven by [`super::run`].
+pub struct Appliance {
+    pub(super) config: Config,
+    pub(super) netlink: Netlink,
+    pub(super) feed: RouteFeed,
+    pub(super) keeper: Keeper,
+    pub(super) snapshot: Snapshot,
+    pub(super) crew: Crew,
+    pub(super) modes: Vec<PortMode>,
+    pub(super) clock: Clock,
+    pub(super) started: Instant,
+    pub(super) reloads: u64,
+    pub(super) reloads_refused: u64,
+    // Dropped in this order: the programs, then what was changed on the interfaces.
+    pub(super) steering: Steering,
+    pub(super) changes: Changes,
+}
+
+impl Appliance {
+    /// Opens the ports, fills the tables, starts the workers. Needs a tokio runtime on this thread.
+    ///
+    /// # Errors
+    /// See [`BootError`]; everything is undone then.
+    pub async fn boot(config: Config) -> Result<Appliance, BootError> {
+        let state_dir = Path::new(STATE_DIR);
+        match restore_leftovers(state_dir) {
+            Ok(restored) => {
+                for r in restored {
+                    tracing::info!(
+                        interface = r.interface,
+                        switched_on = ?r.switched_on,
+                        detached = r.detached,
+                        "restored what a killed run had left changed"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(%error, "could not look for leftovers of a killed run"),
+        }
+        let netlink = Netlink::connect(NetlinkOptions::default()).await?;
+        let Nic { ports, pools, modes, steer, changes } =
+            crate::nic::open(&config.ports, &config.workers, state_dir)?;
+        log_modes(&config, &modes);
+        let seed = Seed::random();
+        let mut feed = RouteFeed::new(&config.ports, seed);
+        let routes = feed.build(netlink.mirror(), netlink.routes_version());
+        let snapshot = Snapshot {
+            forward: Arc::new(Tables::build(&config.forward, config.workers.count, seed)),
+            routes: Arc::new(routes),
+            rules: Arc::new(Rules::compile(&config.rules)),
+            seed,
+            worker_count: config.workers.count,
+        };
+        let mut appliance = Appliance {
+            config,
+            netlink,
+            feed,
+            keeper: Keeper::default(),
+            snapshot,
+            crew: Crew::default(),
+            modes,
+            clock: Clock::new(),
+            started: Instant::now(),
+            reloads: 0,
+            reloads_refused: 0,
+            steering: Steering::new(steer),
+            changes,
+        };
+        appliance.refresh_kept();
+        appliance.spawn_workers(ports, pools)?;
+        appliance.steering.set_local(appliance.netlink.mirror())?;
+        appliance.steering.set_tables(SteerTables::of(&appliance.config))?;
+        Ok(appliance)
+    }
+
+    fn spawn_workers(
+        &mut self,
+        ports: Vec<Vec<XskPort>>,
+        pools: Vec<crate::packet::FramePool>,
+    ) -> Result<(), BootError> {
+        let spec = &self.config.workers;
+        let blueprint = blueprint(&self.config, &self.snapshot);
+        let failed = |worker| move |source| BootError::Worker { worker, source };
+        let mut sleepers = Vec::new();
+        for worker in 0..spec.count {
+            sleepers.push(Sleeper::new().map_err(failed(worker))?);
+        }
+        let wakers: Vec<_> = sleepers.iter().map(Sleeper::waker).collect();
+        let mesh = Handover::mesh(spec.count, RING_PACKETS);
+        let owned = ports.into_iter().zip(pools).zip(mesh).zip(sleepers);
+        for (id, (((ports, pool), mut handover), mut sleeper)) in (0u16..).zip(owned) {
+            ports.iter().flat_map(XskPort::fds).for_each(|fd| sleeper.watch(fd));
+            handover.set_wakers(&wakers);
+            let (control, link) = control_link(Some(sleeper.waker()));
+            let stats = Arc::new(SharedStats::new(self.config.ports.len()));
+            let own = Own { id, ports, pool, handover, control, stats: Arc::clone(&stats) };
+            let parts = RunnerParts {
+                name: format!("worker-{id}"),
+                core: spec.cores.get(usize::from(id)).copied(),
+                idle: spec.idle,
+                clock: self.clock.clone(),
+                heartbeat: Box::new(Beat(self.steering.steer().heartbeat(id))),
+                sleeper,
+            };
+            let thread =
+                WorkerThread::spawn(blueprint.worker(own), parts).map_err(failed(id))?;
+            self.crew.seats.push(Seat::new(id, link, stats, thread));
+        }
+        Ok(())
+    }
+
+    /// Builds routes by the mirror's present state and hands them out.
+    pub(super) fn reroute(&mut self) {
+        let routes = self.feed.build(self.netlink.mirror(), self.netlink.routes_version());
+        self.snapshot.routes = Arc::new(routes);
+        self.crew.reroute(&self.snapshot.routes);
+        self.refresh_kept();
+        if let Err(error) = self.steering.set_local(self.netlink.mirror()) {
+            tracing::error!(%error, "the box's own addresses could not be told to the XDP program");
+        }
+    }
+
+    /// Backends and gateways are resolved ahead of need.
+    pub(super) fn refresh_kept(&mut self) {
+        let pools = self.config.forward.pools.iter();
+        let backends = pools.flat_map(|p| p.backends.iter().map(|b| b.addr));
+        let mirror = self.netlink.mirror();
+        let kept = kept_neighbours(mirror, &self.snapshot.routes, backends);
+        self.keeper.set_kept(kept);
+    }
+
+    /// Lets the XDP programs outlive this process, where the configuration wants our traffic dropped
+    /// rather than passed on: for an end that nobody asked for. The next start clears up.
+    pub(super) fn abandon(self) {
+        let Appliance { config, steering, changes, .. } = self;
+        if config.workers.on_failure == OnFailure::Drop {
+            std::mem::forget(steering);
+            std::mem::forget(changes);
+        }
+    }
+}
+
+/// What workers are built from, and compared by in a reload.
+pub(super) fn blueprint<'a>(config: &'a Config, snapshot: &'a Snapshot) -> Blueprint<'a> {
+    Blueprint {
+        workers: &config.workers,
+        ports: &config.ports,
+        pipeline: &config.pipeline,
+        qos: &config.qos,
+        snapshot,
+    }
+}
+
+/// A worker's sign of life, on the clock that the XDP programs read.
+struct Beat(steer::Heartbeat);
+
+impl Heartbeat for Beat {
+    fn beat(&mut self) {
+        self.0.stamp(kernel_now());
+    }
+}
+
+/// Says what each port got: nothing falls back silently.
+fn log_modes(config: &Config, modes: &[PortMode]) {
+    for (port, mode) in config.ports.iter().zip(modes) {
+        tracing::info!(
+            port = port.name,
+            interface = mode.interface,
+            driver = mode.driver,
+            attach = attach_text(mode),
+            copy = copy_text(mode),
+            busy_poll = mode.busy_poll,
+            queues = mode.queues,
+            switched_off = ?mode.switched_off,
+            "port open"
+        );
+        if let Some(reason) = &mode.native_refused {
+            tracing::warn!(port = port.name, reason, "native XDP refused, generic in use");
+        }
+        if port.busy_poll.is_some() && !mode.busy_poll {
+            tracing::warn!(port = port.name, "busy polling refused by the kernel");
+        }
+    }
+}
+
+pub(super) fn attach_text(mode: &PortMode) -> &'static str {
+    if mode.native { "native" } else { "generic" }
+}
+
+pub(super) fn copy_text(mode: &PortMode) -> &'static str {
+    if mode.zero_copy { "zero-copy" } else { "copy" }
+}

@@ -1,0 +1,85 @@
+//! How others of the process ask the control loop: the socket's server and the metrics page.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::view::{FlowsView, Overview, ReloadView};
+
+/// Questions that wait for the control loop at most.
+const WAITING_MAX: usize = 64;
+
+/// A question and where its answer goes. An answer that nobody awaits any more is dropped.
+#[derive(Debug)]
+pub enum Ask {
+    Overview(oneshot::Sender<Overview>),
+    Flows {
+        limit: usize,
+        reply: oneshot::Sender<FlowsView>,
+    },
+    Reload(oneshot::Sender<Result<ReloadView, Refusal>>),
+    /// Answered once the workers have drained and the interfaces are released.
+    Stop(oneshot::Sender<()>),
+}
+
+/// Why a configuration was not taken over, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One sentence or several lines.
+    pub words: String,
+    /// The configuration is at fault, not the appliance.
+    pub bad_config: bool,
+}
+
+/// The control loop has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the appliance is shutting down")]
+pub struct Gone;
+
+/// The asking end; cheap to copy.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    to: mpsc::Sender<Ask>,
+}
+
+/// The two ends.
+pub fn channel() -> (Asker, mpsc::Receiver<Ask>) {
+    let (to, from) = mpsc::channel(WAITING_MAX);
+    (Asker { to }, from)
+}
+
+impl Asker {
+    /// # Errors
+    /// [`Gone`].
+    pub async fn overview(&self) -> Result<Overview, Gone> {
+        self.ask(Ask::Overview).await
+    }
+
+    /// Lists `limit` flows at most.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn flows(&self, limit: usize) -> Result<FlowsView, Gone> {
+        self.ask(|reply| Ask::Flows { limit, reply }).await
+    }
+
+    /// Loads the configuration anew; within, why it was refused.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn reload(&self) -> Result<Result<ReloadView, Refusal>, Gone> {
+        self.ask(Ask::Reload).await
+    }
+
+    /// Drains and ends; returns when the interfaces are released.
+    ///
+    /// # Errors
+    /// [`Gone`]: it is ending already.
+    pub async fn stop(&self) -> Result<(), Gone> {
+        self.ask(Ask::Stop).await
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.to.send(question(reply)).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+}

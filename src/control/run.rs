@@ -1,0 +1,215 @@
+//! The control loop: one thread beside the workers.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::appliance::Appliance;
+use super::ask::Ask;
+use super::listing::{Classes, Listing};
+use super::netlink::NetlinkError;
+use super::taking_over::TakeOver;
+use crate::worker::{Exit, WorkerEvent};
+
+/// How often workers are listened to. A packet that waits for its neighbour waits for this, too.
+const TICK: Duration = Duration::from_millis(2);
+/// How often neighbours and classes are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Packets that are in receive rings when steering ends are given this long.
+const RINGS_EMPTY_WITHIN: Duration = Duration::from_millis(20);
+/// Beyond their deadline, workers are given this long to end.
+const END_GRACE: Duration = Duration::from_secs(1);
+
+/// An end that nobody asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("worker {worker} ended: {reason}; traffic goes by `on_failure` now")]
+    WorkerDied { worker: u16, reason: String },
+    #[error("{0}")]
+    Netlink(#[from] NetlinkError),
+    #[error("signals can't be received: {0}")]
+    Signals(#[from] std::io::Error),
+    #[error("worker {worker} did not end within {limit:?}: it hangs")]
+    Hangs { worker: u16, limit: Duration },
+}
+
+/// Why the loop ended in order.
+enum End {
+    Signal(&'static str),
+    Asked(oneshot::Sender<()>),
+}
+
+/// Runs until a signal or a question ends it; then drains and takes everything down.
+///
+/// # Errors
+/// See [`RunError`]; the process is to exit, and the interfaces are released or, with `on_failure =
+/// "drop"`, kept closed.
+pub async fn run(appliance: Appliance, asks: mpsc::Receiver<Ask>) -> Result<(), RunError> {
+    let mut control = Control {
+        appliance,
+        take_over: None,
+        listing: Listing::default(),
+        classes: Classes::default(),
+        events: Vec::new(),
+        due: Vec::new(),
+    };
+    match control.serve(asks).await {
+        Ok(end) => control.finish(end).await,
+        Err(error) => {
+            control.appliance.abandon();
+            Err(error)
+        }
+    }
+}
+
+/// The appliance and what is under way with it.
+pub(super) struct Control {
+    pub(super) appliance: Appliance,
+    pub(super) take_over: Option<TakeOver>,
+    pub(super) listing: Listing,
+    pub(super) classes: Classes,
+    events: Vec<(u16, WorkerEvent)>,
+    due: Vec<(u32, crate::base::Addr)>,
+}
+
+impl Control {
+    async fn serve(&mut self, mut asks: mpsc::Receiver<Ask>) -> Result<End, RunError> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up: Signal = signal(SignalKind::hangup())?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut housekeeping = interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                heard = self.appliance.netlink.heard() => {
+                    heard?;
+                    if self.appliance.netlink.refresh().await? {
+                        self.appliance.reroute();
+                    }
+                }
+                _ = tick.tick() => self.listen()?,
+                _ = housekeeping.tick() => self.keep_house()?,
+                _ = terminate.recv() => return Ok(End::Signal("SIGTERM")),
+                _ = interrupt.recv() => return Ok(End::Signal("SIGINT")),
+                _ = hang_up.recv() => self.reload(None),
+                Some(ask) = asks.recv() => match ask {
+                    Ask::Overview(reply) => drop(reply.send(self.overview())),
+                    Ask::Flows { limit, reply } => self.list_flows(limit, reply),
+                    Ask::Reload(reply) => self.reload(Some(reply)),
+                    Ask::Stop(reply) => return Ok(End::Asked(reply)),
+                },
+            }
+        }
+    }
+
+    /// Hears what workers have to tell, and whether they live.
+    fn listen(&mut self) -> Result<(), RunError> {
+        let mut events = std::mem::take(&mut self.events);
+        self.appliance.crew.poll(&mut events);
+        for (worker, event) in events.drain(..) {
+            match event {
+                WorkerEvent::Old(update) => {
+                    drop(update);
+                    self.taken_over(worker);
+                }
+                WorkerEvent::OldRoutes(routes) => drop(routes),
+                WorkerEvent::Flows(list) => self.flows_listed(worker, list),
+                WorkerEvent::Classes(rows) => self.classes.take(worker, rows),
+                WorkerEvent::Wanted(port, addr) => self.wanted(port, addr)?,
+            }
+        }
+        self.events = events;
+        self.check_take_over();
+        self.check_listing();
+        match self.appliance.crew.ended() {
+            Some((worker, exit)) => Err(died(worker, exit)),
+            None => Ok(()),
+        }
+    }
+
+    fn wanted(
+        &mut self,
+        port: crate::packet::PortId,
+        addr: crate::base::Addr,
+    ) -> Result<(), NetlinkError> {
+        let a = &mut self.appliance;
+        let Some(link) = a.snapshot.routes.ports().get(usize::from(port.0)) else { return Ok(()) };
+        let (now, ifindex) = (a.clock.now(), link.ifindex);
+        if ifindex != 0 && a.keeper.wanted(now, a.netlink.mirror(), ifindex, addr) {
+            a.netlink.resolve(ifindex, addr)?;
+        }
+        Ok(())
+    }
+
+    fn keep_house(&mut self) -> Result<(), NetlinkError> {
+        let a = &mut self.appliance;
+        let ifindexes = a.feed.ifindexes(a.netlink.mirror());
+        self.due.clear();
+        a.keeper.due(a.clock.now(), a.netlink.mirror(), &ifindexes, &mut self.due);
+        for &(ifindex, addr) in &self.due {
+            a.netlink.resolve(ifindex, addr)?;
+        }
+        self.classes.ask(&mut a.crew, &a.config);
+        Ok(())
+    }
+
+    /// The end in order: nothing more is steered here, what waits is sent, then all is released.
+    async fn finish(mut self, end: End) -> Result<(), RunError> {
+        let (cause, reply) = match end {
+            End::Signal(name) => (name, None),
+            End::Asked(reply) => ("stop", Some(reply)),
+        };
+        let limit = self.appliance.config.workers.drain_limit;
+        tracing::info!(cause, ?limit, "draining");
+        self.appliance.steering.release();
+        tokio::time::sleep(RINGS_EMPTY_WITHIN.min(limit)).await;
+        let deadline = self.appliance.clock.now() + limit;
+        self.appliance.crew.stop(deadline);
+        let ended = tokio::time::timeout(limit + END_GRACE, self.all_ended()).await;
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                let seats = &self.appliance.crew.seats;
+                let worker = seats.iter().find(|s| s.is_running()).map_or(0, |s| s.id);
+                return Err(RunError::Hangs { worker, limit: limit + END_GRACE });
+            }
+        }
+        // Detaches the programs and restores the interfaces, then tells who asked.
+        drop(self);
+        tracing::info!("stopped");
+        if let Some(reply) = reply {
+            let _ = reply.send(());
+        }
+        Ok(())
+    }
+
+    async fn all_ended(&mut self) -> Result<(), RunError> {
+        let mut tick = interval(TICK);
+        loop {
+            tick.tick().await;
+            self.appliance.crew.poll(&mut self.events);
+            self.events.clear();
+            while let Some((worker, exit)) = self.appliance.crew.ended() {
+                if exit != Exit::Stopped {
+                    return Err(died(worker, exit));
+                }
+            }
+            if self.appliance.crew.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn died(worker: u16, exit: Exit) -> RunError {
+    let reason = match exit {
+        Exit::Stopped => "stopped without being asked to".to_string(),
+        Exit::Panicked(words) => format!("panicked: {words}"),
+    };
+    RunError::WorkerDied { worker, reason }
+}

@@ -1,0 +1,216 @@
+//! What the XDP programs are told: which packets are ours.
+
+use crate::base::{Addr, Prefix};
+use crate::config::Config;
+use crate::control::netlink::Mirror;
+use crate::forward::spec::{ForwardMode, ForwardSpec};
+use crate::nic::NicError;
+use crate::nic::steer::{NatRange, SHARE_ALL, Steer, VipEntry};
+use crate::worker::spec::WorkersSpec;
+
+/// The tables that follow from the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SteerTables {
+    pub vips: Vec<VipEntry>,
+    /// Backends of `dnat` services.
+    pub returns: Vec<VipEntry>,
+    pub nat: Vec<NatRange>,
+    pub transit: Vec<Prefix>,
+}
+
+impl SteerTables {
+    pub fn of(config: &Config) -> SteerTables {
+        let spec = &config.forward;
+        SteerTables {
+            vips: spec
+                .services
+                .iter()
+                .map(|s| endpoint(s.vip, s.port, s.proto, s.canary_share))
+                .collect(),
+            returns: returns(spec),
+            nat: nat(spec),
+            transit: spec.transit.clone(),
+        }
+    }
+
+    /// Both together: what is steered while workers go over from one configuration to the next.
+    pub fn union(&self, other: &SteerTables) -> SteerTables {
+        SteerTables {
+            // Of a service in both, the new share counts.
+            vips: union(&other.vips, &self.vips, |a, b| at(a) == at(b)),
+            returns: union(&other.returns, &self.returns, |a, b| at(a) == at(b)),
+            nat: union(&other.nat, &self.nat, |a, b| a.addr == b.addr),
+            transit: union(&other.transit, &self.transit, |a, b| a == b),
+        }
+    }
+}
+
+fn endpoint(addr: Addr, port: u16, proto: u8, share: u16) -> VipEntry {
+    VipEntry { addr, port, proto, canary_share: share }
+}
+
+fn at(e: &VipEntry) -> (Addr, u16, u8) {
+    (e.addr, e.port, e.proto)
+}
+
+fn returns(spec: &ForwardSpec) -> Vec<VipEntry> {
+    let dnat = spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat);
+    dnat.flat_map(|s| {
+        let pool = spec.pools.get(usize::from(s.pool.0));
+        let backends = pool.into_iter().flat_map(|p| &p.backends);
+        backends.map(|b| endpoint(b.addr, b.port, s.proto, s.canary_share))
+    })
+    .collect()
+}
+
+fn nat(spec: &ForwardSpec) -> Vec<NatRange> {
+    let Some(nat) = &spec.nat else { return Vec::new() };
+    let range = |&addr| NatRange { addr, first: nat.port_first, last: nat.port_last };
+    nat.addresses.iter().map(range).collect()
+}
+
+fn union<T: Clone>(first: &[T], second: &[T], same: impl Fn(&T, &T) -> bool) -> Vec<T> {
+    let mut all = first.to_vec();
+    for item in second {
+        if !all.iter().any(|known| same(known, item)) {
+            all.push(item.clone());
+        }
+    }
+    all
+}
+
+/// The programs and what they were told last.
+pub struct Steering {
+    steer: Steer,
+    tables: SteerTables,
+    local: Vec<Addr>,
+}
+
+impl Steering {
+    pub fn new(steer: Steer) -> Steering {
+        Steering { steer, tables: SteerTables::default(), local: Vec::new() }
+    }
+
+    pub fn steer(&self) -> &Steer {
+        &self.steer
+    }
+
+    /// The tables that the programs have.
+    pub fn tables(&self) -> &SteerTables {
+        &self.tables
+    }
+
+    /// Tells the programs the limits of a worker's heartbeat.
+    ///
+    /// # Errors
+    /// The kernel refusing a map update.
+    pub fn set_limits(&mut self, workers: &WorkersSpec) -> Result<(), NicError> {
+        self.steer.set_config(workers.heartbeat_limit, workers.on_failure, SHARE_ALL as u16)
+    }
+
+    /// Tells the programs what is ours. Replies before requests: no flow begins whose answers would
+    /// go elsewhere.
+    ///
+    /// # Errors
+    /// The kernel refusing a map update.
+    pub fn set_tables(&mut self, wanted: SteerTables) -> Result<(), NicError> {
+        if self.tables.returns != wanted.returns {
+            self.steer.set_returns(&wanted.returns)?;
+        }
+        if self.tables.nat != wanted.nat {
+            self.steer.set_nat(&wanted.nat)?;
+        }
+        if self.tables.transit != wanted.transit {
+            self.steer.set_transit(&wanted.transit)?;
+        }
+        if self.tables.vips != wanted.vips {
+            self.steer.set_vips(&wanted.vips)?;
+        }
+        self.tables = wanted;
+        Ok(())
+    }
+
+    /// Tells the programs the box's own addresses, as the kernel has them.
+    ///
+    /// # Errors
+    /// The kernel refusing a map update.
+    pub fn set_local(&mut self, mirror: &Mirror) -> Result<(), NicError> {
+        let mut local: Vec<Addr> = mirror.addresses().map(|(_, addr)| addr).collect();
+        local.sort_unstable();
+        local.dedup();
+        if local != self.local {
+            self.steer.set_local(&local)?;
+            self.local = local;
+        }
+        Ok(())
+    }
+
+    /// Hands everything to the kernel from now on. What fails is logged: this is the end.
+    pub fn release(&mut self) {
+        if let Err(error) = self.set_tables(SteerTables::default()) {
+            tracing::warn!(%error, "steering could not be ended in order");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use std::path::Path;
+
+    const TEXT: &str = r#"
+pipeline = "l4-balancer"
+[port.wan]
+interface = "wan"
+[nat]
+addresses = ["192.0.2.9"]
+ports = "20000-29999"
+[service.a]
+vip = "203.0.113.1"
+port = 443
+pool = "one"
+mode = "dnat"
+canary_percent = 5
+[service.b]
+vip = "203.0.113.2"
+port = 443
+pool = "one"
+mode = "nat"
+[[pool.one.backend]]
+address = "10.0.0.1"
+port = 8443
+[[pool.one.backend]]
+address = "10.0.0.2"
+port = 8443
+"#;
+
+    fn tables(text: &str) -> SteerTables {
+        match config::load_text(Path::new("test.toml"), text) {
+            Ok(config) => SteerTables::of(&config),
+            Err(e) => panic!("{:#?}", e.into_vec()),
+        }
+    }
+
+    #[test]
+    fn services_returns_and_nat_ranges_are_steered() {
+        let t = tables(TEXT);
+        let vips: Vec<_> = t.vips.iter().map(|v| (v.addr.to_string(), v.canary_share)).collect();
+        assert_eq!(vips, [("203.0.113.1".into(), 500), ("203.0.113.2".into(), 10_000)]);
+        let returns: Vec<_> = t.returns.iter().map(|r| (r.addr.to_string(), r.canary_share)).collect();
+        assert_eq!(returns, [("10.0.0.1".into(), 500), ("10.0.0.2".into(), 500)]);
+        assert_eq!((t.nat[0].first, t.nat[0].last), (20_000, 29_999));
+    }
+
+    #[test]
+    fn while_going_over_both_are_steered_and_the_new_share_counts() {
+        let old = tables(TEXT);
+        let new = tables(&TEXT.replace("203.0.113.2", "203.0.113.3").replace("= 5\n", "= 50\n"));
+        let both = old.union(&new);
+        let mut vips: Vec<_> = both.vips.iter().map(|v| (v.addr.to_string(), v.canary_share)).collect();
+        vips.sort();
+        let want = [("203.0.113.1", 5_000), ("203.0.113.2", 10_000), ("203.0.113.3", 10_000)];
+        assert_eq!(vips, want.map(|(a, s)| (a.to_string(), s)));
+        assert_eq!(both.returns.len(), 2);
+    }
+}

@@ -1,0 +1,162 @@
+//! A reload from the file to the last worker.
+//!
+//! 1. Load, validate, compare: a refusal changes nothing.
+//! 2. Steer what either configuration needs.
+//! 3. Give each worker a whole new snapshot; each swaps it between two polls and sends the old one
+//!    back.
+//! 4. When all have, steer only what the new one needs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::appliance::blueprint;
+use super::ask::Refusal;
+use super::reload::{ReloadError, fixed_differences, keep_class_ids, warnings};
+use super::run::Control;
+use super::steering::SteerTables;
+use super::view::ReloadView;
+use crate::base::Nanos;
+use crate::config::{self, Config};
+use crate::forward::Tables;
+use crate::graph::Snapshot;
+use crate::policy::Rules;
+use crate::worker::WorkerCommand;
+
+/// A worker takes a new configuration within a few polls, unless it hangs.
+const TAKE_OVER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Who wants to know how a reload went; nobody, where a signal asked for it.
+pub(super) type ReloadReply = Option<oneshot::Sender<Result<ReloadView, Refusal>>>;
+
+/// Workers are taking a new configuration over.
+pub(super) struct TakeOver {
+    awaited: BTreeSet<u16>,
+    deadline: Nanos,
+    steer: SteerTables,
+    done: ReloadView,
+    reply: ReloadReply,
+}
+
+impl Control {
+    /// Loads the configuration anew and has the workers take it over.
+    pub(super) fn reload(&mut self, reply: ReloadReply) {
+        match self.begin_reload() {
+            Ok(None) => {
+                let mut done = view(&self.appliance.config, Vec::new());
+                done.unchanged = true;
+                tracing::info!("configuration unchanged");
+                answer(reply, Ok(done));
+            }
+            Ok(Some(mut take_over)) => {
+                take_over.reply = reply;
+                self.take_over = Some(take_over);
+            }
+            Err(error) => {
+                self.appliance.reloads_refused += 1;
+                tracing::error!("configuration refused, nothing has changed: {error}");
+                let bad_config = matches!(error, ReloadError::Faults(_) | ReloadError::Fixed { .. });
+                answer(reply, Err(Refusal { words: error.to_string(), bad_config }));
+            }
+        }
+    }
+
+    fn begin_reload(&mut self) -> Result<Option<TakeOver>, ReloadError> {
+        if self.take_over.is_some() {
+            return Err(ReloadError::Busy);
+        }
+        let a = &mut self.appliance;
+        let mut wanted = config::load(&a.config.path).map_err(ReloadError::Faults)?;
+        let keys = fixed_differences(&a.config, &wanted);
+        if !keys.is_empty() {
+            let path = a.config.path.display().to_string();
+            return Err(ReloadError::Fixed { path, keys });
+        }
+        keep_class_ids(&a.config, &mut wanted)?;
+        if wanted == a.config {
+            return Ok(None);
+        }
+        let steer = SteerTables::of(&wanted);
+        a.steering.set_limits(&wanted.workers)?;
+        let both = a.steering.tables().union(&steer);
+        let before = a.steering.tables().clone();
+        if let Err(error) = a.steering.set_tables(both) {
+            // As it was, as far as the kernel lets us.
+            let _ = a.steering.set_tables(before);
+            return Err(error.into());
+        }
+        let snapshot = Snapshot {
+            forward: Arc::new(Tables::build(&wanted.forward, wanted.workers.count, a.snapshot.seed)),
+            rules: Arc::new(Rules::compile(&wanted.rules)),
+            ..a.snapshot.clone()
+        };
+        let new = blueprint(&wanted, &snapshot);
+        let old = blueprint(&a.config, &a.snapshot);
+        for seat in &mut a.crew.seats {
+            seat.send(WorkerCommand::Update(Box::new(new.update(&old))));
+        }
+        let done = view(&wanted, warnings(&a.config, &wanted));
+        a.snapshot = snapshot;
+        a.config = wanted;
+        a.refresh_kept();
+        Ok(Some(TakeOver {
+            awaited: self.appliance.crew.seats.iter().map(|s| s.id).collect(),
+            deadline: self.appliance.clock.now() + TAKE_OVER_WITHIN,
+            steer,
+            done,
+            reply: None,
+        }))
+    }
+
+    /// A worker has swapped its snapshot.
+    pub(super) fn taken_over(&mut self, worker: u16) {
+        if let Some(take_over) = &mut self.take_over {
+            take_over.awaited.remove(&worker);
+        }
+    }
+
+    /// Ends a reload when all workers have the new configuration, or when one hangs.
+    pub(super) fn check_take_over(&mut self) {
+        let now = self.appliance.clock.now();
+        let over = |t: &mut TakeOver| t.awaited.is_empty() || now >= t.deadline;
+        let Some(take_over) = self.take_over.take_if(over) else { return };
+        let a = &mut self.appliance;
+        if !take_over.awaited.is_empty() {
+            // It takes the configuration over when it goes on: both are steered until the next
+            // reload.
+            let text = format!("workers {:?} hang: they don't take it over", take_over.awaited);
+            tracing::error!("{text}");
+            answer(take_over.reply, Err(Refusal { words: text, bad_config: false }));
+            return;
+        }
+        if let Err(error) = a.steering.set_tables(take_over.steer) {
+            tracing::warn!(%error, "what is no longer ours is still steered here");
+        }
+        a.reloads += 1;
+        for warning in &take_over.done.warnings {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(config = take_over.done.config, "configuration taken over");
+        answer(take_over.reply, Ok(take_over.done));
+    }
+}
+
+fn answer(reply: ReloadReply, result: Result<ReloadView, Refusal>) {
+    if let Some(reply) = reply {
+        let _ = reply.send(result);
+    }
+}
+
+fn view(config: &Config, warnings: Vec<String>) -> ReloadView {
+    ReloadView {
+        config: config.path.display().to_string(),
+        pipeline: config.pipeline.name.clone(),
+        services: config.forward.services.len(),
+        backends: config.forward.pools.iter().map(|p| p.backends.len()).sum(),
+        rules: config.rules.len(),
+        unchanged: false,
+        warnings,
+    }
+}

@@ -1,0 +1,188 @@
+//! What the appliance tells of itself: plain data, in the units that `--json` prints.
+//!
+//! Field names are part of the command line's contract: programs read them. Counts are since start.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Counters or gauges by name.
+pub type Values = BTreeMap<String, u64>;
+
+/// Everything but the flows, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Overview {
+    pub process: ProcessView,
+    pub workers: Vec<WorkerView>,
+    pub ports: Vec<PortView>,
+    pub services: Vec<ServiceView>,
+    pub backends: Vec<BackendView>,
+    pub neighbours: Vec<NeighbourView>,
+    pub classes: Vec<ClassView>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessView {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_secs: u64,
+    pub config: String,
+    pub pipeline: String,
+    /// Configurations taken over since start.
+    pub reloads: u64,
+    /// Configurations refused since start.
+    pub reloads_refused: u64,
+    /// Routes of the kernel that packets are forwarded by.
+    pub routes: u64,
+    /// Times that the kernel's tables were read anew, after lost notifications or in doubt.
+    pub netlink_resyncs: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerView {
+    pub worker: u16,
+    pub counters: Values,
+    /// By label of the reason.
+    pub drops: Values,
+    pub gauges: Values,
+    /// In the order of [`Overview::ports`].
+    pub ports: Vec<Values>,
+}
+
+/// One port: what was configured, what was got, what the XDP program did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortView {
+    pub name: String,
+    pub interface: String,
+    /// Index of the interface; 0 where it is gone.
+    pub ifindex: u32,
+    pub mac: Option<String>,
+    pub mtu: u32,
+    /// Administratively up and with a carrier.
+    pub up: bool,
+    /// `native` or `generic`.
+    pub attach: String,
+    /// `zero-copy` or `copy`.
+    pub copy: String,
+    pub busy_poll: bool,
+    pub queues: u32,
+    /// Packets seen by the XDP program, by what it did with them and why.
+    pub steered: Values,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub name: String,
+    pub vip: IpAddr,
+    pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// `nat`, `dnat` or `dsr`.
+    pub mode: String,
+    pub pool: String,
+    /// Backends that get new flows.
+    pub backends: usize,
+    /// Share of clients that are taken, in percent.
+    pub canary_percent: f64,
+    pub idle_established_secs: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendView {
+    pub pool: String,
+    pub name: String,
+    pub address: IpAddr,
+    pub port: u16,
+    pub weight: u16,
+    /// Name of the port that leads there; `None`: no route by a port of ours.
+    pub via_port: Option<String>,
+    pub next_hop: Option<IpAddr>,
+    /// Of the next hop, once resolved.
+    pub mac: Option<String>,
+    /// Why it can't be reached; `None` where it can, as far as the kernel's tables tell.
+    pub unreachable: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NeighbourView {
+    pub port: String,
+    pub address: IpAddr,
+    pub mac: Option<String>,
+    /// `reachable`, `stale`, `incomplete`, `failed` or `permanent`.
+    pub state: String,
+}
+
+/// A class of one port, all workers together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassView {
+    pub port: String,
+    pub class: String,
+    pub values: Values,
+}
+
+/// Flows as listed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowsView {
+    pub flows: Vec<FlowView>,
+    /// Flows in all tables, listed or not.
+    pub total: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowView {
+    pub worker: u16,
+    /// `transit`, `nat`, `dnat` or `dsr`.
+    pub kind: String,
+    /// `tcp`, `udp`, `icmp`, `icmp6`, or a number.
+    pub protocol: String,
+    /// Address and port that opened the flow.
+    pub client: String,
+    /// Address and port that it was opened to.
+    pub server: String,
+    /// Name of the service.
+    pub service: Option<String>,
+    /// Address and port that serve it, where others than `server`.
+    pub backend: Option<String>,
+    pub class: Option<String>,
+    /// Server name of the ClientHello.
+    pub sni: Option<String>,
+    pub state: String,
+    /// From the client.
+    pub packets_forward: u64,
+    /// To the client.
+    pub packets_reply: u64,
+    pub bytes_forward: u64,
+    pub bytes_reply: u64,
+    pub idle_secs: f64,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadView {
+    pub config: String,
+    pub pipeline: String,
+    pub services: usize,
+    pub backends: usize,
+    pub rules: usize,
+    /// Nothing differed from what runs.
+    pub unchanged: bool,
+    pub warnings: Vec<String>,
+}
+
+/// `02:00:5e:00:53:01`.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+/// Name of an IP protocol number; the number itself where it has no common one.
+pub fn protocol_text(proto: u8) -> String {
+    match proto {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmp6".into(),
+        other => other.to_string(),
+    }
+}

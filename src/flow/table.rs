@@ -1,0 +1,399 @@
+//! One worker's flows: a fixed number, found by the key of either direction.
+
+use std::time::Duration;
+
+use super::entry::{Flow, NewFlow};
+use super::index::Index;
+use super::tcp::TcpState;
+use super::wheel::{TICKS_PER_SEC, Timers};
+use crate::base::mem::prefetch;
+use crate::base::{Nanos, Seed};
+use crate::packet::batch::BATCH_MAX;
+use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, Verdict};
+
+/// Flows of a table at most: the index keeps 32-bit tags, which are too few for more.
+pub const FLOWS_MAX: u32 = 1 << 24;
+
+const TCP: u8 = 6;
+const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SEC as u64;
+
+/// How many flows the table holds.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowLimits {
+    pub flows_max: u32,
+    /// TCP handshakes in progress. When a further one begins, the oldest is forgotten.
+    pub half_open_max: u32,
+}
+
+/// Idle times after which a flow is forgotten.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// A handshake, from its SYN on: longer than a SYN's four retransmissions take.
+    pub half_open: Duration,
+    /// Packets of one direction only.
+    pub one_way: Duration,
+    /// TCP, both directions seen, no FIN (RFC 5382, REQ-5: no less than 2 h 4 min).
+    pub established: Duration,
+    /// Other protocols with answers (RFC 4787, REQ-5: 5 min or more is recommended).
+    pub datagrams: Duration,
+    /// One FIN seen, the other direction goes on (RFC 5382, REQ-5: no less than 4 min).
+    pub closing: Duration,
+    /// Both FINs or a RST seen: retransmissions may still come.
+    pub closed: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            half_open: Duration::from_secs(30),
+            one_way: Duration::from_secs(60),
+            established: Duration::from_secs(2 * 3600 + 4 * 60),
+            datagrams: Duration::from_secs(5 * 60),
+            closing: Duration::from_secs(4 * 60),
+            closed: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why a flow was not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// One of its keys belongs to another flow: for NAT, try another port.
+    KeyTaken,
+    Drop(DropReason),
+}
+
+/// The flows of one worker. All memory is taken at the start.
+pub struct FlowTable {
+    flows: Vec<Flow>,
+    index: Index,
+    timers: Timers,
+    half_open: u32,
+    half_open_evicted: u64,
+    limits: FlowLimits,
+    timeouts: Ticks,
+    seed: Seed,
+}
+
+struct Ticks {
+    half_open: u32,
+    one_way: u32,
+    established: u32,
+    datagrams: u32,
+    closing: u32,
+    closed: u32,
+}
+
+fn ticks(d: Duration) -> u32 {
+    (d.as_nanos() / u128::from(NANOS_PER_TICK)).clamp(1, u128::from(u32::MAX / 4)) as u32
+}
+
+fn tick(now: Nanos) -> u32 {
+    (now.0 / NANOS_PER_TICK) as u32
+}
+
+impl FlowTable {
+    /// # Panics
+    /// Over [`FLOWS_MAX`] flows or under one: limits are checked when the configuration is read.
+    pub fn new(limits: FlowLimits, timeouts: Timeouts, seed: Seed) -> FlowTable {
+        let n = limits.flows_max;
+        assert!((1..=FLOWS_MAX).contains(&n), "{n} flows");
+        FlowTable {
+            flows: vec![Flow::vacant(); n as usize],
+            index: Index::new(2 * n as usize),
+            timers: Timers::new(n),
+            half_open: 0,
+            half_open_evicted: 0,
+            limits,
+            timeouts: Ticks {
+                half_open: ticks(timeouts.half_open),
+                one_way: ticks(timeouts.one_way),
+                established: ticks(timeouts.established),
+                datagrams: ticks(timeouts.datagrams),
+                closing: ticks(timeouts.closing),
+                closed: ticks(timeouts.closed),
+            },
+            seed,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.flows.len() - self.timers.vacant() as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub fn seed(&self) -> Seed {
+        self.seed
+    }
+
+    /// Handshakes in progress.
+    pub fn half_open(&self) -> u32 {
+        self.half_open
+    }
+
+    /// Handshakes forgotten for newer ones since the start.
+    pub fn half_open_evicted(&self) -> u64 {
+        self.half_open_evicted
+    }
+
+    /// Memory of the table in bytes: entries, timers and index.
+    pub fn bytes(&self) -> usize {
+        self.flows.len() * size_of::<Flow>() + self.index.bytes() + self.timers.bytes()
+    }
+
+    /// # Panics
+    /// On a reference that was not just looked up: a bug of ours.
+    #[inline(always)]
+    pub fn get(&self, r: FlowRef) -> &Flow {
+        &self.flows[r.0 as usize]
+    }
+
+    /// # Panics
+    /// As [`FlowTable::get`].
+    #[inline(always)]
+    pub fn get_mut(&mut self, r: FlowRef) -> &mut Flow {
+        &mut self.flows[r.0 as usize]
+    }
+
+    /// The flow at a place, if there is one: for walking through the table.
+    pub fn at(&self, r: FlowRef) -> Option<&Flow> {
+        self.flows.get(r.0 as usize).filter(|f| f.tcp != TcpState::Vacant)
+    }
+
+    /// All flows, in the order of their places.
+    pub fn iter(&self) -> impl Iterator<Item = (FlowRef, &Flow)> {
+        (0..).map(FlowRef).zip(&self.flows).filter(|(_, f)| f.tcp != TcpState::Vacant)
+    }
+
+    /// The flow that a packet with this key belongs to. `hash` is the key's, with the table's seed.
+    #[inline]
+    pub fn lookup(&self, key: &FlowKey, hash: u64) -> Option<(FlowRef, Direction)> {
+        let mut direction = Direction::Forward;
+        let found = self.index.find(hash, |at| {
+            let flow = &self.flows[at as usize];
+            if flow.key[0] == *key {
+                direction = Direction::Forward;
+                return true;
+            }
+            direction = Direction::Reply;
+            flow.has_reply_key() && flow.key[1] == *key
+        });
+        found.map(|at| (FlowRef(at), direction))
+    }
+
+    /// Whether a key belongs to a flow.
+    pub fn is_taken(&self, key: &FlowKey, hash: u64) -> bool {
+        self.lookup(key, hash).is_some()
+    }
+
+    /// Looks up all packets that are still undecided, and sets their `flow` and `direction`.
+    ///
+    /// In three passes, so that the cache misses of a batch overlap: slots, entries, comparison.
+    #[inline]
+    pub fn lookup_batch(&self, batch: &mut Batch) {
+        for packet in batch.iter() {
+            self.index.prefetch(packet.meta.hash);
+        }
+        let mut candidates = [u32::MAX; BATCH_MAX];
+        for (packet, candidate) in batch.iter().zip(&mut candidates) {
+            if let Some(at) = self.index.candidate(packet.meta.hash) {
+                *candidate = at;
+                self.prefetch_flow(at);
+            }
+        }
+        for (packet, candidate) in batch.iter_mut().zip(candidates) {
+            let meta = &mut packet.meta;
+            if candidate == u32::MAX || meta.verdict != Verdict::Next {
+                continue;
+            }
+            if let Some((flow, direction)) = self.confirm(candidate, meta) {
+                (meta.flow, meta.direction) = (flow, direction);
+            }
+        }
+    }
+
+    /// The candidate's key is nearly always the packet's; else the index is asked properly.
+    #[inline(always)]
+    fn confirm(&self, candidate: u32, meta: &PacketMeta) -> Option<(FlowRef, Direction)> {
+        let flow = &self.flows[candidate as usize];
+        if flow.key[0] == meta.key {
+            return Some((FlowRef(candidate), Direction::Forward));
+        }
+        if flow.has_reply_key() && flow.key[1] == meta.key {
+            return Some((FlowRef(candidate), Direction::Reply));
+        }
+        self.lookup(&meta.key, meta.hash)
+    }
+
+    /// An entry spans three lines; all of them are needed to rewrite a packet.
+    #[inline(always)]
+    fn prefetch_flow(&self, at: u32) {
+        let flow = &self.flows[at as usize..=at as usize];
+        prefetch(flow, 0);
+        prefetch(&flow[0].hop, 0);
+        prefetch(&flow[0].class, 1);
+    }
+
+    /// Makes room for this many handshakes: the oldest are forgotten for them.
+    ///
+    /// Called before a batch is looked up, so that none of the flows it finds is forgotten while the
+    /// batch passes the stages.
+    pub fn make_room(&mut self, handshakes: u32, mut on_evict: impl FnMut(&Flow)) {
+        let allowed = self.limits.half_open_max.saturating_sub(handshakes);
+        while self.half_open > allowed
+            && let Some(oldest) = self.timers.oldest_half_open()
+        {
+            on_evict(&self.flows[oldest as usize]);
+            self.remove(FlowRef(oldest));
+            self.half_open_evicted += 1;
+        }
+    }
+
+    /// Takes a flow in. `meta` is its first packet.
+    ///
+    /// # Errors
+    /// A key that another flow has, or no room: established flows are never forgotten for new ones.
+    pub fn insert(
+        &mut self,
+        now: Nanos,
+        new: &NewFlow,
+        meta: &PacketMeta,
+    ) -> Result<FlowRef, InsertError> {
+        let hash = [Some(&new.key), new.reply.as_ref()].map(|k| k.map(|k| k.hash(self.seed)));
+        for (key, hash) in [(Some(&new.key), hash[0]), (new.reply.as_ref(), hash[1])] {
+            if let (Some(key), Some(hash)) = (key, hash)
+                && self.is_taken(key, hash)
+            {
+                return Err(InsertError::KeyTaken);
+            }
+        }
+        let state = TcpState::first(new.key.proto == TCP, meta.tcp_flags);
+        if state.is_half_open() && self.half_open >= self.limits.half_open_max {
+            let oldest = self.timers.oldest_half_open();
+            let oldest = oldest.ok_or(InsertError::Drop(DropReason::SynLimit))?;
+            self.remove(FlowRef(oldest));
+            self.half_open_evicted += 1;
+        }
+        let at = self.timers.take_vacant().ok_or(InsertError::Drop(DropReason::FlowTableFull))?;
+        let own =
+            if new.key.proto == TCP { self.timeouts.established } else { self.timeouts.datagrams };
+        let idle = new.idle_established_ms.map(|ms| ticks(Duration::from_millis(ms.into())));
+        self.flows[at as usize] = Flow {
+            key: [new.key, new.reply.unwrap_or_default()],
+            kind: new.kind,
+            service: new.service,
+            backend: new.backend,
+            class: [new.class; 2],
+            last_seen: tick(now),
+            idle: idle.unwrap_or(own),
+            tcp: state,
+            ..Flow::vacant()
+        };
+        for hash in hash.into_iter().flatten() {
+            self.index.insert(hash, at);
+        }
+        self.schedule(at);
+        Ok(FlowRef(at))
+    }
+
+    /// Notes a packet of a flow: its state, when it was seen, and the counters.
+    #[inline]
+    pub fn touch(&mut self, now: Nanos, r: FlowRef, meta: &PacketMeta, bytes: u32) {
+        let flow = &mut self.flows[r.0 as usize];
+        let direction = meta.direction as usize;
+        flow.last_seen = tick(now);
+        flow.packets[direction] = flow.packets[direction].saturating_add(1);
+        flow.bytes[direction] += u64::from(bytes);
+        let before = flow.tcp;
+        // Established, and neither SYN, FIN nor RST: nothing can change.
+        if before == TcpState::Established && meta.tcp_flags & 0x07 == 0 {
+            return;
+        }
+        let tcp = flow.key[0].proto == TCP;
+        let after = before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key());
+        if after != before {
+            self.change_state(r.0, after);
+        }
+    }
+
+    #[cold]
+    fn change_state(&mut self, at: u32, after: TcpState) {
+        let before = std::mem::replace(&mut self.flows[at as usize].tcp, after);
+        match (before.is_half_open(), after.is_half_open()) {
+            (true, true) => return, // keeps its place: its time runs from the SYN
+            (true, false) => self.half_open -= 1,
+            _ => {}
+        }
+        self.schedule(at);
+    }
+
+    /// Puts a flow where its state's time ends.
+    fn schedule(&mut self, at: u32) {
+        if self.flows[at as usize].tcp.is_half_open() {
+            self.half_open += 1;
+            self.timers.add_half_open(at);
+        } else {
+            self.timers.arm(at, self.deadline(at));
+        }
+    }
+
+    fn deadline(&self, at: u32) -> u32 {
+        let flow = &self.flows[at as usize];
+        let t = &self.timeouts;
+        let idle = match flow.tcp {
+            TcpState::SynSent | TcpState::SynReceived => t.half_open,
+            TcpState::OneWay => t.one_way.min(flow.idle),
+            TcpState::Established => flow.idle,
+            TcpState::FinForward | TcpState::FinReply => t.closing.min(flow.idle),
+            TcpState::Vacant | TcpState::TimeWait | TcpState::Reset => t.closed,
+        };
+        flow.last_seen.saturating_add(idle)
+    }
+
+    /// Forgets flows whose time is over, looking at `budget` of them at most.
+    pub fn expire(&mut self, now: Nanos, budget: usize, mut on_expire: impl FnMut(&Flow)) {
+        let now = tick(now);
+        for _ in 0..budget {
+            if let Some(oldest) = self.timers.oldest_half_open()
+                && self.deadline(oldest) <= now
+            {
+                on_expire(&self.flows[oldest as usize]);
+                self.remove(FlowRef(oldest));
+                continue;
+            }
+            let Some(at) = self.timers.pop(now) else { break };
+            let deadline = self.deadline(at);
+            if deadline <= now {
+                on_expire(&self.flows[at as usize]);
+                self.remove(FlowRef(at));
+            } else {
+                self.timers.arm(at, deadline);
+            }
+        }
+    }
+
+    /// Forgets a flow at once.
+    pub fn remove(&mut self, r: FlowRef) {
+        let Some(flow) = self.at(r) else { return };
+        let (keys, both) = (flow.key, flow.has_reply_key());
+        if flow.tcp.is_half_open() {
+            self.half_open -= 1;
+        }
+        self.index.remove(keys[0].hash(self.seed), r.0);
+        if both {
+            self.index.remove(keys[1].hash(self.seed), r.0);
+        }
+        self.flows[r.0 as usize] = Flow::vacant();
+        self.timers.add_vacant(r.0);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! TCP's states as a middlebox can tell them from the flags that pass (RFC 9293, section 3.3.2).
+
+use crate::packet::Direction;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// Where a flow stands. Other protocols than TCP use [`TcpState::OneWay`] and
+/// [`TcpState::Established`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TcpState {
+    /// The slot holds no flow.
+    Vacant,
+    /// The client's SYN was seen.
+    SynSent,
+    /// And the server's SYN-ACK.
+    SynReceived,
+    /// Packets of one direction only were seen, and no handshake: a flow joined in the middle, or
+    /// datagrams without an answer.
+    OneWay,
+    /// The handshake is complete, or both directions were seen.
+    Established,
+    /// The client has sent its FIN.
+    FinForward,
+    /// The server has sent its FIN.
+    FinReply,
+    /// Both have; what follows is the last acknowledgements.
+    TimeWait,
+    /// A RST was seen.
+    Reset,
+}
+
+impl TcpState {
+    /// The state of a flow that begins with these flags; `tcp` false for other protocols.
+    pub fn first(tcp: bool, flags: u8) -> TcpState {
+        match tcp {
+            true if flags & (SYN | ACK) == SYN => TcpState::SynSent,
+            _ => TcpState::OneWay,
+        }
+    }
+
+    /// Handshakes in progress: what a SYN flood fills.
+    #[inline]
+    pub fn is_half_open(self) -> bool {
+        matches!(self, TcpState::SynSent | TcpState::SynReceived)
+    }
+
+    /// The state after one more packet. `answers_seen` is false for flows whose answers take another
+    /// way (DSR): there the client's ACK alone completes the handshake.
+    #[inline]
+    pub fn after(self, tcp: bool, flags: u8, direction: Direction, answers_seen: bool) -> TcpState {
+        use TcpState::*;
+        if !tcp {
+            return match (self, direction) {
+                (OneWay, Direction::Reply) => Established,
+                (state, _) => state,
+            };
+        }
+        if flags & RST != 0 {
+            return Reset;
+        }
+        let forward = direction == Direction::Forward;
+        let opening = flags & (SYN | ACK) == SYN;
+        match self {
+            // The client opens a new connection from the port of one that has ended.
+            TimeWait | Reset if opening && forward => SynSent,
+            Vacant | TimeWait | Reset => self,
+            SynSent if !forward && flags & (SYN | ACK) == SYN | ACK => SynReceived,
+            SynSent if forward && !answers_seen && flags & (SYN | ACK) == ACK => {
+                Established.fin(flags, true)
+            }
+            SynReceived if forward && flags & (SYN | ACK) == ACK => Established.fin(flags, true),
+            SynSent | SynReceived => self,
+            OneWay if !forward => Established.fin(flags, false),
+            OneWay | Established | FinForward | FinReply => self.fin(flags, forward),
+        }
+    }
+
+    fn fin(self, flags: u8, forward: bool) -> TcpState {
+        use TcpState::*;
+        if flags & FIN == 0 {
+            return self;
+        }
+        match (self, forward) {
+            (FinReply, true) | (FinForward, false) => TimeWait,
+            (TimeWait, _) => TimeWait,
+            (_, true) => FinForward,
+            (_, false) => FinReply,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Direction::{Forward, Reply};
+    use TcpState::*;
+
+    /// Flags and direction of each packet, and the state after it.
+    type Life = &'static [(u8, Direction, TcpState)];
+
+    const LIVES: &[(&str, bool, Life)] = &[
+        (
+            "open, close by the client, reopen",
+            true,
+            &[
+                (SYN | ACK, Reply, SynReceived),
+                (ACK, Forward, Established),
+                (ACK, Reply, Established),
+                (FIN | ACK, Forward, FinForward),
+                (ACK, Reply, FinForward),
+                (FIN | ACK, Reply, TimeWait),
+                (ACK, Forward, TimeWait),
+                (SYN, Forward, SynSent),
+            ],
+        ),
+        (
+            "close by the server",
+            true,
+            &[
+                (SYN | ACK, Reply, SynReceived),
+                (ACK, Forward, Established),
+                (FIN | ACK, Reply, FinReply),
+                (FIN | ACK, Reply, FinReply),
+                (FIN | ACK, Forward, TimeWait),
+            ],
+        ),
+        ("refused", true, &[(RST | ACK, Reply, Reset), (ACK, Forward, Reset)]),
+        ("the SYN again", true, &[(SYN, Forward, SynSent), (SYN | ACK, Reply, SynReceived)]),
+        (
+            "answers elsewhere",
+            false,
+            &[(ACK, Forward, Established), (FIN | ACK, Forward, FinForward)],
+        ),
+        ("an ACK without its SYN-ACK proves nothing", true, &[(ACK, Forward, SynSent)]),
+    ];
+
+    #[test]
+    fn lives() {
+        for (name, answers_seen, life) in LIVES {
+            let mut state = TcpState::first(true, SYN);
+            assert_eq!(state, SynSent);
+            for (i, (flags, direction, expected)) in life.iter().enumerate() {
+                state = state.after(true, *flags, *direction, *answers_seen);
+                assert_eq!(state, *expected, "{name}, packet {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn joined_in_the_middle() {
+        let state = TcpState::first(true, ACK);
+        assert_eq!(state, OneWay);
+        assert_eq!(state.after(true, ACK, Forward, true), OneWay);
+        assert_eq!(state.after(true, ACK, Reply, true), Established);
+    }
+
+    #[test]
+    fn datagrams_are_established_by_an_answer() {
+        let state = TcpState::first(false, 0);
+        assert_eq!(state.after(false, 0, Forward, true), OneWay);
+        assert_eq!(state.after(false, 0, Reply, true), Established);
+    }
+}

@@ -1,0 +1,311 @@
+//! What the balancer looks up: services, pools, backends, NAT ports, and which worker owns a flow.
+//! Immutable; a reload builds a new one.
+
+use crate::base::hash::{hash_endpoint, pick};
+use crate::base::{Addr, Seed};
+use crate::packet::meta::PacketFlags;
+use crate::packet::{DropReason, FlowKey, PacketMeta};
+
+use super::maglev::{Candidate, Maglev};
+use super::ports::NatPorts;
+use super::spec::{BackendId, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
+use super::table::AddrTable;
+
+/// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
+/// flow. The price is that clients can compute where their own flows go.
+const CHOICE_SEED: Seed = Seed(0x6368_6f69_6365_7631);
+
+/// A service, as much of it as packets need.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    pub id: ServiceId,
+    pub pool: PoolId,
+    pub mode: ForwardMode,
+    pub vip: Addr,
+    pub port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Idle time after which an established flow is forgotten.
+    pub idle_established_ms: u32,
+}
+
+/// A backend, as much of it as packets need.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend {
+    pub id: BackendId,
+    pub addr: Addr,
+    pub port: u16,
+}
+
+/// Everything of [`ForwardSpec`], made fast.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    seed: Seed,
+    services: Vec<Service>,
+    /// (VIP, port and protocol) to the index in `services`.
+    by_vip: AddrTable,
+    /// Addresses alone: for fragments, which have no ports.
+    vips: AddrTable,
+    backends: Vec<Backend>,
+    /// By [`PoolId`]; values index `backends`. `None`: nobody has a weight.
+    pools: Vec<Option<Maglev>>,
+    /// Backends of `dnat` services: packets from them are replies.
+    returns: AddrTable,
+    nat: Option<NatPorts>,
+}
+
+impl Tables {
+    /// `workers` is the number that [`NatPorts`] are sliced for.
+    pub fn build(spec: &ForwardSpec, workers: u16, seed: Seed) -> Tables {
+        let services: Vec<_> = spec.services.iter().map(Service::of).collect();
+        let mut backends = Vec::new();
+        let mut pools = Vec::with_capacity(spec.pools.len());
+        for pool in &spec.pools {
+            let first = backends.len() as u16;
+            let candidates: Vec<_> = (first..)
+                .zip(&pool.backends)
+                .map(|(value, b)| Candidate { name: &b.name, weight: b.weight, value })
+                .collect();
+            pools.push(Maglev::build(&candidates));
+            let specs = pool.backends.iter();
+            backends.extend(specs.map(|b| Backend { id: b.id, addr: b.addr, port: b.port }));
+        }
+        let indexed = || (0u32..).zip(&services);
+        let by_vip: Vec<_> = indexed().map(|(i, s)| (s.vip, tag(s.port, s.proto), i)).collect();
+        let vips: Vec<_> = indexed().map(|(i, s)| (s.vip, 0, i)).collect();
+        let mut returns = Vec::new();
+        for s in services.iter().filter(|s| s.mode == ForwardMode::Dnat) {
+            let pool = spec.pools.get(usize::from(s.pool.0));
+            let specs = pool.into_iter().flat_map(|p| &p.backends);
+            returns.extend(specs.map(|b| (b.addr, tag(b.port, s.proto), 0)));
+        }
+        Tables {
+            seed,
+            by_vip: AddrTable::new(seed, &by_vip),
+            vips: AddrTable::new(seed, &vips),
+            returns: AddrTable::new(seed, &returns),
+            nat: spec.nat.as_ref().and_then(|n| NatPorts::new(n, workers)),
+            services,
+            backends,
+            pools,
+        }
+    }
+
+    /// The service that listens there.
+    #[inline]
+    pub fn service(&self, dst: Addr, port: u16, proto: u8) -> Option<&Service> {
+        let index = self.by_vip.get(dst, tag(port, proto))?;
+        self.services.get(index as usize)
+    }
+
+    /// Whether any service has this address.
+    #[inline]
+    pub fn is_vip(&self, addr: Addr) -> bool {
+        self.vips.contains(addr, 0)
+    }
+
+    /// The backend for a new flow, by the key as the client sent it. The same on every appliance.
+    ///
+    /// # Errors
+    /// [`DropReason::NoBackend`] where no backend of the pool has a weight above zero.
+    pub fn choose(&self, service: &Service, key: &FlowKey) -> Result<&Backend, DropReason> {
+        let maglev = self.pools.get(usize::from(service.pool.0)).and_then(Option::as_ref);
+        let index = maglev.ok_or(DropReason::NoBackend)?.pick(key.hash(CHOICE_SEED));
+        self.backends.get(usize::from(index)).ok_or(DropReason::NoBackend)
+    }
+
+    /// NAT addresses and port slices, where configured.
+    #[inline]
+    pub fn nat(&self) -> Option<&NatPorts> {
+        self.nat.as_ref()
+    }
+
+    /// Services, by [`ServiceId`].
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// Backends of all pools, by [`BackendId`].
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// The worker, below `workers`, that both directions of the packet's flow belong to.
+    ///
+    /// A service's flows follow from the client's endpoint, which every packet shows: toward the VIP
+    /// as its source, from a `dnat` backend as its destination, and from a `nat` backend through the
+    /// slice its port was taken from. Flows of no service follow from both endpoints alike, fragments
+    /// from both addresses.
+    #[inline]
+    pub fn owner(&self, meta: &PacketMeta, workers: u16) -> u16 {
+        if workers <= 1 {
+            return 0;
+        }
+        let k = &meta.key;
+        let (src, dst) = (tag(k.sport, k.proto), tag(k.dport, k.proto));
+        let hash = if meta.flags.has(PacketFlags::FRAGMENT) {
+            self.endpoint(k.src, 0) ^ self.endpoint(k.dst, 0)
+        } else if self.by_vip.contains(k.dst, dst) || self.returns.contains(k.dst, dst) {
+            self.endpoint(k.src, k.sport)
+        } else if let Some(worker) = self.nat.as_ref().and_then(|n| n.owner(k.dst, k.dport)) {
+            return worker.min(workers - 1);
+        } else if self.returns.contains(k.src, src) {
+            self.endpoint(k.dst, k.dport)
+        } else {
+            self.endpoint(k.src, k.sport) ^ self.endpoint(k.dst, k.dport)
+        };
+        pick(hash, u32::from(workers)) as u16
+    }
+
+    #[inline]
+    fn endpoint(&self, addr: Addr, port: u16) -> u64 {
+        hash_endpoint(self.seed, addr, port)
+    }
+}
+
+impl Service {
+    fn of(s: &ServiceSpec) -> Service {
+        Service {
+            id: s.id,
+            pool: s.pool,
+            mode: s.mode,
+            vip: s.vip,
+            port: s.port,
+            proto: s.proto,
+            idle_established_ms: s.idle_established.as_millis().try_into().unwrap_or(u32::MAX),
+        }
+    }
+}
+
+#[inline]
+fn tag(port: u16, proto: u8) -> u32 {
+    u32::from(port) | u32::from(proto) << 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::forward::spec::{BackendSpec, NatSpec, PoolSpec};
+
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+
+    fn addr(s: &str) -> Addr {
+        s.parse().expect("literal")
+    }
+
+    fn service(id: u16, vip: &str, proto: u8, mode: ForwardMode) -> ServiceSpec {
+        ServiceSpec {
+            id: ServiceId(id),
+            name: format!("s{id}"),
+            vip: addr(vip),
+            port: 443,
+            proto,
+            pool: PoolId(id % 2),
+            mode,
+            canary_share: 10_000,
+            idle_established: Duration::from_secs(7440),
+        }
+    }
+
+    fn spec() -> ForwardSpec {
+        let backend = |id: u16, weight| BackendSpec {
+            id: BackendId(id),
+            name: format!("b{id}"),
+            addr: Addr::v4(0x0a01_0000 + u32::from(id)),
+            port: 8443,
+            weight,
+        };
+        let pool = |id, backends| PoolSpec { id: PoolId(id), name: format!("p{id}"), backends };
+        ForwardSpec {
+            services: vec![
+                service(0, "192.0.2.1", TCP, ForwardMode::Nat),
+                service(1, "192.0.2.1", UDP, ForwardMode::Nat),
+                service(2, "2001:db8::1", TCP, ForwardMode::Dnat),
+            ],
+            pools: vec![pool(0, vec![backend(0, 1), backend(1, 1)]), pool(1, vec![backend(2, 0)])],
+            nat: Some(NatSpec {
+                addresses: vec![addr("192.0.2.9")],
+                port_first: 1024,
+                port_last: 65535,
+            }),
+            transit: vec![],
+        }
+    }
+
+    fn meta(src: &str, sport: u16, dst: &str, dport: u16) -> PacketMeta {
+        let key = FlowKey { src: addr(src), dst: addr(dst), sport, dport, proto: TCP };
+        PacketMeta { key, ..PacketMeta::default() }
+    }
+
+    #[test]
+    fn services_are_found_by_address_port_and_protocol() {
+        let t = Tables::build(&spec(), 1, Seed(1));
+        assert_eq!(t.service(addr("192.0.2.1"), 443, TCP).map(|s| s.id), Some(ServiceId(0)));
+        assert_eq!(t.service(addr("192.0.2.1"), 443, UDP).map(|s| s.id), Some(ServiceId(1)));
+        assert_eq!(t.service(addr("2001:db8::1"), 443, TCP).map(|s| s.id), Some(ServiceId(2)));
+        assert!(t.service(addr("192.0.2.1"), 444, TCP).is_none());
+        assert!(t.service(addr("192.0.2.2"), 443, TCP).is_none());
+        assert!(t.service(addr("2001:db8::1"), 443, UDP).is_none());
+        assert!(t.is_vip(addr("192.0.2.1")) && !t.is_vip(addr("192.0.2.9")));
+    }
+
+    #[test]
+    fn choice_depends_on_the_flow_only() {
+        let a = Tables::build(&spec(), 1, Seed(1));
+        let b = Tables::build(&spec(), 4, Seed(2));
+        let mut seen = [0u32; 2];
+        for port in 1024..3072 {
+            let m = meta("198.51.100.7", port, "192.0.2.1", 443);
+            let s = a.service(m.key.dst, 443, TCP).expect("service");
+            let chosen = a.choose(s, &m.key).expect("backend").id;
+            assert_eq!(chosen, b.choose(s, &m.key).expect("backend").id);
+            seen[usize::from(chosen.0)] += 1;
+        }
+        assert!(seen.iter().all(|n| (900..1150).contains(n)), "{seen:?}");
+        let drained = a.service(addr("192.0.2.1"), 443, UDP).expect("service");
+        let key = meta("198.51.100.7", 1, "192.0.2.1", 443).key;
+        assert_eq!(a.choose(drained, &key).err(), Some(DropReason::NoBackend));
+    }
+
+    #[test]
+    fn both_directions_have_one_owner() {
+        let workers = 4;
+        let t = Tables::build(&spec(), workers, Seed(1));
+        let nat = t.nat().expect("nat");
+        let mut seen = [0u32; 4];
+        for port in 1024..2048u16 {
+            let owner = t.owner(&meta("198.51.100.7", port, "192.0.2.1", 443), workers);
+            seen[usize::from(owner)] += 1;
+            for nat_port in nat.probes(owner, Seed(1), u64::from(port)).take(4) {
+                let reply = meta("10.1.0.0", 8443, "192.0.2.9", nat_port);
+                assert_eq!(t.owner(&reply, workers), owner);
+            }
+
+            let owner = t.owner(&meta("2001:db8:1::7", port, "2001:db8::1", 443), workers);
+            let mut reply = meta("10.1.0.0", 8443, "2001:db8:1::7", port);
+            assert_eq!(t.owner(&reply, workers), owner, "from a dnat backend");
+            reply.key = reply.key.reversed();
+            assert_eq!(t.owner(&reply, workers), owner, "to the backend's own address");
+
+            let transit = meta("198.51.100.7", port, "203.0.113.1", 80);
+            let mut back = transit.clone();
+            back.key = transit.key.reversed();
+            assert_eq!(t.owner(&transit, workers), t.owner(&back, workers));
+        }
+        assert!(seen.iter().all(|n| (190..330).contains(n)), "{seen:?}");
+    }
+
+    #[test]
+    fn fragments_of_a_datagram_have_one_owner() {
+        let t = Tables::build(&spec(), 4, Seed(1));
+        let mut first = meta("198.51.100.7", 9, "203.0.113.1", 80);
+        first.flags.set(PacketFlags::FRAGMENT);
+        let mut later = meta("198.51.100.7", 0, "203.0.113.1", 0);
+        later.flags.set(PacketFlags::FRAGMENT);
+        assert_eq!(t.owner(&first, 4), t.owner(&later, 4));
+        assert_eq!(t.owner(&first, 1), 0);
+    }
+}

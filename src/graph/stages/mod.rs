@@ -1,0 +1,10 @@
+//! The stages, a file each.
+
+pub mod balance;
+pub mod classify;
+mod egress;
+pub mod inspect;
+#[cfg(test)]
+mod rig;
+pub mod route;
+pub mod tap;

@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//
+// Decides for each received packet whether it is ours. Ours go to the AF_XDP socket of the receive
+// queue; everything else goes on to the kernel as if we were not there.
+//
+// The structs and numbers here are repeated in src/nic/steer/abi.rs; the table at the end of this
+// file lets a test there compare both sides.
+
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/icmpv6.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_QUEUES 64
+#define MAX_WORKERS 64
+#define MAX_SERVICES 4096
+#define MAX_RETURNS 16384
+#define MAX_ADDRS 16384
+#define MAX_PREFIXES 65536
+#define MAX_VLAN_TAGS 2
+#define MAX_EXTENSION_HEADERS 6
+#define SHARE_ALL 10000
+
+// Both families in 16 bytes, IPv4 as ::ffff:a.b.c.d; the big-endian halves as native integers.
+struct tg_addr {
+	__u64 hi;
+	__u64 lo;
+};
+
+// An address, port and protocol: of a service (destination) or of a DNAT backend (source).
+struct tg_endpoint {
+	struct tg_addr addr;
+	__u16 port;
+	__u8 proto;
+	__u8 pad[5];
+};
+
+// What the destination address means to us. Flags: TG_ADDR_*.
+struct tg_addr_info {
+	__u32 flags;
+	// Smallest canary share of the services at this address: later fragments carry no port.
+	__u32 fragment_share;
+	// Ports that our NAT uses, inclusive.
+	__u16 nat_first;
+	__u16 nat_last;
+	__u32 pad;
+};
+
+#define TG_ADDR_LOCAL 1
+#define TG_ADDR_VIP 2
+#define TG_ADDR_NAT 4
+
+// Key of the longest-prefix trie; the address in network order.
+struct tg_prefix {
+	__u32 len;
+	__u8 addr[16];
+};
+
+struct tg_config {
+	__u64 heartbeat_limit_ns;
+	// 0: pass, 1: drop.
+	__u32 on_failure;
+	// Hundredths of a percent.
+	__u32 transit_share;
+	// Queue q belongs to worker q % workers.
+	__u32 workers;
+	__u32 pad;
+};
+
+// One cache line a worker, so that they don't disturb each other.
+struct tg_heartbeat {
+	// CLOCK_MONOTONIC.
+	__u64 ns;
+	__u64 pad[7];
+};
+
+enum tg_reason {
+	TG_VIP,
+	TG_NAT_RETURN,
+	TG_DNAT_RETURN,
+	TG_TRANSIT,
+	TG_FRAGMENT,
+	TG_NOT_IP,
+	TG_NOT_OURS,
+	TG_LOCAL,
+	TG_CANARY,
+	TG_GROUP,
+	TG_ICMP,
+	TG_MALFORMED,
+	TG_STALE_PASS,
+	TG_STALE_DROP,
+	TG_NO_SOCKET,
+	TG_REASONS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tg_config);
+} config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_WORKERS);
+	__type(key, __u32);
+	__type(value, struct tg_heartbeat);
+} heartbeats SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ADDRS);
+	__type(key, struct tg_addr);
+	__type(value, struct tg_addr_info);
+} addrs SEC(".maps");
+
+// Value: canary share.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SERVICES);
+	__type(key, struct tg_endpoint);
+	__type(value, __u32);
+} services SEC(".maps");
+
+// Value: canary share.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_RETURNS);
+	__type(key, struct tg_endpoint);
+	__type(value, __u32);
+} returns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__type(key, struct tg_prefix);
+	__type(value, __u32);
+} transit SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TG_REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct packet {
+	struct tg_addr src;
+	struct tg_addr dst;
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	// Offset > 0: the transport header is in another packet.
+	__u8 later_fragment;
+	// Neighbour or router discovery, which is always the kernel's.
+	__u8 discovery;
+};
+
+static __always_inline int count(__u32 reason, int action)
+{
+	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
+
+	if (n)
+		*n += 1;
+	return action;
+}
+
+static __always_inline __u64 mix(__u64 h)
+{
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdULL;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ULL;
+	return h ^ (h >> 33);
+}
+
+static __always_inline __u64 hash_endpoint(const struct tg_addr *addr, __u16 port)
+{
+	return mix(mix(mix(addr->hi ^ 0x9e3779b97f4a7c15ULL) ^ addr->lo) ^ port);
+}
+
+// True for `share` hundredths of a percent of all hashes.
+static __always_inline int in_share(__u64 hash, __u32 share)
+{
+	return share >= SHARE_ALL || (((hash >> 32) * SHARE_ALL) >> 32) < share;
+}
+
+static __always_inline struct tg_addr mapped(__be32 addr)
+{
+	struct tg_addr a = { 0, 0xffff00000000ULL | bpf_ntohl(addr) };
+
+	return a;
+}
+
+static __always_inline struct tg_addr from_in6(const struct in6_addr *in6)
+{
+	const __be32 *w = in6->in6_u.u6_addr32;
+	struct tg_addr a = {
+		(__u64)bpf_ntohl(w[0]) << 32 | bpf_ntohl(w[1]),
+		(__u64)bpf_ntohl(w[2]) << 32 | bpf_ntohl(w[3]),
+	};
+
+	return a;
+}
+
+// Multicast, the limited broadcast, and link-local: never routed, always the kernel's.
+static __always_inline int is_link_scope(const struct tg_addr *a)
+{
+	if (a->hi == 0 && a->lo >> 32 == 0xffff) {
+		__u32 v4 = (__u32)a->lo;
+
+		return v4 >> 28 == 0xe || v4 == 0xffffffff || v4 >> 16 == 0xa9fe;
+	}
+	return a->hi >> 56 == 0xff || a->hi >> 54 == 0xfe80 >> 6;
+}
+
+// Ports of TCP and UDP; the identifier of an ICMP echo in both. Returns 0 where the packet is too
+// short.
+static __always_inline int parse_transport(struct packet *p, void *l4, void *end)
+{
+	if (p->later_fragment)
+		return 1;
+	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
+		__be16 *ports = l4;
+
+		if ((void *)(ports + 2) > end)
+			return 0;
+		p->sport = bpf_ntohs(ports[0]);
+		p->dport = bpf_ntohs(ports[1]);
+	} else if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6) {
+		__u8 *icmp = l4;
+
+		if (icmp + 8 > (__u8 *)end)
+			return 0;
+		if (p->proto == IPPROTO_ICMPV6 && icmp[0] >= 133 && icmp[0] <= 137)
+			p->discovery = 1;
+		if ((p->proto == IPPROTO_ICMP && (icmp[0] == 0 || icmp[0] == 8)) ||
+		    (p->proto == IPPROTO_ICMPV6 && (icmp[0] == 128 || icmp[0] == 129))) {
+			p->sport = (__u16)icmp[4] << 8 | icmp[5];
+			p->dport = p->sport;
+		}
+	}
+	return 1;
+}
+
+static __always_inline int parse_ipv4(struct packet *p, void *l3, void *end)
+{
+	struct iphdr *ip = l3;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+		return 0;
+	p->src = mapped(ip->saddr);
+	p->dst = mapped(ip->daddr);
+	p->proto = ip->protocol;
+	p->later_fragment = (ip->frag_off & bpf_htons(0x1fff)) != 0;
+	return parse_transport(p, l3 + ip->ihl * 4, end);
+}
+
+static __always_inline int parse_ipv6(struct packet *p, void *l3, void *end)
+{
+	struct ipv6hdr *ip = l3;
+	__u8 *next = l3 + sizeof(*ip);
+	__u8 kind;
+
+	if ((void *)(ip + 1) > end || ip->version != 6)
+		return 0;
+	p->src = from_in6(&ip->saddr);
+	p->dst = from_in6(&ip->daddr);
+	kind = ip->nexthdr;
+	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
+		__u32 len;
+
+		if (kind != IPPROTO_HOPOPTS && kind != IPPROTO_ROUTING &&
+		    kind != IPPROTO_DSTOPTS && kind != IPPROTO_FRAGMENT)
+			break;
+		if (next + 8 > (__u8 *)end)
+			return 0;
+		len = kind == IPPROTO_FRAGMENT ? 8 : (next[1] + 1) * 8;
+		if (kind == IPPROTO_FRAGMENT && (next[2] || next[3] & 0xf8))
+			p->later_fragment = 1;
+		kind = next[0];
+		if (p->later_fragment)
+			break;
+		next += len;
+	}
+	p->proto = kind;
+	return parse_transport(p, next, end);
+}
+
+// Hands a packet of ours to the queue's socket, unless its worker has stopped beating.
+static __always_inline int steer(struct xdp_md *ctx, struct tg_config *cfg, __u32 reason)
+{
+	__u32 queue = ctx->rx_queue_index;
+	__u32 fallback = cfg->on_failure ? XDP_DROP : XDP_PASS;
+	__u32 worker = cfg->workers ? queue % cfg->workers : MAX_WORKERS;
+	struct tg_heartbeat *beat = bpf_map_lookup_elem(&heartbeats, &worker);
+	__u64 now = bpf_ktime_get_ns();
+	__u64 last = beat ? *(volatile __u64 *)&beat->ns : 0;
+	int action;
+
+	if (now > last && now - last > cfg->heartbeat_limit_ns)
+		return count(cfg->on_failure ? TG_STALE_DROP : TG_STALE_PASS, fallback);
+	action = bpf_redirect_map(&xsks, queue, fallback);
+	return count(action == XDP_REDIRECT ? reason : TG_NO_SOCKET, action);
+}
+
+static __always_inline struct tg_endpoint endpoint(const struct tg_addr *addr, __u16 port,
+						   __u8 proto)
+{
+	struct tg_endpoint e = { *addr, port, proto, {} };
+
+	return e;
+}
+
+// The destination is one of our addresses. Returns an action, or -1 where the rest must decide.
+static __always_inline int decide_address(struct xdp_md *ctx, struct tg_config *cfg,
+					  const struct packet *p, const struct tg_addr_info *info)
+{
+	if (info->flags & (TG_ADDR_VIP | TG_ADDR_NAT)) {
+		if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
+			return count(TG_ICMP, XDP_PASS);
+		if (p->later_fragment)
+			return info->fragment_share >= SHARE_ALL ?
+				steer(ctx, cfg, TG_FRAGMENT) : count(TG_CANARY, XDP_PASS);
+	}
+	if (info->flags & TG_ADDR_VIP) {
+		struct tg_endpoint key = endpoint(&p->dst, p->dport, p->proto);
+		__u32 *share = bpf_map_lookup_elem(&services, &key);
+
+		if (share)
+			return in_share(hash_endpoint(&p->src, p->sport), *share) ?
+				steer(ctx, cfg, TG_VIP) : count(TG_CANARY, XDP_PASS);
+	}
+	if (info->flags & TG_ADDR_NAT && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
+	    p->dport >= info->nat_first && p->dport <= info->nat_last)
+		return steer(ctx, cfg, TG_NAT_RETURN);
+	return info->flags & TG_ADDR_LOCAL ? count(TG_LOCAL, XDP_PASS) : -1;
+}
+
+static __always_inline int decide_transit(struct xdp_md *ctx, struct tg_config *cfg,
+					  const struct packet *p)
+{
+	struct tg_prefix key = { .len = 128 };
+	__be32 *w = (__be32 *)key.addr;
+	__u64 hash;
+
+	w[0] = bpf_htonl((__u32)(p->dst.hi >> 32));
+	w[1] = bpf_htonl((__u32)p->dst.hi);
+	w[2] = bpf_htonl((__u32)(p->dst.lo >> 32));
+	w[3] = bpf_htonl((__u32)p->dst.lo);
+	if (!bpf_map_lookup_elem(&transit, &key))
+		return count(TG_NOT_OURS, XDP_PASS);
+	// A sum, so that both directions of a flow have the same hash. Later fragments have no ports.
+	hash = mix(hash_endpoint(&p->src, p->sport) + hash_endpoint(&p->dst, p->dport));
+	if (!in_share(hash, cfg->transit_share))
+		return count(TG_CANARY, XDP_PASS);
+	return steer(ctx, cfg, TG_TRANSIT);
+}
+
+static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
+				  const struct packet *p)
+{
+	struct tg_addr_info *info = bpf_map_lookup_elem(&addrs, &p->dst);
+	struct tg_endpoint key = endpoint(&p->src, p->sport, p->proto);
+	__u32 *share;
+
+	if (p->discovery)
+		return count(TG_ICMP, XDP_PASS);
+	if (info) {
+		int action = decide_address(ctx, cfg, p, info);
+
+		if (action >= 0)
+			return action;
+	}
+	share = bpf_map_lookup_elem(&returns, &key);
+	if (share)
+		// The client's endpoint is hashed, as on its way in.
+		return in_share(hash_endpoint(&p->dst, p->dport), *share) ?
+			steer(ctx, cfg, TG_DNAT_RETURN) : count(TG_CANARY, XDP_PASS);
+	if (is_link_scope(&p->dst))
+		return count(TG_GROUP, XDP_PASS);
+	return decide_transit(ctx, cfg, p);
+}
+
+SEC("xdp")
+int tidegate_steer(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	void *l3 = eth + 1;
+	struct packet p = {};
+	__u32 zero = 0;
+	struct tg_config *cfg = bpf_map_lookup_elem(&config, &zero);
+	__be16 proto;
+	int whole;
+
+	if (!cfg || (void *)(eth + 1) > end)
+		return count(TG_MALFORMED, XDP_PASS);
+	if (eth->h_dest[0] & 1)
+		return count(TG_GROUP, XDP_PASS);
+	proto = eth->h_proto;
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		if (proto != bpf_htons(ETH_P_8021Q) && proto != bpf_htons(ETH_P_8021AD))
+			break;
+		if (l3 + 4 > end)
+			return count(TG_MALFORMED, XDP_PASS);
+		proto = *(__be16 *)(l3 + 2);
+		l3 += 4;
+	}
+	if (proto == bpf_htons(ETH_P_IP))
+		whole = parse_ipv4(&p, l3, end);
+	else if (proto == bpf_htons(ETH_P_IPV6))
+		whole = parse_ipv6(&p, l3, end);
+	else
+		return count(TG_NOT_IP, XDP_PASS);
+	if (!whole)
+		return count(TG_MALFORMED, XDP_PASS);
+	return decide(ctx, cfg, &p);
+}
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+// What this side takes the shared structs and numbers to be: read by a test, not by the kernel.
+struct tg_layout {
+	char name[32];
+	__u32 offset;
+	__u32 size;
+};
+
+#define WHOLE(T) { #T, 0, sizeof(struct T) }
+#define FIELD(T, f) { #T "." #f, offsetof(struct T, f), sizeof(((struct T *)0)->f) }
+#define NUMBER(n) { #n, n, 0 }
+
+const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) = {
+	WHOLE(tg_addr), FIELD(tg_addr, hi), FIELD(tg_addr, lo),
+	WHOLE(tg_endpoint), FIELD(tg_endpoint, addr), FIELD(tg_endpoint, port),
+	FIELD(tg_endpoint, proto),
+	WHOLE(tg_addr_info), FIELD(tg_addr_info, flags), FIELD(tg_addr_info, fragment_share),
+	FIELD(tg_addr_info, nat_first), FIELD(tg_addr_info, nat_last),
+	WHOLE(tg_prefix), FIELD(tg_prefix, len), FIELD(tg_prefix, addr),
+	WHOLE(tg_config), FIELD(tg_config, heartbeat_limit_ns), FIELD(tg_config, on_failure),
+	FIELD(tg_config, transit_share), FIELD(tg_config, workers),
+	WHOLE(tg_heartbeat), FIELD(tg_heartbeat, ns),
+	NUMBER(TG_ADDR_LOCAL), NUMBER(TG_ADDR_VIP), NUMBER(TG_ADDR_NAT), NUMBER(MAX_WORKERS),
+	NUMBER(MAX_QUEUES), NUMBER(SHARE_ALL),
+	NUMBER(TG_VIP), NUMBER(TG_NAT_RETURN), NUMBER(TG_DNAT_RETURN), NUMBER(TG_TRANSIT),
+	NUMBER(TG_FRAGMENT), NUMBER(TG_NOT_IP), NUMBER(TG_NOT_OURS), NUMBER(TG_LOCAL),
+	NUMBER(TG_CANARY), NUMBER(TG_GROUP), NUMBER(TG_ICMP), NUMBER(TG_MALFORMED),
+	NUMBER(TG_STALE_PASS), NUMBER(TG_STALE_DROP), NUMBER(TG_NO_SOCKET), NUMBER(TG_REASONS),
+};

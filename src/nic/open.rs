@@ -1,0 +1,401 @@
+//! Opens all ports of the appliance: offloads, XDP programs, memory region, sockets, in this order.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use xsk_rs::Socket;
+use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
+
+use super::error::NicError;
+use super::ethtool::{Channels, Ethtool, Offload};
+use super::link;
+use super::restore::Changes;
+use super::spec::{BusyPoll, CopyMode, PortSpec};
+use super::steer::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, Sockets, Steer};
+use super::umem::{Umem, UmemSpec};
+use super::xsk::{Queue, XskPort, XskPortParts};
+use crate::base::mem::Slot;
+use crate::packet::{FramePool, PortId};
+use crate::worker::spec::{OnFailure, WorkersSpec};
+
+/// Oldest kernel with all that is used: `bpf_link` for XDP (5.9), mapped BPF arrays, one memory
+/// region for several devices (5.10).
+const KERNEL_MIN: (u32, u32) = (5, 10);
+const KERNEL_MIN_TEXT: &str = "5.10";
+/// Frames of a worker that must remain when the receive rings are full.
+const FRAMES_SPARE: u32 = 64;
+/// Bytes of the kernel's send buffer for each descriptor of the transmit ring: in copy mode it
+/// holds a packet's copy and its `sk_buff`.
+const SEND_BUFFER_PER_DESCRIPTOR: u32 = 2_304;
+
+/// What a port was asked for and what it got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortMode {
+    pub port: PortId,
+    pub interface: String,
+    pub driver: String,
+    /// XDP runs in the driver; otherwise in the kernel's generic hook.
+    pub native: bool,
+    /// Why native was not to be had, where it was tried.
+    pub native_refused: Option<String>,
+    /// The NIC reads and writes our frames itself; otherwise the kernel copies.
+    pub zero_copy: bool,
+    /// The busy-poll options were asked for and accepted.
+    pub busy_poll: bool,
+    /// Receive queues, each with a socket.
+    pub queues: u32,
+    /// Packets that a wake-up sends at most in copy mode (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.17).
+    pub tx_batch: u32,
+    /// Offloads that were switched off, to be restored.
+    pub switched_off: Vec<Offload>,
+}
+
+/// All ports, open. Fields drop in this order: sockets, then programs, then offloads.
+pub struct Nic {
+    /// By worker, then by port in the order of the configuration.
+    pub ports: Vec<Vec<XskPort>>,
+    /// By worker; the frames in receive rings count as theirs.
+    pub pools: Vec<FramePool>,
+    pub modes: Vec<PortMode>,
+    pub steer: Steer,
+    /// Restores offloads when dropped.
+    pub changes: Changes,
+}
+
+/// Opens a socket on every queue of every port. Nothing is steered to them before the tables of
+/// [`Steer`] are set and the workers' hearts beat.
+///
+/// Worker `w` of `n` gets the queues `w`, `w + n`, ... of each port. `state_dir` keeps the note of
+/// what is changed on the interfaces, for restoring it after a crash.
+///
+/// # Errors
+/// See [`NicError`]; everything is undone then.
+pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Result<Nic, NicError> {
+    check_kernel(&kernel_release()?)?;
+    let ethtool = Ethtool::open().map_err(|e| NicError::from_io("opening a socket", e))?;
+    let channels = check_ports(specs, workers, &ethtool)?;
+    let mut changes = Changes::new(state_dir)
+        .map_err(|e| NicError::from_io(format!("writing to {}", state_dir.display()), e))?;
+    let mut steer = Steer::new(workers.count);
+    let mut modes = Vec::with_capacity(specs.len());
+    let mut sockets = Vec::with_capacity(specs.len());
+    let lasting = workers.on_failure == OnFailure::Drop;
+    for (spec, channels) in specs.iter().zip(&channels) {
+        let (mode, to) = prepare(spec, channels, lasting, &ethtool, &mut changes, &mut steer)?;
+        modes.push(mode);
+        sockets.push(to);
+    }
+    let opened = open_sockets(specs, workers, &mut modes, &sockets)?;
+    steer.set_config(workers.heartbeat_limit, workers.on_failure, SHARE_ALL as u16)?;
+    Ok(Nic { ports: opened.0, pools: opened.1, modes, steer, changes })
+}
+
+/// What can be checked before anything is changed. Returns the queue counts.
+fn check_ports(
+    specs: &[PortSpec],
+    workers: &WorkersSpec,
+    ethtool: &Ethtool,
+) -> Result<Vec<Channels>, NicError> {
+    let mut frames_needed = FRAMES_SPARE;
+    let mut all = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let interface = &spec.interface;
+        for (what, value) in [("rx_ring", spec.rx_ring), ("tx_ring", spec.tx_ring)] {
+            if !value.is_power_of_two() {
+                let interface = interface.clone();
+                return Err(NicError::NotPowerOfTwo { interface, what, value });
+            }
+        }
+        link::index_of(interface)
+            .map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
+        let channels = ethtool
+            .channels(interface)
+            .map_err(|e| NicError::from_io(format!("reading the queues of {interface}"), e))?;
+        check_queues(interface, &channels, workers.count)?;
+        let of_a_worker = channels.receive().div_ceil(u32::from(workers.count.max(1)));
+        frames_needed += of_a_worker * spec.rx_ring;
+        all.push(channels);
+    }
+    if workers.frames < frames_needed {
+        return Err(NicError::TooFewFrames { have: workers.frames, need: frames_needed });
+    }
+    copy_mode(specs)?;
+    Ok(all)
+}
+
+fn check_queues(interface: &str, channels: &Channels, workers: u16) -> Result<(), NicError> {
+    let interface = interface.to_owned();
+    let most = u32::from(workers);
+    if channels.receive() > MAX_QUEUES {
+        let have = channels.receive();
+        return Err(NicError::TooManyQueues { interface, have, limit: MAX_QUEUES });
+    }
+    for (what, have) in [("receive", channels.receive()), ("transmit", channels.transmit())] {
+        if have < most.min(MAX_WORKERS) {
+            let fix = channels.command(&interface, most);
+            return Err(NicError::TooFewQueues { interface, have, what, workers, fix });
+        }
+    }
+    Ok(())
+}
+
+/// The mode that all ports agree on.
+fn copy_mode(specs: &[PortSpec]) -> Result<CopyMode, NicError> {
+    let any = |mode| specs.iter().any(|s| s.copy == mode);
+    match (any(CopyMode::ZeroCopy), any(CopyMode::Copy)) {
+        (true, true) => Err(NicError::MixedCopyModes),
+        (true, false) => Ok(CopyMode::ZeroCopy),
+        (false, true) => Ok(CopyMode::Copy),
+        (false, false) => Ok(CopyMode::Auto),
+    }
+}
+
+fn prepare(
+    spec: &PortSpec,
+    channels: &Channels,
+    lasting: bool,
+    ethtool: &Ethtool,
+    changes: &mut Changes,
+    steer: &mut Steer,
+) -> Result<(PortMode, Sockets), NicError> {
+    let interface = &spec.interface;
+    let what = || format!("switching offloads of {interface}");
+    let switched_off = changes
+        .switch_off(ethtool, interface, &Offload::RECEIVE_MERGES)
+        .map_err(|e| NicError::from_io(what(), e))?;
+    if lasting {
+        changes.note_program(interface).map_err(|e| NicError::from_io(what(), e))?;
+    }
+    let (attached, sockets) = steer.attach(interface, spec.attach, lasting)?;
+    let mode = PortMode {
+        port: spec.id,
+        interface: interface.clone(),
+        driver: ethtool.driver(interface).unwrap_or_default(),
+        native: attached.native,
+        native_refused: attached.native_refused,
+        zero_copy: false,
+        busy_poll: false,
+        queues: channels.receive(),
+        tx_batch: 0,
+        switched_off,
+    };
+    Ok((mode, sockets))
+}
+
+type Opened = (Vec<Vec<XskPort>>, Vec<FramePool>);
+
+/// Zero-copy is the region's property, decided by the first socket: where a later port can't
+/// follow, all start again with copying.
+fn open_sockets(
+    specs: &[PortSpec],
+    workers: &WorkersSpec,
+    modes: &mut [PortMode],
+    sockets: &[Sockets],
+) -> Result<Opened, NicError> {
+    let mut copy = copy_mode(specs)?;
+    if copy == CopyMode::Auto && modes.iter().any(|m| !m.native) {
+        copy = CopyMode::Copy; // generic XDP has nothing else
+    }
+    let first = try_open_sockets(specs, workers, modes, sockets, copy);
+    let retry = match &first {
+        Err(NicError::Io { .. } | NicError::NoZeroCopy { .. }) => copy == CopyMode::Auto,
+        _ => false,
+    };
+    if retry { try_open_sockets(specs, workers, modes, sockets, CopyMode::Copy) } else { first }
+}
+
+fn try_open_sockets(
+    specs: &[PortSpec],
+    workers: &WorkersSpec,
+    modes: &mut [PortMode],
+    sockets: &[Sockets],
+    copy: CopyMode,
+) -> Result<Opened, NicError> {
+    let (umem, slots) = Umem::create(UmemSpec {
+        frames: workers.frames * u32::from(workers.count),
+        frame_size: workers.frame_size,
+        fill_ring: specs.iter().map(|s| s.rx_ring).max().unwrap_or(64),
+        completion_ring: specs.iter().map(|s| s.tx_ring).max().unwrap_or(64),
+        huge_pages: workers.huge_pages,
+    })?;
+    let mut pools = share_out(&umem, slots, workers.count);
+    let mut all: Vec<Vec<XskPort>> = Vec::with_capacity(usize::from(workers.count));
+    for (worker, pool) in pools.iter_mut().enumerate() {
+        let mut ports = Vec::with_capacity(specs.len());
+        for ((spec, mode), to) in specs.iter().zip(modes.iter_mut()).zip(sockets) {
+            let step = usize::from(workers.count);
+            let queues = (worker as u32..mode.queues).step_by(step);
+            let queues = queues
+                .map(|id| open_queue(spec, &umem, id, copy, mode))
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut port = XskPort::new(XskPortParts {
+                id: spec.id,
+                umem: umem.clone(),
+                queues,
+                sockets: to.clone(),
+                busy_poll: mode.busy_poll,
+                tx_ring: spec.tx_ring,
+            });
+            port.start(pool)?;
+            ports.push(port);
+        }
+        all.push(ports);
+    }
+    Ok((all, pools))
+}
+
+/// Equal shares; what rounding to huge pages has added goes to the last.
+fn share_out(umem: &Umem, mut slots: Vec<Slot>, workers: u16) -> Vec<FramePool> {
+    let share = slots.len() / usize::from(workers.max(1));
+    let mut pools: Vec<FramePool> = (1..workers)
+        .map(|_| FramePool::new(umem.arena.clone(), slots.split_off(slots.len() - share)))
+        .collect();
+    pools.insert(0, FramePool::new(umem.arena.clone(), slots));
+    pools
+}
+
+fn open_queue(
+    spec: &PortSpec,
+    umem: &Umem,
+    id: u32,
+    copy: CopyMode,
+    mode: &mut PortMode,
+) -> Result<Queue, NicError> {
+    let interface = &spec.interface;
+    let failed = |errno: Option<i32>, text: String| match errno {
+        Some(libc::EBUSY) => NicError::QueueTaken { interface: interface.clone(), queue: id },
+        Some(libc::EOPNOTSUPP) if copy == CopyMode::ZeroCopy => {
+            NicError::NoZeroCopy { interface: interface.clone() }
+        }
+        _ => {
+            let source = errno.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error);
+            NicError::from_io(format!("AF_XDP socket on {interface}, queue {id}"), source)
+        }
+    };
+    let config = socket_config(spec, copy).map_err(|text| failed(None, text))?;
+    let name: Interface =
+        interface.parse().map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
+    // SAFETY: libxdp loads no program (INHIBIT_PROG_LOAD), as sharing a region asks for.
+    let socket = unsafe { Socket::new(config, &umem.xsk, &name, id) };
+    let (tx, rx, rings) = socket.map_err(|e| failed(NicError::os_error(&e), e.to_string()))?;
+    let (fill, completion) =
+        rings.ok_or_else(|| failed(Some(libc::EBUSY), "queue bound twice".to_owned()))?;
+    let fd = rx.fd().as_raw_fd();
+    set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer(spec.tx_ring));
+    mode.tx_batch = raise_tx_batch(fd, spec.tx_ring);
+    mode.busy_poll = spec.busy_poll.is_some_and(|b| set_busy_poll(fd, b));
+    mode.zero_copy = is_zero_copy(fd);
+    Ok(Queue { id, tx, rx, fill, completion, missing: spec.rx_ring })
+}
+
+fn socket_config(spec: &PortSpec, copy: CopyMode) -> Result<SocketConfig, String> {
+    let mut bind = BindFlags::XDP_USE_NEED_WAKEUP;
+    match copy {
+        CopyMode::Auto => {}
+        CopyMode::ZeroCopy => bind |= BindFlags::XDP_ZEROCOPY,
+        CopyMode::Copy => bind |= BindFlags::XDP_COPY,
+    }
+    Ok(SocketConfig::builder()
+        .rx_queue_size(QueueSize::new(spec.rx_ring).map_err(|e| e.to_string())?)
+        .tx_queue_size(QueueSize::new(spec.tx_ring).map_err(|e| e.to_string())?)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(bind)
+        .build())
+}
+
+fn send_buffer(tx_ring: u32) -> u32 {
+    tx_ring.saturating_mul(SEND_BUFFER_PER_DESCRIPTOR).min(i32::MAX as u32 / 2)
+}
+
+/// A wake-up in copy mode sends 32 packets unless asked for more (`net/xdp/xsk.c`).
+fn raise_tx_batch(fd: i32, tx_ring: u32) -> u32 {
+    const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+    const TX_BATCH_DEFAULT: u32 = 32;
+    const TX_BATCH: u32 = 256;
+    let wanted = TX_BATCH.min(tx_ring);
+    if set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, wanted) {
+        wanted
+    } else {
+        TX_BATCH_DEFAULT
+    }
+}
+
+fn set_busy_poll(fd: i32, wanted: BusyPoll) -> bool {
+    const SO_PREFER_BUSY_POLL: libc::c_int = 69;
+    const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
+    set_option(fd, libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, 1)
+        && set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, wanted.micros)
+        && set_option(fd, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, wanted.budget)
+}
+
+fn set_option(fd: i32, level: i32, name: i32, value: u32) -> bool {
+    // SAFETY: passes four bytes that live through the call.
+    let result = unsafe {
+        libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<u32>() as u32)
+    };
+    result == 0
+}
+
+fn is_zero_copy(fd: i32) -> bool {
+    let mut options: u32 = 0;
+    let mut len = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: `struct xdp_options` is one u32, whose length is passed.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_XDP,
+            libc::XDP_OPTIONS,
+            (&raw mut options).cast(),
+            &raw mut len,
+        )
+    };
+    result == 0 && options & libc::XDP_OPTIONS_ZEROCOPY != 0
+}
+
+fn kernel_release() -> Result<String, NicError> {
+    let name = nix::sys::utsname::uname()
+        .map_err(|e| NicError::from_io("reading the kernel's version", e.into()))?;
+    Ok(name.release().to_string_lossy().into_owned())
+}
+
+/// # Errors
+/// A release such as `5.4.0-150-generic` that is older than what is needed.
+pub fn check_kernel(release: &str) -> Result<(), NicError> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < KERNEL_MIN {
+        return Err(NicError::KernelTooOld { found: release.to_owned(), needed: KERNEL_MIN_TEXT });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_are_named() {
+        for good in ["5.10.0-28-amd64", "6.1.0", "6.18.44-fc", "10.0"] {
+            assert!(check_kernel(good).is_ok(), "{good}");
+        }
+        for old in ["5.9.16", "4.19.0-26-amd64", "5.4.0-150-generic"] {
+            let e = check_kernel(old).expect_err(old);
+            assert!(e.to_string().contains(old) && e.to_string().contains("5.10"), "{e}");
+        }
+    }
+
+    #[test]
+    fn too_few_queues_name_the_command() {
+        let nic = Channels { combined: 1, combined_max: 8, ..Channels::default() };
+        let e = check_queues("eth0", &nic, 4).expect_err("one queue for four");
+        assert!(e.to_string().contains("`ethtool -L eth0 combined 4`"), "{e}");
+        let veth = Channels { rx: 2, tx: 1, rx_max: 4, tx_max: 4, ..Channels::default() };
+        let e = check_queues("v0", &veth, 2).expect_err("one transmit queue");
+        assert!(e.to_string().contains("1 transmit queues"), "{e}");
+        assert!(e.to_string().contains("`ethtool -L v0 rx 2 tx 2`"), "{e}");
+        assert!(check_queues("v0", &veth, 1).is_ok());
+        let wide = Channels { combined: 128, combined_max: 128, ..Channels::default() };
+        assert!(matches!(check_queues("e", &wide, 1), Err(NicError::TooManyQueues { .. })));
+    }
+}

@@ -1,0 +1,278 @@
+//! Remembers what was changed on interfaces, so that it is undone: on drop, or after a crash by the
+//! next start.
+//!
+//! One JSON file a process in the state directory. It is written before a change is made and names
+//! the boot, the network namespace and the process, so that nobody restores what still is in use or
+//! belongs to another interface of the same name.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::ethtool::{Ethtool, Offload};
+use super::link;
+use super::steer::{PROGRAM_NAME, program_name};
+
+/// Where the appliance keeps its state files.
+pub const STATE_DIR: &str = "/run/tidegate";
+const PREFIX: &str = "restore-";
+const SUFFIX: &str = ".json";
+
+/// One interface's changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    interface: String,
+    index: u32,
+    /// Were on and have been switched off.
+    switched_off: Vec<Offload>,
+    /// An XDP program is attached that outlives the process.
+    program: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    boot: String,
+    /// Inode of the network namespace.
+    namespace: u64,
+    pid: u32,
+    /// Start time of the process in clock ticks since boot: pids are used again.
+    started: u64,
+    changes: Vec<Change>,
+}
+
+/// What this process has changed. Dropping it changes everything back.
+#[derive(Debug)]
+pub struct Changes {
+    path: PathBuf,
+    state: State,
+}
+
+/// One interface that was set back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Restored {
+    pub interface: String,
+    pub switched_on: Vec<Offload>,
+    /// A program of a process that is gone was detached.
+    pub detached: bool,
+}
+
+impl Changes {
+    /// Starts an empty record. The file appears with the first change.
+    ///
+    /// # Errors
+    /// `/proc` not telling about this process, or the directory not to be had.
+    pub fn new(state_dir: &Path) -> io::Result<Changes> {
+        fs::create_dir_all(state_dir)?;
+        let pid = std::process::id();
+        let namespace = namespace()?;
+        let started = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
+        let path = state_dir.join(format!("{PREFIX}{namespace}-{pid}{SUFFIX}"));
+        let state = State { boot: boot()?, namespace, pid, started, changes: Vec::new() };
+        Ok(Changes { path, state })
+    }
+
+    /// Switches off those of `offloads` that are on, and returns which those were.
+    ///
+    /// # Errors
+    /// No such interface, no privileges, or the record not to be written.
+    pub fn switch_off(
+        &mut self,
+        ethtool: &Ethtool,
+        interface: &str,
+        offloads: &[Offload],
+    ) -> io::Result<Vec<Offload>> {
+        let mut on = Vec::new();
+        for &offload in offloads {
+            if ethtool.offload(interface, offload)? == Some(true) {
+                on.push(offload);
+            }
+        }
+        if on.is_empty() {
+            return Ok(on);
+        }
+        let change = self.change(interface)?;
+        change.switched_off.extend(&on);
+        self.write()?;
+        ethtool.switch_off(interface, &on)
+    }
+
+    /// Notes that a program is about to be attached that outlives the process.
+    ///
+    /// # Errors
+    /// No such interface, or the record not to be written.
+    pub fn note_program(&mut self, interface: &str) -> io::Result<()> {
+        self.change(interface)?.program = true;
+        self.write()
+    }
+
+    fn change(&mut self, interface: &str) -> io::Result<&mut Change> {
+        let index = link::index_of(interface)?;
+        let changes = &mut self.state.changes;
+        let at = changes.iter().position(|c| c.index == index).unwrap_or_else(|| {
+            changes.push(Change {
+                interface: interface.to_owned(),
+                index,
+                switched_off: Vec::new(),
+                program: false,
+            });
+            changes.len() - 1
+        });
+        Ok(&mut changes[at])
+    }
+
+    /// Replaces the file in one step: a crash leaves the old or the new one.
+    fn write(&self) -> io::Result<()> {
+        let partial = self.path.with_extension("partial");
+        fs::write(&partial, serde_json::to_vec_pretty(&self.state)?)?;
+        fs::rename(&partial, &self.path)
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        // The programs are detached by their owner, which drops before this.
+        for change in &self.state.changes {
+            undo(change, false);
+        }
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Undoes what processes that are gone have left changed in this network namespace. Called at start
+/// and by `tidegate doctor`.
+///
+/// # Errors
+/// The directory or the interfaces not to be read. An absent directory means nothing to do.
+pub fn restore_leftovers(state_dir: &Path) -> io::Result<Vec<Restored>> {
+    let entries = match fs::read_dir(state_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let (boot, namespace) = (boot()?, namespace()?);
+    let mut restored = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if !name.starts_with(PREFIX) || !name.ends_with(SUFFIX) {
+            continue;
+        }
+        let Ok(state) = serde_json::from_slice::<State>(&fs::read(&path)?) else {
+            tracing::warn!(path = %path.display(), "not a state file of ours, left alone");
+            continue;
+        };
+        if state.boot != boot {
+            let _ = fs::remove_file(&path);
+        } else if state.namespace == namespace && start_time(state.pid) != Some(state.started) {
+            restored.extend(state.changes.iter().filter_map(|c| undo(c, true)));
+            let _ = fs::remove_file(&path);
+        }
+    }
+    Ok(restored)
+}
+
+/// Sets one interface back, as far as it is still there.
+fn undo(change: &Change, with_program: bool) -> Option<Restored> {
+    let interface = &change.interface;
+    if link::index_of(interface).ok()? != change.index {
+        return None; // another interface of that name
+    }
+    let mut switched_on = Vec::new();
+    if let Ok(ethtool) = Ethtool::open() {
+        for &offload in &change.switched_off {
+            match ethtool.set_offload(interface, offload, true) {
+                Ok(()) => switched_on.push(offload),
+                Err(error) => tracing::warn!(%interface, %offload, %error, "not restored"),
+            }
+        }
+    }
+    let detached = with_program && change.program && detach_ours(interface, change.index);
+    Some(Restored { interface: interface.clone(), switched_on, detached })
+}
+
+fn detach_ours(interface: &str, index: u32) -> bool {
+    let id = link::xdp_program_id(index).ok().flatten();
+    let name = id.and_then(program_name);
+    if name.as_deref() != Some(PROGRAM_NAME) {
+        return false;
+    }
+    link::detach(index)
+        .inspect_err(|error| tracing::warn!(interface, %error, "program not detached"))
+        .is_ok()
+}
+
+fn boot() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+fn namespace() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
+}
+
+/// Field 22 of `/proc/PID/stat` (proc(5)); `None` where there is no such process.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold blanks and parentheses: count from the last one.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(pid: u32, started: u64) -> State {
+        let change = Change {
+            interface: "lo".to_owned(),
+            index: u32::MAX,
+            switched_off: vec![Offload::Gro],
+            program: true,
+        };
+        State {
+            boot: boot().expect("boot id"),
+            namespace: namespace().expect("namespace"),
+            pid,
+            started,
+            changes: vec![change],
+        }
+    }
+
+    #[test]
+    fn only_files_of_the_dead_are_used() {
+        let dir = tempfile::tempdir().expect("directory");
+        let write = |name: &str, state: &State| {
+            let path = dir.path().join(name);
+            fs::write(&path, serde_json::to_vec(state).expect("JSON")).expect("write");
+            path
+        };
+        let me = std::process::id();
+        let alive = write("restore-1.json", &state(me, start_time(me).expect("alive")));
+        let dead = write("restore-2.json", &state(me, 1));
+        let other_boot = write("restore-3.json", &State { boot: "x".into(), ..state(me, 1) });
+        let elsewhere = write("restore-4.json", &State { namespace: 1, ..state(me, 1) });
+        fs::write(dir.path().join("restore-5.json"), "not json").expect("write");
+        // The interface has another index than recorded: nothing is touched.
+        assert_eq!(restore_leftovers(dir.path()).expect("readable"), []);
+        assert!(alive.exists() && elsewhere.exists());
+        assert!(!dead.exists() && !other_boot.exists());
+        assert_eq!(restore_leftovers(&dir.path().join("absent")).expect("absent"), []);
+    }
+
+    #[test]
+    fn the_file_comes_with_a_change_and_goes_with_the_record() {
+        let dir = tempfile::tempdir().expect("directory");
+        let mut changes = Changes::new(dir.path()).expect("record");
+        assert!(!changes.path.exists());
+        changes.note_program("lo").expect("note");
+        let path = changes.path.clone();
+        let state: State = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
+        assert!(state.changes[0].program);
+        drop(changes);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,245 @@
+//! Our XDP programs: what they steer to us, and what they did.
+//!
+//! One program an interface (`src/nic/bpf/steer.c`), all with the same tables. Control calls the
+//! `set_*` functions at start and after each reload; each replaces what was set before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+mod abi;
+mod heartbeat;
+mod program;
+
+pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SteerReason};
+pub use heartbeat::{Heartbeat, kernel_now};
+pub use program::{Attached, PROGRAM_NAME, Sockets, program_name};
+
+use abi::{ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
+use program::Program;
+
+use super::error::NicError;
+use super::spec::AttachMode;
+use crate::base::{Addr, Prefix};
+use crate::worker::spec::OnFailure;
+
+/// A service's address, or a DNAT backend's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VipEntry {
+    pub addr: Addr,
+    pub port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Share of clients that is ours, in hundredths of a percent.
+    pub canary_share: u16,
+}
+
+/// An address whose ports `first` to `last` (inclusive) our NAT uses as sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatRange {
+    pub addr: Addr,
+    pub first: u16,
+    pub last: u16,
+}
+
+/// Packets of one interface by what the program did with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SteerStats {
+    pub interface: String,
+    counts: [u64; SteerReason::COUNT],
+}
+
+impl SteerStats {
+    pub fn count(&self, reason: SteerReason) -> u64 {
+        self.counts[reason as usize]
+    }
+}
+
+/// The programs of all interfaces. Dropping it detaches them.
+pub struct Steer {
+    workers: u16,
+    programs: Vec<Program>,
+    vips: Vec<VipEntry>,
+    nat: Vec<NatRange>,
+    local: Vec<Addr>,
+}
+
+impl Steer {
+    /// Attached nowhere yet. Queue `q` of each interface belongs to worker `q % workers`.
+    pub fn new(workers: u16) -> Steer {
+        let (programs, vips, nat, local) = Default::default();
+        Steer { workers, programs, vips, nat, local }
+    }
+
+    /// Loads a program and attaches it to an interface. It passes everything until it is told more.
+    ///
+    /// `lasting`: the program stays when the process dies, so that `on_failure = "drop"` holds then
+    /// too; otherwise the kernel removes it with the process.
+    ///
+    /// # Errors
+    /// No such interface, no privileges, another program there, the mode refused.
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        mode: AttachMode,
+        lasting: bool,
+    ) -> Result<(Attached, Sockets), NicError> {
+        let program = Program::attach(interface, mode, lasting)?;
+        let result = (program.attached.clone(), program.sockets.clone());
+        self.programs.push(program);
+        Ok(result)
+    }
+
+    /// Sets when a worker counts as dead, what happens to our packets then, and which share of
+    /// transit flows is ours (hundredths of a percent).
+    ///
+    /// `on_failure` takes effect on a dead process only as the programs were attached: see
+    /// [`Steer::attach`].
+    ///
+    /// # Errors
+    /// The kernel refusing the map update.
+    pub fn set_config(
+        &mut self,
+        heartbeat_limit: Duration,
+        on_failure: OnFailure,
+        transit_share: u16,
+    ) -> Result<(), NicError> {
+        let config = Config {
+            heartbeat_limit_ns: u64::try_from(heartbeat_limit.as_nanos()).unwrap_or(u64::MAX),
+            on_failure: u32::from(on_failure == OnFailure::Drop),
+            transit_share: u32::from(transit_share),
+            workers: u32::from(self.workers),
+            pad: 0,
+        };
+        self.programs.iter_mut().try_for_each(|p| p.set_config(config))
+    }
+
+    /// Services: packets to them from clients within their share are ours.
+    ///
+    /// # Errors
+    /// More than the map holds, or the kernel refusing the update.
+    pub fn set_vips(&mut self, vips: &[VipEntry]) -> Result<(), NicError> {
+        self.vips = vips.to_vec();
+        let wanted = endpoints(vips);
+        // The services first: an address without its service is passed or routed, not steered.
+        self.programs.iter_mut().try_for_each(|p| p.set_services(&wanted))?;
+        self.set_addrs()
+    }
+
+    /// NAT source ports: TCP and UDP packets to them are ours.
+    ///
+    /// # Errors
+    /// As [`Steer::set_vips`].
+    pub fn set_nat(&mut self, ranges: &[NatRange]) -> Result<(), NicError> {
+        self.nat = ranges.to_vec();
+        self.set_addrs()
+    }
+
+    /// Backends of `dnat` pools: what they send to clients within the share is ours. Where several
+    /// services share a backend, the largest share counts.
+    ///
+    /// # Errors
+    /// As [`Steer::set_vips`].
+    pub fn set_returns(&mut self, backends: &[VipEntry]) -> Result<(), NicError> {
+        let wanted = endpoints(backends);
+        self.programs.iter_mut().try_for_each(|p| p.set_returns(&wanted))
+    }
+
+    /// Destinations whose traffic we route.
+    ///
+    /// # Errors
+    /// As [`Steer::set_vips`].
+    pub fn set_transit(&mut self, prefixes: &[Prefix]) -> Result<(), NicError> {
+        self.programs.iter_mut().try_for_each(|p| p.set_transit(prefixes))
+    }
+
+    /// The box's own addresses: the kernel's, except for services and NAT ports on them.
+    ///
+    /// # Errors
+    /// As [`Steer::set_vips`].
+    pub fn set_local(&mut self, addrs: &[Addr]) -> Result<(), NicError> {
+        self.local = addrs.to_vec();
+        self.set_addrs()
+    }
+
+    /// The stamp of one worker on all interfaces. Made once all interfaces are attached.
+    pub fn heartbeat(&self, worker: u16) -> Heartbeat {
+        let pages = self.programs.iter().map(|p| Arc::clone(&p.heartbeats)).collect();
+        Heartbeat::new(pages, worker)
+    }
+
+    /// Counters of each interface.
+    ///
+    /// # Errors
+    /// The kernel refusing to read the map.
+    pub fn stats(&self) -> Result<Vec<SteerStats>, NicError> {
+        self.programs
+            .iter()
+            .map(|p| Ok(SteerStats { interface: p.interface.clone(), counts: p.counts()? }))
+            .collect()
+    }
+
+    fn set_addrs(&mut self) -> Result<(), NicError> {
+        let wanted = addr_infos(&self.local, &self.vips, &self.nat);
+        self.programs.iter_mut().try_for_each(|p| p.set_addrs(&wanted))
+    }
+}
+
+fn endpoints(list: &[VipEntry]) -> HashMap<Endpoint, u32> {
+    let mut map = HashMap::with_capacity(list.len());
+    for e in list {
+        let key = Endpoint { addr: e.addr, port: e.port, proto: e.proto, pad: [0; 5] };
+        let share = map.entry(key).or_insert(0);
+        *share = u32::from(e.canary_share).max(*share);
+    }
+    map
+}
+
+fn addr_infos(local: &[Addr], vips: &[VipEntry], nat: &[NatRange]) -> HashMap<Addr, AddrInfo> {
+    let fresh = AddrInfo { fragment_share: SHARE_ALL, ..AddrInfo::default() };
+    let mut map: HashMap<Addr, AddrInfo> = HashMap::new();
+    for &addr in local {
+        map.entry(addr).or_insert(fresh).flags |= ADDR_LOCAL;
+    }
+    for vip in vips {
+        let info = map.entry(vip.addr).or_insert(fresh);
+        info.flags |= ADDR_VIP;
+        info.fragment_share = info.fragment_share.min(u32::from(vip.canary_share));
+    }
+    for range in nat {
+        let info = map.entry(range.addr).or_insert(fresh);
+        info.flags |= ADDR_NAT;
+        info.nat_first = range.first;
+        info.nat_last = range.last;
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vip(addr: &str, port: u16, canary_share: u16) -> VipEntry {
+        VipEntry { addr: addr.parse().expect("literal"), port, proto: 6, canary_share }
+    }
+
+    #[test]
+    fn an_address_gathers_all_its_roles() {
+        let a: Addr = "192.0.2.1".parse().expect("literal");
+        let infos = addr_infos(
+            &[a],
+            &[vip("192.0.2.1", 80, 10_000), vip("192.0.2.1", 443, 500)],
+            &[NatRange { addr: a, first: 40_000, last: 49_999 }],
+        );
+        let info = infos[&a];
+        assert_eq!(info.flags, ADDR_LOCAL | ADDR_VIP | ADDR_NAT);
+        assert_eq!((info.nat_first, info.nat_last), (40_000, 49_999));
+        assert_eq!(info.fragment_share, 500, "fragments follow the smallest share");
+    }
+
+    #[test]
+    fn the_largest_share_of_a_backend_counts() {
+        let map = endpoints(&[vip("10.0.0.1", 80, 500), vip("10.0.0.1", 80, 9_000)]);
+        assert_eq!(map.values().copied().collect::<Vec<_>>(), [9_000]);
+    }
+}

@@ -1,0 +1,317 @@
+//! The XDP program of one interface: loaded, attached, and its maps.
+
+use std::collections::{HashMap as Set, HashSet};
+use std::error::Error;
+use std::hash::Hash;
+use std::os::fd::{AsFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::programs::{Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader, Pod};
+
+use super::abi::{AddrInfo, AddrKey, Config, Endpoint, SteerReason};
+use super::heartbeat::HeartbeatPage;
+use crate::base::{Addr, Prefix};
+use crate::nic::error::NicError;
+use crate::nic::link::{self, LastingXdp};
+use crate::nic::spec::AttachMode;
+
+/// What build.rs made of `src/nic/bpf/steer.c`.
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
+
+/// Name of the program, by which a later start knows it as ours.
+pub const PROGRAM_NAME: &str = "tidegate_steer";
+
+/// How the program came to be attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    pub native: bool,
+    /// Why native mode was not to be had, where `auto` asked for it.
+    pub native_refused: Option<String>,
+}
+
+/// The sockets that one interface's program redirects to, by queue.
+#[derive(Clone)]
+pub struct Sockets(Arc<Mutex<XskMap<MapData>>>);
+
+impl Sockets {
+    /// Packets of ours that arrive on `queue` go to this socket from now on.
+    pub(crate) fn set(&self, queue: u32, socket: RawFd) -> Result<(), NicError> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        map.set(queue, socket, 0).map_err(|e| map_error("xsks", &e))
+    }
+
+    /// No packet of `queue` is redirected any more once this returns.
+    pub(crate) fn unset(&self, queue: u32) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Fails where the kernel has removed the entry of a closed socket by itself.
+        let _ = map.unset(queue);
+        // A redirect under way holds RCU until it is flushed; this command waits for that
+        // (membarrier(2), MEMBARRIER_CMD_GLOBAL).
+        const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+        // SAFETY: no memory is passed.
+        unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    }
+}
+
+/// See the module. Detached and unloaded on drop.
+pub(super) struct Program {
+    pub(super) interface: String,
+    pub(super) attached: Attached,
+    pub(super) heartbeats: Arc<HeartbeatPage>,
+    pub(super) sockets: Sockets,
+    config: Array<MapData, Config>,
+    addrs: HashMap<MapData, AddrKey, AddrInfo>,
+    services: HashMap<MapData, Endpoint, u32>,
+    returns: HashMap<MapData, Endpoint, u32>,
+    transit: LpmTrie<MapData, [u8; 16], u32>,
+    counters: PerCpuArray<MapData, u64>,
+    // Detach before the program's own descriptor goes.
+    _lasting: Option<LastingXdp>,
+    _ebpf: Ebpf,
+}
+
+impl Program {
+    /// Loads the program and attaches it; `lasting` makes the attachment survive a crash.
+    pub(super) fn attach(
+        interface: &str,
+        mode: AttachMode,
+        lasting: bool,
+    ) -> Result<Program, NicError> {
+        let index = link::index_of(interface)
+            .map_err(|_| NicError::NoInterface { interface: interface.to_owned() })?;
+        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|e| load_error(&e))?;
+        let program: &mut Xdp = ebpf
+            .program_mut(PROGRAM_NAME)
+            .ok_or_else(|| NicError::Load(format!("no program {PROGRAM_NAME}")))?
+            .try_into()
+            .map_err(|e| load_error(&e))?;
+        program.load().map_err(|e| load_error(&e))?;
+        refuse_present(interface, index)?;
+        let (attached, lasting) = attach_by_mode(program, interface, index, mode, lasting)?;
+        let page = heartbeat_page(&mut ebpf)?;
+        Ok(Program {
+            interface: interface.to_owned(),
+            attached,
+            heartbeats: Arc::new(page),
+            sockets: Sockets(Arc::new(Mutex::new(take(&mut ebpf, "xsks")?))),
+            config: take(&mut ebpf, "config")?,
+            addrs: take(&mut ebpf, "addrs")?,
+            services: take(&mut ebpf, "services")?,
+            returns: take(&mut ebpf, "returns")?,
+            transit: take(&mut ebpf, "transit")?,
+            counters: take(&mut ebpf, "counters")?,
+            _lasting: lasting,
+            _ebpf: ebpf,
+        })
+    }
+
+    pub(super) fn set_config(&mut self, config: Config) -> Result<(), NicError> {
+        self.config.set(0, config, 0).map_err(|e| map_error("config", &e))
+    }
+
+    pub(super) fn set_addrs(&mut self, wanted: &Set<Addr, AddrInfo>) -> Result<(), NicError> {
+        let wanted = wanted.iter().map(|(&a, &i)| (AddrKey(a), i)).collect();
+        replace(&mut self.addrs, &wanted).map_err(|e| map_error("addrs", &e))
+    }
+
+    pub(super) fn set_services(&mut self, wanted: &Set<Endpoint, u32>) -> Result<(), NicError> {
+        replace(&mut self.services, wanted).map_err(|e| map_error("services", &e))
+    }
+
+    pub(super) fn set_returns(&mut self, wanted: &Set<Endpoint, u32>) -> Result<(), NicError> {
+        replace(&mut self.returns, wanted).map_err(|e| map_error("returns", &e))
+    }
+
+    pub(super) fn set_transit(&mut self, wanted: &[Prefix]) -> Result<(), NicError> {
+        let wanted: HashSet<(u32, [u8; 16])> =
+            wanted.iter().map(|p| (u32::from(p.len128()), p.addr().to_bytes())).collect();
+        let error = |e: MapError| map_error("transit", &e);
+        let present: HashSet<(u32, [u8; 16])> = self
+            .transit
+            .keys()
+            .map(|k| k.map(|k| (k.prefix_len(), k.data())))
+            .collect::<Result<_, _>>()
+            .map_err(error)?;
+        for &(len, addr) in wanted.difference(&present) {
+            self.transit.insert(&Key::new(len, addr), 1, 0).map_err(error)?;
+        }
+        for &(len, addr) in present.difference(&wanted) {
+            self.transit.remove(&Key::new(len, addr)).map_err(error)?;
+        }
+        Ok(())
+    }
+
+    /// Packets by reason since the program was loaded.
+    pub(super) fn counts(&self) -> Result<[u64; SteerReason::COUNT], NicError> {
+        let mut counts = [0; SteerReason::COUNT];
+        for (i, n) in counts.iter_mut().enumerate() {
+            let of_cpus = self.counters.get(&(i as u32), 0);
+            *n = of_cpus.map_err(|e| map_error("counters", &e))?.iter().sum();
+        }
+        Ok(counts)
+    }
+}
+
+fn attach_by_mode(
+    program: &mut Xdp,
+    interface: &str,
+    index: u32,
+    mode: AttachMode,
+    lasting: bool,
+) -> Result<(Attached, Option<LastingXdp>), NicError> {
+    let mut native_refused = None;
+    if mode != AttachMode::Generic {
+        match attach_once(program, interface, index, AttachMode::Native, lasting) {
+            Ok(link) => return Ok((Attached { native: true, native_refused: None }, link)),
+            Err(e @ NicError::AttachRefused { .. }) if mode == AttachMode::Auto => {
+                native_refused = Some(e.to_string());
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    let link = attach_once(program, interface, index, AttachMode::Generic, lasting)?;
+    Ok((Attached { native: false, native_refused }, link))
+}
+
+fn attach_once(
+    program: &mut Xdp,
+    interface: &str,
+    index: u32,
+    mode: AttachMode,
+    lasting: bool,
+) -> Result<Option<LastingXdp>, NicError> {
+    let result: Result<_, Box<dyn Error>> = if lasting {
+        let fd = program.fd().map_err(|e| load_error(&e))?;
+        LastingXdp::attach(index, fd.as_fd(), mode).map(Some).map_err(Into::into)
+    } else {
+        let mode = if mode == AttachMode::Native { XdpMode::Driver } else { XdpMode::Skb };
+        program.attach_to_if_index(index, mode).map(|_| None).map_err(Into::into)
+    };
+    result.map_err(|e| {
+        let interface = interface.to_owned();
+        match NicError::os_error(e.as_ref()) {
+            Some(libc::EPERM | libc::EACCES) => {
+                NicError::Privileges { what: format!("attaching an XDP program to {interface}") }
+            }
+            Some(libc::EBUSY | libc::EEXIST) => {
+                NicError::ProgramPresent { interface, program: "of unknown name".to_owned() }
+            }
+            errno => NicError::AttachRefused {
+                interface,
+                mode: if mode == AttachMode::Native { "native" } else { "generic" },
+                hint: hint(errno),
+                source: errno.map_or_else(
+                    || std::io::Error::other(e.to_string()),
+                    std::io::Error::from_raw_os_error,
+                ),
+            },
+        }
+    })
+}
+
+/// What drivers mean by the error numbers they refuse native XDP with.
+fn hint(errno: Option<i32>) -> &'static str {
+    match errno {
+        // veth_xdp_set, drivers/net/veth.c.
+        Some(libc::ENOSPC) => {
+            " (a veth needs as many receive queues as its peer has transmit queues)"
+        }
+        Some(libc::ERANGE) => " (the MTU, on a veth the peer's, is too large for native XDP)",
+        Some(libc::EOPNOTSUPP) => " (the driver does not support it)",
+        _ => "",
+    }
+}
+
+/// A program that is there already is not ours to replace.
+fn refuse_present(interface: &str, index: u32) -> Result<(), NicError> {
+    let id = link::xdp_program_id(index)
+        .map_err(|e| NicError::from_io(format!("reading the state of {interface}"), e))?;
+    let Some(id) = id else { return Ok(()) };
+    let program = match program_name(id) {
+        Some(name) => format!("`{name}`, id {id}"),
+        None => format!("id {id}"),
+    };
+    Err(NicError::ProgramPresent { interface: interface.to_owned(), program })
+}
+
+/// The name of a loaded program.
+pub fn program_name(id: u32) -> Option<String> {
+    aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|p| p.id() == id)
+        .and_then(|p| p.name_as_str().map(str::to_owned))
+}
+
+/// Maps `heartbeats`; the mapping keeps the map alive.
+fn heartbeat_page(ebpf: &mut Ebpf) -> Result<HeartbeatPage, NicError> {
+    const NAME: &str = "heartbeats";
+    match ebpf.map(NAME) {
+        Some(Map::Array(data)) => HeartbeatPage::map(data.fd().as_fd())
+            .map_err(|e| NicError::from_io("mapping the heartbeat page", e)),
+        _ => Err(NicError::Map { map: NAME, reason: "missing".to_owned() }),
+    }
+}
+
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, NicError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(NicError::Map { map: name, reason: "missing".into() })?;
+    M::try_from(map).map_err(|e| map_error(name, &e))
+}
+
+/// Makes the map hold `wanted` and nothing else; new entries go in before old ones go out.
+fn replace<K, V>(map: &mut HashMap<MapData, K, V>, wanted: &Set<K, V>) -> Result<(), MapError>
+where
+    K: Pod + Eq + Hash,
+    V: Pod + PartialEq,
+{
+    let present: Set<K, V> = map.iter().collect::<Result<_, _>>()?;
+    for (key, value) in wanted {
+        if present.get(key) != Some(value) {
+            map.insert(key, value, 0)?;
+        }
+    }
+    for key in present.keys().filter(|k| !wanted.contains_key(k)) {
+        map.remove(key)?;
+    }
+    Ok(())
+}
+
+fn load_error(error: &(dyn Error + 'static)) -> NicError {
+    match NicError::os_error(error) {
+        Some(libc::EPERM | libc::EACCES) => {
+            NicError::Privileges { what: "loading the XDP program".to_owned() }
+        }
+        _ => NicError::Load(chain(error)),
+    }
+}
+
+fn map_error(map: &'static str, error: &(dyn Error + 'static)) -> NicError {
+    match NicError::os_error(error) {
+        Some(libc::EPERM | libc::EACCES) => {
+            NicError::Privileges { what: format!("writing map `{map}`") }
+        }
+        Some(libc::E2BIG | libc::ENOSPC) => {
+            NicError::Map { map, reason: "more entries than it has room for".to_owned() }
+        }
+        _ => NicError::Map { map, reason: chain(error) },
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(cause) = at {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        at = cause.source();
+    }
+    text
+}

@@ -1,0 +1,413 @@
+//! A port on AF_XDP sockets (`Documentation/networking/af_xdp.rst`), by xsk-rs.
+//!
+//! A frame is at any time in one of three places: with us as a `Frame`, in a kernel ring with its
+//! entry in `lent` set, or in the pool. Every index that the kernel hands back is checked against
+//! `lent` before it becomes a handle again.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
+
+use super::port::{Port, PortStats};
+use super::steer::Sockets;
+use super::umem::Umem;
+use crate::base::Nanos;
+use crate::base::mem::Slot;
+use crate::packet::frame::HEADROOM;
+use crate::packet::{Frame, FramePool, PortId};
+
+/// Descriptors moved to or from a ring at once.
+const BURST: usize = 64;
+/// The fill ring is topped up once this many of its frames were used.
+const REFILL_BATCH: u32 = 32;
+/// Wake-ups in a row at most; each moves a batch of 32 or more in copy mode.
+const KICKS_MAX: usize = 64;
+/// Rounds that closing waits for the kernel to send what it was given.
+const CLOSE_ROUNDS: usize = 64;
+/// The kernel's statistics are read this often.
+const STATS_INTERVAL_NS: u64 = 10_000_000;
+/// Shortest frame that Linux transmits: an Ethernet header.
+const FRAME_MIN: usize = 14;
+
+/// `lent` of a slot that is with us.
+const NOT_LENT: u16 = 0;
+/// `lent` of a slot in the fill ring; any other value is the length of a frame being sent.
+const LENT_TO_FILL: u16 = u16::MAX;
+
+/// One receive queue and its socket.
+pub(super) struct Queue {
+    pub(super) id: u32,
+    pub(super) tx: TxQueue,
+    pub(super) rx: RxQueue,
+    pub(super) fill: FillQueue,
+    pub(super) completion: CompQueue,
+    /// Frames that the fill ring should be given.
+    pub(super) missing: u32,
+}
+
+/// What one worker drives of one interface: its receive queues, and the transmit queue of the
+/// first.
+pub struct XskPort {
+    id: PortId,
+    umem: Umem,
+    queues: Vec<Queue>,
+    sockets: Sockets,
+    busy_poll: bool,
+    tx_ring: u32,
+    /// By slot: where it is and, if being sent, how long it is.
+    lent: Box<[u16]>,
+    in_flight: u32,
+    in_flight_bytes: u64,
+    /// The transmit ring holds descriptors that the kernel has not read.
+    unsent: bool,
+    next_rx: usize,
+    stats: PortStats,
+    stats_at: Nanos,
+    /// Refused here, before the kernel saw them.
+    refused: u64,
+    scratch: Box<[FrameDesc; BURST]>,
+}
+
+/// What `open` has settled about a port.
+pub(super) struct XskPortParts {
+    pub(super) id: PortId,
+    pub(super) umem: Umem,
+    pub(super) queues: Vec<Queue>,
+    pub(super) sockets: Sockets,
+    pub(super) busy_poll: bool,
+    pub(super) tx_ring: u32,
+}
+
+impl XskPort {
+    pub(super) fn new(parts: XskPortParts) -> XskPort {
+        let slots = parts.umem.arena.slots() as usize;
+        XskPort {
+            id: parts.id,
+            umem: parts.umem,
+            queues: parts.queues,
+            sockets: parts.sockets,
+            busy_poll: parts.busy_poll,
+            tx_ring: parts.tx_ring,
+            lent: vec![NOT_LENT; slots].into_boxed_slice(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            unsent: false,
+            next_rx: 0,
+            stats: PortStats::default(),
+            stats_at: Nanos::ZERO,
+            refused: 0,
+            scratch: Box::new([FrameDesc::default(); BURST]),
+        }
+    }
+
+    pub fn id(&self) -> PortId {
+        self.id
+    }
+
+    /// Descriptors to wait on for received packets: one a queue.
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.queues.iter().map(|q| q.rx.fd().as_raw_fd())
+    }
+
+    /// Fills the receive side with frames and has packets delivered.
+    pub(super) fn start(&mut self, pool: &mut FramePool) -> Result<(), super::NicError> {
+        for q in 0..self.queues.len() {
+            self.refill(q, pool, 1);
+        }
+        self.queues.iter().try_for_each(|q| self.sockets.set(q.id, q.rx.fd().as_raw_fd()))
+    }
+
+    fn rx_from(&mut self, q: usize, out: &mut Vec<Frame>, max: usize) -> usize {
+        let want = max.min(BURST);
+        // SAFETY: all sockets are of this region; what is consumed leaves the kernel's hands.
+        let got = unsafe { self.queues[q].rx.consume(&mut self.scratch[..want]) };
+        for i in 0..got {
+            let (addr, len) = (self.scratch[i].addr(), self.scratch[i].lengths().data());
+            match self.take_back(addr, len) {
+                Some((slot, offset, LENT_TO_FILL)) => {
+                    self.stats.rx_packets += 1;
+                    self.stats.rx_bytes += len as u64;
+                    out.push(Frame::new(slot, offset, len));
+                }
+                other => self.bad_descriptor(addr, len, other.map(|(slot, ..)| slot)),
+            }
+        }
+        self.queues[q].missing += got as u32;
+        got
+    }
+
+    /// The handle of a slot that the kernel gives back, the offset within it, and what it was lent
+    /// as.
+    #[inline]
+    fn take_back(&mut self, addr: usize, len: usize) -> Option<(Slot, usize, u16)> {
+        let size = self.umem.arena.slot_size() as usize;
+        let (index, offset) = (addr / size, addr % size);
+        let lent = self.lent.get_mut(index)?;
+        if *lent == NOT_LENT || offset + len > size {
+            return None;
+        }
+        let was = std::mem::replace(lent, NOT_LENT);
+        // SAFETY: the entry was set when the handle was given up, and is cleared: once only.
+        Some((unsafe { self.umem.arena.slot_from_raw(index as u32) }, offset, was))
+    }
+
+    /// Not seen with any driver; if it happens, that frame is lost, not used twice.
+    #[cold]
+    fn bad_descriptor(&mut self, addr: usize, len: usize, slot: Option<Slot>) {
+        tracing::error!(port = self.id.0, addr, len, "the kernel returned a frame it was not lent");
+        self.refused += 1;
+        slot.map(Slot::into_raw);
+    }
+
+    /// Lends frames to the fill ring where at least `batch` are missing.
+    fn refill(&mut self, q: usize, pool: &mut FramePool, batch: u32) {
+        let queue = &mut self.queues[q];
+        while queue.missing >= batch.max(1) {
+            let want = (queue.missing as usize).min(BURST).min(pool.available());
+            let room = (queue.fill.nb_free(want as u32) as usize).min(want);
+            let mut n = 0;
+            while n < room {
+                let Some(slot) = pool.take_slot() else { break };
+                let index = slot.into_raw() as usize;
+                self.lent[index] = LENT_TO_FILL;
+                self.scratch[n] = self.umem.descs[index];
+                n += 1;
+            }
+            if n == 0 {
+                break;
+            }
+            // SAFETY: the frames are this region's and their handles were given up just now; the
+            // ring has room for them all.
+            let given = unsafe { queue.fill.produce(&self.scratch[..n]) };
+            debug_assert_eq!(given, n);
+            queue.missing -= n as u32;
+        }
+        if queue.fill.needs_wakeup() {
+            wake_rx(queue.rx.fd().as_raw_fd());
+            self.stats.wakeups += 1;
+        }
+    }
+
+    /// Takes sent frames back.
+    fn complete(&mut self, pool: &mut FramePool) {
+        while self.in_flight > 0 {
+            let want = (self.in_flight as usize).min(BURST);
+            let queue = &mut self.queues[0];
+            // SAFETY: as in `rx_from`.
+            let got = unsafe { queue.completion.consume(&mut self.scratch[..want]) };
+            for i in 0..got {
+                let addr = self.scratch[i].addr();
+                match self.take_back(addr, 0) {
+                    Some((slot, _, len)) if len != LENT_TO_FILL => {
+                        self.in_flight -= 1;
+                        self.in_flight_bytes -= u64::from(len);
+                        pool.put_slot(slot);
+                    }
+                    other => self.bad_descriptor(addr, 0, other.map(|(slot, ..)| slot)),
+                }
+            }
+            if got < want {
+                break;
+            }
+        }
+    }
+
+    /// The descriptor of a frame to send, its slot lent; `None` puts the frame back.
+    #[inline]
+    fn describe(&mut self, mut frame: Frame, pool: &mut FramePool) -> Option<FrameDesc> {
+        let len = frame.len();
+        let room = self.umem.arena.slot_size() as usize - HEADROOM;
+        if !(FRAME_MIN..=room).contains(&len) {
+            self.refused += 1;
+            pool.put(frame);
+            return None;
+        }
+        if frame.offset() != HEADROOM {
+            realign(&self.umem, &mut frame);
+        }
+        // The kernel reads it next; and this panics on a frame of another region.
+        frame.prefetch(&self.umem.arena);
+        let index = frame.into_slot().into_raw() as usize;
+        self.lent[index] = len as u16;
+        self.stats.tx_packets += 1;
+        self.stats.tx_bytes += len as u64;
+        self.in_flight += 1;
+        self.in_flight_bytes += len as u64;
+        let mut desc = self.umem.descs[index];
+        // SAFETY: the frame is this region's and not yet with the kernel; only the length is set.
+        unsafe { self.umem.xsk.data_mut(&mut desc) }.cursor().set_pos(len);
+        Some(desc)
+    }
+
+    /// Has the kernel read the transmit ring. In copy mode a call takes a batch at most, so it is
+    /// repeated while it makes progress.
+    fn kick(&mut self) {
+        let queue = &mut self.queues[0];
+        let mut left = u32::MAX;
+        for _ in 0..KICKS_MAX {
+            let used = self.tx_ring - queue.tx.nb_free_exact().min(self.tx_ring);
+            if used == 0 {
+                self.unsent = false;
+                return;
+            }
+            // Woken for nothing: the device or the socket's send buffer is full. Later again.
+            if used >= left || !queue.tx.needs_wakeup() {
+                return;
+            }
+            left = used;
+            self.stats.wakeups += 1;
+            if queue.tx.wakeup().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn read_kernel_stats(&mut self) {
+        let mut missed = 0;
+        let mut invalid = self.refused;
+        for q in &self.queues {
+            if let Ok(s) = q.rx.fd().xdp_statistics() {
+                missed += s.rx_dropped() + s.rx_ring_full();
+                invalid += s.tx_invalid_descs();
+            }
+        }
+        self.stats.rx_missed = missed;
+        self.stats.tx_errors = invalid;
+    }
+}
+
+impl Port for XskPort {
+    fn rx_burst(
+        &mut self,
+        _now: Nanos,
+        pool: &mut FramePool,
+        out: &mut Vec<Frame>,
+        max: usize,
+    ) -> usize {
+        let mut got = 0;
+        for _ in 0..self.queues.len() {
+            let q = self.next_rx;
+            self.next_rx = if q + 1 == self.queues.len() { 0 } else { q + 1 };
+            got += self.rx_from(q, out, max - got);
+            self.refill(q, pool, REFILL_BATCH);
+            if got == max {
+                break;
+            }
+        }
+        if got == 0 && self.busy_poll {
+            // The system call runs the driver's poll function on this core.
+            self.fds().for_each(wake_rx);
+            self.stats.wakeups += self.queues.len() as u64;
+        }
+        got
+    }
+
+    fn tx_burst(&mut self, _now: Nanos, pool: &mut FramePool, frames: &mut Vec<Frame>) -> usize {
+        self.complete(pool);
+        let n = frames.len().min(self.tx_room());
+        if n == 0 {
+            return 0;
+        }
+        let mut described = 0;
+        for frame in frames.drain(..n) {
+            let Some(desc) = self.describe(frame, pool) else { continue };
+            self.scratch[described] = desc;
+            described += 1;
+            if described == BURST {
+                produce(&mut self.queues[0].tx, &self.scratch[..]);
+                described = 0;
+            }
+        }
+        produce(&mut self.queues[0].tx, &self.scratch[..described]);
+        self.unsent = true;
+        self.kick();
+        n
+    }
+
+    fn tx_room(&self) -> usize {
+        (self.tx_ring - self.in_flight) as usize
+    }
+
+    fn poll(&mut self, now: Nanos, pool: &mut FramePool) {
+        self.complete(pool);
+        if self.unsent {
+            self.kick();
+        }
+        for q in 0..self.queues.len() {
+            self.refill(q, pool, REFILL_BATCH);
+        }
+        if now.since(self.stats_at) >= STATS_INTERVAL_NS {
+            self.stats_at = now;
+            self.read_kernel_stats();
+        }
+    }
+
+    fn tx_in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
+    fn stats(&self) -> PortStats {
+        self.stats
+    }
+
+    /// Packets that arrived and were not read are lost. All ports of a process are closed together:
+    /// the first one's socket stays open with the memory region, as libxdp has it.
+    fn close(&mut self, pool: &mut FramePool) {
+        for q in &self.queues {
+            self.sockets.unset(q.id);
+        }
+        for _ in 0..CLOSE_ROUNDS {
+            if self.queues.is_empty() || self.in_flight == 0 {
+                break;
+            }
+            self.kick();
+            self.complete(pool);
+        }
+        self.read_kernel_stats();
+        self.queues.clear();
+        for (index, lent) in self.lent.iter_mut().enumerate() {
+            if std::mem::replace(lent, NOT_LENT) != NOT_LENT {
+                // SAFETY: the handle was given up when the entry was set; nothing is redirected to
+                // the sockets any more and they are closed, so the kernel is done with the frame.
+                pool.put_slot(unsafe { self.umem.arena.slot_from_raw(index as u32) });
+            }
+        }
+        (self.in_flight, self.in_flight_bytes) = (0, 0);
+    }
+}
+
+fn produce(tx: &mut TxQueue, descs: &[FrameDesc]) {
+    // SAFETY: the frames are this region's and their handles were given up.
+    let given = unsafe { tx.produce(descs) };
+    // Frames in flight, those in the ring included, are never more than its size.
+    debug_assert_eq!(given, descs.len());
+}
+
+/// Moves a packet to where its slot's descriptor points. Received packets are there already; only
+/// those whose front grew or shrank are moved.
+#[cold]
+fn realign(umem: &Umem, frame: &mut Frame) {
+    let (from, len) = (frame.offset(), frame.len());
+    let low = from.min(HEADROOM);
+    let span = from.max(HEADROOM) + len - low;
+    let fits = frame.set_extent(&umem.arena, low, span);
+    debug_assert!(fits);
+    frame.bytes_mut(&umem.arena).copy_within(from - low..from - low + len, HEADROOM - low);
+    let fits = frame.set_extent(&umem.arena, HEADROOM, len);
+    debug_assert!(fits);
+}
+
+fn wake_rx(fd: RawFd) {
+    // SAFETY: nothing is read into memory; a socket that is gone yields an error, which is no
+    // matter.
+    unsafe {
+        libc::recvfrom(
+            fd,
+            std::ptr::null_mut(),
+            0,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        );
+    }
+}

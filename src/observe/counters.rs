@@ -1,0 +1,142 @@
+//! One worker's counters: plain integers that only their worker writes.
+
+use crate::packet::DropReason;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Counted by one worker since its start. Every packet that was received or made here is in
+        /// exactly one of: transmitted, dropped, handed over, held.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Counters {
+            /// By [`DropReason`], which is the index.
+            pub drops: [u64; DropReason::COUNT],
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Counters {
+            /// How many there are beside the drops.
+            pub const FIELDS: usize = [$(stringify!($name)),+].len();
+
+            /// Names of the counters beside the drops; part of the names of their metrics.
+            pub const NAMES: [&str; Counters::FIELDS] = [$(stringify!($name)),+];
+
+            /// One sentence for operators, in the order of [`Counters::NAMES`].
+            pub const MEANINGS: [&str; Counters::FIELDS] = [$(concat!($($doc),+)),+];
+
+            /// The values in the order of [`Counters::NAMES`].
+            pub fn values(&self) -> [u64; Counters::FIELDS] {
+                [$(self.$name),+]
+            }
+
+            /// The counters whose values in the order of [`Counters::NAMES`] are these.
+            pub fn from_values(values: &[u64; Counters::FIELDS]) -> Counters {
+                let [$($name),+] = *values;
+                Counters { drops: [0; DropReason::COUNT], $($name),+ }
+            }
+        }
+
+        impl Default for Counters {
+            fn default() -> Counters {
+                Counters { drops: [0; DropReason::COUNT], $($name: 0),+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Packets received from ports.
+    rx_packets,
+    /// Bytes received from ports, without FCS.
+    rx_bytes,
+    /// Packets given to ports.
+    tx_packets,
+    /// Bytes given to ports, without FCS.
+    tx_bytes,
+    /// Packets made here: answers such as ICMP errors.
+    created,
+    /// ICMP and ICMPv6 errors sent; part of `created`.
+    icmp_sent,
+    /// ICMP errors not sent for the rate limit or for want of a frame.
+    icmp_limited,
+    /// Packets that waited for their neighbour's address.
+    parked,
+    /// Packets given to the worker that owns their flow.
+    handed_over,
+    /// Packets taken from other workers.
+    taken_over,
+    /// Flows entered into the table.
+    flows_opened,
+    /// Flows removed for their age.
+    flows_expired,
+    /// Packets whose partial checksum was completed.
+    checksums_completed,
+    /// Handshakes forgotten for newer ones.
+    handshakes_evicted,
+    /// ClientHellos read that name a server.
+    names_found,
+    /// ClientHellos read that name none.
+    hellos_without_name,
+    /// Flows whose ClientHello contradicts itself.
+    hellos_malformed,
+    /// Flows whose ClientHello is longer than is looked at.
+    hellos_too_long,
+    /// Flows whose ClientHello stopped coming, or came beyond the window.
+    hellos_stalled,
+    /// Flows that were no longer inspected because too many were.
+    hellos_crowded_out,
+    /// Flows that begin with something else than a ClientHello.
+    flows_not_tls,
+    /// Decisions by a rule: of a flow's first packet, and again when its server name is known.
+    classifications,
+}
+
+impl Counters {
+    #[inline]
+    pub fn drop(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+    }
+
+    /// Packets dropped, whatever the reason.
+    pub fn drops_total(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+
+    /// Adds another worker's counters to these.
+    pub fn add(&mut self, other: &Counters) {
+        let mut values = self.values();
+        for (v, o) in values.iter_mut().zip(other.values()) {
+            *v += o;
+        }
+        let mut drops = self.drops;
+        for (d, o) in drops.iter_mut().zip(other.drops) {
+            *d += o;
+        }
+        *self = Counters { drops, ..Counters::from_values(&values) };
+    }
+
+    /// Packets that came in or were made here and have neither left nor been dropped. The worker
+    /// compares it with what its queues hold.
+    pub fn held(&self) -> i128 {
+        let came = i128::from(self.rx_packets + self.created + self.taken_over);
+        let went = i128::from(self.tx_packets + self.handed_over + self.drops_total());
+        came - went
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_round_trip_and_add_up() {
+        let mut a =
+            Counters { rx_packets: 5, handed_over: 1, tx_packets: 2, ..Counters::default() };
+        a.drop(DropReason::NoRoute);
+        assert_eq!(a.held(), 1);
+        let mut b = Counters { drops: a.drops, ..Counters::from_values(&a.values()) };
+        assert_eq!(a, b);
+        b.add(&a);
+        assert_eq!((b.rx_packets, b.drops_total(), b.held()), (10, 2, 2));
+        assert_eq!(Counters::NAMES.len(), Counters::MEANINGS.len());
+    }
+}

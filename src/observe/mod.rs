@@ -1,0 +1,7 @@
+//! What the appliance tells of itself: counters, gauges, and how they reach the control plane.
+
+pub mod counters;
+pub mod shared;
+
+pub use counters::Counters;
+pub use shared::{Gauges, PortGauges, SharedStats, Stats};

@@ -1,0 +1,174 @@
+//! The two token buckets of a class and their arithmetic.
+//!
+//! Tokens are counted in 2^-20 byte, rates in bytes per nanosecond with 40 fractional bits. The bits
+//! that a refill shifts out are carried to the next one, so that no rate is lost however often the
+//! bucket is looked at: a bucket that floors per packet sends 0.57 % too much at 100 Gbit/s.
+
+use crate::base::Nanos;
+use crate::base::units::BitRate;
+
+/// Fractional bits of a token count.
+const TOKEN_BITS: u32 = 20;
+/// Fractional bits of a rate in bytes per nanosecond.
+const RATE_BITS: u32 = 40;
+/// Bits that a refill shifts out and carries.
+const CARRY_BITS: u32 = RATE_BITS - TOKEN_BITS;
+const BITS_PER_SECOND_PER_BYTE_PER_NANO: u128 = 8_000_000_000;
+
+/// A rate in bytes per nanosecond, 40 fractional bits: steps of 0.0073 bit/s up to 134 Pbit/s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rate(u64);
+
+impl Rate {
+    /// The nearest step; never 0, so that waiting for a token always ends.
+    pub fn new(rate: BitRate) -> Rate {
+        let scaled =
+            (u128::from(rate.bits_per_sec()) << RATE_BITS) + BITS_PER_SECOND_PER_BYTE_PER_NANO / 2;
+        let q = scaled / BITS_PER_SECOND_PER_BYTE_PER_NANO;
+        Rate(u64::try_from(q).unwrap_or(u64::MAX).max(1))
+    }
+
+    /// Whole bytes that come in `ns`.
+    pub fn bytes_in(self, ns: u64) -> u64 {
+        let bytes = (u128::from(self.0) * u128::from(ns)) >> RATE_BITS;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+/// One bucket. When it was last settled is kept beside it, since a class settles both of its buckets
+/// at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bucket {
+    /// In 2^-20 byte. Below zero: what was sent in advance.
+    tokens: i64,
+    rate: Rate,
+    /// Most tokens, in bytes.
+    cap: u32,
+    /// Below 2^20: the fraction of a token that the last refill left over.
+    carry: u32,
+}
+
+impl Bucket {
+    /// A full bucket.
+    pub fn new(rate: Rate, cap: u32) -> Bucket {
+        Bucket { tokens: i64::from(cap) << TOKEN_BITS, rate, cap, carry: 0 }
+    }
+
+    /// Adds what `elapsed` nanoseconds bring. The product of two 64-bit numbers fits 128 bits, so no
+    /// elapsed time is too long; what is over the cap is lost, carry included.
+    #[inline(always)]
+    pub fn refill(&mut self, elapsed: u64) {
+        let grown = u128::from(elapsed) * u128::from(self.rate.0) + u128::from(self.carry);
+        let cap = i64::from(self.cap) << TOKEN_BITS;
+        let room = cap.saturating_sub(self.tokens);
+        let whole = grown >> CARRY_BITS;
+        if whole >= room as u128 {
+            self.tokens = cap;
+            self.carry = 0;
+        } else {
+            self.tokens += whole as i64;
+            self.carry = grown as u32 & ((1 << CARRY_BITS) - 1);
+        }
+    }
+
+    #[inline(always)]
+    pub fn charge(&mut self, bytes: u32) {
+        self.tokens -= i64::from(bytes) << TOKEN_BITS;
+    }
+
+    /// Sending is allowed at zero and above, and may then go below.
+    #[inline(always)]
+    pub fn is_open(&self) -> bool {
+        self.tokens >= 0
+    }
+
+    /// When the bucket opens, if it was settled at `settled` and is left alone.
+    #[inline]
+    pub fn opens_at(&self, settled: Nanos) -> Nanos {
+        if self.tokens >= 0 {
+            return settled;
+        }
+        let lacking = (u128::from(self.tokens.unsigned_abs()) << CARRY_BITS)
+            .saturating_sub(u128::from(self.carry));
+        // Nearly always below 2^64 (a debt of 16 MB), where the machine divides at once.
+        let ns = match u64::try_from(lacking) {
+            Ok(lacking) => lacking.div_ceil(self.rate.0),
+            Err(_) => u64::try_from(lacking.div_ceil(u128::from(self.rate.0))).unwrap_or(u64::MAX),
+        };
+        settled.saturating_add(ns)
+    }
+
+    /// Takes over the tokens of a bucket that this one replaces, both being settled.
+    pub fn inherit(&mut self, old: &Bucket) {
+        let cap = i64::from(self.cap) << TOKEN_BITS;
+        self.tokens = old.tokens.min(cap);
+        self.carry = old.carry;
+    }
+
+    #[cfg(test)]
+    pub fn bytes(&self) -> i64 {
+        self.tokens >> TOKEN_BITS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mbit(n: u64) -> Rate {
+        Rate::new(BitRate(n * 1_000_000))
+    }
+
+    #[test]
+    fn no_rate_is_lost_however_often_it_is_settled() {
+        // 88 bytes at 100 Gbit/s last 7.04 ns: flooring would lose the .04 (and more) each time.
+        let mut b = Bucket::new(Rate::new(BitRate(100_000_000_000)), 1_000_000_000);
+        b.charge(1_000_000_000);
+        let mut now = 0u64;
+        for step in (1..=9u64).cycle().take(9_000_000) {
+            b.refill(step);
+            now += step;
+        }
+        let exact = now as f64 * 12.5;
+        assert!((b.bytes() as f64 - exact).abs() <= 2.0, "{} against {exact}", b.bytes());
+    }
+
+    #[test]
+    fn it_opens_exactly_when_it_said() {
+        for bits in [1u64, 999, 64_000, 7_777_777, 100_000_000, 99_999_999_999] {
+            for debt in [1u32, 64, 1_538, 9_038] {
+                let rate = Rate::new(BitRate(bits));
+                let mut b = Bucket::new(rate, 0);
+                b.charge(debt);
+                let at = b.opens_at(Nanos(5)).since(Nanos(5));
+                let exact = f64::from(debt) * 8e9 / bits as f64;
+                assert!((at as f64 - exact).abs() <= 1.0 + exact * 0.005, "{bits} {debt}: {at}");
+                let (mut early, mut late) = (b, b);
+                early.refill(at - 1);
+                late.refill(at);
+                assert!(!early.is_open() && late.is_open(), "{bits} {debt}");
+            }
+        }
+    }
+
+    #[test]
+    fn ages_of_idling_fill_it_and_no_more() {
+        let mut b = Bucket::new(mbit(400_000), 3_000);
+        b.charge(2_000);
+        b.refill(u64::MAX);
+        assert_eq!(b.bytes(), 3_000);
+        b.refill(u64::MAX);
+        assert_eq!(b.bytes(), 3_000);
+    }
+
+    #[test]
+    fn rates_at_the_ends_of_their_range() {
+        assert_eq!(Rate::new(BitRate(0)), Rate(1), "0 is never configured, and would never end");
+        for bits in [1_000u64, 99_999_999, 100_000_000, 400_000_000_000, 1_000_000_000_000_000] {
+            let a_day = 86_400_000_000_000;
+            let (exact, got) = (bits * 10_800, Rate::new(BitRate(bits)).bytes_in(a_day));
+            // Half a step, 0.0037 bit/s, is 40 bytes a day.
+            assert!(got.abs_diff(exact) <= 40, "{bits} bit/s: {got}, want {exact}");
+        }
+    }
+}

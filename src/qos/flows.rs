@@ -1,0 +1,211 @@
+//! The flows that hold packets now: one arena for all leaves of a scheduler, found by leaf and flow
+//! hash through a table of open addressing.
+
+use super::wheel::NIL;
+use crate::base::Seed;
+use crate::base::hash::fold;
+
+const MIX: u64 = 0xc2b2_ae3d_27d4_eb4f;
+
+/// Which of its leaf's lists a flow stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Standing {
+    Free,
+    /// Began to queue lately: served before the old ones until its first quantum is used.
+    New,
+    Old,
+}
+
+/// One flow. Two flows of a leaf with the same hash share their queue.
+#[derive(Clone, Debug)]
+pub(super) struct Flow {
+    pub hash: u32,
+    /// Index among leaves.
+    pub leaf: u32,
+    /// First and last cell of its packets.
+    pub head: u32,
+    pub tail: u32,
+    /// Neighbours in the leaf's list of new or old flows; `next` also links free flows.
+    pub prev: u32,
+    pub next: u32,
+    /// Neighbours among the leaf's fat flows of about this size.
+    pub fat_prev: u32,
+    pub fat_next: u32,
+    /// Bytes left in this round.
+    pub deficit: i32,
+    /// Bytes that wait, as counted.
+    pub bytes: u32,
+    pub standing: Standing,
+}
+
+const _: () = assert!(size_of::<Flow>() <= 48);
+
+/// The arena and its table.
+pub(super) struct Flows {
+    arena: Vec<Flow>,
+    free: u32,
+    used: u32,
+    /// `tag << 32 | flow`, or `VACANT`. At most half full.
+    table: Vec<u64>,
+    mask: u32,
+    seed: Seed,
+}
+
+/// No entry looks like it: an index is below `NIL`.
+const VACANT: u64 = u64::MAX;
+
+impl Flows {
+    pub fn new(flows_max: u32, seed: Seed) -> Flows {
+        let blank = |i| Flow {
+            hash: 0,
+            leaf: NIL,
+            head: NIL,
+            tail: NIL,
+            prev: NIL,
+            next: if i + 1 < flows_max { i + 1 } else { NIL },
+            fat_prev: NIL,
+            fat_next: NIL,
+            deficit: 0,
+            bytes: 0,
+            standing: Standing::Free,
+        };
+        let slots = (u64::from(flows_max) * 2).next_power_of_two().clamp(2, 1 << 32) as usize;
+        Flows {
+            arena: (0..flows_max).map(blank).collect(),
+            free: if flows_max > 0 { 0 } else { NIL },
+            used: 0,
+            table: vec![VACANT; slots],
+            mask: (slots - 1) as u32,
+            seed,
+        }
+    }
+
+    #[inline(always)]
+    pub fn at(&self, flow: u32) -> &Flow {
+        &self.arena[flow as usize]
+    }
+
+    #[inline(always)]
+    pub fn at_mut(&mut self, flow: u32) -> &mut Flow {
+        &mut self.arena[flow as usize]
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> u32 {
+        self.used
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.arena.len() as u32
+    }
+
+    /// The flow's entry, made if there is none. The flag says that it was made; such a flow stands
+    /// nowhere yet. `None` when all entries are taken.
+    #[inline]
+    pub fn find_or_insert(&mut self, leaf: u32, hash: u32) -> Option<(u32, bool)> {
+        let tag = self.tag(leaf, hash);
+        let mut slot = (tag & self.mask) as usize;
+        loop {
+            let entry = self.table[slot];
+            if entry == VACANT {
+                break;
+            }
+            if (entry >> 32) as u32 == tag {
+                let flow = &self.arena[entry as u32 as usize];
+                if flow.hash == hash && flow.leaf == leaf {
+                    return Some((entry as u32, false));
+                }
+            }
+            slot = (slot + 1) & self.mask as usize;
+        }
+        let at = self.free;
+        let flow = self.arena.get_mut(at as usize)?;
+        self.free = flow.next;
+        (flow.hash, flow.leaf, flow.next) = (hash, leaf, NIL);
+        self.table[slot] = u64::from(tag) << 32 | u64::from(at);
+        self.used += 1;
+        Some((at, true))
+    }
+
+    /// Frees an entry that holds no packets and stands in no list.
+    pub fn remove(&mut self, at: u32) {
+        let Flow { hash, leaf, .. } = self.arena[at as usize];
+        let tag = self.tag(leaf, hash);
+        let entry = u64::from(tag) << 32 | u64::from(at);
+        let mut slot = (tag & self.mask) as usize;
+        while self.table[slot] != entry {
+            debug_assert!(self.table[slot] != VACANT, "flow {at} is not in the table");
+            if self.table[slot] == VACANT {
+                return;
+            }
+            slot = (slot + 1) & self.mask as usize;
+        }
+        self.close_gap(slot);
+        let flow = &mut self.arena[at as usize];
+        flow.standing = Standing::Free;
+        flow.leaf = NIL;
+        flow.next = self.free;
+        self.free = at;
+        self.used -= 1;
+    }
+
+    /// Moves the entries behind a gap forward where their search would end at it.
+    fn close_gap(&mut self, gap: usize) {
+        let mask = self.mask as usize;
+        let mut gap = gap;
+        let mut slot = gap;
+        loop {
+            slot = (slot + 1) & mask;
+            let entry = self.table[slot];
+            if entry == VACANT {
+                break;
+            }
+            let home = (entry >> 32) as usize & mask;
+            if (slot.wrapping_sub(home) & mask) >= (slot.wrapping_sub(gap) & mask) {
+                self.table[gap] = entry;
+                gap = slot;
+            }
+        }
+        self.table[gap] = VACANT;
+    }
+
+    #[inline(always)]
+    fn tag(&self, leaf: u32, hash: u32) -> u32 {
+        let key = u64::from(leaf) << 32 | u64::from(hash);
+        fold(key ^ self.seed.0, MIX) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::hash::Rng;
+    use std::collections::HashMap;
+
+    #[test]
+    fn behaves_like_a_map_of_fixed_size() {
+        let mut rng = Rng::new(Seed(5));
+        let mut flows = Flows::new(300, Seed(9));
+        let mut model: HashMap<(u32, u32), u32> = HashMap::new();
+        for _ in 0..100_000 {
+            let key = (rng.below(4), rng.below(150));
+            if rng.chance(0.5) {
+                let made = flows.find_or_insert(key.0, key.1);
+                match model.get(&key) {
+                    Some(&at) => assert_eq!(made, Some((at, false))),
+                    None if model.len() == 300 => assert_eq!(made, None),
+                    None => {
+                        let (at, fresh) = made.expect("room");
+                        assert!(fresh && !model.values().any(|&other| other == at));
+                        model.insert(key, at);
+                    }
+                }
+            } else if let Some(at) = model.remove(&key) {
+                flows.remove(at);
+            }
+            assert_eq!(flows.len() as usize, model.len());
+        }
+        assert!(model.len() > 200, "the table was never full: {}", model.len());
+    }
+}

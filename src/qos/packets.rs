@@ -1,0 +1,113 @@
+//! The cells that queued packets lie in, linked to one queue a flow.
+
+use super::wheel::NIL;
+use crate::packet::Frame;
+
+struct Cell {
+    /// `None` in a free cell.
+    frame: Option<Frame>,
+    /// The next packet of the flow, or the next free cell.
+    next: u32,
+}
+
+/// A fixed number of cells.
+pub(super) struct Packets {
+    cells: Vec<Cell>,
+    free: u32,
+    used: u32,
+}
+
+impl Packets {
+    pub fn new(packets_max: u32) -> Packets {
+        let cell = |i| Cell { frame: None, next: if i + 1 < packets_max { i + 1 } else { NIL } };
+        let free = if packets_max > 0 { 0 } else { NIL };
+        Packets { cells: (0..packets_max).map(cell).collect(), free, used: 0 }
+    }
+
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.used
+    }
+
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        self.free == NIL
+    }
+
+    /// Puts a frame into a free cell. Gives it back where there is none.
+    #[inline]
+    pub fn insert(&mut self, frame: Frame) -> Result<u32, Frame> {
+        let at = self.free;
+        let Some(cell) = self.cells.get_mut(at as usize) else { return Err(frame) };
+        self.free = std::mem::replace(&mut cell.next, NIL);
+        cell.frame = Some(frame);
+        self.used += 1;
+        Ok(at)
+    }
+
+    /// Takes the frame out of a cell and frees the cell. Returns the cell that followed it.
+    #[inline]
+    pub fn remove(&mut self, at: u32) -> (Option<Frame>, u32) {
+        let cell = &mut self.cells[at as usize];
+        let frame = cell.frame.take();
+        debug_assert!(frame.is_some(), "cell {at} is free");
+        let next = std::mem::replace(&mut cell.next, self.free);
+        self.free = at;
+        self.used -= 1;
+        (frame, next)
+    }
+
+    #[inline(always)]
+    pub fn link(&mut self, tail: u32, next: u32) {
+        self.cells[tail as usize].next = next;
+    }
+
+    #[inline(always)]
+    pub fn next(&self, at: u32) -> u32 {
+        self.cells[at as usize].next
+    }
+
+    /// Length of a queued frame; 0 for a free cell.
+    #[inline(always)]
+    pub fn frame_len(&self, at: u32) -> usize {
+        self.cells[at as usize].frame.as_ref().map_or(0, Frame::len)
+    }
+
+    /// Takes every frame out, in no order.
+    pub fn drain(&mut self, out: &mut Vec<Frame>) {
+        let cells = self.cells.len() as u32;
+        for at in 0..cells {
+            if self.cells[at as usize].frame.is_some() {
+                out.extend(self.remove(at).0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::FramePool;
+
+    #[test]
+    fn cells_are_used_again_and_never_more_of_them() {
+        let mut pool = FramePool::standalone(4, 512);
+        let mut packets = Packets::new(2);
+        let a = packets.insert(pool.take_with(b"a").expect("stock")).expect("room");
+        let b = packets.insert(pool.take_with(b"bb").expect("stock")).expect("room");
+        packets.link(a, b);
+        assert!(packets.is_full());
+        let refused = packets.insert(pool.take().expect("stock")).expect_err("full");
+        pool.put(refused);
+        assert_eq!((packets.frame_len(b), packets.next(a)), (2, b));
+        let (frame, next) = packets.remove(a);
+        assert_eq!(next, b);
+        pool.put(frame.expect("queued"));
+        assert_eq!(packets.insert(pool.take().expect("stock")).expect("room"), a);
+        let mut out = Vec::new();
+        packets.drain(&mut out);
+        assert_eq!((out.len(), packets.len()), (2, 0));
+        out.into_iter().for_each(|f| pool.put(f));
+        assert_eq!(pool.outstanding(), 0);
+    }
+}

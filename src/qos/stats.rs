@@ -1,0 +1,37 @@
+//! What a class has done since it was configured.
+
+use std::ops::AddAssign;
+
+/// Counters of one class; of an inner class, the sums over the leaves below it. Bytes are as the
+/// scheduler counts them: with the port's overhead, and the minimum at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassStats {
+    /// Arrived, whatever became of them: sent, dropped or still waiting. Packets that a
+    /// reconfiguration moved here count too.
+    pub enqueued_packets: u64,
+    pub enqueued_bytes: u64,
+    pub sent_packets: u64,
+    pub sent_bytes: u64,
+    /// Lost to overload.
+    pub dropped_packets: u64,
+    pub dropped_bytes: u64,
+    /// Of those sent, what went on the rate of a class above.
+    pub borrowed_bytes: u64,
+    /// Waiting now.
+    pub backlog_packets: u64,
+    pub backlog_bytes: u64,
+}
+
+impl AddAssign for ClassStats {
+    fn add_assign(&mut self, other: ClassStats) {
+        self.enqueued_packets += other.enqueued_packets;
+        self.enqueued_bytes += other.enqueued_bytes;
+        self.sent_packets += other.sent_packets;
+        self.sent_bytes += other.sent_bytes;
+        self.dropped_packets += other.dropped_packets;
+        self.dropped_bytes += other.dropped_bytes;
+        self.borrowed_bytes += other.borrowed_bytes;
+        self.backlog_packets += other.backlog_packets;
+        self.backlog_bytes += other.backlog_bytes;
+    }
+}

@@ -1,0 +1,148 @@
+//! Workers made from what is configured.
+
+use std::sync::Arc;
+
+use super::command::{ControlLink, EgressUpdate, Update};
+use super::egress::EgressQueue;
+use super::handover::Handover;
+use super::side::Side;
+use super::spec::WorkersSpec;
+use super::turn::{Worker, WorkerParts};
+use crate::base::units::BitRate;
+use crate::flow::{FlowLimits, FlowTable, Names, Timeouts};
+use crate::forward::{IcmpLimiter, Parking};
+use crate::graph::spec::PipelineSpec;
+use crate::graph::{Pipeline, Snapshot};
+use crate::nic::Port;
+use crate::nic::spec::PortSpec;
+use crate::observe::SharedStats;
+use crate::packet::batch::BATCH_MAX;
+use crate::packet::{FramePool, ParseOptions};
+use crate::qos::Scheduler;
+use crate::qos::spec::PortQosSpec;
+
+/// Server names that one worker remembers.
+const NAMES_MAX: u32 = 16_384;
+/// Packets that a port's queue holds at least, however few frames there are.
+const QUEUE_PACKETS_MIN: usize = BATCH_MAX;
+/// Packets that a port's queue holds at most: 40 ms of 10 Gbit/s at 1500 B.
+const QUEUE_PACKETS_MAX: usize = 32_768;
+/// A shaped port's device holds this many microseconds of the port's rate at most ...
+const IN_FLIGHT_US: u64 = 1_000;
+/// ... or this many bytes, where that is more: a few bursts keep the device busy.
+const IN_FLIGHT_BYTES_MIN: u64 = 32 * 1024;
+
+/// What all workers of a process are built from. Building is the control plane's work: it
+/// allocates.
+#[derive(Clone, Copy)]
+pub struct Blueprint<'a> {
+    pub workers: &'a WorkersSpec,
+    /// By [`crate::packet::PortId`].
+    pub ports: &'a [PortSpec],
+    pub pipeline: &'a PipelineSpec,
+    /// Ports without an entry are plain queues.
+    pub qos: &'a [PortQosSpec],
+    pub snapshot: &'a Snapshot,
+}
+
+/// What differs from worker to worker.
+pub struct Own<P> {
+    pub id: u16,
+    /// In the order of the blueprint's.
+    pub ports: Vec<P>,
+    pub pool: FramePool,
+    pub handover: Handover,
+    pub control: ControlLink,
+    pub stats: Arc<SharedStats>,
+}
+
+impl Blueprint<'_> {
+    /// A worker with all its memory.
+    pub fn worker<P: Port>(&self, own: Own<P>) -> Worker<P> {
+        let seed = self.snapshot.seed;
+        let limits = FlowLimits {
+            flows_max: self.workers.flows_max,
+            half_open_max: self.workers.half_open_max,
+        };
+        let sides = own.ports.into_iter().enumerate().map(|(i, port)| self.side(i, port)).collect();
+        let parking = Parking::new(Arc::clone(own.pool.arena()));
+        Worker::new(WorkerParts {
+            id: own.id,
+            sides,
+            pool: own.pool,
+            flows: FlowTable::new(limits, Timeouts::default(), seed),
+            names: Names::new(NAMES_MAX, seed),
+            snapshot: self.snapshot.clone(),
+            pipeline: Pipeline::compile(self.pipeline),
+            parking,
+            icmp_limit: IcmpLimiter::default(),
+            handover: own.handover,
+            control: own.control,
+            stats: own.stats,
+        })
+    }
+
+    /// What makes a running worker like a new one: `old` is what it was built from. The pipeline
+    /// stays where its stages are the same.
+    pub fn update(&self, old: &Blueprint<'_>) -> Update {
+        let same = self.pipeline.stages == old.pipeline.stages;
+        let pipeline = (!same).then(|| Pipeline::compile(self.pipeline));
+        let egress =
+            (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
+                (None, None) => EgressUpdate::Keep,
+                (Some(new), Some(old)) if new == old => EgressUpdate::Keep,
+                (Some(new), Some(_)) => EgressUpdate::Reconfigure(self.share(new)),
+                _ => EgressUpdate::Replace(self.egress(port)),
+            });
+        Update { snapshot: self.snapshot.clone(), pipeline, egress: egress.collect() }
+    }
+
+    fn side<P: Port>(&self, index: usize, port: P) -> Side<P> {
+        let verify = self.ports.get(index).is_some_and(|p| p.verify_checksums);
+        let options = ParseOptions { verify_transport_checksum: verify };
+        let in_flight_max = self.shaper(index).map_or(u64::MAX, |spec| {
+            (self.share(spec).rate.bytes_per_sec() * IN_FLIGHT_US / 1_000_000)
+                .max(IN_FLIGHT_BYTES_MIN)
+        });
+        Side::new(port, self.egress(index), options, in_flight_max)
+    }
+
+    fn egress(&self, port: usize) -> EgressQueue {
+        let packets_max = self.queue_packets_max();
+        match self.shaper(port) {
+            Some(spec) => {
+                let spec = self.share(spec);
+                let tree = Scheduler::new(&spec, packets_max as u32, self.snapshot.seed);
+                EgressQueue::Tree(Box::new(tree))
+            }
+            None => EgressQueue::fifo(packets_max),
+        }
+    }
+
+    /// The class tree of a port, where there is one and the pipeline sends through it.
+    fn shaper(&self, port: usize) -> Option<&PortQosSpec> {
+        let shaped = self.pipeline.stages.contains(&crate::graph::spec::StageSpec::Shape);
+        self.qos.iter().find(|q| shaped && usize::from(q.port.0) == port)
+    }
+
+    /// A worker's share of a port's rates: an equal part, since flows spread over the workers by
+    /// hash.
+    fn share(&self, spec: &PortQosSpec) -> PortQosSpec {
+        let workers = u64::from(self.workers.count.max(1));
+        let part = |rate: BitRate| BitRate((rate.bits_per_sec() / workers).max(1));
+        let mut spec = spec.clone();
+        spec.rate = part(spec.rate);
+        for class in &mut spec.classes {
+            class.rate = part(class.rate);
+            class.ceil = part(class.ceil);
+        }
+        spec
+    }
+
+    /// What queues may hold without starving the rings and the reserve of frames.
+    fn queue_packets_max(&self) -> usize {
+        let rings: usize = self.ports.iter().map(|p| p.rx_ring as usize).sum();
+        let free = (self.workers.frames as usize).saturating_sub(rings + 4 * BATCH_MAX);
+        (free / self.ports.len().max(1)).clamp(QUEUE_PACKETS_MIN, QUEUE_PACKETS_MAX)
+    }
+}

@@ -1,0 +1,337 @@
+//! What the control plane asks of a worker, and what it hears back.
+//!
+//! Whatever a worker replaces goes back to be freed there: a worker frees nothing.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use super::egress::EgressQueue;
+use super::turn::Worker;
+use crate::base::{Addr, Nanos};
+use crate::flow::Flow;
+use crate::forward::Routes;
+use crate::graph::{Pipeline, Snapshot};
+use crate::nic::Port;
+use crate::nic::wake::Waker;
+use crate::packet::{ClassId, DropReason, FlowRef, PortId};
+use crate::qos::spec::PortQosSpec;
+use crate::qos::{ClassStats, Queued};
+
+/// Commands that wait for one worker at most.
+const COMMANDS_MAX: usize = 64;
+/// Events of one worker that wait for the control plane at most.
+const EVENTS_MAX: usize = 256;
+/// Commands obeyed in one turn of the loop at most.
+const COMMANDS_A_TURN: usize = 4;
+/// Flows looked at for a listing in one turn of the loop at most.
+const DUMP_FLOWS_A_TURN: usize = 256;
+/// Room that is kept in the ring of events for answers to commands.
+const EVENTS_RESERVED: usize = 64;
+
+/// Asked of one worker, done between two turns of its loop, in order.
+pub enum WorkerCommand {
+    /// A new configuration; answered by [`WorkerEvent::Old`].
+    Update(Box<Update>),
+    /// New routes or neighbours; answered by [`WorkerEvent::OldRoutes`].
+    Routes(Arc<Routes>),
+    /// Answered by [`WorkerEvent::Flows`].
+    ListFlows(FlowList),
+    /// As many as there is capacity for; answered by [`WorkerEvent::Classes`].
+    ListClasses(Vec<ClassRow>),
+    /// Receive nothing more, send what waits until the deadline, then end.
+    Stop { deadline: Nanos },
+}
+
+/// What a worker tells of its own accord or in answer.
+pub enum WorkerEvent {
+    /// What an update replaced, to be freed.
+    Old(Box<Update>),
+    /// What new routes replaced, to be freed.
+    OldRoutes(Arc<Routes>),
+    Flows(FlowList),
+    Classes(Vec<ClassRow>),
+    /// A packet waits for this neighbour: have the kernel resolve it.
+    Wanted(PortId, Addr),
+}
+
+/// A new configuration for one worker.
+pub struct Update {
+    pub snapshot: Snapshot,
+    /// `None`: the stages stay as they are, with all they know.
+    pub pipeline: Option<Pipeline>,
+    /// By port; those beyond the end stay as they are.
+    pub egress: Vec<EgressUpdate>,
+}
+
+/// What becomes of a port's queue.
+pub enum EgressUpdate {
+    Keep,
+    /// The class tree changes and keeps its packets and tokens.
+    Reconfigure(PortQosSpec),
+    /// Another kind of queue. Packets move over, into the default class.
+    Replace(EgressQueue),
+}
+
+/// A listing of flows, in parts where there are many.
+pub struct FlowList {
+    /// Where to begin; where it ended, once answered. 0 at first, and at the end of the table.
+    pub cursor: u32,
+    /// Filled as far as there is capacity.
+    pub rows: Vec<FlowRow>,
+}
+
+/// A flow as listed.
+#[derive(Clone, Debug)]
+pub struct FlowRow {
+    pub flow: Flow,
+    /// Server name, where one was seen: the first [`FlowRow::NAME_BYTES`] bytes.
+    name: [u8; FlowRow::NAME_BYTES],
+    name_len: u8,
+}
+
+impl FlowRow {
+    /// Bytes of a name that a listing shows.
+    pub const NAME_BYTES: usize = 64;
+
+    /// The server name; empty where none was seen.
+    pub fn name(&self) -> &[u8] {
+        &self.name[..usize::from(self.name_len)]
+    }
+
+    fn new(flow: &Flow, name: &[u8]) -> FlowRow {
+        let len = name.len().min(FlowRow::NAME_BYTES);
+        let mut row =
+            FlowRow { flow: flow.clone(), name: [0; FlowRow::NAME_BYTES], name_len: len as u8 };
+        row.name[..len].copy_from_slice(&name[..len]);
+        row
+    }
+}
+
+/// A class at one port, as listed.
+#[derive(Clone, Debug)]
+pub struct ClassRow {
+    pub port: PortId,
+    pub class: ClassId,
+    pub stats: ClassStats,
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Running,
+    /// Sends what waits until the deadline.
+    Draining(Nanos),
+    /// Everything is given back; [`Worker::poll`] is not called any more.
+    Stopped,
+}
+
+/// A worker's end of the rings to and from the control plane.
+pub struct ControlLink {
+    rings: Arc<Rings>,
+    /// A listing of flows under way.
+    listing: Option<FlowList>,
+}
+
+/// The control plane's end.
+#[derive(Clone)]
+pub struct WorkerLink {
+    rings: Arc<Rings>,
+    waker: Option<Waker>,
+}
+
+struct Rings {
+    commands: ArrayQueue<WorkerCommand>,
+    events: ArrayQueue<WorkerEvent>,
+}
+
+/// The two ends of one worker's rings. `waker` ends the worker's sleep.
+pub fn control_link(waker: Option<Waker>) -> (ControlLink, WorkerLink) {
+    let rings = Arc::new(Rings {
+        commands: ArrayQueue::new(COMMANDS_MAX),
+        events: ArrayQueue::new(EVENTS_MAX),
+    });
+    (ControlLink { rings: Arc::clone(&rings), listing: None }, WorkerLink { rings, waker })
+}
+
+impl WorkerLink {
+    /// # Errors
+    /// The command, where too many wait: the worker hangs, or was asked too often.
+    pub fn send(&self, command: WorkerCommand) -> Result<(), WorkerCommand> {
+        self.rings.commands.push(command)?;
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// The next thing the worker told.
+    pub fn recv(&self) -> Option<WorkerEvent> {
+        self.rings.events.pop()
+    }
+}
+
+impl ControlLink {
+    pub fn is_called(&self) -> bool {
+        !self.rings.commands.is_empty() || self.listing.is_some()
+    }
+
+    /// Room for one more event, so that whatever a command replaces can go back.
+    fn has_room(&self, reserve: usize) -> bool {
+        self.rings.events.len() + reserve < self.rings.events.capacity()
+    }
+
+    fn tell(&self, event: WorkerEvent) {
+        let told = self.rings.events.push(event);
+        debug_assert!(told.is_ok(), "an event without room: has_room was not asked");
+    }
+}
+
+impl<P: Port> Worker<P> {
+    /// Does what the control plane asks, a bounded amount a turn.
+    #[inline]
+    pub(super) fn obey(&mut self, now: Nanos) {
+        if self.parts.control.is_called() {
+            self.obey_commands(now);
+        }
+        if let Phase::Draining(deadline) = self.phase
+            && (self.held() == 0 || now >= deadline)
+        {
+            self.close();
+        }
+    }
+
+    #[cold]
+    fn obey_commands(&mut self, now: Nanos) {
+        self.list_flows();
+        for _ in 0..COMMANDS_A_TURN {
+            if !self.parts.control.has_room(0) || self.parts.control.listing.is_some() {
+                return;
+            }
+            let Some(command) = self.parts.control.rings.commands.pop() else { return };
+            match command {
+                WorkerCommand::Update(update) => self.update(now, update),
+                WorkerCommand::Routes(routes) => self.reroute(now, routes),
+                WorkerCommand::ListFlows(mut list) => {
+                    list.rows.clear();
+                    self.parts.control.listing = Some(list);
+                    self.list_flows();
+                }
+                WorkerCommand::ListClasses(rows) => self.list_classes(rows),
+                WorkerCommand::Stop { deadline } => self.phase = Phase::Draining(deadline),
+            }
+        }
+    }
+
+    fn update(&mut self, now: Nanos, mut update: Box<Update>) {
+        std::mem::swap(&mut self.parts.snapshot, &mut update.snapshot);
+        if let Some(pipeline) = &mut update.pipeline {
+            std::mem::swap(&mut self.parts.pipeline, pipeline);
+            self.parts.pipeline.take_over(pipeline);
+        }
+        for (port, change) in update.egress.iter_mut().enumerate() {
+            self.change_egress(now, port, change);
+        }
+        self.parts.control.tell(WorkerEvent::Old(update));
+        self.retry_parked(now);
+    }
+
+    fn change_egress(&mut self, now: Nanos, port: usize, change: &mut EgressUpdate) {
+        let Some(side) = self.parts.sides.get_mut(port) else { return };
+        match change {
+            EgressUpdate::Keep => {}
+            EgressUpdate::Reconfigure(spec) => {
+                if let EgressQueue::Tree(tree) = &mut side.egress {
+                    tree.reconfigure(now, spec);
+                }
+            }
+            EgressUpdate::Replace(egress) => {
+                std::mem::swap(&mut side.egress, egress);
+                // Rare, and between packets: the one place where a worker allocates.
+                let mut frames = Vec::with_capacity(egress.len());
+                egress.drain(&mut frames);
+                for frame in frames {
+                    let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0 };
+                    side.enqueue(now, packet, &mut self.parts.pool, &mut self.counters);
+                }
+            }
+        }
+    }
+
+    fn reroute(&mut self, now: Nanos, routes: Arc<Routes>) {
+        let old = std::mem::replace(&mut self.parts.snapshot.routes, routes);
+        self.parts.control.tell(WorkerEvent::OldRoutes(old));
+        self.retry_parked(now);
+    }
+
+    /// Sends the packets whose neighbour is known by now.
+    fn retry_parked(&mut self, now: Nanos) {
+        let Worker { parts, counters, unparked, .. } = self;
+        parts.parking.retry(now, &parts.snapshot.routes, unparked);
+        for packet in unparked.drain(..) {
+            parts.dispatch(now, counters, packet);
+        }
+    }
+
+    /// Tells the control plane which neighbours packets wait for.
+    pub(super) fn ask_for_neighbours(&mut self) {
+        while self.parts.control.has_room(EVENTS_RESERVED)
+            && let Some((port, addr)) = self.parts.parking.wanted()
+        {
+            self.parts.control.tell(WorkerEvent::Wanted(port, addr));
+        }
+    }
+
+    fn list_flows(&mut self) {
+        let Some(list) = &mut self.parts.control.listing else { return };
+        let (flows, names) = (&self.parts.flows, &self.parts.names);
+        for _ in 0..DUMP_FLOWS_A_TURN {
+            if list.rows.len() == list.rows.capacity() {
+                break;
+            }
+            if list.cursor as usize >= flows.capacity() {
+                list.cursor = 0;
+                break;
+            }
+            if let Some(flow) = flows.at(FlowRef(list.cursor)) {
+                let name = names.get(flow.name).unwrap_or_default();
+                list.rows.push(FlowRow::new(flow, name));
+            }
+            list.cursor += 1;
+        }
+        let done = list.cursor == 0 || list.rows.len() == list.rows.capacity();
+        if done && let Some(list) = self.parts.control.listing.take() {
+            self.parts.control.tell(WorkerEvent::Flows(list));
+        }
+    }
+
+    fn list_classes(&mut self, mut rows: Vec<ClassRow>) {
+        rows.clear();
+        for (port, side) in self.parts.sides.iter().enumerate() {
+            let EgressQueue::Tree(tree) = &side.egress else { continue };
+            for (class, stats) in tree.classes() {
+                if rows.len() < rows.capacity() {
+                    rows.push(ClassRow { port: PortId(port as u16), class, stats });
+                }
+            }
+        }
+        self.parts.control.tell(WorkerEvent::Classes(rows));
+    }
+
+    /// Drops what is still held, gives every frame back, and publishes a last time. For the loop's
+    /// owner: also after a panic.
+    pub fn close(&mut self) {
+        let Worker { parts, counters, unparked, .. } = self;
+        for side in &mut parts.sides {
+            side.close(&mut parts.pool, counters);
+        }
+        parts.parking.drain(unparked);
+        for packet in unparked.drain(..) {
+            counters.drop(DropReason::Shutdown);
+            parts.pool.put(packet.frame);
+        }
+        self.close_handover();
+        self.phase = Phase::Stopped;
+        self.publish(Nanos::MAX);
+    }
+}

@@ -1,0 +1,148 @@
+//! What waits for a port: a class tree where the pipeline shapes, else a plain queue.
+
+use std::collections::VecDeque;
+
+use crate::base::Nanos;
+use crate::packet::{DropReason, Frame};
+use crate::qos::{Queued, Scheduler};
+
+/// Packets on their way out of one port.
+pub enum EgressQueue {
+    Fifo(Fifo),
+    Tree(Box<Scheduler>),
+}
+
+/// First in, first out, bounded: for ports that nothing shapes.
+pub struct Fifo {
+    queue: VecDeque<Frame>,
+    packets_max: usize,
+    bytes: u64,
+}
+
+impl EgressQueue {
+    /// A plain queue of `packets_max` packets at most.
+    pub fn fifo(packets_max: usize) -> EgressQueue {
+        let queue = VecDeque::with_capacity(packets_max);
+        EgressQueue::Fifo(Fifo { queue, packets_max, bytes: 0 })
+    }
+
+    /// Takes a packet; what has to go for it, or it itself, is added to `dropped`.
+    #[inline]
+    pub fn enqueue(&mut self, now: Nanos, packet: Queued, dropped: &mut Vec<(Frame, DropReason)>) {
+        match self {
+            EgressQueue::Fifo(fifo) if fifo.queue.len() < fifo.packets_max => {
+                fifo.bytes += packet.frame.len() as u64;
+                fifo.queue.push_back(packet.frame);
+            }
+            EgressQueue::Fifo(_) => dropped.push((packet.frame, DropReason::QueueFull)),
+            EgressQueue::Tree(tree) => tree.enqueue(now, packet, dropped),
+        }
+    }
+
+    /// Adds packets that may go now to `out`: `packets_max` at most, and `bytes_max` bytes, which
+    /// the last one may overshoot. Returns how many. What the queue management gives up goes to
+    /// `dropped`.
+    #[inline]
+    pub fn dequeue(
+        &mut self,
+        now: Nanos,
+        packets_max: usize,
+        bytes_max: u64,
+        out: &mut Vec<Frame>,
+    ) -> usize {
+        match self {
+            EgressQueue::Fifo(fifo) => fifo.dequeue(packets_max, bytes_max, out),
+            EgressQueue::Tree(tree) => tree.dequeue(now, packets_max, bytes_max, out),
+        }
+    }
+
+    /// When the next packet may go; `None` where none waits.
+    pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
+        match self {
+            EgressQueue::Fifo(fifo) => (!fifo.queue.is_empty()).then_some(now),
+            EgressQueue::Tree(tree) => tree.next_event(now),
+        }
+    }
+
+    /// Packets waiting.
+    #[inline]
+    pub fn len(&self) -> usize {
+        match self {
+            EgressQueue::Fifo(fifo) => fifo.queue.len(),
+            EgressQueue::Tree(tree) => tree.len(),
+        }
+    }
+
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes waiting.
+    pub fn backlog_bytes(&self) -> u64 {
+        match self {
+            EgressQueue::Fifo(fifo) => fifo.bytes,
+            EgressQueue::Tree(tree) => tree.backlog_bytes(),
+        }
+    }
+
+    /// Takes out everything that waits.
+    pub fn drain(&mut self, out: &mut Vec<Frame>) {
+        match self {
+            EgressQueue::Fifo(fifo) => {
+                out.extend(fifo.queue.drain(..));
+                fifo.bytes = 0;
+            }
+            EgressQueue::Tree(tree) => tree.drain(out),
+        }
+    }
+}
+
+impl Fifo {
+    #[inline]
+    fn dequeue(&mut self, packets_max: usize, bytes_max: u64, out: &mut Vec<Frame>) -> usize {
+        let (mut packets, mut bytes) = (0, 0);
+        while packets < packets_max && bytes < bytes_max {
+            let Some(frame) = self.queue.pop_front() else { break };
+            bytes += frame.len() as u64;
+            packets += 1;
+            out.push(frame);
+        }
+        self.bytes -= bytes;
+        packets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{ClassId, FramePool};
+
+    const T: Nanos = Nanos::ZERO;
+
+    #[test]
+    fn a_fifo_keeps_order_and_its_bounds() {
+        let mut pool = FramePool::standalone(4, 2048);
+        let mut egress = EgressQueue::fifo(3);
+        let mut dropped = Vec::new();
+        for i in 0..4u8 {
+            let frame = pool.take_with(&[i; 100]).expect("stock");
+            let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0 };
+            egress.enqueue(T, packet, &mut dropped);
+        }
+        assert_eq!((egress.len(), egress.backlog_bytes()), (3, 300));
+        assert_eq!(dropped.len(), 1);
+        assert_eq!(dropped[0].1, DropReason::QueueFull);
+        assert_eq!(egress.next_event(T), Some(T));
+        let mut out = Vec::new();
+        assert_eq!(egress.dequeue(T, 64, 101, &mut out), 2, "the second overshoots");
+        assert_eq!(egress.dequeue(T, 64, 0, &mut out), 0);
+        assert_eq!(egress.dequeue(T, 0, 1000, &mut out), 0);
+        egress.drain(&mut out);
+        assert_eq!((egress.len(), egress.backlog_bytes(), egress.next_event(T)), (0, 0, None));
+        let order: Vec<_> = out.iter().map(|f| f.bytes(pool.arena())[0]).collect();
+        assert_eq!(order, [0, 1, 2]);
+        out.into_iter().for_each(|f| pool.put(f));
+        dropped.into_iter().for_each(|(f, _)| pool.put(f));
+    }
+}

@@ -1,0 +1,134 @@
+//! A port and what waits for it.
+
+use super::egress::EgressQueue;
+use crate::base::Nanos;
+use crate::nic::Port;
+use crate::observe::{Counters, PortGauges};
+use crate::packet::batch::BATCH_MAX;
+use crate::packet::{DropReason, Frame, FramePool, ParseOptions};
+use crate::qos::Queued;
+
+/// Bursts sent in one turn at most: several ports may fill one.
+const TX_BURSTS: usize = 8;
+
+/// One of a worker's ports.
+pub struct Side<P> {
+    pub port: P,
+    pub egress: EgressQueue,
+    pub options: ParseOptions,
+    /// Bytes that the device may hold: what it holds, the class tree can't reorder any more.
+    pub in_flight_max: u64,
+    /// Chosen by `egress`, not yet taken by the port.
+    staged: Vec<Frame>,
+    /// Given up by `egress` while it was asked for packets or given one.
+    dropped: Vec<(Frame, DropReason)>,
+}
+
+impl<P: Port> Side<P> {
+    pub fn new(port: P, egress: EgressQueue, options: ParseOptions, in_flight_max: u64) -> Side<P> {
+        let staged = Vec::with_capacity(BATCH_MAX);
+        let dropped = Vec::with_capacity(2 * BATCH_MAX);
+        Side { port, egress, options, in_flight_max, staged, dropped }
+    }
+
+    /// Packets that wait here.
+    pub fn held(&self) -> usize {
+        self.egress.len() + self.staged.len()
+    }
+
+    #[inline]
+    pub fn enqueue(
+        &mut self,
+        now: Nanos,
+        packet: Queued,
+        pool: &mut FramePool,
+        counters: &mut Counters,
+    ) {
+        self.egress.enqueue(now, packet, &mut self.dropped);
+        if !self.dropped.is_empty() {
+            self.count_dropped(pool, counters);
+        }
+    }
+
+    /// Sends what may go and returns how many packets the port took.
+    pub fn transmit(&mut self, now: Nanos, pool: &mut FramePool, counters: &mut Counters) -> usize {
+        let mut sent = 0;
+        for _ in 0..TX_BURSTS {
+            let wanted = self.stage(now);
+            if !self.dropped.is_empty() {
+                self.count_dropped(pool, counters);
+            }
+            if self.staged.is_empty() {
+                break;
+            }
+            let bytes = bytes_of(&self.staged);
+            let taken = self.port.tx_burst(now, pool, &mut self.staged);
+            sent += taken;
+            counters.tx_packets += taken as u64;
+            counters.tx_bytes += bytes - bytes_of(&self.staged);
+            if !wanted || !self.staged.is_empty() {
+                break;
+            }
+        }
+        sent
+    }
+
+    /// Fills `staged` as far as the port has room; `false` where nothing more is to be had now.
+    #[inline]
+    fn stage(&mut self, now: Nanos) -> bool {
+        if self.egress.is_empty() {
+            return false;
+        }
+        let room = self.port.tx_room().min(BATCH_MAX).saturating_sub(self.staged.len());
+        let in_flight = self.port.tx_in_flight_bytes() + bytes_of(&self.staged);
+        let bytes_max = self.in_flight_max.saturating_sub(in_flight);
+        if room == 0 || bytes_max == 0 {
+            return false;
+        }
+        self.egress.dequeue(now, room, bytes_max, &mut self.staged) == room
+    }
+
+    #[cold]
+    fn count_dropped(&mut self, pool: &mut FramePool, counters: &mut Counters) {
+        for (frame, reason) in self.dropped.drain(..) {
+            counters.drop(reason);
+            pool.put(frame);
+        }
+    }
+
+    /// When the next packet may go; `None` where none waits.
+    pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
+        if self.staged.is_empty() { self.egress.next_event(now) } else { Some(now) }
+    }
+
+    /// Gives all frames back: what still waits is dropped.
+    pub fn close(&mut self, pool: &mut FramePool, counters: &mut Counters) {
+        self.egress.drain(&mut self.staged);
+        for frame in self.staged.drain(..) {
+            counters.drop(DropReason::Shutdown);
+            pool.put(frame);
+        }
+        self.port.close(pool);
+    }
+
+    /// As published.
+    pub fn gauges(&self) -> PortGauges {
+        let s = self.port.stats();
+        PortGauges {
+            rx_packets: s.rx_packets,
+            rx_bytes: s.rx_bytes,
+            tx_packets: s.tx_packets,
+            tx_bytes: s.tx_bytes,
+            rx_missed: s.rx_missed,
+            tx_errors: s.tx_errors,
+            wakeups: s.wakeups,
+            backlog_packets: self.held() as u64,
+            backlog_bytes: self.egress.backlog_bytes() + bytes_of(&self.staged),
+        }
+    }
+}
+
+#[inline]
+fn bytes_of(frames: &[Frame]) -> u64 {
+    frames.iter().map(|f| f.len() as u64).sum()
+}

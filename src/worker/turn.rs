@@ -1,0 +1,342 @@
+//! The loop's body: everything that one turn does, without a clock and without a thread.
+
+use std::sync::Arc;
+
+use super::command::{ControlLink, Phase};
+use super::handover::Handover;
+use super::side::Side;
+use crate::base::Nanos;
+use crate::base::mem::Arena;
+use crate::flow::{FlowTable, Names};
+use crate::forward::{IcmpLimiter, Parking};
+use crate::graph::{Cx, Pipeline, REPLIES_MAX, Snapshot};
+use crate::nic::Port;
+use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
+use crate::packet::batch::BATCH_MAX;
+use crate::packet::{Batch, DropReason, Frame, FramePool, Packet, PacketMeta, Verdict, parse, tcp};
+use crate::qos::Queued;
+
+/// Frames that stay out of queues, so that packets can always be received and answered.
+const FRAME_RESERVE: usize = 2 * BATCH_MAX;
+/// How often timers are looked at.
+const TIMERS_EVERY_NS: u64 = 1_000_000;
+/// Flows that one turn forgets at most.
+const EXPIRE_BUDGET: usize = 128;
+/// How often counters are published.
+const PUBLISH_EVERY_NS: u64 = 1_000_000;
+
+/// What a worker is made of. All its memory is taken by now.
+pub struct WorkerParts<P> {
+    pub id: u16,
+    /// By [`crate::packet::PortId`].
+    pub sides: Vec<Side<P>>,
+    pub pool: FramePool,
+    pub flows: FlowTable,
+    pub names: Names,
+    pub snapshot: Snapshot,
+    pub pipeline: Pipeline,
+    pub parking: Parking,
+    pub icmp_limit: IcmpLimiter,
+    pub handover: Handover,
+    pub control: ControlLink,
+    pub stats: Arc<SharedStats>,
+}
+
+/// One worker: its ports, its tables, its frames. It shares none of them.
+pub struct Worker<P> {
+    pub(super) parts: WorkerParts<P>,
+    pub(super) arena: Arc<Arena>,
+    pub(super) counters: Counters,
+    pub(super) phase: Phase,
+    batch: Batch,
+    received: Vec<Frame>,
+    replies: Vec<Packet>,
+    pub(super) unparked: Vec<Packet>,
+    port_gauges: Vec<PortGauges>,
+    timers_at: Nanos,
+    publish_at: Nanos,
+    polls: u64,
+    polls_idle: u64,
+}
+
+impl<P: Port> Worker<P> {
+    pub fn new(parts: WorkerParts<P>) -> Worker<P> {
+        let port_gauges = vec![PortGauges::default(); parts.sides.len()];
+        let unparked = Vec::with_capacity(parts.parking.capacity());
+        Worker {
+            arena: Arc::clone(parts.pool.arena()),
+            parts,
+            counters: Counters::default(),
+            phase: Phase::Running,
+            batch: Batch::new(),
+            received: Vec::with_capacity(BATCH_MAX),
+            replies: Vec::with_capacity(REPLIES_MAX),
+            unparked,
+            port_gauges,
+            timers_at: Nanos::ZERO,
+            publish_at: Nanos::ZERO,
+            polls: 0,
+            polls_idle: 0,
+        }
+    }
+
+    /// One turn of the loop: receives a burst from each port and from each other worker, sends what
+    /// may go, and keeps the house. Returns how many packets moved; 0 means that there was nothing
+    /// to do.
+    pub fn poll(&mut self, now: Nanos) -> usize {
+        self.obey(now);
+        let mut moved = 0;
+        if self.phase == Phase::Running {
+            for port in 0..self.parts.sides.len() {
+                moved += self.receive(now, port);
+            }
+        }
+        if self.parts.handover.workers() > 1 {
+            moved += self.take_over(now);
+        }
+        if now >= self.timers_at {
+            self.timers(now);
+        }
+        for side in &mut self.parts.sides {
+            moved += side.transmit(now, &mut self.parts.pool, &mut self.counters);
+            side.port.poll(now, &mut self.parts.pool);
+        }
+        self.parts.handover.settle(&mut self.parts.pool);
+        self.polls += 1;
+        self.polls_idle += u64::from(moved == 0);
+        if now >= self.publish_at {
+            self.publish(now);
+        }
+        self.check_invariants();
+        moved
+    }
+
+    fn receive(&mut self, now: Nanos, port: usize) -> usize {
+        let Worker { parts, arena, counters, batch, received, .. } = self;
+        let side = &mut parts.sides[port];
+        side.port.rx_burst(now, &mut parts.pool, received, BATCH_MAX);
+        let count = received.len();
+        if count == 0 {
+            return 0;
+        }
+        received.iter().for_each(|f| f.prefetch(arena));
+        counters.rx_packets += count as u64;
+        let (workers, me) = (parts.handover.workers() as u16, parts.id);
+        for mut frame in received.drain(..) {
+            counters.rx_bytes += frame.len() as u64;
+            let mut meta =
+                PacketMeta { in_port: crate::packet::PortId(port as u16), ..PacketMeta::default() };
+            let bytes = frame.bytes_mut(arena);
+            if let Err(reason) = parse(bytes, parts.snapshot.seed, side.options, &mut meta) {
+                counters.drop(reason);
+                parts.pool.put(frame);
+                continue;
+            }
+            let packet = Packet { frame, meta };
+            if workers > 1 {
+                let owner = parts.snapshot.forward.owner(&packet.meta, workers);
+                if owner != me {
+                    match parts.handover.give(owner, packet) {
+                        Ok(()) => counters.handed_over += 1,
+                        Err(packet) => {
+                            counters.drop(DropReason::HandoverFull);
+                            parts.pool.put(packet.frame);
+                        }
+                    }
+                    continue;
+                }
+            }
+            batch.push(packet);
+        }
+        self.process(now);
+        count
+    }
+
+    fn take_over(&mut self, now: Nanos) -> usize {
+        let mut moved = 0;
+        for worker in 0..self.parts.handover.workers() {
+            let taken = self.parts.handover.take(worker, &mut self.batch);
+            if taken > 0 {
+                self.counters.taken_over += taken as u64;
+                self.process(now);
+                moved += taken;
+            }
+        }
+        moved
+    }
+
+    /// Runs the batch through the pipeline and sends each packet its way.
+    fn process(&mut self, now: Nanos) {
+        let Worker { parts, arena, counters, batch, replies, .. } = self;
+        parts.make_room(batch, counters);
+        parts.flows.lookup_batch(batch);
+        let mut cx = Cx {
+            now,
+            worker: parts.id,
+            arena,
+            pool: &mut parts.pool,
+            flows: &mut parts.flows,
+            names: &mut parts.names,
+            snapshot: &parts.snapshot,
+            counters,
+            replies,
+            icmp_limit: &mut parts.icmp_limit,
+        };
+        parts.pipeline.run(&mut cx, batch);
+        for packet in batch.drain() {
+            parts.dispatch(now, counters, packet);
+        }
+        counters.created += replies.len() as u64;
+        for packet in replies.drain(..) {
+            parts.dispatch(now, counters, packet);
+        }
+    }
+
+    /// Drops what other workers still have for this one, and gives back what it owes them.
+    pub(super) fn close_handover(&mut self) {
+        let Worker { parts, counters, batch, .. } = self;
+        for worker in 0..parts.handover.workers() {
+            while parts.handover.take(worker, batch) > 0 {
+                counters.taken_over += batch.len() as u64;
+                for packet in batch.drain() {
+                    counters.drop(DropReason::Shutdown);
+                    parts.pool.put(packet.frame);
+                }
+            }
+        }
+        parts.handover.close(&mut parts.pool);
+    }
+
+    fn timers(&mut self, now: Nanos) {
+        let Worker { parts, counters, unparked, .. } = self;
+        self.timers_at = now.saturating_add(TIMERS_EVERY_NS);
+        let pipeline = &mut parts.pipeline;
+        parts.flows.expire(now, EXPIRE_BUDGET, |flow| {
+            counters.flows_expired += 1;
+            pipeline.forget(flow);
+        });
+        parts.parking.expire(now, unparked);
+        for packet in unparked.drain(..) {
+            counters.drop(DropReason::NeighbourUnresolved);
+            parts.pool.put(packet.frame);
+        }
+        self.ask_for_neighbours();
+    }
+
+    /// Publishes the counters; the loop's owner calls it before it sleeps.
+    pub fn publish(&mut self, now: Nanos) {
+        let parts = &self.parts;
+        self.publish_at = now.saturating_add(PUBLISH_EVERY_NS);
+        for (gauges, side) in self.port_gauges.iter_mut().zip(&parts.sides) {
+            *gauges = side.gauges();
+        }
+        let gauges = Gauges {
+            flows: parts.flows.len() as u64,
+            flows_max: parts.flows.capacity() as u64,
+            frames_available: parts.pool.available() as u64,
+            frames_owned: parts.pool.owned() as u64,
+            parked_now: parts.parking.len() as u64,
+            handover_backlog: parts.handover.backlog() as u64,
+            polls: self.polls,
+            polls_idle: self.polls_idle,
+        };
+        parts.stats.publish(&self.counters, &gauges, &self.port_gauges);
+    }
+
+    /// When there is something to send although nothing arrives. Timers of flows and of parked
+    /// packets are not that precise: they are looked at with the next turn, whenever that is.
+    pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
+        self.parts.sides.iter().filter_map(|s| s.next_event(now)).min()
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether another thread has given something that is not yet looked at.
+    pub fn is_called(&self) -> bool {
+        self.parts.handover.backlog() > 0 || self.parts.control.is_called()
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Packets waiting here: in queues, in front of ports, for a neighbour.
+    pub fn held(&self) -> usize {
+        self.parts.sides.iter().map(Side::held).sum::<usize>() + self.parts.parking.len()
+    }
+
+    /// Packets in hand-over rings toward this worker.
+    pub fn handover_backlog(&self) -> usize {
+        self.parts.handover.backlog()
+    }
+
+    /// Frames of this worker's share that are not in its pool; negative where it has others'
+    /// frames.
+    pub fn frames_outstanding(&self) -> isize {
+        self.parts.pool.outstanding()
+    }
+
+    /// Every packet that came is sent, dropped, handed over or held (debug builds).
+    fn check_invariants(&self) {
+        debug_assert_eq!(self.counters.held(), self.held() as i128, "{:?}", self.counters);
+    }
+}
+
+impl<P: Port> WorkerParts<P> {
+    /// Forgets the oldest handshakes where this batch begins more than may be in progress.
+    #[inline]
+    fn make_room(&mut self, batch: &Batch, counters: &mut Counters) {
+        use tcp::flag::{ACK, SYN};
+        let begins = |p: &&Packet| p.meta.tcp_flags & (SYN | ACK) == SYN;
+        let handshakes = batch.iter().filter(begins).count() as u32;
+        if handshakes > 0 {
+            let pipeline = &mut self.pipeline;
+            self.flows.make_room(handshakes, |flow| {
+                counters.handshakes_evicted += 1;
+                pipeline.forget(flow);
+            });
+        }
+    }
+
+    #[inline]
+    pub(super) fn dispatch(&mut self, now: Nanos, counters: &mut Counters, packet: Packet) {
+        let Packet { frame, meta } = packet;
+        let reason = match meta.verdict {
+            Verdict::Output => return self.output(now, counters, frame, &meta),
+            Verdict::Park => return self.park(now, counters, Packet { frame, meta }),
+            Verdict::Drop(reason) => reason,
+            Verdict::Next => DropReason::NotHandled,
+        };
+        counters.drop(reason);
+        self.pool.put(frame);
+    }
+
+    #[inline]
+    fn output(&mut self, now: Nanos, counters: &mut Counters, frame: Frame, meta: &PacketMeta) {
+        let reason = match self.sides.get_mut(usize::from(meta.out_port.0)) {
+            Some(side) if self.pool.available() >= FRAME_RESERVE || side.held() == 0 => {
+                let packet = Queued { frame, class: meta.class, flow_hash: meta.hash as u32 };
+                return side.enqueue(now, packet, &mut self.pool, counters);
+            }
+            Some(_) => DropReason::NoFrames,
+            None => DropReason::NotOurPort,
+        };
+        counters.drop(reason);
+        self.pool.put(frame);
+    }
+
+    #[cold]
+    fn park(&mut self, now: Nanos, counters: &mut Counters, packet: Packet) {
+        let (port, next_hop) = (packet.meta.out_port, packet.meta.key.dst);
+        match self.parking.park(now, packet, port, next_hop) {
+            Ok(()) => counters.parked += 1,
+            Err((packet, reason)) => {
+                counters.drop(reason);
+                self.pool.put(packet.frame);
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! A steady stream of numbered datagrams to an echo server: when did answers stop, how many are lost?
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tidegate::lab::Namespace;
+
+/// Between datagrams.
+pub const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Answers datagrams in a namespace until dropped.
+pub struct Echo {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Echo {
+    pub fn start(ns: &Namespace, addresses: &[SocketAddr]) -> Echo {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = addresses
+            .iter()
+            .map(|&address| {
+                let socket =
+                    ns.enter(move || UdpSocket::bind(address)).expect("thread").expect("bind");
+                socket.set_read_timeout(Some(Duration::from_millis(50))).expect("timeout");
+                let stop = Arc::clone(&stop);
+                std::thread::spawn(move || {
+                    let mut buf = [0; 64];
+                    while !stop.load(Ordering::Relaxed) {
+                        if let Ok((n, from)) = socket.recv_from(&mut buf) {
+                            let _ = socket.send_to(&buf[..n], from);
+                        }
+                    }
+                })
+            })
+            .collect();
+        Echo { stop, threads }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for t in self.threads.drain(..) {
+            let _ = t.join();
+        }
+    }
+}
+
+/// One datagram's fate: when it was sent, since the start, and whether its answer came.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    pub at: Duration,
+    pub answered: bool,
+}
+
+/// Sends until stopped.
+pub struct Probe {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Sent>>,
+    pub start: Instant,
+}
+
+impl Probe {
+    pub fn start(ns: &Namespace, target: SocketAddr) -> Probe {
+        let stop = Arc::new(AtomicBool::new(false));
+        let start = Instant::now();
+        let flag = Arc::clone(&stop);
+        let thread = ns.thread("probe", move || run(target, start, &flag)).expect("thread");
+        Probe { stop, thread, start }
+    }
+
+    /// Time since the probe started: to compare with [`Sent::at`].
+    pub fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub fn finish(self) -> Vec<Sent> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("probe")
+    }
+}
+
+fn run(target: SocketAddr, start: Instant, stop: &AtomicBool) -> Vec<Sent> {
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).expect("bind");
+    socket.connect(target).expect("connect");
+    socket.set_nonblocking(true).expect("nonblocking");
+    let mut sent: Vec<Sent> = Vec::new();
+    let collect = |sent: &mut Vec<Sent>| {
+        let mut buf = [0; 8];
+        while let Ok(8) = socket.recv(&mut buf) {
+            if let Some(s) = sent.get_mut(u64::from_be_bytes(buf) as usize) {
+                s.answered = true;
+            }
+        }
+    };
+    while !stop.load(Ordering::Relaxed) {
+        let number = sent.len() as u64;
+        // A refused datagram (no route yet) counts as lost.
+        let _ = socket.send(&number.to_be_bytes());
+        sent.push(Sent { at: start.elapsed(), answered: false });
+        std::thread::sleep(INTERVAL);
+        collect(&mut sent);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    collect(&mut sent);
+    sent
+}
+
+/// The longest time within `from..to` in which no datagram that was sent got an answer.
+pub fn longest_silence(sent: &[Sent], from: Duration, to: Duration) -> Duration {
+    let mut longest = Duration::ZERO;
+    let mut last = from;
+    for s in sent.iter().filter(|s| s.answered && s.at >= from && s.at <= to) {
+        longest = longest.max(s.at - last);
+        last = s.at;
+    }
+    longest.max(to.saturating_sub(last))
+}
+
+/// Datagrams sent within `from..to` that got no answer.
+pub fn lost(sent: &[Sent], from: Duration, to: Duration) -> usize {
+    sent.iter().filter(|s| !s.answered && s.at >= from && s.at <= to).count()
+}

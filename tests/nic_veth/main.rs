@@ -1,0 +1,7 @@
+//! AF_XDP ports and the XDP program on real veth pairs. Needs root; says so and passes without.
+
+mod lifecycle;
+mod net;
+mod packets;
+mod pktgen;
+mod steering;

@@ -1,0 +1,298 @@
+//! What crosses a port, and what the XDP program makes of each packet.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use crate::net::{Side, ip, with_veth};
+use crate::packets::{
+    V4, extended, fragment, ping, same, solicitation, tagged, tcp, tcp6, udp, udp_broadcast,
+};
+use tidegate::base::{Addr, Nanos};
+use tidegate::nic::Port;
+use tidegate::nic::spec::AttachMode;
+use tidegate::nic::steer::{NatRange, SHARE_ALL, SteerReason, VipEntry, kernel_now};
+use tidegate::worker::spec::OnFailure;
+
+const CLIENT: V4 = ([198, 51, 100, 7], 40_000);
+const VIP: V4 = ([203, 0, 113, 1], 443);
+const BACKEND: V4 = ([10, 0, 0, 8], 8443);
+const NAT: [u8; 4] = [10, 0, 0, 1];
+const LOCAL: [u8; 4] = [10, 9, 0, 1];
+
+fn addr(bytes: [u8; 4]) -> Addr {
+    std::net::Ipv4Addr::from(bytes).into()
+}
+
+fn endpoint(at: V4, proto: u8, share: u32) -> VipEntry {
+    VipEntry { addr: addr(at.0), port: at.1, proto, canary_share: share as u16 }
+}
+
+/// Packets cross in both directions on both queues, and all frames come back.
+fn both_ways(attach: AttachMode, native: bool) {
+    with_veth(2, || {
+        let mut a = Side::open("v0", 2, attach).takes_everything();
+        let mut b = Side::open("v1", 2, attach).takes_everything();
+        assert_eq!(a.nic.modes[0].native, native, "{:?}", a.nic.modes);
+        assert_eq!((a.nic.modes[0].queues, a.nic.modes[0].driver.as_str()), (2, "veth"));
+        assert!(!a.nic.modes[0].zero_copy);
+        for sender in [0usize, 1] {
+            // A veth in generic mode reads the sender's queue number off by one (linux/netdevice.h,
+            // skb_get_rx_queue), so everything arrives on queue 0.
+            let receiver = if native { sender } else { 0 };
+            let sent: Vec<_> = (0..700u16).map(|i| udp((CLIENT.0, i), VIP)).collect();
+            for chunk in sent.chunks(350) {
+                a.send(sender, chunk);
+                same(&b.receive(receiver, chunk.len()), chunk);
+                assert!(b.receive(1 - receiver, 1).is_empty(), "the other queue got packets");
+                b.send(sender, chunk);
+                same(&a.receive(receiver, chunk.len()), chunk);
+            }
+        }
+        let total = |f: fn(&tidegate::nic::PortStats) -> u64| -> u64 {
+            a.nic.ports.iter().flatten().map(|p| f(&p.stats())).sum()
+        };
+        assert_eq!((total(|s| s.rx_packets), total(|s| s.tx_packets)), (1400, 1400));
+        assert_eq!((total(|s| s.rx_missed), total(|s| s.tx_errors)), (0, 0));
+        a.close();
+        b.close();
+    });
+}
+
+#[test]
+fn packets_cross_natively() {
+    both_ways(AttachMode::Native, true);
+}
+
+#[test]
+fn packets_cross_generically() {
+    both_ways(AttachMode::Generic, false);
+}
+
+/// A device under test whose tables are all set.
+fn configured() -> Side {
+    let mut a = Side::open("v0", 1, AttachMode::Native);
+    let steer = &mut a.nic.steer;
+    let vip6 =
+        VipEntry { addr: "2001:db8::1".parse().expect("literal"), ..endpoint(VIP, 6, SHARE_ALL) };
+    steer.set_vips(&[endpoint(VIP, 6, SHARE_ALL), vip6]).expect("vips");
+    steer.set_nat(&[NatRange { addr: addr(NAT), first: 20_000, last: 29_999 }]).expect("nat");
+    steer.set_returns(&[endpoint(BACKEND, 6, SHARE_ALL)]).expect("returns");
+    let transit = ["192.0.2.0/24", "224.0.0.0/3", "2001:db8:5::/48", "ff00::/8"];
+    let transit = transit.map(|p| p.parse().expect("literal"));
+    steer.set_transit(&transit).expect("transit");
+    steer.set_local(&[addr(LOCAL)]).expect("local");
+    a
+}
+
+fn v6(last: u8, port: u16) -> ([u8; 16], u16) {
+    ([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last], port)
+}
+
+fn golden() -> Vec<(&'static str, Vec<u8>, SteerReason)> {
+    use SteerReason::*;
+    let net = ([192, 0, 2, 9], 5);
+    let client6 = v6(0x77, 40_000);
+    let mut prefix6 = v6(9, 5);
+    prefix6.0[5] = 5;
+    let routing = [0, 0, 0, 0, 0, 0, 0];
+    let later = [0, 0, 8, 0, 0, 0, 1];
+    vec![
+        ("service", tcp(CLIENT, VIP), Vip),
+        ("service, VLAN", tagged(tcp(CLIENT, VIP), &[0x8100]), Vip),
+        ("service, two VLANs", tagged(tcp(CLIENT, VIP), &[0x88a8, 0x8100]), Vip),
+        ("three VLANs are not looked through", tagged(tcp(CLIENT, VIP), &[0x8100; 3]), NotIp),
+        ("service, IPv6", tcp6(client6, v6(1, 443)), Vip),
+        ("service, IPv6, extension", extended(tcp6(client6, v6(1, 443)), 60, routing), Vip),
+        ("service, other protocol", udp(CLIENT, VIP), NotOurs),
+        ("service, other port", tcp(CLIENT, (VIP.0, 80)), NotOurs),
+        ("later fragment to a service", fragment(tcp(CLIENT, VIP), 100), Fragment),
+        ("first fragment to a service", fragment(tcp(CLIENT, VIP), 0), Vip),
+        ("later IPv6 fragment", extended(tcp6(client6, v6(1, 443)), 44, later), Fragment),
+        ("ping to a service", ping(CLIENT.0, VIP.0), Icmp),
+        ("NAT port", tcp(BACKEND, (NAT, 20_000)), NatReturn),
+        ("last NAT port, UDP", udp(BACKEND, (NAT, 29_999)), NatReturn),
+        ("beyond the NAT ports", udp(BACKEND, (NAT, 30_000)), NotOurs),
+        ("below the NAT ports", udp(BACKEND, (NAT, 19_999)), NotOurs),
+        ("ping to the NAT address", ping(BACKEND.0, NAT), Icmp),
+        ("DNAT backend", tcp(BACKEND, CLIENT), DnatReturn),
+        ("DNAT backend to the box itself", tcp(BACKEND, (LOCAL, 22)), Local),
+        ("other port of a backend", tcp((BACKEND.0, 22), CLIENT), NotOurs),
+        ("transit", udp(CLIENT, net), Transit),
+        ("transit ping", ping(CLIENT.0, net.0), Transit),
+        ("transit, IPv6", tcp6(client6, prefix6), Transit),
+        ("the box itself", tcp(CLIENT, (LOCAL, 22)), Local),
+        ("multicast in a transit prefix", udp(CLIENT, ([224, 0, 0, 5], 5)), Group),
+        ("broadcast in a transit prefix", udp(CLIENT, ([255; 4], 67)), Group),
+        ("broadcast frame", udp_broadcast(CLIENT, net), Group),
+        ("link-local", udp(CLIENT, ([169, 254, 1, 1], 5)), Group),
+        ("neighbour discovery", solicitation(prefix6.0), Icmp),
+        ("elsewhere", udp(CLIENT, ([8, 8, 8, 8], 53)), NotOurs),
+        ("ARP", { [&tcp(CLIENT, VIP)[..12], &[8, 6], &[0; 28]].concat() }, NotIp),
+        ("cut in the IP header", tcp(CLIENT, VIP)[..30].to_vec(), Malformed),
+        ("cut in the ports", tcp(CLIENT, VIP)[..36].to_vec(), Malformed),
+        (
+            "IPv4 header length 4",
+            {
+                let mut p = tcp(CLIENT, VIP);
+                p[14] = 0x44;
+                p
+            },
+            Malformed,
+        ),
+        (
+            "version 5",
+            {
+                let mut p = tcp(CLIENT, VIP);
+                p[14] = 0x55;
+                p
+            },
+            Malformed,
+        ),
+    ]
+}
+
+#[test]
+fn every_packet_is_steered_or_passed_for_its_reason() {
+    with_veth(1, || {
+        let mut a = configured();
+        let mut b = Side::open("v1", 1, AttachMode::Native);
+        for (what, packet, reason) in golden() {
+            let before: Vec<u64> = SteerReason::ALL.iter().map(|&r| a.count(r)).collect();
+            b.send(0, std::slice::from_ref(&packet));
+            let counted: Vec<&str> = SteerReason::ALL
+                .iter()
+                .filter(|&&r| a.count(r) != before[r as usize])
+                .map(|r| r.label())
+                .collect();
+            assert_eq!(counted, [reason.label()], "{what}");
+            use SteerReason::{DnatReturn, Fragment, NatReturn, Transit, Vip};
+            if matches!(reason, Vip | NatReturn | DnatReturn | Transit | Fragment) {
+                same(&a.receive(0, 1), &[packet]);
+            }
+        }
+        assert!(a.receive(0, 1).is_empty(), "a packet that should have passed was steered");
+        a.close();
+        b.close();
+    });
+}
+
+#[test]
+fn tables_are_replaced_not_added_to() {
+    with_veth(1, || {
+        let mut a = configured();
+        let mut b = Side::open("v1", 1, AttachMode::Native);
+        let steer = &mut a.nic.steer;
+        steer.set_vips(&[]).expect("vips");
+        steer.set_nat(&[]).expect("nat");
+        steer.set_returns(&[]).expect("returns");
+        steer.set_transit(&["192.0.2.0/25".parse().expect("literal")]).expect("transit");
+        steer.set_local(&[]).expect("local");
+        let gone = [
+            tcp(CLIENT, VIP),
+            tcp(BACKEND, (NAT, 20_000)),
+            tcp(BACKEND, CLIENT),
+            udp(CLIENT, ([192, 0, 2, 200], 5)),
+            tcp(CLIENT, (LOCAL, 22)),
+        ];
+        b.send(0, &gone);
+        assert_eq!(a.count(SteerReason::NotOurs), gone.len() as u64);
+        b.send(0, &[udp(CLIENT, ([192, 0, 2, 9], 5))]);
+        assert_eq!(a.receive(0, 1).len(), 1);
+        a.close();
+        b.close();
+    });
+}
+
+/// With a stale heartbeat the kernel gets our traffic, or nobody.
+#[test]
+fn a_silent_worker_is_bypassed() {
+    with_veth(1, || {
+        ip(&["link", "set", "v0", "address", "02:00:00:00:00:02"]);
+        ip(&["route", "add", "198.51.100.0/24", "dev", "v0"]);
+        let kernel = UdpSocket::bind("10.9.0.1:5353").expect("bind");
+        kernel.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
+        let mut buffer = [0; 64];
+        let vip = (LOCAL, 5353);
+        let mut a = Side::open("v0", 1, AttachMode::Native);
+        let mut b = Side::open("v1", 1, AttachMode::Native);
+        let steer = &mut a.nic.steer;
+        steer.set_vips(&[endpoint(vip, 17, SHARE_ALL)]).expect("vips");
+        let limit = Duration::from_secs(3600);
+        steer.set_config(limit, OnFailure::Pass, SHARE_ALL as u16).expect("config");
+        let packet = [udp(CLIENT, vip)];
+
+        b.send(0, &packet);
+        same(&a.receive(0, 1), &packet);
+        assert!(kernel.recv(&mut buffer).is_err(), "the kernel got a packet of ours");
+
+        // The machine may have been up for less than the limit: be older than that.
+        a.nic
+            .steer
+            .set_config(Duration::from_millis(50), OnFailure::Pass, SHARE_ALL as u16)
+            .expect("set");
+        std::thread::sleep(Duration::from_millis(80));
+        b.send(0, &packet);
+        assert_eq!(a.count(SteerReason::StalePass), 1);
+        assert_eq!(kernel.recv(&mut buffer).expect("the kernel takes over"), 18);
+
+        a.beats[0].beat(Nanos(u64::MAX)); // whatever the worker's own clock says
+        b.send(0, &packet);
+        same(&a.receive(0, 1), &packet);
+
+        a.nic
+            .steer
+            .set_config(Duration::from_millis(50), OnFailure::Drop, SHARE_ALL as u16)
+            .expect("set");
+        a.beats[0].stamp(Nanos(kernel_now().0 - 60_000_000));
+        b.send(0, &packet);
+        assert_eq!(a.count(SteerReason::StaleDrop), 1);
+        assert!(kernel.recv(&mut buffer).is_err(), "passed, not dropped");
+        // Not ours: the kernel's in any case.
+        b.send(0, &[udp(CLIENT, (LOCAL, 5354))]);
+        assert_eq!(a.count(SteerReason::NotOurs) + a.count(SteerReason::Local), 1);
+        a.close();
+        b.close();
+    });
+}
+
+/// The share of 10,000 flows, as sent by their clients, and as answered.
+#[test]
+fn the_canary_share_is_met_in_both_directions() {
+    const FLOWS: u16 = 10_000;
+    const SHARE: u32 = 2_500;
+    with_veth(1, || {
+        let mut a = Side::open("v0", 1, AttachMode::Native);
+        let mut b = Side::open("v1", 1, AttachMode::Native);
+        let far = ([192, 0, 2, 9], 5);
+        let steer = &mut a.nic.steer;
+        steer.set_vips(&[endpoint(VIP, 6, SHARE)]).expect("vips");
+        steer.set_returns(&[endpoint(BACKEND, 6, SHARE)]).expect("returns");
+        let transit = ["192.0.2.0/24", "198.51.100.0/24"].map(|p| p.parse().expect("literal"));
+        steer.set_transit(&transit).expect("transit");
+        steer.set_config(Duration::from_secs(60), OnFailure::Pass, SHARE as u16).expect("config");
+        let client = |i: u16| (CLIENT.0, 1024 + i);
+        let mut steered = |packet: &dyn Fn(u16) -> Vec<u8>, port_at: usize| -> Vec<u16> {
+            let mut ports = Vec::new();
+            for from in (0..FLOWS).step_by(250) {
+                b.send(0, &(from..from + 250).map(packet).collect::<Vec<_>>());
+                let got = a.receive_for(0, 250, Duration::from_millis(10));
+                ports.extend(got.iter().map(|p| u16::from_be_bytes([p[port_at], p[port_at + 1]])));
+            }
+            ports.sort_unstable();
+            ports
+        };
+        let in_a_point = |n: usize| n.abs_diff(usize::from(FLOWS) / 4) <= usize::from(FLOWS) / 100;
+
+        let asked = steered(&|i| tcp(client(i), VIP), 34);
+        assert!(in_a_point(asked.len()), "{} of {FLOWS}", asked.len());
+        let answered = steered(&|i| tcp(BACKEND, client(i)), 36);
+        assert_eq!(asked, answered, "DNAT: another share answered than asked");
+
+        let there = steered(&|i| udp(client(i), far), 34);
+        assert!(in_a_point(there.len()), "{} of {FLOWS}", there.len());
+        let back = steered(&|i| udp(far, client(i)), 36);
+        assert_eq!(there, back, "transit: the directions differ");
+        a.close();
+        b.close();
+    });
+}

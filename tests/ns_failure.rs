@@ -1,0 +1,156 @@
+//! The appliance dies, hangs or stops under load: what becomes of the traffic.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use common::probe::{Echo, Probe, longest_silence, lost};
+use common::{Net, SERVERS4};
+use nix::sys::signal::Signal;
+use tidegate::lab::Process;
+
+/// Configured below; the XDP program bypasses a worker whose heartbeat is older.
+const HEARTBEAT_LIMIT: Duration = Duration::from_millis(100);
+/// What a loaded machine of two cores may add to any of it.
+const SLACK: Duration = Duration::from_millis(400);
+
+fn target() -> SocketAddr {
+    format!("{}:7007", SERVERS4[0]).parse().expect("address")
+}
+
+fn config(net: &Net, on_failure: &str) -> String {
+    let workers = format!("on_failure = \"{on_failure}\"\nheartbeat_limit = \"100ms\"");
+    [
+        net.config_head("router", &workers),
+        "[transit]\nprefixes = [\"10.0.0.0/8\", \"fd00::/16\"]\n".to_string(),
+    ]
+    .concat()
+}
+
+/// What happened to the traffic before and after `blow`, for a second each.
+struct Outcome {
+    before_lost: usize,
+    silence_after: Duration,
+    /// In the second half of the time after the blow.
+    answered_late: usize,
+}
+
+fn under_load(net: &Net, process: &mut Process, blow: impl FnOnce(&mut Process)) -> Outcome {
+    let _echo = Echo::start(&net.server, &[target()]);
+    let probe = Probe::start(&net.client, target());
+    sleep(Duration::from_secs(1));
+    let blow_at = probe.now();
+    blow(process);
+    sleep(Duration::from_secs(2));
+    let end = probe.now();
+    let sent = probe.finish();
+    let late = end - Duration::from_secs(1);
+    Outcome {
+        // The first datagrams wait for neighbours to be resolved.
+        before_lost: lost(&sent, Duration::from_millis(300), blow_at - Duration::from_millis(50)),
+        silence_after: longest_silence(&sent, blow_at, end),
+        answered_late: sent.iter().filter(|s| s.answered && s.at > late).count(),
+    }
+}
+
+#[test]
+fn killed_with_pass_the_kernel_goes_on() {
+    let net = Net::new(1);
+    net.kernel_forwards(true);
+    let mut edge = net.start(&config(&net, "pass"));
+    let seen = under_load(&net, &mut edge, |p| p.signal(Signal::SIGKILL).expect("kill"));
+    assert_eq!(seen.before_lost, 0, "lost while all was well");
+    assert!(seen.silence_after < HEARTBEAT_LIMIT + SLACK, "{:?}", seen.silence_after);
+    assert!(seen.answered_late > 200, "{} answers", seen.answered_late);
+    let link = net.appliance.ip("-d link show wan").expect("ip");
+    assert!(!link.contains("xdp"), "the program is still there: {link}");
+}
+
+#[test]
+fn killed_with_drop_traffic_stops() {
+    let net = Net::new(1);
+    net.kernel_forwards(true);
+    let bpffs = Bpffs::mount(&net);
+    let mut edge = bpffs.start(&net, &config(&net, "drop"));
+    let seen = under_load(&net, &mut edge, |p| p.signal(Signal::SIGKILL).expect("kill"));
+    assert_eq!(seen.before_lost, 0, "lost while all was well");
+    assert_eq!(seen.answered_late, 0, "traffic went on");
+    // The next start takes the left program over, and traffic flows again.
+    drop(edge);
+    let mut edge = bpffs.start(&net, &config(&net, "drop"));
+    let seen = under_load(&net, &mut edge, |p| {
+        p.signal(Signal::SIGTERM).expect("term");
+        assert!(p.wait(Duration::from_secs(8)).expect("ends").success());
+    });
+    assert_eq!(seen.before_lost, 0, "lost after the second start");
+    let link = net.appliance.ip("-d link show wan").expect("ip");
+    assert!(!link.contains("xdp"), "left behind by a clean stop: {link}");
+}
+
+#[test]
+fn a_hung_worker_is_bypassed_within_its_limit() {
+    let net = Net::new(1);
+    net.kernel_forwards(true);
+    let mut edge = net.start(&config(&net, "pass"));
+    let seen = under_load(&net, &mut edge, |p| p.signal(Signal::SIGSTOP).expect("stop"));
+    assert_eq!(seen.before_lost, 0, "lost while all was well");
+    assert!(seen.silence_after < HEARTBEAT_LIMIT + SLACK, "{:?}", seen.silence_after);
+    assert!(seen.answered_late > 200, "{} answers", seen.answered_late);
+    edge.signal(Signal::SIGCONT).expect("continue");
+}
+
+#[test]
+fn a_hung_worker_with_drop_stops_its_traffic() {
+    let net = Net::new(1);
+    net.kernel_forwards(true);
+    let bpffs = Bpffs::mount(&net);
+    let mut edge = bpffs.start(&net, &config(&net, "drop"));
+    let seen = under_load(&net, &mut edge, |p| p.signal(Signal::SIGSTOP).expect("stop"));
+    assert_eq!(seen.answered_late, 0, "traffic went on");
+    edge.signal(Signal::SIGCONT).expect("continue");
+}
+
+#[test]
+fn a_graceful_stop_leaves_the_interface_as_it_was() {
+    let net = Net::new(1);
+    net.kernel_forwards(true);
+    let features = |net: &Net| {
+        ["wan", "lan"].map(|i| net.appliance.run("ethtool", &["-k", i]).expect("ethtool"))
+    };
+    for i in ["wan", "lan"] {
+        net.appliance.run("ethtool", &["-K", i, "gro", "on"]).expect("ethtool");
+    }
+    let before = features(&net);
+    let mut edge = net.start(&config(&net, "pass"));
+    assert_ne!(before, features(&net), "GRO is off on AF_XDP ports");
+    edge.signal(Signal::SIGTERM).expect("term");
+    assert!(edge.wait(Duration::from_secs(8)).expect("ends").success());
+    assert_eq!(before, features(&net));
+    assert!(!net.socket().exists(), "the control socket is left");
+    let link = net.appliance.ip("-d link show wan").expect("ip");
+    assert!(!link.contains("xdp"), "{link}");
+}
+
+/// A BPF file system of the test's own, where the program is pinned that must outlive the process.
+struct Bpffs {
+    holder: Process,
+}
+
+impl Bpffs {
+    fn mount(net: &Net) -> Bpffs {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]);
+        command.arg("mount -t bpf bpf /sys/fs/bpf && exec sleep 600");
+        let mut holder = net.appliance.spawn(command).expect("unshare");
+        sleep(Duration::from_millis(200));
+        assert!(holder.is_running(), "can't mount bpffs");
+        Bpffs { holder }
+    }
+
+    fn start(&self, net: &Net, config: &str) -> Process {
+        net.start_through(config, &["nsenter", "--mount", "-t", &self.holder.id().to_string()])
+    }
+}

@@ -1,0 +1,143 @@
+//! Packets that no honest host sends: dropped with a reason, never a panic, no frame lost.
+
+use std::time::Duration;
+
+use tidegate::base::hash::Rng;
+use tidegate::base::{Addr, Seed};
+use tidegate::forward::spec::ForwardMode;
+use tidegate::graph::spec::StageSpec;
+use tidegate::packet::build::{IcmpSpec, TcpSpec, UdpSpec, icmp_packet, tcp_packet, udp_packet};
+use tidegate::packet::tcp::flag;
+use tidegate::packet::{DropReason, PortId};
+use tidegate::sim::{LinkSpec, Spread};
+
+use crate::world::{
+    Family, TCP_PORT, UDP_PORT, World, add_clients, finish, for_seeds, inspect, serve_all, setup,
+    stages, world,
+};
+
+fn pipelines() -> [Vec<StageSpec>; 4] {
+    [
+        vec![StageSpec::Balance],
+        vec![inspect(), StageSpec::Classify, StageSpec::Balance, StageSpec::Shape],
+        vec![StageSpec::Classify, StageSpec::Route, StageSpec::Shape],
+        vec![inspect(), StageSpec::Classify, StageSpec::Tap],
+    ]
+}
+
+/// Gives a packet to any worker's queue of a port.
+fn inject(net: &World, rng: &mut Rng, port: PortId, bytes: &[u8]) -> bool {
+    let queue = rng.below(net.appliance.ends.len() as u32) as usize;
+    net.appliance.ends[queue][usize::from(port.0)].send(bytes)
+}
+
+/// A packet that could be right.
+fn sample(rng: &mut Rng, family: Family) -> Vec<u8> {
+    let src = (family.client(rng.below(40) as usize), 1_024 + rng.below(4_000) as u16);
+    let any: [Addr; 3] = [family.vip(), family.server(0), family.client(3)];
+    let dst = any[rng.below(3) as usize];
+    let payload = vec![rng.next_u64() as u8; rng.below(1_400) as usize];
+    match rng.below(4) {
+        0 => udp_packet(&UdpSpec::new(src, (dst, UDP_PORT), &payload)),
+        1 => icmp_packet(&IcmpSpec::echo(src.0, dst, rng.chance(0.5), 7, &payload)),
+        _ => {
+            let flags = [flag::SYN, flag::ACK, flag::FIN | flag::ACK, flag::RST];
+            let mut spec =
+                TcpSpec::new(src, (dst, TCP_PORT), flags[rng.below(4) as usize], &payload);
+            spec.ip.ttl = rng.below(4) as u8;
+            tcp_packet(&spec)
+        }
+    }
+}
+
+/// Turns some bits, or cuts the end off.
+fn spoil(packet: &mut Vec<u8>, rng: &mut Rng) {
+    match rng.below(4) {
+        0 => packet.truncate(rng.below(packet.len() as u32 + 1) as usize),
+        1 => {}
+        _ => {
+            for _ in 0..=rng.below(4) {
+                let at = rng.below(packet.len().min(80) as u32) as usize;
+                packet[at] ^= 1 << rng.below(8);
+            }
+        }
+    }
+}
+
+#[test]
+fn spoilt_packets_have_a_reason_each() {
+    for family in Family::BOTH {
+        for pipeline in pipelines() {
+            for_seeds(4, |seed| {
+                let mut rng = Rng::new(seed);
+                let mut setup = setup(seed, family, ForwardMode::Nat);
+                setup.pipeline = stages(&pipeline);
+                (setup.workers, setup.spread) = (2, Spread::Random);
+                setup.flows_max = 64;
+                setup.half_open_max = 16;
+                setup.resolve_after = Duration::from_millis(500);
+                let mut net = world(setup, family, ForwardMode::Nat, LinkSpec::default());
+                let mut injected = 0;
+                for _ in 0..200 {
+                    for _ in 0..40 {
+                        let mut packet = sample(&mut rng, family);
+                        spoil(&mut packet, &mut rng);
+                        let port = PortId(rng.below(2) as u16);
+                        injected += u64::from(inject(&net, &mut rng, port, &packet));
+                    }
+                    net.run_for(Duration::from_millis(u64::from(rng.below(50))));
+                }
+                let counters = finish(net);
+                assert_eq!(counters.rx_packets, injected);
+                assert!(counters.drops_total() > injected / 10, "{counters:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn noise_is_dropped() {
+    for_seeds(4, |seed| {
+        let mut rng = Rng::new(seed);
+        let setup = setup(seed, Family::V4, ForwardMode::Nat);
+        let mut net = world(setup, Family::V4, ForwardMode::Nat, LinkSpec::default());
+        for _ in 0..2_000 {
+            let len = rng.below(200) as usize;
+            let noise: Vec<u8> = (0..len).map(|_| rng.next_u64() as u8).collect();
+            inject(&net, &mut rng, PortId(0), &noise);
+            net.run_for(Duration::from_micros(10));
+        }
+        let counters = finish(net);
+        assert_eq!((counters.rx_packets, counters.drops_total()), (2_000, 2_000));
+    });
+}
+
+#[test]
+fn a_flood_of_syns_does_not_keep_others_out() {
+    let (family, mode) = (Family::V4, ForwardMode::Nat);
+    let mut setup = setup(Seed(8), family, mode);
+    setup.flows_max = 256;
+    setup.half_open_max = 64;
+    let mut net = world(setup, family, mode, LinkSpec::default());
+    add_clients(&mut net, family, family.vip(), TCP_PORT, 8);
+    let mut rng = Rng::new(Seed(8));
+    for _ in 0..300 {
+        for _ in 0..10 {
+            // From addresses that never answer: beyond the servers, in the clients' net.
+            let src = (family.client(40 + rng.below(20) as usize), rng.below(60_000) as u16 + 1);
+            let syn = TcpSpec::new(src, (family.vip(), TCP_PORT), flag::SYN, &[]);
+            inject(&net, &mut rng, PortId(0), &tcp_packet(&syn));
+        }
+        net.run_for(Duration::from_millis(10));
+    }
+    serve_all_but_strays(&mut net);
+    let counters = finish(net);
+    assert_eq!(counters.drops[DropReason::FlowTableFull as usize], 0, "{counters:?}");
+}
+
+/// The flood's SYN-ACKs go to nobody.
+fn serve_all_but_strays(net: &mut World) {
+    net.run_for(Duration::from_secs(60));
+    net.stray = 0;
+    serve_all(net);
+}

@@ -11,8 +11,7 @@ use std::time::Duration;
 use tidegate::lab::{Namespace, Process};
 
 const BIN: &str = env!("CARGO_BIN_EXE_tidegate");
-const COMMANDS: [&str; 8] =
-    ["run", "check", "show", "reload", "stop", "doctor", "pktgen", "demo"];
+const COMMANDS: [&str; 8] = ["run", "check", "show", "reload", "stop", "doctor", "pktgen", "demo"];
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 fn tidegate(args: &[&str]) -> Output {
@@ -72,8 +71,7 @@ impl Place {
     fn left(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dir.path()).expect("readable");
         let name = |e: std::io::Result<std::fs::DirEntry>| e.expect("entry").file_name();
-        let mut names: Vec<_> =
-            entries.map(|e| name(e).to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = entries.map(|e| name(e).to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
@@ -106,7 +104,10 @@ fn every_command_has_help_with_an_example() {
     }
     let all = stdout(&tidegate(&["--help"]));
     assert!(COMMANDS.iter().all(|name| all.contains(name)), "{all}");
-    assert_eq!(stdout(&tidegate(&["--version"])), format!("tidegate {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(
+        stdout(&tidegate(&["--version"])),
+        format!("tidegate {}\n", env!("CARGO_PKG_VERSION"))
+    );
 }
 
 #[test]
@@ -245,10 +246,8 @@ fn what_is_no_socket_is_left_alone() {
 #[test]
 fn a_metrics_address_in_use_is_named() {
     let (place, ns) = (Place::new(), Namespace::new("metrics").expect("root"));
-    let taken = ns
-        .enter(|| std::net::TcpListener::bind("127.0.0.1:9898"))
-        .expect("thread")
-        .expect("bind");
+    let taken =
+        ns.enter(|| std::net::TcpListener::bind("127.0.0.1:9898")).expect("thread").expect("bind");
     let file = place.write(&place.text("eth7", "\"127.0.0.1:9898\""));
     let output = run_in(&ns, &["run", "-c", &file]);
     assert_eq!(code(&output), 1);

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::check::tell;
 use super::commands::Failure;
-use super::server::ControlSocket;
 use super::metrics;
+use super::server::ControlSocket;
 use crate::config::{self, Config};
 use crate::control::{Appliance, Asker, ask};
 

@@ -118,7 +118,7 @@ fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowVie
         packets_reply: u64::from(flow.packets[1]),
         bytes_forward: flow.bytes[0],
         bytes_reply: flow.bytes[1],
-        idle_secs: now.since(flow.last_seen) as f64 / 1e9,
+        idle_secs: now.since(flow.last_seen()) as f64 / 1e9,
     }
 }
 

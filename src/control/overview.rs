@@ -70,9 +70,9 @@ fn ports(a: &Appliance) -> Vec<PortView> {
         .map(|(port, mode)| {
             let link = a.netlink.mirror().link_named(&port.interface);
             let counts = steered.iter().find(|s| s.interface == port.interface);
-            let reasons = SteerReason::ALL.iter().map(|&reason| {
-                (reason.label().to_string(), counts.map_or(0, |c| c.count(reason)))
-            });
+            let reasons = SteerReason::ALL
+                .iter()
+                .map(|&reason| (reason.label().to_string(), counts.map_or(0, |c| c.count(reason))));
             PortView {
                 name: port.name.clone(),
                 interface: port.interface.clone(),

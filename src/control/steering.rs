@@ -197,7 +197,8 @@ port = 8443
         let t = tables(TEXT);
         let vips: Vec<_> = t.vips.iter().map(|v| (v.addr.to_string(), v.canary_share)).collect();
         assert_eq!(vips, [("203.0.113.1".into(), 500), ("203.0.113.2".into(), 10_000)]);
-        let returns: Vec<_> = t.returns.iter().map(|r| (r.addr.to_string(), r.canary_share)).collect();
+        let returns: Vec<_> =
+            t.returns.iter().map(|r| (r.addr.to_string(), r.canary_share)).collect();
         assert_eq!(returns, [("10.0.0.1".into(), 500), ("10.0.0.2".into(), 500)]);
         assert_eq!((t.nat[0].first, t.nat[0].last), (20_000, 29_999));
     }
@@ -207,7 +208,8 @@ port = 8443
         let old = tables(TEXT);
         let new = tables(&TEXT.replace("203.0.113.2", "203.0.113.3").replace("= 5\n", "= 50\n"));
         let both = old.union(&new);
-        let mut vips: Vec<_> = both.vips.iter().map(|v| (v.addr.to_string(), v.canary_share)).collect();
+        let mut vips: Vec<_> =
+            both.vips.iter().map(|v| (v.addr.to_string(), v.canary_share)).collect();
         vips.sort();
         let want = [("203.0.113.1", 5_000), ("203.0.113.2", 10_000), ("203.0.113.3", 10_000)];
         assert_eq!(vips, want.map(|(a, s)| (a.to_string(), s)));

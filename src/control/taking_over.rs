@@ -57,7 +57,8 @@ impl Control {
             Err(error) => {
                 self.appliance.reloads_refused += 1;
                 tracing::error!("configuration refused, nothing has changed: {error}");
-                let bad_config = matches!(error, ReloadError::Faults(_) | ReloadError::Fixed { .. });
+                let bad_config =
+                    matches!(error, ReloadError::Faults(_) | ReloadError::Fixed { .. });
                 answer(reply, Err(Refusal { words: error.to_string(), bad_config }));
             }
         }
@@ -88,7 +89,11 @@ impl Control {
             return Err(error.into());
         }
         let snapshot = Snapshot {
-            forward: Arc::new(Tables::build(&wanted.forward, wanted.workers.count, a.snapshot.seed)),
+            forward: Arc::new(Tables::build(
+                &wanted.forward,
+                wanted.workers.count,
+                a.snapshot.seed,
+            )),
             rules: Arc::new(Rules::compile(&wanted.rules)),
             ..a.snapshot.clone()
         };

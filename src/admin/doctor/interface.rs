@@ -13,13 +13,31 @@ const MTU_OF_4K_FRAMES: u32 = 3498;
 
 /// Drivers known to run XDP programs natively (Documentation/networking, and their sources).
 const NATIVE: [&str; 22] = [
-    "bnxt_en", "cpsw", "ena", "gve", "hv_netvsc", "i40e", "ice", "idpf", "igb", "igc", "ixgbe",
-    "mana", "mlx4_en", "mlx5_core", "mvneta", "nfp", "qede", "sfc", "stmmac", "thunder_nic",
-    "veth", "virtio_net",
+    "bnxt_en",
+    "cpsw",
+    "ena",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "idpf",
+    "igb",
+    "igc",
+    "ixgbe",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "nfp",
+    "qede",
+    "sfc",
+    "stmmac",
+    "thunder_nic",
+    "veth",
+    "virtio_net",
 ];
 /// Of those, the ones that also read and write our frames themselves.
-const ZERO_COPY: [&str; 8] =
-    ["gve", "i40e", "ice", "igb", "igc", "ixgbe", "mlx5_core", "stmmac"];
+const ZERO_COPY: [&str; 8] = ["gve", "i40e", "ice", "igb", "igc", "ixgbe", "mlx5_core", "stmmac"];
 
 /// What the kernel tells of an interface, by ways that heed the network namespace we are in:
 /// `/sys/class/net` shows that of whoever mounted it.
@@ -115,7 +133,10 @@ fn driver(driver: &str, subject: &str) -> Finding {
         ),
         (false, _) => Finding::warn(
             subject,
-            format!("{}: not known for native XDP", if driver.is_empty() { "none" } else { driver }),
+            format!(
+                "{}: not known for native XDP",
+                if driver.is_empty() { "none" } else { driver }
+            ),
             "Generic mode works with every driver, at a fraction of the rate. `show ports` tells \
              the mode got.",
         ),

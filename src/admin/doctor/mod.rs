@@ -151,7 +151,6 @@ impl System {
         let target = std::fs::read_link(self.path(path)).ok()?;
         target.file_name().and_then(|n| n.to_str()).map(ToString::to_string)
     }
-
 }
 
 #[cfg(test)]
@@ -172,11 +171,15 @@ mod tests {
 
     #[test]
     fn a_report_says_what_to_do_below_what_was_found() {
-        let findings =
-            vec![Finding::ok("kernel", "6.18"), Finding::fail("AF_XDP", "absent", "Another kernel.")];
+        let findings = vec![
+            Finding::ok("kernel", "6.18"),
+            Finding::fail("AF_XDP", "absent", "Another kernel."),
+        ];
         let report = Report { ready: false, findings };
         let text = print(&report);
-        assert!(text.starts_with("      what    found\nok    kernel  6.18\nFAIL  AF_XDP  absent\n"));
+        assert!(
+            text.starts_with("      what    found\nok    kernel  6.18\nFAIL  AF_XDP  absent\n")
+        );
         assert!(text.contains("\nAF_XDP: Another kernel.\n"), "{text}");
         assert!(text.ends_with("see FAIL above.\n"));
         let json = serde_json::to_value(&report).expect("json");

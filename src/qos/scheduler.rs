@@ -103,7 +103,8 @@ impl Scheduler {
         if self.is_empty() {
             return 0;
         }
-        self.tree.wake(now, WAKES_BASE + packets_max.saturating_mul(WAKES_PER_PACKET));
+        let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
+        self.tree.wake(now, wakes);
         let lengths = self.lengths;
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {

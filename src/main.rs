@@ -1,1 +1,5 @@
-fn main() {}
+//! `tidegate`: see `tidegate --help`.
+
+fn main() -> std::process::ExitCode {
+    tidegate::admin::main()
+}

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::demo::DemoArgs;
 use super::logs::LogFormat;
+use super::pktgen::PktgenArgs;
 use super::protocol::What;
 
 /// Where the control socket is unless the configuration or `--socket` says otherwise.
@@ -102,6 +104,12 @@ pub enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+
+    /// Generate and measure packets over AF_XDP, for the lab
+    Pktgen(PktgenArgs),
+
+    /// Show what QoS does for token streams, in a lab on this machine
+    Demo(DemoArgs),
 }
 
 #[derive(Debug, Args)]

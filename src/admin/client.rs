@@ -24,6 +24,9 @@ pub enum ClientError {
     /// The appliance's own words.
     #[error("{0}")]
     Refused(String),
+    /// The same: its configuration is at fault.
+    #[error("{0}")]
+    BadConfig(String),
 }
 
 /// Asks one question of the appliance behind `socket`.
@@ -50,6 +53,7 @@ pub fn ask(socket: &Path, ask: Ask) -> Result<serde_json::Value, ClientError> {
     match reply.answer {
         Answer::Ok(value) => Ok(value),
         Answer::Error(words) => Err(ClientError::Refused(words)),
+        Answer::Refused(words) => Err(ClientError::BadConfig(words)),
     }
 }
 

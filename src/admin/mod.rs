@@ -1,13 +1,18 @@
 //! The command line, the control socket and the metrics page.
 
+mod check;
 pub mod cli;
 pub mod client;
+mod commands;
 pub mod demo;
 pub mod doctor;
 pub mod logs;
 pub mod metrics;
 pub mod pktgen;
 pub mod protocol;
+mod run;
 pub mod server;
 pub mod show;
 pub mod table;
+
+pub use commands::main;

@@ -4,7 +4,7 @@
 //! > {"version":1,"ask":{"show":{"what":"drops"}}}
 //! < {"version":1,"answer":{"ok":{…}}}
 //! > {"version":1,"ask":"reload"}
-//! < {"version":1,"answer":{"error":"/etc/tidegate.toml:12:1: …"}}
+//! < {"version":1,"answer":{"refused":"/etc/tidegate.toml:12:1: error: …"}}
 //! ```
 //! Questions on one connection are answered in order; the client closes. What is under `ok` is what
 //! the command prints with `--json`. A question of another version is refused in words that name both.
@@ -77,6 +77,8 @@ pub enum Answer {
     Ok(serde_json::Value),
     /// One sentence or several lines for a person.
     Error(String),
+    /// The same, where the configuration is at fault.
+    Refused(String),
 }
 
 impl Question {

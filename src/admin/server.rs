@@ -1,5 +1,6 @@
 //! The answering end of the control socket.
 
+use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::protocol::{self, Answer, Question, Reply, What};
 use crate::config::AdminSpec;
-use crate::control::{Asker, Gone};
+use crate::control::{Asker, Gone, Refusal};
 
 /// Clients served at once; more wait to be accepted.
 const CLIENTS_MAX: usize = 32;
@@ -74,10 +75,18 @@ impl ControlSocket {
         Ok(ControlSocket { listener, path: path.to_path_buf(), seats })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Answers questions for as long as it is polled.
-    pub async fn serve(&self, asker: Asker) {
+    pub async fn serve(&self, asker: Asker) -> Infallible {
         loop {
-            let Ok(seat) = Arc::clone(&self.seats).acquire_owned().await else { return };
+            let Ok(seat) = Arc::clone(&self.seats).acquire_owned().await else {
+                // Closed semaphores give no seats; this one is never closed.
+                std::future::pending::<()>().await;
+                continue;
+            };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let asker = asker.clone();
@@ -189,7 +198,8 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
         }
         protocol::Ask::Reload => match asker.reload().await? {
             Ok(done) => ok(&done),
-            Err(words) => Answer::Error(words),
+            Err(Refusal { words, bad_config: true }) => Answer::Refused(words),
+            Err(Refusal { words, .. }) => Answer::Error(words),
         },
         protocol::Ask::Stop => {
             asker.stop().await?;

@@ -138,8 +138,7 @@ impl Appliance {
                 heartbeat: Box::new(Beat(self.steering.steer().heartbeat(id))),
                 sleeper,
             };
-            let thread =
-                WorkerThread::spawn(blueprint.worker(own), parts).map_err(failed(id))?;
+            let thread = WorkerThread::spawn(blueprint.worker(own), parts).map_err(failed(id))?;
             self.crew.seats.push(Seat::new(id, link, stats, thread));
         }
         Ok(())

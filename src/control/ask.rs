@@ -15,9 +15,18 @@ pub enum Ask {
         limit: usize,
         reply: oneshot::Sender<FlowsView>,
     },
-    Reload(oneshot::Sender<Result<ReloadView, String>>),
+    Reload(oneshot::Sender<Result<ReloadView, Refusal>>),
     /// Answered once the workers have drained and the interfaces are released.
     Stop(oneshot::Sender<()>),
+}
+
+/// Why a configuration was not taken over, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One sentence or several lines.
+    pub words: String,
+    /// The configuration is at fault, not the appliance.
+    pub bad_config: bool,
 }
 
 /// The control loop has ended.
@@ -56,7 +65,7 @@ impl Asker {
     ///
     /// # Errors
     /// [`Gone`].
-    pub async fn reload(&self) -> Result<Result<ReloadView, String>, Gone> {
+    pub async fn reload(&self) -> Result<Result<ReloadView, Refusal>, Gone> {
         self.ask(Ask::Reload).await
     }
 

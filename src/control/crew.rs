@@ -86,9 +86,10 @@ impl Crew {
 
     /// A worker that has ended, and how. Each is told of once.
     pub fn ended(&mut self) -> Option<(u16, Exit)> {
-        let seat = self.seats.iter_mut().find(|s| {
-            s.thread.as_ref().is_some_and(WorkerThread::is_finished)
-        })?;
+        let seat = self
+            .seats
+            .iter_mut()
+            .find(|s| s.thread.as_ref().is_some_and(WorkerThread::is_finished))?;
         Some((seat.id, seat.thread.take()?.join()))
     }
 

@@ -5,6 +5,7 @@ pub mod ask;
 mod crew;
 mod listing;
 pub mod netlink;
+mod overview;
 pub mod reload;
 pub mod routes;
 mod run;
@@ -12,4 +13,7 @@ pub mod steering;
 mod taking_over;
 pub mod view;
 
-pub use ask::{Ask, Asker, Gone};
+pub use appliance::{Appliance, BootError};
+pub use ask::{Ask, Asker, Gone, Refusal};
+pub use listing::CLASS_VALUES;
+pub use run::{RunError, run};

@@ -124,7 +124,7 @@ impl Control {
         }
         self.events = events;
         self.check_take_over();
-        self.listing.check(&self.appliance);
+        self.check_listing();
         match self.appliance.crew.ended() {
             Some((worker, exit)) => Err(died(worker, exit)),
             None => Ok(()),

@@ -5,15 +5,15 @@ use crate::config::Config;
 use crate::control::netlink::Mirror;
 use crate::forward::spec::{ForwardMode, ForwardSpec};
 use crate::nic::NicError;
-use crate::nic::steer::{NatRange, SHARE_ALL, Steer, SteerEndpoint};
-use crate::worker::spec::{OnFailure, WorkersSpec};
+use crate::nic::steer::{NatRange, SHARE_ALL, Steer, VipEntry};
+use crate::worker::spec::WorkersSpec;
 
 /// The tables that follow from the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SteerTables {
-    pub vips: Vec<SteerEndpoint>,
+    pub vips: Vec<VipEntry>,
     /// Backends of `dnat` services.
-    pub returns: Vec<SteerEndpoint>,
+    pub returns: Vec<VipEntry>,
     pub nat: Vec<NatRange>,
     pub transit: Vec<Prefix>,
 }
@@ -45,15 +45,15 @@ impl SteerTables {
     }
 }
 
-fn endpoint(addr: Addr, port: u16, proto: u8, share: u16) -> SteerEndpoint {
-    SteerEndpoint { addr, port, proto, share }
+fn endpoint(addr: Addr, port: u16, proto: u8, share: u16) -> VipEntry {
+    VipEntry { addr, port, proto, canary_share: share }
 }
 
-fn at(e: &SteerEndpoint) -> (Addr, u16, u8) {
+fn at(e: &VipEntry) -> (Addr, u16, u8) {
     (e.addr, e.port, e.proto)
 }
 
-fn returns(spec: &ForwardSpec) -> Vec<SteerEndpoint> {
+fn returns(spec: &ForwardSpec) -> Vec<VipEntry> {
     let dnat = spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat);
     dnat.flat_map(|s| {
         let pool = spec.pools.get(usize::from(s.pool.0));
@@ -105,8 +105,7 @@ impl Steering {
     /// # Errors
     /// The kernel refusing a map update.
     pub fn set_limits(&mut self, workers: &WorkersSpec) -> Result<(), NicError> {
-        let drop = workers.on_failure == OnFailure::Drop;
-        self.steer.set_config(workers.heartbeat_limit, drop, SHARE_ALL as u16, workers.count)
+        self.steer.set_config(workers.heartbeat_limit, workers.on_failure, SHARE_ALL as u16)
     }
 
     /// Tells the programs what is ours. Replies before requests: no flow begins whose answers would
@@ -196,9 +195,10 @@ port = 8443
     #[test]
     fn services_returns_and_nat_ranges_are_steered() {
         let t = tables(TEXT);
-        let vips: Vec<_> = t.vips.iter().map(|v| (v.addr.to_string(), v.share)).collect();
+        let vips: Vec<_> = t.vips.iter().map(|v| (v.addr.to_string(), v.canary_share)).collect();
         assert_eq!(vips, [("203.0.113.1".into(), 500), ("203.0.113.2".into(), 10_000)]);
-        let returns: Vec<_> = t.returns.iter().map(|r| (r.addr.to_string(), r.share)).collect();
+        let returns: Vec<_> =
+            t.returns.iter().map(|r| (r.addr.to_string(), r.canary_share)).collect();
         assert_eq!(returns, [("10.0.0.1".into(), 500), ("10.0.0.2".into(), 500)]);
         assert_eq!((t.nat[0].first, t.nat[0].last), (20_000, 29_999));
     }
@@ -208,7 +208,8 @@ port = 8443
         let old = tables(TEXT);
         let new = tables(&TEXT.replace("203.0.113.2", "203.0.113.3").replace("= 5\n", "= 50\n"));
         let both = old.union(&new);
-        let mut vips: Vec<_> = both.vips.iter().map(|v| (v.addr.to_string(), v.share)).collect();
+        let mut vips: Vec<_> =
+            both.vips.iter().map(|v| (v.addr.to_string(), v.canary_share)).collect();
         vips.sort();
         let want = [("203.0.113.1", 5_000), ("203.0.113.2", 10_000), ("203.0.113.3", 10_000)];
         assert_eq!(vips, want.map(|(a, s)| (a.to_string(), s)));

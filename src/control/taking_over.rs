@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::appliance::blueprint;
+use super::ask::Refusal;
 use super::reload::{ReloadError, fixed_differences, keep_class_ids, warnings};
 use super::run::Control;
 use super::steering::SteerTables;
@@ -28,7 +29,7 @@ use crate::worker::WorkerCommand;
 const TAKE_OVER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Who wants to know how a reload went; nobody, where a signal asked for it.
-pub(super) type ReloadReply = Option<oneshot::Sender<Result<ReloadView, String>>>;
+pub(super) type ReloadReply = Option<oneshot::Sender<Result<ReloadView, Refusal>>>;
 
 /// Workers are taking a new configuration over.
 pub(super) struct TakeOver {
@@ -56,7 +57,9 @@ impl Control {
             Err(error) => {
                 self.appliance.reloads_refused += 1;
                 tracing::error!("configuration refused, nothing has changed: {error}");
-                answer(reply, Err(error.to_string()));
+                let bad_config =
+                    matches!(error, ReloadError::Faults(_) | ReloadError::Fixed { .. });
+                answer(reply, Err(Refusal { words: error.to_string(), bad_config }));
             }
         }
     }
@@ -86,7 +89,11 @@ impl Control {
             return Err(error.into());
         }
         let snapshot = Snapshot {
-            forward: Arc::new(Tables::build(&wanted.forward, wanted.workers.count, a.snapshot.seed)),
+            forward: Arc::new(Tables::build(
+                &wanted.forward,
+                wanted.workers.count,
+                a.snapshot.seed,
+            )),
             rules: Arc::new(Rules::compile(&wanted.rules)),
             ..a.snapshot.clone()
         };
@@ -99,7 +106,6 @@ impl Control {
         a.snapshot = snapshot;
         a.config = wanted;
         a.refresh_kept();
-        self.classes.forget();
         Ok(Some(TakeOver {
             awaited: self.appliance.crew.seats.iter().map(|s| s.id).collect(),
             deadline: self.appliance.clock.now() + TAKE_OVER_WITHIN,
@@ -127,7 +133,7 @@ impl Control {
             // reload.
             let text = format!("workers {:?} hang: they don't take it over", take_over.awaited);
             tracing::error!("{text}");
-            answer(take_over.reply, Err(text));
+            answer(take_over.reply, Err(Refusal { words: text, bad_config: false }));
             return;
         }
         if let Err(error) = a.steering.set_tables(take_over.steer) {
@@ -142,7 +148,7 @@ impl Control {
     }
 }
 
-fn answer(reply: ReloadReply, result: Result<ReloadView, String>) {
+fn answer(reply: ReloadReply, result: Result<ReloadView, Refusal>) {
     if let Some(reply) = reply {
         let _ = reply.send(result);
     }

@@ -1,6 +1,8 @@
 //! One flow: its two keys, where its packets go, and what was seen of it.
 
 use super::TcpState;
+use super::wheel::NANOS_PER_TICK;
+use crate::base::Nanos;
 use crate::packet::{ClassId, FlowKey, PortId};
 
 /// No service, no backend, no inspection.
@@ -72,6 +74,11 @@ impl Flow {
     /// Whether packets of both directions are looked up.
     pub fn has_reply_key(&self) -> bool {
         self.kind != FlowKind::Dsr
+    }
+
+    /// When its last packet was received, to a sixteenth of a second.
+    pub fn last_seen(&self) -> Nanos {
+        Nanos(u64::from(self.last_seen) * NANOS_PER_TICK)
     }
 
     /// A slot that holds no flow.

@@ -48,10 +48,15 @@ impl NatPorts {
         if v4 { self.v4 } else { self.v6 }
     }
 
+    /// Whether it is one of the addresses.
+    pub fn is_source(&self, addr: Addr) -> bool {
+        self.v4 == Some(addr) || self.v6 == Some(addr)
+    }
+
     /// The worker whose slice a reply's destination lies in.
     #[inline]
     pub fn owner(&self, dst: Addr, dport: u16) -> Option<u16> {
-        if self.v4 != Some(dst) && self.v6 != Some(dst) {
+        if !self.is_source(dst) {
             return None;
         }
         let n = u64::from(dport.checked_sub(self.first)?);
@@ -60,9 +65,9 @@ impl NatPorts {
         (worker < self.workers).then_some(worker)
     }
 
-    /// The ports to try for one new flow of `worker`, [`PROBES_MAX`] at most: from a random point of
-    /// its slice, so that a restart does not meet the stale connections of the run before, and in
-    /// strides, so that neighbouring allocations do not pile up.
+    /// The ports to try for one new flow of `worker`, [`PROBES_MAX`] at most: from a random point
+    /// of its slice, so that a restart does not meet the stale connections of the run before, and
+    /// in strides, so that neighbouring allocations do not pile up.
     pub fn probes(&self, worker: u16, seed: Seed, nonce: u64) -> impl Iterator<Item = u16> {
         let slice = u32::from(self.slice);
         let random = hash1(seed, nonce);

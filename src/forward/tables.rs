@@ -1,8 +1,6 @@
 //! What the balancer looks up: services, pools, backends, NAT ports, and which worker owns a flow.
 //! Immutable; a reload builds a new one.
 
-use std::time::Duration;
-
 use crate::base::hash::{hash_endpoint, pick};
 use crate::base::{Addr, Seed};
 use crate::packet::meta::PacketFlags;
@@ -28,7 +26,7 @@ pub struct Service {
     /// IP protocol number.
     pub proto: u8,
     /// Idle time after which an established flow is forgotten.
-    pub idle_established: Duration,
+    pub idle_established_ms: u32,
 }
 
 /// A backend, as much of it as packets need.
@@ -134,10 +132,10 @@ impl Tables {
 
     /// The worker, below `workers`, that both directions of the packet's flow belong to.
     ///
-    /// A service's flows follow from the client's endpoint, which every packet shows: toward the VIP
-    /// as its source, from a `dnat` backend as its destination, and from a `nat` backend through the
-    /// slice its port was taken from. Flows of no service follow from both endpoints alike, fragments
-    /// from both addresses.
+    /// A service's flows follow from the client's endpoint, which every packet shows: toward the
+    /// VIP as its source, from a `dnat` backend as its destination, and from a `nat` backend
+    /// through the slice its port was taken from. Flows of no service follow from both endpoints
+    /// alike, fragments from both addresses.
     #[inline]
     pub fn owner(&self, meta: &PacketMeta, workers: u16) -> u16 {
         if workers <= 1 {
@@ -174,7 +172,7 @@ impl Service {
             vip: s.vip,
             port: s.port,
             proto: s.proto,
-            idle_established: s.idle_established,
+            idle_established_ms: s.idle_established.as_millis().try_into().unwrap_or(u32::MAX),
         }
     }
 }
@@ -187,6 +185,8 @@ fn tag(port: u16, proto: u8) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::forward::spec::{BackendSpec, NatSpec, PoolSpec};
 
     const TCP: u8 = 6;

@@ -8,8 +8,9 @@ use crate::packet::{PacketMeta, tcp, udp};
 
 /// A ones-complement sum, not yet folded to 16 bits.
 ///
-/// Words are summed as they lie in memory; only [`Sum::fold`] turns the result into a number. 2^16 and
-/// 2^64 are both 1 in this arithmetic, so eight bytes are added at a time with the carry added back.
+/// Words are summed as they lie in memory; only [`Sum::fold`] turns the result into a number. 2^16
+/// and 2^64 are both 1 in this arithmetic, so eight bytes are added at a time with the carry added
+/// back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -20,8 +21,8 @@ impl Sum {
         Sum::default().bytes(bytes)
     }
 
-    /// The sum of 32-bit words that the caller read from memory as native numbers, and added without
-    /// overflow.
+    /// The sum of 32-bit words that the caller read from memory as native numbers, and added
+    /// without overflow.
     #[inline(always)]
     pub(super) fn of_words(sum: u64) -> Sum {
         Sum(sum)
@@ -83,8 +84,8 @@ impl Sum {
     /// The sum in 16 bits. 0 only where every byte added was 0.
     #[inline(always)]
     pub fn fold(self) -> u16 {
-        // A number added to itself with its halves swapped has in its upper half the sum of both, the
-        // carry added back.
+        // A number added to itself with its halves swapped has in its upper half the sum of both,
+        // the carry added back.
         let s = (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32;
         u16::from_be((s.wrapping_add(s.rotate_left(16)) >> 16) as u16)
     }
@@ -156,8 +157,8 @@ impl Delta {
         if new == 0xffff { 0 } else { new }
     }
 
-    /// The new checksum of a UDP datagram: 0 means that there is none and stays so; one that comes out
-    /// as 0 is sent as 0xffff (RFC 768).
+    /// The new checksum of a UDP datagram: 0 means that there is none and stays so; one that comes
+    /// out as 0 is sent as 0xffff (RFC 768).
     #[inline(always)]
     pub fn apply_udp(self, check: u16) -> u16 {
         if check == 0 {
@@ -187,8 +188,8 @@ pub fn update_addr(check: u16, old: Addr, new: Addr) -> u16 {
 }
 
 /// Whether a TCP or UDP checksum field holds no more than the sum of the pseudo-header, not even
-/// complemented: what Linux leaves in `CHECKSUM_PARTIAL` for the device to complete, and what a packet
-/// of a local sender still has when it arrives over veth.
+/// complemented: what Linux leaves in `CHECKSUM_PARTIAL` for the device to complete, and what a
+/// packet of a local sender still has when it arrives over veth.
 ///
 /// One intact packet in 65,536 looks the same by chance; completing it gives the sum it had.
 #[inline(always)]
@@ -198,7 +199,8 @@ pub fn is_partial(field: u16, pseudo: Sum) -> bool {
 
 /// Completes a partial checksum in place and clears its flag. Nothing happens without the flag.
 ///
-/// To be called before anything the sum covers is rewritten: the field holds the pseudo-header's part.
+/// To be called before anything the sum covers is rewritten: the field holds the pseudo-header's
+/// part.
 pub fn complete_checksum(bytes: &mut [u8], meta: &mut PacketMeta) {
     if !meta.flags.has(PacketFlags::PARTIAL_CHECKSUM) {
         return;
@@ -263,7 +265,7 @@ mod tests {
         #[test]
         fn sums_equal_the_plain_way(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(Sum::of(&bytes).fold(), plain(&bytes));
-            let cut = bytes.len() / 2 & !1;
+            let cut = (bytes.len() / 2) & !1;
             prop_assert_eq!(Sum::of(&bytes[..cut]).bytes(&bytes[cut..]).fold(), plain(&bytes));
         }
 
@@ -284,7 +286,8 @@ mod tests {
             crate::packet::field::put_u32(&mut bytes, 4, new4);
             bytes[8..24].copy_from_slice(&new16);
             let anew = Sum::of(&bytes).checksum();
-            let steps = update_addr(update32(update16(check, old.0, new2), old.1, new4), old_addr, new_addr);
+            let steps = update32(update16(check, old.0, new2), old.1, new4);
+            let steps = update_addr(steps, old_addr, new_addr);
             prop_assert_eq!(steps, anew);
             let delta = Delta::default().u16(old.0, new2).u32(old.1, new4).addr(old_addr, new_addr);
             prop_assert_eq!(delta.apply(check), anew);

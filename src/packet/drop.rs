@@ -2,7 +2,8 @@
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// Why a packet was dropped. The label is the counter's name in metrics and in `show drops`.
+        /// Why a packet was dropped. The label is the counter's name in metrics and in `show
+        /// drops`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum DropReason {
@@ -57,8 +58,8 @@ drop_reasons! {
     Martian = "martian",
     /// A flag combination that no TCP sends (SYN with FIN, none at all).
     BadTcpFlags = "bad_tcp_flags",
-    /// TTL or hop limit used up; an ICMP answer was sent unless the rate limit forbade it (none to a
-    /// packet that arrives with 0, which no router may send).
+    /// TTL or hop limit used up; an ICMP answer was sent unless the rate limit forbade it (none to
+    /// a packet that arrives with 0, which no router may send).
     TtlExceeded = "ttl_exceeded",
     /// A fragment of a flow that needs its ports to be forwarded.
     Fragment = "fragment",

@@ -148,9 +148,10 @@ pub struct Quoted {
     pub l4: u16,
 }
 
-/// Reads the packet quoted in an error message. `None` where `meta` is no error, or the quotation is too
-/// short or no first fragment of TCP, UDP or an echo. Checksums and lengths within are not looked at:
-/// routers quote as little as eight bytes of transport header, and change fields before they do.
+/// Reads the packet quoted in an error message. `None` where `meta` is no error, or the quotation
+/// is too short or no first fragment of TCP, UDP or an echo. Checksums and lengths within are not
+/// looked at: routers quote as little as eight bytes of transport header, and change fields before
+/// they do.
 pub fn quoted(bytes: &[u8], meta: &PacketMeta) -> Option<Quoted> {
     if !meta.flags.has(PacketFlags::ICMP_ERROR) {
         return None;

@@ -15,8 +15,8 @@ pub mod offset {
 }
 
 pub const HEADER_LEN: usize = 40;
-/// Extension headers that are followed. RFC 8200 foresees each kind once, destination options twice:
-/// six in all.
+/// Extension headers that are followed. RFC 8200 foresees each kind once, destination options
+/// twice: six in all.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
 
 /// Extension header kinds: IP protocol numbers.
@@ -37,11 +37,11 @@ pub struct Upper {
     pub protocol: u8,
     /// Where it begins, in bytes from the first byte walked over.
     pub at: usize,
-    /// A fragment header's fields, unless it makes the packet an "atomic fragment" (RFC 6946), which
-    /// is whole.
+    /// A fragment header's fields, unless it makes the packet an "atomic fragment" (RFC 6946),
+    /// which is whole.
     pub fragment: Option<Fragment>,
-    /// A routing header names further destinations: checksums cover the last of them, not the one in
-    /// the IP header.
+    /// A routing header names further destinations: checksums cover the last of them, not the one
+    /// in the IP header.
     pub source_routed: bool,
 }
 
@@ -53,13 +53,13 @@ pub struct Fragment {
     pub identification: u32,
 }
 
-/// Follows extension headers from the start of `payload`, the first of kind `next`. Stops behind the
-/// fragment header of a later fragment, whose contents are the middle of something.
+/// Follows extension headers from the start of `payload`, the first of kind `next`. Stops behind
+/// the fragment header of a later fragment, whose contents are the middle of something.
 ///
 /// # Errors
 /// `Truncated` where one is incomplete; `BadExtensionHeader` on more than
-/// [`EXTENSION_HEADERS_MAX`], hop-by-hop options that are not first, a second fragment header, or the
-/// routing type 0 that RFC 5095 forbids.
+/// [`EXTENSION_HEADERS_MAX`], hop-by-hop options that are not first, a second fragment header, or
+/// the routing type 0 that RFC 5095 forbids.
 pub fn follow(payload: &[u8], next: u8) -> Result<Upper, DropReason> {
     let mut upper = Upper { protocol: next, ..Upper::default() };
     let mut fragmented = false;
@@ -110,8 +110,8 @@ pub fn follow(payload: &[u8], next: u8) -> Result<Upper, DropReason> {
     Err(DropReason::BadExtensionHeader)
 }
 
-/// Whether a next header is one that [`follow`] walks over. ESP hides what follows it; mobility, HIP
-/// and shim6 headers are rare enough to be opaque.
+/// Whether a next header is one that [`follow`] walks over. ESP hides what follows it; mobility,
+/// HIP and shim6 headers are rare enough to be opaque.
 #[inline(always)]
 pub const fn is_extension(kind: u8) -> bool {
     matches!(

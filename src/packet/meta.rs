@@ -50,8 +50,8 @@ impl Direction {
     }
 }
 
-/// The 5-tuple as it stands on the wire. ICMP echo has its identifier in both ports; other protocols
-/// and later fragments have ports 0.
+/// The 5-tuple as it stands on the wire. ICMP echo has its identifier in both ports; other
+/// protocols and later fragments have ports 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey {
@@ -130,9 +130,9 @@ impl PacketFlags {
     }
 }
 
-/// Parsed once per packet, carried beside its frame through all stages. Offsets count bytes from the
-/// frame's first.
-#[derive(Clone, Debug)]
+/// Parsed once per packet, carried beside its frame through all stages. Offsets count bytes from
+/// the frame's first.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketMeta {
     pub key: FlowKey,
     /// [`FlowKey::hash`] with the process's seed.

@@ -1,8 +1,8 @@
 //! Frames, batches, headers, what is known of a packet, and why one is dropped.
 //!
-//! [`parse`] reads all headers of a packet once, on the packet path. The files named after protocols
-//! (`eth`, `ipv4`, ...) hold offsets to rewrite fields at, checked views, and representations to
-//! write: for answers, generators and tests.
+//! [`parse`] reads all headers of a packet once, on the packet path. The files named after
+//! protocols (`eth`, `ipv4`, ...) hold offsets to rewrite fields at, checked views, and
+//! representations to write: for answers, generators and tests.
 
 pub mod arp;
 pub mod batch;

@@ -1,7 +1,8 @@
 //! Reads all headers of a packet in one pass: the packet path's only parser.
 //!
-//! Twice over: [`usual`] takes the packets that nearly all are, in a straight line at constant offsets,
-//! and says no at the first doubt. [`any`] reads every packet, and is who names the reason.
+//! Twice over: [`usual`] takes the packets that nearly all are, in a straight line at constant
+//! offsets, and says no at the first doubt. [`read_any`] reads every packet, and is who names the
+//! reason.
 
 use crate::base::{Addr, Seed};
 use crate::packet::checksum::{Sum, is_partial, pseudo};
@@ -14,15 +15,17 @@ use crate::packet::{
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParseOptions {
-    /// Sums up TCP, UDP and ICMP too and drops what is damaged. Off, damage is left for the receiver
-    /// to find: what is rewritten keeps a wrong sum wrong (RFC 1624). IPv4 headers are always verified.
+    /// Sums up TCP, UDP and ICMP too and drops what is damaged. Off, damage is left for the
+    /// receiver to find: what is rewritten keeps a wrong sum wrong (RFC 1624). IPv4 headers are
+    /// always verified.
     pub verify_transport_checksum: bool,
 }
 
 /// Reads the headers; fills everything of `meta` but flow, class, in_port, out_port and verdict.
 ///
-/// Multicast destinations and protocols other than TCP, UDP and ICMP pass, with ports 0. TTL 1 passes:
-/// only who forwards a packet knows whether it ends here. On an error `meta` is half filled.
+/// Multicast destinations and protocols other than TCP, UDP and ICMP pass, with ports 0. TTL 1
+/// passes: only who forwards a packet knows whether it ends here. On an error `meta` is half
+/// filled.
 ///
 /// # Errors
 /// Why the packet is to be dropped: its headers are incomplete, contradict each other, or hold what
@@ -36,7 +39,7 @@ pub fn parse(
     // Offsets are kept in 16 bits.
     let bytes = &bytes[..bytes.len().min(usize::from(u16::MAX))];
     let Some(head) = bytes.first_chunk::<{ eth::HEADER_LEN + eth::TAG_LEN }>() else {
-        return any(bytes, seed, opts, meta);
+        return read_any(bytes, seed, opts, meta);
     };
     let (outer, inner) = (u16_at(head, 12), u16_at(head, 16));
     let is_usual = match (outer, inner) {
@@ -47,7 +50,7 @@ pub fn parse(
         _ => false,
     };
     if !is_usual {
-        return any(bytes, seed, opts, meta);
+        return read_any(bytes, seed, opts, meta);
     }
     if opts.verify_transport_checksum && !usual::intact(bytes, meta) {
         return Err(DropReason::BadTransportChecksum);
@@ -57,7 +60,7 @@ pub fn parse(
 
 /// Reads any packet. `bytes` are 65,535 at most.
 #[inline(never)]
-pub(super) fn any(
+fn read_any(
     bytes: &[u8],
     seed: Seed,
     opts: ParseOptions,
@@ -296,4 +299,106 @@ fn check_sum(
         return Err(DropReason::BadTransportChecksum);
     }
     Ok(PacketFlags::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::build::{IcmpSpec, LinkSpec, TcpSpec, UdpSpec};
+    use crate::packet::build::{icmp_packet, pad, tcp_packet, udp_packet};
+    use crate::packet::icmp::quoted;
+    use proptest::prelude::*;
+
+    fn frames() -> Vec<Vec<u8>> {
+        let v6 = |lo| Addr { hi: 0x2001_0db8_0000_0000, lo };
+        let families = [(Addr::v4(0x0a00_0001), Addr::v4(0x0a00_0002)), (v6(1), v6(2))];
+        let mut frames = Vec::new();
+        for link in [LinkSpec::default(), LinkSpec::vlan(7)] {
+            for (src, dst) in families {
+                let tcp = TcpSpec::new((src, 1000), (dst, 443), tcp::flag::ACK, b"data");
+                let udp = UdpSpec::new((src, 1000), (dst, 443), b"data");
+                frames.push(pad(tcp_packet(&TcpSpec { link: link.clone(), ..tcp })));
+                frames.push(pad(udp_packet(&UdpSpec { link: link.clone(), ..udp })));
+            }
+        }
+        frames
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        /// What the straight line takes, the other parser reads the same; whatever was changed.
+        #[test]
+        fn both_parsers_agree(
+            which in 0..8usize, verify_transport_checksum in any::<bool>(),
+            changes in prop::collection::vec((12..70usize, any::<u8>()), 0..3),
+            fix_sum in any::<bool>(), cut in 0..120usize,
+        ) {
+            let mut frame = frames().swap_remove(which);
+            for (at, value) in changes {
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            let l3 = if eth::is_tag(u16_at(&frame, 12)) { 18 } else { 14 };
+            if fix_sum {
+                // Otherwise few changes of an IPv4 header would get beyond its checksum.
+                crate::packet::field::put_u16(&mut frame, l3 + 10, 0);
+                let sum = Sum::of(&frame[l3..l3 + 20]).checksum();
+                crate::packet::field::put_u16(&mut frame, l3 + 10, sum);
+            }
+            frame.truncate(cut.max(14));
+            let opts = ParseOptions { verify_transport_checksum };
+            let (mut a, mut b) = (PacketMeta::default(), PacketMeta::default());
+            let first = parse(&frame, Seed(9), opts, &mut a);
+            prop_assert_eq!(first, read_any(&frame, Seed(9), opts, &mut b));
+            if first.is_ok() {
+                prop_assert_eq!(a, b);
+            }
+        }
+    }
+
+    /// Untouched, all of them go the straight line: else the test above would prove nothing.
+    #[test]
+    fn usual_packets_take_the_straight_line() {
+        for frame in frames() {
+            let mut meta = PacketMeta::default();
+            let l3 = if eth::is_tag(u16_at(&frame, 12)) { 18 } else { 14 };
+            let taken = match (l3, frame[l3] >> 4) {
+                (14, 4) => usual::ipv4::<14>(&frame, Seed(9), &mut meta),
+                (14, _) => usual::ipv6::<14>(&frame, Seed(9), &mut meta),
+                (_, 4) => usual::ipv4::<18>(&frame, Seed(9), &mut meta),
+                _ => usual::ipv6::<18>(&frame, Seed(9), &mut meta),
+            };
+            assert!(taken && meta.key.dport == 443);
+        }
+    }
+
+    #[test]
+    fn the_quoted_packet_is_found() {
+        for inner in frames() {
+            let mut sent = PacketMeta::default();
+            assert_eq!(parse(&inner, Seed(9), ParseOptions::default(), &mut sent), Ok(()));
+            let (l3, l4, end) = (usize::from(sent.l3), usize::from(sent.l4), usize::from(sent.end));
+            let router = if sent.is_v4() {
+                Addr::v4(0x0a00_0009)
+            } else {
+                Addr { hi: 0x2001_0db8_0000_0000, lo: 9 }
+            };
+            // Eight bytes of transport header are enough, seven are not.
+            for (cut, found) in [(end, true), (l4 + 8, true), (l4 + 7, false), (l3 + 19, false)] {
+                let (kind, code) = if sent.is_v4() { (11, 0) } else { (3, 0) };
+                let spec = IcmpSpec::echo(router, sent.key.src, false, 0, &inner[l3..cut]);
+                let error = icmp_packet(&IcmpSpec { kind, code, rest: 0, ..spec });
+                let mut meta = PacketMeta::default();
+                assert_eq!(parse(&error, Seed(9), ParseOptions::default(), &mut meta), Ok(()));
+                let quote = quoted(&error, &meta);
+                assert_eq!(quote.map(|q| q.key), found.then_some(sent.key));
+                if let Some(quote) = quote {
+                    assert_eq!(usize::from(quote.l4 - quote.l3), l4 - l3);
+                    assert_eq!(error[usize::from(quote.l3)], inner[l3]);
+                }
+            }
+            assert_eq!(quoted(&inner, &sent), None, "no error message");
+        }
+    }
 }

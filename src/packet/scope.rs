@@ -38,8 +38,8 @@ pub const fn is_multicast(a: Addr) -> bool {
     if a.is_v4() { a.v4_bits() >> 28 == 14 } else { a.hi >> 56 == 0xff }
 }
 
-/// 169.254/16 or fe80::/10: valid on its link, never forwarded (RFC 3927 section 7, RFC 4291 section
-/// 2.5.6).
+/// 169.254/16 or fe80::/10: valid on its link, never forwarded (RFC 3927 section 7, RFC 4291
+/// section 2.5.6).
 #[inline]
 pub const fn is_link_local(a: Addr) -> bool {
     if a.is_v4() { a.v4_bits() >> 16 == 0xa9fe } else { a.hi >> 54 == 0xfe80 >> 6 }

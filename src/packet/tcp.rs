@@ -68,8 +68,8 @@ impl<'a> View<'a> {
     /// `bytes` is the payload of the IP packet.
     ///
     /// # Errors
-    /// `Truncated`, `BadTransportLength` where the data offset is below 5 words or beyond `bytes`, or
-    /// `BadTcpFlags`.
+    /// `Truncated`, `BadTransportLength` where the data offset is below 5 words or beyond `bytes`,
+    /// or `BadTcpFlags`.
     pub fn new_checked(bytes: &'a [u8]) -> Result<View<'a>, DropReason> {
         if bytes.len() < HEADER_LEN {
             return Err(DropReason::Truncated);
@@ -179,7 +179,7 @@ impl<'a> Repr<'a> {
         put_u16(segment, offset::DESTINATION_PORT, self.destination_port);
         put_u32(segment, offset::SEQUENCE, self.sequence);
         put_u32(segment, offset::ACKNOWLEDGMENT, self.acknowledgment);
-        segment[offset::DATA_OFFSET] = (len / 4 << 4) as u8;
+        segment[offset::DATA_OFFSET] = ((len / 4) << 4) as u8;
         segment[offset::FLAGS] = self.flags;
         put_u16(segment, offset::WINDOW, self.window);
         put_u16(segment, offset::CHECKSUM, 0);

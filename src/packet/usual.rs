@@ -1,10 +1,10 @@
 //! The parser's straight line: whole TCP and UDP packets without IP options or extension headers,
 //! untagged or tagged once.
 //!
-//! `L3`, where the IP header begins, is a constant, so nearly all offsets are. Each function returns
-//! whether it filled `meta`; on `false` nothing of it is to be used and the packet must be read again
-//! by [`super::parse::any`], which agrees on every packet that is taken here (a property test holds
-//! both to that).
+//! `L3`, where the IP header begins, is a constant, so nearly all offsets are. Each function
+//! returns whether it filled `meta`; on `false` nothing of it is to be used and the packet must be
+//! read again by `parse::read_any`, which agrees on every packet that is taken here (a property
+//! test holds both to that).
 
 use crate::base::{Addr, Seed};
 use crate::packet::checksum::{Sum, is_partial, pseudo};

@@ -223,8 +223,8 @@ fn receive_buffer(system: &System) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::machine;
     use super::super::Verdict;
+    use super::super::tests::machine;
     use super::*;
 
     fn verdict(found: &[Finding], subject: &str) -> Verdict {

@@ -1,69 +1,129 @@
 //! One interface that is to become a port.
 
 use super::{Finding, System};
+use crate::control::netlink::{Link, Mirror};
+use crate::nic::ethtool::{Channels, Ethtool, Offload};
 use crate::nic::link;
 use crate::nic::steer::{PROGRAM_NAME, program_name};
 
 /// Largest IP packet that fits a frame of 2 KiB behind the headroom that XDP keeps.
-const MTU_OF_2K_FRAMES: u64 = 1774;
+const MTU_OF_2K_FRAMES: u32 = 1774;
 /// The same for 4 KiB, a page, which native mode is bounded by, too.
-const MTU_OF_4K_FRAMES: u64 = 3498;
+const MTU_OF_4K_FRAMES: u32 = 3498;
 
 /// Drivers known to run XDP programs natively (Documentation/networking, and their sources).
 const NATIVE: [&str; 22] = [
-    "bnxt_en", "cpsw", "ena", "gve", "hv_netvsc", "i40e", "ice", "idpf", "igb", "igc", "ixgbe",
-    "mana", "mlx4_en", "mlx5_core", "mvneta", "nfp", "qede", "sfc", "stmmac", "thunder_nic",
-    "veth", "virtio_net",
+    "bnxt_en",
+    "cpsw",
+    "ena",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "idpf",
+    "igb",
+    "igc",
+    "ixgbe",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "nfp",
+    "qede",
+    "sfc",
+    "stmmac",
+    "thunder_nic",
+    "veth",
+    "virtio_net",
 ];
 /// Of those, the ones that also read and write our frames themselves.
-const ZERO_COPY: [&str; 8] =
-    ["gve", "i40e", "ice", "igb", "igc", "ixgbe", "mlx5_core", "stmmac"];
+const ZERO_COPY: [&str; 8] = ["gve", "i40e", "ice", "igb", "igc", "ixgbe", "mlx5_core", "stmmac"];
 
-pub fn examine(system: &System, name: &str) -> Vec<Finding> {
-    let base = format!("sys/class/net/{name}");
-    if name.contains('/') || !system.exists(&base) {
-        let there = system.names("sys/class/net").join(", ");
-        let advice = format!("In this network namespace there are: {there}.");
+/// What the kernel tells of an interface, by ways that heed the network namespace we are in:
+/// `/sys/class/net` shows that of whoever mounted it.
+pub struct Facts {
+    link: Link,
+    driver: String,
+    channels: Channels,
+    /// Offloads that join packets and are on.
+    merges: Vec<Offload>,
+}
+
+/// Looks at an interface of this network namespace.
+pub fn examine(system: &System, mirror: &Mirror, name: &str) -> Vec<Finding> {
+    let Some(link) = mirror.link_named(name) else {
+        let there: Vec<_> = mirror.links().map(|l| l.name.as_str()).collect();
+        let advice = format!("In this network namespace there are: {}.", there.join(", "));
         return vec![Finding::fail(name, "no such interface", advice)];
-    }
-    let subject = |what: &str| format!("{name}: {what}");
-    let mut all = vec![
-        state(system, &base, &subject("link")),
-        driver(system, &base, &subject("driver")),
-        queues(system, &base, &subject("queues")),
-    ];
-    all.extend(mtu(system, &base, &subject("mtu")));
-    all.extend(node(system, &base, &subject("NUMA node")));
-    all.extend(interrupts(system, name, &base, &subject("interrupts")));
-    all.extend(attached(name, &subject("XDP program")));
+    };
+    let facts = match facts(link) {
+        Ok(facts) => facts,
+        Err(error) => {
+            let advice = "ethtool's questions could not be asked.";
+            return vec![Finding::warn(name, error.to_string(), advice)];
+        }
+    };
+    let mut all = judge(system, &facts);
+    all.extend(attached(name, &format!("{name}: XDP program")));
     all
 }
 
-fn state(system: &System, base: &str, subject: &str) -> Finding {
-    let state = system.text(&format!("{base}/operstate")).unwrap_or_default();
-    let speed = system.number(&format!("{base}/speed")).filter(|s| *s > 0);
-    let found = match speed {
-        Some(mbit) => format!("{state}, {mbit} Mbit/s"),
-        None => state.clone(),
-    };
-    match state.as_str() {
-        "up" | "unknown" => Finding::ok(subject, found),
-        _ => Finding::warn(
-            subject,
-            found,
-            "ip link set dev … up, and look at the cable or the other end of the pair.",
-        ),
-    }
+fn facts(link: &Link) -> std::io::Result<Facts> {
+    let ethtool = Ethtool::open()?;
+    let on = |o: &&Offload| matches!(ethtool.offload(&link.name, **o), Ok(Some(true)));
+    Ok(Facts {
+        driver: ethtool.driver(&link.name)?,
+        channels: ethtool.channels(&link.name)?,
+        merges: Offload::RECEIVE_MERGES.iter().filter(on).copied().collect(),
+        link: link.clone(),
+    })
 }
 
-fn driver(system: &System, base: &str, subject: &str) -> Finding {
-    let Some(driver) = system.link_name(&format!("{base}/device/driver")) else {
-        let advice = "No device behind it (veth, bridge, tunnel). veth runs XDP natively in copy \
-                      mode; others only generically, at a few hundred thousand packets a second.";
-        return Finding::note(subject, "virtual", advice);
+fn judge(system: &System, facts: &Facts) -> Vec<Finding> {
+    let name = &facts.link.name;
+    let subject = |what: &str| format!("{name}: {what}");
+    // The cards' own folders are only ours if the mount shows our namespace.
+    let base = format!("sys/class/net/{name}");
+    let shown = system.number(&format!("{base}/ifindex")) == Some(u64::from(facts.link.ifindex));
+    let base = shown.then_some(base);
+    let mut all = vec![
+        state(system, base.as_deref(), &facts.link, &subject("link")),
+        driver(&facts.driver, &subject("driver")),
+        queues(&facts.channels, name, &subject("queues")),
+        mtu(facts.link.mtu, name, &subject("mtu")),
+    ];
+    all.extend(merges(&facts.merges, &subject("receive merging")));
+    if let Some(base) = base {
+        all.extend(node(system, &base, &subject("NUMA node")));
+        all.extend(interrupts(system, name, &base, &subject("interrupts")));
+    }
+    all
+}
+
+fn state(system: &System, base: Option<&str>, link: &Link, subject: &str) -> Finding {
+    let speed = base.and_then(|b| system.number(&format!("{b}/speed"))).filter(|s| *s > 0);
+    let state = match (link.up, link.carrier) {
+        (true, true) => "up",
+        (true, false) => "up, without a carrier",
+        (false, _) => "down",
     };
-    let known = driver.as_str();
-    match (NATIVE.contains(&known), ZERO_COPY.contains(&known)) {
+    let found = match speed {
+        Some(mbit) => format!("{state}, {mbit} Mbit/s"),
+        None => state.to_string(),
+    };
+    if link.up && link.carrier {
+        return Finding::ok(subject, found);
+    }
+    let name = &link.name;
+    let advice = match link.up {
+        true => "Look at the cable, or at the other end of the pair.".to_string(),
+        false => format!("ip link set dev {name} up"),
+    };
+    Finding::warn(subject, found, advice)
+}
+
+fn driver(driver: &str, subject: &str) -> Finding {
+    match (NATIVE.contains(&driver), ZERO_COPY.contains(&driver)) {
         (true, true) => Finding::ok(subject, format!("{driver}: native XDP, zero-copy")),
         (true, false) => Finding::note(
             subject,
@@ -73,32 +133,36 @@ fn driver(system: &System, base: &str, subject: &str) -> Finding {
         ),
         (false, _) => Finding::warn(
             subject,
-            format!("{driver}: not known for native XDP"),
+            format!(
+                "{}: not known for native XDP",
+                if driver.is_empty() { "none" } else { driver }
+            ),
             "Generic mode works with every driver, at a fraction of the rate. `show ports` tells \
              the mode got.",
         ),
     }
 }
 
-fn queues(system: &System, base: &str, subject: &str) -> Finding {
-    let names = system.names(&format!("{base}/queues"));
-    let count = |kind: &str| names.iter().filter(|n| n.starts_with(kind)).count();
-    let (rx, tx) = (count("rx-"), count("tx-"));
+fn queues(channels: &Channels, name: &str, subject: &str) -> Finding {
+    let (rx, tx) = (channels.receive(), channels.transmit());
     let found = format!("{rx} receive, {tx} transmit");
-    let advice = "Each worker needs a receive and a transmit queue of its own, and packets of queues \
-                  without a worker are not ours: ethtool -L … combined N (for veth: rx N tx N) with \
-                  N = `workers.count`.";
-    match (rx, tx) {
-        (0, _) | (_, 0) => Finding::fail(subject, found, advice),
-        (1, 1) => Finding::ok(subject, found),
-        _ => Finding::note(subject, found, advice),
+    if (rx, tx) == (1, 1) {
+        return Finding::ok(subject, found);
     }
+    let command = channels.command(name, rx.min(tx).max(1));
+    Finding::note(
+        subject,
+        found,
+        format!(
+            "Each worker needs a receive and a transmit queue of its own; one queue a worker is \
+             best: `{command}`, with the number of `workers.count`."
+        ),
+    )
 }
 
-fn mtu(system: &System, base: &str, subject: &str) -> Option<Finding> {
-    let mtu = system.number(&format!("{base}/mtu"))?;
+fn mtu(mtu: u32, name: &str, subject: &str) -> Finding {
     let found = mtu.to_string();
-    Some(match mtu {
+    match mtu {
         0..=MTU_OF_2K_FRAMES => Finding::ok(subject, found),
         ..=MTU_OF_4K_FRAMES => Finding::note(
             subject,
@@ -109,11 +173,21 @@ fn mtu(system: &System, base: &str, subject: &str) -> Option<Finding> {
             subject,
             found,
             format!(
-                "Packets of over {MTU_OF_4K_FRAMES} bytes fit no frame and native XDP is refused: ip \
-                 link set dev … mtu {MTU_OF_4K_FRAMES} or less."
+                "Packets of over {MTU_OF_4K_FRAMES} bytes fit no frame, and native XDP is refused: \
+                 ip link set dev {name} mtu {MTU_OF_4K_FRAMES} or less."
             ),
         ),
-    })
+    }
+}
+
+fn merges(on: &[Offload], subject: &str) -> Option<Finding> {
+    let names: Vec<_> = on.iter().map(ToString::to_string).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let advice = "Joined packets never reach AF_XDP as they were sent. `tidegate run` switches this \
+                  off, and on again when it ends: nothing to do.";
+    Some(Finding::note(subject, format!("{} on", names.join(", ")), advice))
 }
 
 fn node(system: &System, base: &str, subject: &str) -> Option<Finding> {
@@ -174,57 +248,67 @@ mod tests {
     use super::super::Verdict;
     use super::super::tests::machine;
     use super::*;
+    use crate::control::netlink::mirror::Fact;
 
     fn find<'a>(all: &'a [Finding], subject: &str) -> &'a Finding {
         all.iter().find(|f| f.subject == subject).expect(subject)
     }
 
+    fn link(name: &str, mtu: u32, up: bool) -> Link {
+        Link { ifindex: 9, name: name.into(), mac: None, mtu, up, carrier: up }
+    }
+
     #[test]
     fn a_missing_interface_is_answered_with_those_that_exist() {
-        let (_dir, system) =
-            machine(&[("sys/class/net/lan9/mtu", "1500"), ("sys/class/net/wan9/mtu", "1500")]);
-        let all = examine(&system, "eht9");
+        let (_dir, system) = machine(&[]);
+        let mut mirror = Mirror::default();
+        mirror.load(Fact::Link(link("lan9", 1500, true)));
+        let all = examine(&system, &mirror, "eht9");
         assert_eq!((all.len(), all[0].verdict), (1, Verdict::Fail));
-        assert!(all[0].advice.as_deref().is_some_and(|a| a.contains("lan9, wan9")), "{all:?}");
-        assert_eq!(examine(&system, "../net").len(), 1);
+        assert!(all[0].advice.as_deref().is_some_and(|a| a.contains("lan9")), "{all:?}");
     }
 
     #[test]
     fn a_card_is_described() {
-        let (dir, system) = machine(&[
-            ("sys/class/net/fast9/operstate", "up\n"),
+        let (_dir, system) = machine(&[
+            ("sys/class/net/fast9/ifindex", "9\n"),
             ("sys/class/net/fast9/speed", "25000\n"),
-            ("sys/class/net/fast9/mtu", "9000\n"),
-            ("sys/class/net/fast9/queues/rx-0/x", ""),
-            ("sys/class/net/fast9/queues/rx-1/x", ""),
-            ("sys/class/net/fast9/queues/tx-0/x", ""),
-            ("sys/class/net/fast9/queues/tx-1/x", ""),
+            ("sys/class/net/fast9/device/numa_node", "1\n"),
+            ("sys/devices/system/node/node1/cpulist", "8-15\n"),
             ("proc/interrupts", " CPU0\n 41:  7  PCI-MSI  fast9-rx-0\n 42: 9 PCI-MSI fast9-rx-1\n"),
             ("proc/irq/41/effective_affinity_list", "0\n"),
             ("proc/irq/42/effective_affinity_list", "1\n"),
         ]);
-        let device = dir.path().join("sys/class/net/fast9/device");
-        std::fs::create_dir_all(&device).expect("folder");
-        std::os::unix::fs::symlink("../drivers/ice", device.join("driver")).expect("link");
-        let all = examine(&system, "fast9");
+        let channels = Channels { combined: 2, combined_max: 8, ..Channels::default() };
+        let mut facts = Facts {
+            link: link("fast9", 9000, true),
+            driver: "ice".into(),
+            channels,
+            merges: vec![Offload::Gro],
+        };
+        let all = judge(&system, &facts);
         assert_eq!(find(&all, "fast9: link").found, "up, 25000 Mbit/s");
         assert_eq!(find(&all, "fast9: driver").found, "ice: native XDP, zero-copy");
         assert_eq!(find(&all, "fast9: queues").found, "2 receive, 2 transmit");
         assert_eq!(find(&all, "fast9: mtu").verdict, Verdict::Warn);
+        assert_eq!(find(&all, "fast9: receive merging").found, "gro on");
+        assert_eq!(find(&all, "fast9: NUMA node").found, "1, cores 8-15");
         assert_eq!(find(&all, "fast9: interrupts").found, "2 on cores 0 1");
+        // Another namespace's folder of the same name is not read.
+        facts.link.ifindex = 10;
+        assert_eq!(find(&judge(&system, &facts), "fast9: link").found, "up");
     }
 
     #[test]
-    fn a_virtual_interface_that_is_down_is_told_so() {
-        let (_dir, system) = machine(&[
-            ("sys/class/net/v9/operstate", "down\n"),
-            ("sys/class/net/v9/mtu", "1500\n"),
-            ("sys/class/net/v9/queues/rx-0/x", ""),
-            ("sys/class/net/v9/queues/tx-0/x", ""),
-        ]);
-        let all = examine(&system, "v9");
+    fn an_interface_that_is_down_is_told_so() {
+        let (_dir, system) = machine(&[]);
+        let channels = Channels { rx: 1, tx: 1, ..Channels::default() };
+        let driver = "veth".to_string();
+        let facts = Facts { link: link("v9", 1500, false), driver, channels, merges: vec![] };
+        let all = judge(&system, &facts);
         assert_eq!(find(&all, "v9: link").verdict, Verdict::Warn);
-        assert_eq!(find(&all, "v9: driver").found, "virtual");
+        assert_eq!(find(&all, "v9: driver").verdict, Verdict::Note);
+        assert_eq!(find(&all, "v9: queues").verdict, Verdict::Ok);
         assert_eq!(find(&all, "v9: mtu").verdict, Verdict::Ok);
     }
 }

@@ -7,11 +7,12 @@ mod host;
 mod interface;
 mod restore;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::table::Table;
+use crate::control::netlink::{Mirror, Netlink, NetlinkOptions};
 
 /// How good a thing is as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -68,11 +69,23 @@ pub fn examine(interfaces: &[String]) -> Report {
     let system = System::new("/");
     let mut findings = restore::leftovers();
     findings.extend(host::examine(&system));
-    for interface in interfaces {
-        findings.extend(interface::examine(&system, interface));
+    match mirror() {
+        Ok(mirror) => {
+            let of = |interface: &String| interface::examine(&system, &mirror, interface);
+            findings.extend(interfaces.iter().flat_map(of));
+        }
+        Err(error) => findings.push(Finding::fail("netlink", error, "The kernel must answer.")),
     }
     let ready = findings.iter().all(|f| f.verdict != Verdict::Fail);
     Report { ready, findings }
+}
+
+/// The kernel's links, as the appliance would see them.
+fn mirror() -> Result<Mirror, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let connect = Netlink::connect(NetlinkOptions::default());
+    let netlink = runtime.map_err(|e| e.to_string())?.block_on(connect);
+    netlink.map(|n| n.mirror().clone()).map_err(|e| e.to_string())
 }
 
 /// The report for people.
@@ -138,10 +151,6 @@ impl System {
         let target = std::fs::read_link(self.path(path)).ok()?;
         target.file_name().and_then(|n| n.to_str()).map(ToString::to_string)
     }
-
-    fn exists(&self, path: &str) -> bool {
-        Path::new(&self.path(path)).exists()
-    }
 }
 
 #[cfg(test)]
@@ -162,11 +171,15 @@ mod tests {
 
     #[test]
     fn a_report_says_what_to_do_below_what_was_found() {
-        let findings =
-            vec![Finding::ok("kernel", "6.18"), Finding::fail("AF_XDP", "absent", "Another kernel.")];
+        let findings = vec![
+            Finding::ok("kernel", "6.18"),
+            Finding::fail("AF_XDP", "absent", "Another kernel."),
+        ];
         let report = Report { ready: false, findings };
         let text = print(&report);
-        assert!(text.starts_with("      what    found\nok    kernel  6.18\nFAIL  AF_XDP  absent\n"));
+        assert!(
+            text.starts_with("      what    found\nok    kernel  6.18\nFAIL  AF_XDP  absent\n")
+        );
         assert!(text.contains("\nAF_XDP: Another kernel.\n"), "{text}");
         assert!(text.ends_with("see FAIL above.\n"));
         let json = serde_json::to_value(&report).expect("json");

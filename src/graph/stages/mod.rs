@@ -4,5 +4,7 @@ pub mod balance;
 pub mod classify;
 mod egress;
 pub mod inspect;
+#[cfg(test)]
+mod rig;
 pub mod route;
 pub mod tap;

@@ -1,0 +1,139 @@
+//! What each command does, and the exit code that it ends with.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::Value;
+
+use super::cli::{Cli, Command, SocketArgs};
+use super::client::{self, ClientError};
+use super::protocol::{Ask, What};
+use super::{check, demo, doctor, logs, pktgen, run, show};
+use crate::control::view::ReloadView;
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// Exit code 1.
+    Failed(String),
+    /// Bad usage or configuration: exit code 2.
+    Usage(String),
+    /// All is said already.
+    Told(u8),
+}
+
+impl From<anyhow::Error> for Failure {
+    /// With all causes; errors of the argument parser are bad usage.
+    fn from(error: anyhow::Error) -> Failure {
+        match error.downcast::<clap::Error>() {
+            Ok(error) => {
+                let _ = error.print();
+                Failure::Told(2)
+            }
+            Err(error) => Failure::Failed(format!("{error:#}")),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        match error {
+            ClientError::BadConfig(words) => Failure::Usage(words),
+            error => Failure::Failed(error.to_string()),
+        }
+    }
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors", too: they go to standard output with code 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let (code, words) = match execute(cli) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Told(code)) => return ExitCode::from(code),
+        Err(Failure::Failed(words)) => (1, words),
+        Err(Failure::Usage(words)) => (2, words),
+    };
+    let _ = writeln!(std::io::stderr(), "tidegate: {words}");
+    ExitCode::from(code)
+}
+
+fn execute(cli: Cli) -> Result<(), Failure> {
+    logs::start(cli.log_level.as_deref(), cli.log_format).map_err(Failure::Usage)?;
+    match cli.command {
+        Command::Run(args) => run::run(&args.config),
+        Command::Check { config, output } => check::check(&config.config, output.json),
+        Command::Show { what, limit, socket, output } => {
+            show_what(what, limit, &socket, output.json)
+        }
+        Command::Reload { socket, output } => reload(&socket.socket, output.json),
+        Command::Stop { socket } => {
+            client::ask(&socket.socket, Ask::Stop)?;
+            Ok(())
+        }
+        Command::Doctor { interface, output } => examine(&interface, output.json),
+        Command::Pktgen(args) => Ok(pktgen::run(args)?),
+        Command::Demo(args) => Ok(demo::run(&args)?),
+    }
+}
+
+fn show_what(what: What, limit: usize, socket: &SocketArgs, json: bool) -> Result<(), Failure> {
+    let limit = (what == What::Flows).then_some(limit);
+    let answer = client::ask(&socket.socket, Ask::Show { what, limit })?;
+    if json {
+        return print_json(&answer);
+    }
+    let text = show::print(what, answer)
+        .map_err(|e| Failure::Failed(format!("the appliance is of another version: {e}")))?;
+    print_text(&text);
+    Ok(())
+}
+
+fn reload(socket: &Path, json: bool) -> Result<(), Failure> {
+    let answer = client::ask(socket, Ask::Reload)?;
+    if json {
+        return print_json(&answer);
+    }
+    let done: ReloadView = serde_json::from_value(answer)
+        .map_err(|e| Failure::Failed(format!("the appliance is of another version: {e}")))?;
+    for warning in &done.warnings {
+        let _ = writeln!(std::io::stderr(), "{warning}");
+    }
+    print_text(&match done.unchanged {
+        true => format!("{}: unchanged\n", done.config),
+        false => format!(
+            "{}: taken over: pipeline {}, {} services, {} backends, {} rules\n",
+            done.config, done.pipeline, done.services, done.backends, done.rules
+        ),
+    });
+    Ok(())
+}
+
+fn examine(interfaces: &[String], json: bool) -> Result<(), Failure> {
+    let report = doctor::examine(interfaces);
+    match json {
+        true => print_json(&serde_json::to_value(&report).unwrap_or_default())?,
+        false => print_text(&doctor::print(&report)),
+    }
+    if report.ready { Ok(()) } else { Err(Failure::Told(1)) }
+}
+
+/// A reader that has gone, such as `head`, is no error.
+pub(super) fn print_text(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Failed(e.to_string()))?;
+    print_text(&text);
+    print_text("\n");
+    Ok(())
+}

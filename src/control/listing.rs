@@ -1,0 +1,235 @@
+//! Answers that workers have to be asked for: their flows, their classes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::appliance::Appliance;
+use super::crew::Crew;
+use super::run::Control;
+use super::view::{ClassView, FlowView, FlowsView, Values, protocol_text};
+use crate::base::{Addr, Nanos};
+use crate::config::Config;
+use crate::flow::{Flow, FlowKind, TcpState};
+use crate::packet::{ClassId, FlowKey, PortId};
+use crate::qos::ClassStats;
+use crate::worker::WorkerCommand;
+use crate::worker::command::{ClassRow, FlowList, FlowRow};
+
+/// Workers that have not listed their flows by then hang: the others' are shown.
+const LISTED_WITHIN: Duration = Duration::from_secs(2);
+/// Listings of flows that wait for the one under way.
+const WAITING_MAX: usize = 16;
+/// Flows asked of one worker at once: the list is memory of ours that the worker fills.
+const PART_FLOWS: usize = 16_384;
+
+/// A listing of flows under way, and those that wait for it.
+#[derive(Default)]
+pub(super) struct Listing {
+    now: Option<UnderWay>,
+    waiting: Vec<(usize, oneshot::Sender<FlowsView>)>,
+}
+
+struct UnderWay {
+    limit: usize,
+    reply: oneshot::Sender<FlowsView>,
+    awaited: BTreeSet<u16>,
+    deadline: Nanos,
+    flows: Vec<FlowView>,
+}
+
+impl Control {
+    pub(super) fn list_flows(&mut self, limit: usize, reply: oneshot::Sender<FlowsView>) {
+        if self.listing.now.is_some() {
+            if self.listing.waiting.len() < WAITING_MAX {
+                self.listing.waiting.push((limit, reply));
+            }
+            return;
+        }
+        let a = &mut self.appliance;
+        for seat in &mut a.crew.seats {
+            let rows = Vec::with_capacity(limit.clamp(1, PART_FLOWS));
+            seat.send(WorkerCommand::ListFlows(FlowList { cursor: 0, rows }));
+        }
+        self.listing.now = Some(UnderWay {
+            limit,
+            reply,
+            awaited: a.crew.seats.iter().map(|s| s.id).collect(),
+            deadline: a.clock.now() + LISTED_WITHIN,
+            flows: Vec::new(),
+        });
+    }
+
+    /// A worker has listed some of its flows; it is asked for more while there is need.
+    pub(super) fn flows_listed(&mut self, worker: u16, list: FlowList) {
+        let a = &mut self.appliance;
+        let Some(now) = &mut self.listing.now else { return };
+        let clock = a.clock.now();
+        let room = now.limit.saturating_sub(now.flows.len());
+        let rows = list.rows.iter().take(room);
+        now.flows.extend(rows.map(|row| flow_view(worker, row, clock, &a.config)));
+        if list.cursor != 0 && now.flows.len() < now.limit {
+            if let Some(seat) = a.crew.seats.iter_mut().find(|s| s.id == worker) {
+                seat.send(WorkerCommand::ListFlows(list));
+                return;
+            }
+        }
+        now.awaited.remove(&worker);
+    }
+}
+
+impl Control {
+    /// Answers when all workers have listed their flows, or one hangs; then the next may ask.
+    pub(super) fn check_listing(&mut self) {
+        let time = self.appliance.clock.now();
+        let over = |u: &mut UnderWay| u.awaited.is_empty() || time >= u.deadline;
+        let Some(done) = self.listing.now.take_if(over) else { return };
+        let total = total_flows(&self.appliance);
+        let _ = done.reply.send(FlowsView { flows: done.flows, total });
+        if !self.listing.waiting.is_empty() {
+            let (limit, reply) = self.listing.waiting.remove(0);
+            self.list_flows(limit, reply);
+        }
+    }
+}
+
+fn total_flows(appliance: &Appliance) -> u64 {
+    appliance.crew.seats.iter().map(|s| s.stats().gauges.flows).sum()
+}
+
+fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowView {
+    let flow = &row.flow;
+    let key = &flow.key[0];
+    let name = String::from_utf8_lossy(row.name()).into_owned();
+    let class = config.class_names.get(usize::from(flow.class[0].0));
+    FlowView {
+        worker,
+        kind: kind_text(flow.kind).into(),
+        protocol: protocol_text(key.proto),
+        client: endpoint(key.src, key.sport),
+        server: endpoint(key.dst, key.dport),
+        service: service_name(config, key),
+        backend: backend(flow),
+        class: class.filter(|_| flow.class[0] != ClassId::UNSET).cloned(),
+        sni: Some(name).filter(|n| !n.is_empty()),
+        state: state_text(flow.tcp).into(),
+        packets_forward: u64::from(flow.packets[0]),
+        packets_reply: u64::from(flow.packets[1]),
+        bytes_forward: flow.bytes[0],
+        bytes_reply: flow.bytes[1],
+        idle_secs: now.since(flow.last_seen()) as f64 / 1e9,
+    }
+}
+
+fn kind_text(kind: FlowKind) -> &'static str {
+    match kind {
+        FlowKind::Transit => "transit",
+        FlowKind::Nat => "nat",
+        FlowKind::Dnat => "dnat",
+        FlowKind::Dsr => "dsr",
+    }
+}
+
+fn endpoint(addr: Addr, port: u16) -> String {
+    std::net::SocketAddr::new(addr.to_ip(), port).to_string()
+}
+
+/// By address: numbers of services may have moved since the flow was opened.
+fn service_name(config: &Config, key: &FlowKey) -> Option<String> {
+    let at = |s: &&crate::forward::spec::ServiceSpec| {
+        (s.vip, s.port, s.proto) == (key.dst, key.dport, key.proto)
+    };
+    config.forward.services.iter().find(at).map(|s| s.name.clone())
+}
+
+/// Where packets go, if not to where the client has sent them.
+fn backend(flow: &Flow) -> Option<String> {
+    let reply = &flow.key[1];
+    (flow.kind != FlowKind::Transit).then(|| endpoint(reply.src, reply.sport))
+}
+
+/// In the words of RFC 9293, where it has any.
+fn state_text(state: TcpState) -> &'static str {
+    match state {
+        TcpState::Vacant => "vacant",
+        TcpState::SynSent => "syn-sent",
+        TcpState::SynReceived => "syn-received",
+        TcpState::OneWay => "one-way",
+        TcpState::Established => "established",
+        TcpState::FinForward => "fin-from-client",
+        TcpState::FinReply => "fin-from-server",
+        TcpState::TimeWait => "time-wait",
+        TcpState::Reset => "reset",
+    }
+}
+
+/// What is shown of a class: name, meaning, and whether it is a gauge.
+pub const CLASS_VALUES: [(&str, &str, bool); 9] = [
+    ("enqueued_packets", "Packets that arrived, whatever became of them.", false),
+    ("enqueued_bytes", "Bytes that arrived, whatever became of them.", false),
+    ("sent_packets", "Packets sent.", false),
+    ("sent_bytes", "Bytes sent.", false),
+    ("dropped_packets", "Packets lost to overload.", false),
+    ("dropped_bytes", "Bytes lost to overload.", false),
+    ("borrowed_bytes", "Bytes sent on the rate of a class above.", false),
+    ("backlog_packets", "Packets waiting.", true),
+    ("backlog_bytes", "Bytes waiting.", true),
+];
+
+fn class_values(s: &ClassStats) -> Values {
+    let values = [
+        s.enqueued_packets,
+        s.enqueued_bytes,
+        s.sent_packets,
+        s.sent_bytes,
+        s.dropped_packets,
+        s.dropped_bytes,
+        s.borrowed_bytes,
+        s.backlog_packets,
+        s.backlog_bytes,
+    ];
+    CLASS_VALUES.iter().map(|(name, ..)| (*name).to_string()).zip(values).collect()
+}
+
+/// What workers told of their classes last, at most a second ago.
+#[derive(Default)]
+pub(super) struct Classes {
+    by_worker: BTreeMap<u16, Vec<ClassRow>>,
+    awaited: BTreeSet<u16>,
+}
+
+impl Classes {
+    /// Asks all workers that have answered the last time.
+    pub(super) fn ask(&mut self, crew: &mut Crew, config: &Config) {
+        let count: usize = config.qos.iter().map(|q| q.classes.len()).sum();
+        for seat in &mut crew.seats {
+            if count > 0 && seat.is_reached() && self.awaited.insert(seat.id) {
+                // Twice: while a reload is under way a worker may still have the classes before.
+                let rows = Vec::with_capacity(2 * count);
+                seat.send(WorkerCommand::ListClasses(rows));
+            }
+        }
+    }
+
+    pub(super) fn take(&mut self, worker: u16, rows: Vec<ClassRow>) {
+        self.awaited.remove(&worker);
+        self.by_worker.insert(worker, rows);
+    }
+
+    /// All workers together, by port and class.
+    pub(super) fn view(&self, config: &Config) -> Vec<ClassView> {
+        let mut sums: BTreeMap<(PortId, ClassId), ClassStats> = BTreeMap::new();
+        for row in self.by_worker.values().flatten() {
+            *sums.entry((row.port, row.class)).or_default() += row.stats;
+        }
+        let view = |((port, class), stats): ((PortId, ClassId), ClassStats)| {
+            Some(ClassView {
+                port: config.ports.get(usize::from(port.0))?.name.clone(),
+                class: config.class_names.get(usize::from(class.0))?.clone(),
+                values: class_values(&stats),
+            })
+        };
+        sums.into_iter().filter_map(view).collect()
+    }
+}

@@ -1,0 +1,157 @@
+//! The overview: from what runs to plain data.
+
+use std::collections::BTreeMap;
+
+use super::appliance::{Appliance, attach_text, copy_text};
+use super::run::Control;
+use super::view::{
+    BackendView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values, WorkerView,
+    mac_text, protocol_text,
+};
+use crate::forward::Routes;
+use crate::forward::spec::{BackendSpec, ForwardMode, PoolSpec, ServiceSpec};
+use crate::nic::steer::SteerReason;
+use crate::observe::{Counters, Gauges, PortGauges, Stats};
+use crate::packet::DropReason;
+
+impl Control {
+    /// Everything but the flows, as of now; classes as of a second ago at most.
+    pub(super) fn overview(&self) -> Overview {
+        let a = &self.appliance;
+        Overview {
+            process: process(a),
+            workers: a.crew.seats.iter().map(|s| worker(s.id, &s.stats())).collect(),
+            ports: ports(a),
+            services: a.config.forward.services.iter().map(|s| service(a, s)).collect(),
+            backends: backends(a),
+            neighbours: neighbours(a),
+            classes: self.classes.view(&a.config),
+        }
+    }
+}
+
+fn process(a: &Appliance) -> ProcessView {
+    ProcessView {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime_secs: a.started.elapsed().as_secs(),
+        config: a.config.path.display().to_string(),
+        pipeline: a.config.pipeline.name.clone(),
+        reloads: a.reloads,
+        reloads_refused: a.reloads_refused,
+        routes: a.feed.routes_len() as u64,
+        netlink_resyncs: a.netlink.resyncs(),
+    }
+}
+
+fn named<const N: usize>(names: [&str; N], values: [u64; N]) -> Values {
+    names.iter().map(|n| (*n).to_string()).zip(values).collect()
+}
+
+fn worker(id: u16, stats: &Stats) -> WorkerView {
+    let drops = DropReason::ALL.iter().map(|r| r.label().to_string()).zip(stats.counters.drops);
+    let port = |p: &PortGauges| named(PortGauges::NAMES, p.values());
+    WorkerView {
+        worker: id,
+        counters: named(Counters::NAMES, stats.counters.values()),
+        drops: drops.collect(),
+        gauges: named(Gauges::NAMES, stats.gauges.values()),
+        ports: stats.ports.iter().map(port).collect(),
+    }
+}
+
+fn ports(a: &Appliance) -> Vec<PortView> {
+    let steered = a.steering.steer().stats().unwrap_or_else(|error| {
+        tracing::warn!(%error, "counters of the XDP programs can't be read");
+        Vec::new()
+    });
+    let ports = a.config.ports.iter().zip(&a.modes);
+    ports
+        .map(|(port, mode)| {
+            let link = a.netlink.mirror().link_named(&port.interface);
+            let counts = steered.iter().find(|s| s.interface == port.interface);
+            let reasons = SteerReason::ALL
+                .iter()
+                .map(|&reason| (reason.label().to_string(), counts.map_or(0, |c| c.count(reason))));
+            PortView {
+                name: port.name.clone(),
+                interface: port.interface.clone(),
+                ifindex: link.map_or(0, |l| l.ifindex),
+                mac: link.and_then(|l| l.mac).map(mac_text),
+                mtu: link.map_or(0, |l| l.mtu),
+                up: link.is_some_and(|l| l.up && l.carrier),
+                attach: attach_text(mode).into(),
+                copy: copy_text(mode).into(),
+                busy_poll: mode.busy_poll,
+                queues: mode.queues,
+                steered: reasons.collect::<BTreeMap<_, _>>(),
+            }
+        })
+        .collect()
+}
+
+fn service(a: &Appliance, s: &ServiceSpec) -> ServiceView {
+    let pool = a.config.forward.pools.get(usize::from(s.pool.0));
+    ServiceView {
+        name: s.name.clone(),
+        vip: s.vip.to_ip(),
+        port: s.port,
+        protocol: protocol_text(s.proto),
+        mode: mode_text(s.mode).into(),
+        pool: pool.map(|p| p.name.clone()).unwrap_or_default(),
+        backends: pool.map_or(0, |p| p.backends.iter().filter(|b| b.weight > 0).count()),
+        canary_percent: f64::from(s.canary_share) / 100.0,
+        idle_established_secs: s.idle_established.as_secs(),
+    }
+}
+
+fn mode_text(mode: ForwardMode) -> &'static str {
+    match mode {
+        ForwardMode::Nat => "nat",
+        ForwardMode::Dnat => "dnat",
+        ForwardMode::Dsr => "dsr",
+    }
+}
+
+fn backends(a: &Appliance) -> Vec<BackendView> {
+    let of_pool = |p: &PoolSpec| {
+        let views = p.backends.iter().map(|b| backend(&a.snapshot.routes, p, b));
+        views.collect::<Vec<_>>()
+    };
+    let mut all: Vec<_> = a.config.forward.pools.iter().flat_map(of_pool).collect();
+    for view in &mut all {
+        // The routes know ports by their interfaces; operators by their names.
+        let port = a.config.ports.iter().find(|p| Some(&p.interface) == view.via_port.as_ref());
+        view.via_port = port.map(|p| p.name.clone());
+    }
+    all
+}
+
+fn backend(routes: &Routes, pool: &PoolSpec, b: &BackendSpec) -> BackendView {
+    let to = routes.resolve(b.addr);
+    BackendView {
+        pool: pool.name.clone(),
+        name: b.name.clone(),
+        address: b.addr.to_ip(),
+        port: b.port,
+        weight: b.weight,
+        via_port: to.ok().map(|t| routes.port(t.port).name.clone()),
+        next_hop: to.ok().map(|t| t.next_hop.to_ip()),
+        mac: to.ok().and_then(|t| t.mac).map(mac_text),
+        unreachable: to.err().map(|reason| reason.meaning().trim().into()),
+    }
+}
+
+fn neighbours(a: &Appliance) -> Vec<NeighbourView> {
+    let ports = a.snapshot.routes.ports();
+    let all = a.netlink.mirror().neighbours().filter_map(|(ifindex, addr, n)| {
+        let link = ports.iter().find(|p| p.ifindex == ifindex)?;
+        Some(NeighbourView {
+            port: a.config.ports.get(usize::from(link.id.0))?.name.clone(),
+            address: addr.to_ip(),
+            mac: n.mac.map(mac_text),
+            state: n.state.label().into(),
+        })
+    });
+    all.collect()
+}

@@ -1,0 +1,265 @@
+//! Forwards by the kernel's routing table what no stage before has taken.
+
+use super::egress::{admit, each_undecided, send, way_of_flow, way_to};
+use crate::flow::entry::NONE_U16;
+use crate::flow::{FlowKind, NewFlow};
+use crate::forward::nat;
+use crate::graph::{Cx, Stage};
+use crate::packet::{
+    Batch, Direction, DropReason, FlowRef, Packet, PacketFlags, PacketMeta, icmp, tcp, udp,
+};
+
+/// The router. It keeps nothing itself.
+///
+/// TCP, UDP and echo packets open a transit flow, so that answers get the class of what they answer
+/// and most packets need no lookup. All else, and what the table has no room for, is routed packet
+/// by packet: a router must not fail because it can't remember.
+#[derive(Clone, Debug, Default)]
+pub struct Route;
+
+impl Route {
+    pub fn new() -> Route {
+        Route
+    }
+}
+
+impl Stage for Route {
+    fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        each_undecided(cx, batch, |cx, packet| match packet.meta.flow {
+            FlowRef::NONE => first(cx, packet),
+            flow => established(cx, packet, flow),
+        });
+    }
+}
+
+#[inline]
+fn established(cx: &mut Cx<'_>, packet: &mut Packet, flow: FlowRef) -> Result<(), DropReason> {
+    let meta = &packet.meta;
+    if cx.flows.get(flow).kind != FlowKind::Transit {
+        // A service's flow in a pipeline that does not balance.
+        return Err(DropReason::NotHandled);
+    }
+    cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
+    let way = way_of_flow(cx, flow, meta.direction, meta.key.dst)?;
+    let egress = admit(cx, packet, way.port)?;
+    send(cx, packet, egress, way, nat::hop)
+}
+
+/// A packet without a flow: opens one where it can be the first of one and may go where it wants.
+#[inline(never)]
+fn first(cx: &mut Cx<'_>, packet: &mut Packet) -> Result<(), DropReason> {
+    let meta = &packet.meta;
+    let remember = has_flow(meta);
+    // Earlier in this batch it may have been opened.
+    if remember && let Some((flow, direction)) = cx.flows.lookup(&meta.key, meta.hash) {
+        (packet.meta.flow, packet.meta.direction) = (flow, direction);
+        return established(cx, packet, flow);
+    }
+    let way = way_to(&cx.snapshot.routes, meta.key.dst)?;
+    let egress = admit(cx, packet, way.port)?;
+    if remember && let Some(flow) = open(cx, &packet.meta) {
+        (packet.meta.flow, packet.meta.direction) = (flow, Direction::Forward);
+        cx.flows.touch(cx.now, flow, &packet.meta, packet.frame.len() as u32);
+    }
+    send(cx, packet, egress, way, nat::hop)
+}
+
+/// `None` where the table has no room.
+fn open(cx: &mut Cx<'_>, meta: &PacketMeta) -> Option<FlowRef> {
+    let new = NewFlow {
+        key: meta.key,
+        reply: Some(meta.key.reversed()),
+        kind: FlowKind::Transit,
+        service: NONE_U16,
+        backend: NONE_U16,
+        class: meta.class,
+        idle_established_ms: None,
+    };
+    let flow = cx.flows.insert(cx.now, &new, meta).ok()?;
+    cx.counters.flows_opened += 1;
+    Some(flow)
+}
+
+/// Whether a packet belongs to a flow: fragments, errors and other protocols don't show which.
+fn has_flow(meta: &PacketMeta) -> bool {
+    let apart = PacketFlags(PacketFlags::FRAGMENT.0 | PacketFlags::ICMP_ERROR.0);
+    let echo = meta.key.sport != 0;
+    !meta.flags.has(apart)
+        && match meta.key.proto {
+            tcp::PROTOCOL => meta.tcp_flags & tcp::flag::RST == 0,
+            udp::PROTOCOL => true,
+            icmp::PROTOCOL | icmp::PROTOCOL_V6 => echo,
+            _ => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Nanos;
+    use crate::flow::FlowLimits;
+    use crate::forward::{RouteKind, RouteSpec};
+    use crate::graph::stages::balance::Balance;
+    use crate::graph::stages::rig::*;
+    use crate::packet::build::{
+        ChecksumFill, IcmpSpec, IpSpec, LinkSpec, UdpSpec, icmp_packet, ip_packet, udp_packet,
+    };
+    use crate::packet::tcp::flag::{ACK, SYN};
+    use crate::packet::{ClassId, Verdict};
+
+    const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 16 };
+    const OUT: Verdict = Verdict::Output;
+
+    #[test]
+    fn both_directions_lose_a_hop_and_nothing_else() {
+        for family in [&V4, &V6] {
+            for shape in [Shape::syn(), Shape::udp()] {
+                let mut rig = Rig::new(LIMITS);
+                let stage = &mut Route::new();
+                for _ in 0..2 {
+                    let got = rig.run(stage, shape.between(family.client, family.backend));
+                    let want = shape.after(BACKEND_MAC, BACKEND_SIDE);
+                    assert_eq!((got.verdict, got.meta.out_port), (OUT, BACKEND_PORT));
+                    assert_eq!(got.bytes, want.between(family.client, family.backend));
+                    let back = Shape { flags: SYN | ACK, ..shape }.at_backend();
+                    let got = rig.run(stage, back.between(family.backend, family.client));
+                    let want = back.after(CLIENT_MAC, CLIENT_SIDE);
+                    assert_eq!((got.verdict, got.meta.out_port), (OUT, CLIENT_PORT));
+                    assert_eq!(got.bytes, want.between(family.backend, family.client));
+                }
+                assert_eq!((rig.flows.len(), rig.counters.flows_opened), (1, 1));
+            }
+        }
+    }
+
+    #[test]
+    fn tags_are_taken_off_and_partial_checksums_completed() {
+        for family in [&V4, &V6] {
+            let mut rig = Rig::new(LIMITS);
+            let (client, backend) = (family.client, family.backend);
+            let ends = ((addr(client.0), client.1), (addr(backend.0), backend.1));
+            let mut spec = UdpSpec::new(ends.0, ends.1, b"xxxxxx");
+            (spec.link, spec.checksum) = (LinkSpec::vlan(7), ChecksumFill::Partial);
+            let got = rig.run(&mut Route, udp_packet(&spec));
+            let want = Shape::udp().after(BACKEND_MAC, BACKEND_SIDE);
+            assert_eq!(got.bytes, want.between(client, backend));
+        }
+    }
+
+    #[test]
+    fn destinations_that_lead_nowhere() {
+        let mut rig = Rig::new(LIMITS);
+        let route = |prefix: &str, kind, ifindex| RouteSpec {
+            prefix: prefix.parse().expect(prefix),
+            via: None,
+            ifindex,
+            kind,
+            metric: 0,
+        };
+        rig.routes.add_route(route("203.0.113.0/25", RouteKind::Prohibit, 0));
+        rig.routes.add_route(route("203.0.113.128/25", RouteKind::Unicast, 99));
+        rig.publish();
+        for (dst, reason) in [
+            (V4.own, DropReason::NotHandled),
+            ("10.1.0.1", DropReason::NotHandled),
+            (V6.own, DropReason::NotHandled),
+            ("224.0.0.9", DropReason::NotHandled),
+            ("ff02::9", DropReason::NotHandled),
+            ("192.0.2.200", DropReason::NoRoute),
+            ("203.0.113.7", DropReason::RouteForbids),
+            ("203.0.113.200", DropReason::NotOurPort),
+        ] {
+            let client = if addr(dst).is_v4() { V4.client } else { V6.client };
+            let packet = Shape::udp().between(client, (dst, 53));
+            let got = rig.run(&mut Route, packet.clone());
+            assert_eq!(got.verdict, Verdict::Drop(reason), "{dst}");
+            assert_eq!(got.bytes, packet);
+        }
+        assert_eq!(rig.flows.len(), 0);
+    }
+
+    #[test]
+    fn the_last_hop_and_the_largest_packet() {
+        for (family, room) in [(&V4, 1400 - 28), (&V6, 1400 - 48)] {
+            let mut rig = Rig::new(LIMITS);
+            let (client, backend) = (family.client, family.backend);
+            let last = Shape { ttl: 1, ..Shape::udp() };
+            let (got, reply) = rig.run_answered(&mut Route, last.between(client, backend));
+            assert_eq!(got.verdict, Verdict::Drop(DropReason::TtlExceeded));
+            assert_eq!(reply.expect("an answer").meta.out_port, CLIENT_PORT);
+            let fits = Shape { payload: room, ..Shape::udp() };
+            assert_eq!(rig.run(&mut Route, fits.between(client, backend)).verdict, OUT);
+            let over = Shape { payload: room + 1, ..fits };
+            let (got, reply) = rig.run_answered(&mut Route, over.between(client, backend));
+            assert_eq!(got.verdict, Verdict::Drop(DropReason::TooBig));
+            assert!(reply.is_some());
+            let two = Shape { ttl: 2, ..Shape::udp() };
+            assert_eq!(rig.run(&mut Route, two.between(client, backend)).verdict, OUT);
+        }
+    }
+
+    #[test]
+    fn packets_without_flows_are_routed_all_the_same() {
+        let mut rig = Rig::new(LIMITS);
+        let (src, dst) = (addr(V4.client.0), addr(V4.backend.0));
+        let error = icmp_packet(&IcmpSpec {
+            link: LinkSpec::default(),
+            ip: IpSpec::new(src, dst),
+            kind: 3,
+            code: 1,
+            rest: 0,
+            payload: vec![0; 28],
+        });
+        let gre = ip_packet(&LinkSpec::default(), &IpSpec::new(src, dst), 47, &[0; 24]);
+        let reset = Shape::tcp(tcp::flag::RST).between(V4.client, V4.backend);
+        let (out, _) = rig.run_with(&mut Route, &[error, gre, reset], |_| {});
+        assert!(out.iter().all(|o| o.verdict == OUT), "{out:?}");
+        let fragment = |meta: &mut PacketMeta| meta.flags.set(PacketFlags::FRAGMENT);
+        let udp = Shape::udp().between(V4.client, V4.backend);
+        let (out, _) = rig.run_with(&mut Route, &[udp], fragment);
+        assert_eq!(out[0].verdict, OUT);
+        assert_eq!(rig.flows.len(), 0);
+        let echo = icmp_packet(&IcmpSpec::echo(src, dst, false, 7, b"ping"));
+        assert_eq!(rig.run(&mut Route, echo).verdict, OUT);
+        assert_eq!(rig.flows.len(), 1);
+        let back = icmp_packet(&IcmpSpec::echo(dst, src, true, 7, b"ping"));
+        assert_eq!(rig.run(&mut Route, back).verdict, OUT);
+        assert_eq!(rig.flows.len(), 1, "the answer belongs to the request");
+    }
+
+    #[test]
+    fn a_full_table_does_not_stop_the_router() {
+        let mut rig = Rig::new(LIMITS);
+        for port in 0..200 {
+            rig.now = Nanos(rig.now.0 + 1);
+            let packet = Shape::udp().between((V4.client.0, 1000 + port), V4.backend);
+            assert_eq!(rig.run(&mut Route, packet).verdict, OUT);
+        }
+        assert_eq!(rig.flows.len(), 64);
+    }
+
+    #[test]
+    fn both_directions_get_the_class_of_the_first_packet() {
+        let mut rig = Rig::new(LIMITS);
+        let packet = Shape::tcp(ACK).between(V4.client, V4.backend);
+        rig.run_with(&mut Route, &[packet], |meta| meta.class = ClassId(4));
+        assert_eq!(rig.flows.iter().next().expect("a flow").1.class, [ClassId(4); 2]);
+    }
+
+    #[test]
+    fn an_unknown_neighbour_is_waited_for() {
+        let mut rig = Rig::new(LIMITS);
+        let got = rig.run(&mut Route, Shape::udp().between(V4.client, V4.unresolved));
+        assert_eq!((got.verdict, got.meta.out_port), (Verdict::Park, BACKEND_PORT));
+        assert_eq!(got.meta.key.dst, addr(V4.unresolved.0));
+    }
+
+    #[test]
+    fn flows_of_services_are_not_routed() {
+        let mut rig = Rig::new(LIMITS);
+        let packet = Shape::syn().between(V4.client, (V4.vip, 80));
+        assert_eq!(rig.run(&mut Balance, packet.clone()).verdict, OUT);
+        let got = rig.run(&mut Route, packet);
+        assert_eq!(got.verdict, Verdict::Drop(DropReason::NotHandled));
+    }
+}

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::net::{Host, Outbox};
 use super::tcp::{Conn, Endpoint, Segment, State};
+use crate::base::hash::hash_endpoint;
 use crate::base::{Addr, Nanos, Seed};
 use crate::packet::build::{LinkSpec, UdpSpec, udp_packet};
 use crate::packet::{FlowKey, PacketMeta, ParseOptions, parse, tcp, udp};
@@ -139,11 +140,12 @@ impl Gateway {
 
 /// The MAC address of whoever has this address, in every simulation.
 pub fn mac_of(addr: Addr) -> [u8; 6] {
-    let b = addr.lo.to_be_bytes();
-    [0x02, b[3] ^ b[0], b[4] ^ b[1], b[5], b[6], b[7]]
+    let [a, b, c, d, e, ..] = hash_endpoint(Seed(0), addr, 0).to_be_bytes();
+    [0x02, a, b, c, d, e]
 }
 
-/// Answers requests over TCP and echoes UDP, whatever address of its own they are sent to.
+/// Answers requests over TCP once they are whole, closes after the client, and echoes UDP, whatever
+/// address of its own they are sent to.
 pub struct Server {
     mac: [u8; 6],
     gateway: Gateway,
@@ -173,18 +175,33 @@ impl Server {
 
     fn turn(&mut self, now: Nanos, frame: Option<&[u8]>, out: &mut Outbox) {
         if let Some(frame) = frame {
-            self.receive(now, frame, out);
+            return self.receive(now, frame, out);
         }
         // In the order of their keys: a hash map's own order differs from run to run.
         let mut keys: Vec<_> = self.conns.keys().copied().collect();
         keys.sort_by_key(|k| (k.src, k.dst, k.sport, k.dport));
         for key in keys {
-            let Some(conn) = self.conns.get_mut(&key) else { continue };
-            serve(conn);
-            conn.turn(now, &mut out.frames);
-            if let Some(at) = conn.wake_at() {
-                out.wake(at);
-            }
+            self.serve(now, &key, out);
+        }
+    }
+
+    /// Has one connection go on.
+    fn serve(&mut self, now: Nanos, key: &FlowKey, out: &mut Outbox) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let whole = conn
+            .received
+            .first_chunk::<4>()
+            .is_some_and(|header| conn.received.len() == u32::from_be_bytes(*header) as usize);
+        if whole && !conn.has_written() {
+            let answer = answer_to(&conn.received);
+            conn.write(&answer);
+        }
+        if conn.peer_finished() {
+            conn.finish();
+        }
+        conn.turn(now, &mut out.frames);
+        if let Some(at) = conn.wake_at() {
+            out.wake(at);
         }
     }
 
@@ -223,6 +240,7 @@ impl Server {
             self.conns.insert(key, conn);
             self.accepted += 1;
         }
+        self.serve(now, &key, out);
     }
 
     fn datagram(&self, key: &FlowKey, payload: &[u8]) -> Vec<u8> {
@@ -230,21 +248,6 @@ impl Server {
         let destination = self.gateway.mac(key.dst);
         spec.link = LinkSpec { destination, source: self.mac, ..LinkSpec::default() };
         udp_packet(&spec)
-    }
-}
-
-/// Answers a request once it is whole, and closes after the client.
-fn serve(conn: &mut Conn) {
-    let whole = conn
-        .received
-        .first_chunk::<4>()
-        .is_some_and(|header| conn.received.len() == u32::from_be_bytes(*header) as usize);
-    if whole && !conn.has_written() {
-        let answer = answer_to(&conn.received);
-        conn.write(&answer);
-    }
-    if conn.peer_finished() {
-        conn.finish();
     }
 }
 

@@ -9,8 +9,8 @@ use tidegate::packet::DropReason;
 use tidegate::sim::{LinkSpec, Machine};
 
 use crate::world::{
-    Family, MODES, SERVER_PORTS, add_clients, add_source, box_mac, finish, for_seeds, inspect,
-    no_damage, serve_all, setup, stages, world,
+    Family, MODES, SERVER_PORTS, add_clients, add_source, finish, for_seeds, inspect, no_damage,
+    serve_all, setup, stages, world, world_between,
 };
 
 const SEEDS: u64 = 12;
@@ -134,19 +134,16 @@ fn an_overrun_cable_costs_packets_and_nothing_else() {
         let mut slow = LinkSpec { delay: DELAY, ..LinkSpec::default() };
         slow.rate = Some("10Mbit/s".parse().expect("a rate"));
         let fast = LinkSpec { delay: DELAY, ..LinkSpec::default() };
-        let mut net =
-            tidegate::sim::Net::new(tidegate::sim::Appliance::new(setup), &[fast, slow], Seed(4));
-        let server = tidegate::sim::mac_of(family.server(0));
-        let _ = (server, box_mac(crate::world::SERVERS));
+        let mut net = world_between(setup, family, mode, [fast, slow]);
         for i in 0..4 {
-            add_source(&mut net, family, i, 50_000, 20_000);
+            add_source(&mut net, family, i, 100_000, 5_000);
         }
         net.run_for(Duration::from_secs(3));
         let counters = finish(net);
         let full = counters.drops[DropReason::QueueFull as usize];
         assert!(full > 0, "nothing was overrun: {counters:?}");
         assert_eq!(counters.drops[DropReason::NoFrames as usize], 0, "{counters:?}");
-        assert_eq!(counters.rx_packets, 80_000, "the box stopped receiving: {counters:?}");
+        assert!(counters.rx_packets >= 20_000, "the box stopped receiving: {counters:?}");
     }
 }
 

@@ -188,8 +188,18 @@ pub type World = Net<Machine>;
 
 /// The box between two cables, with its servers.
 pub fn world(setup: Setup, family: Family, mode: ForwardMode, cable: LinkSpec) -> World {
+    world_between(setup, family, mode, [cable, cable])
+}
+
+/// The box between a cable to the clients and one to the servers.
+pub fn world_between(
+    setup: Setup,
+    family: Family,
+    mode: ForwardMode,
+    cables: [LinkSpec; 2],
+) -> World {
     let seed = setup.seed;
-    let mut net = Net::new(Appliance::new(setup), &[cable, cable], seed);
+    let mut net = Net::new(Appliance::new(setup), &cables, seed);
     for i in 0..3 {
         let addr = family.server(i);
         let (gateway, addrs) = match mode {

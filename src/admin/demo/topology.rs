@@ -45,7 +45,7 @@ impl Topology {
         let users = Namespace::new("users")?;
         let uplink = Namespace::new("uplink")?;
         let appliance = Namespace::new("appliance")?;
-        pair((&users, "up", &["192.0.2.2/24"]), (&uplink, "users", &["192.0.2.1/24"]))?;
+        pair((&users, "line", &["192.0.2.2/24"]), (&uplink, "users", &["192.0.2.1/24"]))?;
         pair((&uplink, "wan", &["198.51.100.1/24"]), (&appliance, "wan", &["198.51.100.2/24"]))?;
         users.ip("route add default via 192.0.2.1")?;
         uplink.sysctl("net.ipv4.ip_forward", "1")?;

@@ -98,7 +98,7 @@ fn pair(a: End<'_>, b: End<'_>) -> Result<()> {
 pub fn config(qos: bool, socket: &str) -> String {
     let mut text = format!(
         "pipeline = \"{}\"\n\
-         [workers]\nframes = 16384\nflows_max = 65536\n\
+         [workers]\nflows_max = 65536\n\
          [admin]\nsocket = \"{socket}\"\nmetrics = false\n\
          [port.wan]\ninterface = \"wan\"\n",
         if qos { "llm-edge" } else { "./unshaped.toml" }

@@ -1,7 +1,7 @@
 //! One flow: its two keys, where its packets go, and what was seen of it.
 
 use super::TcpState;
-use super::wheel::TICKS_PER_SEC;
+use super::wheel::NANOS_PER_TICK;
 use crate::base::Nanos;
 use crate::packet::{ClassId, FlowKey, PortId};
 
@@ -76,9 +76,9 @@ impl Flow {
         self.kind != FlowKind::Dsr
     }
 
-    /// When a packet was last seen, within a sixteenth of a second.
+    /// When its last packet was received, to a sixteenth of a second.
     pub fn last_seen(&self) -> Nanos {
-        Nanos(u64::from(self.last_seen) * (1_000_000_000 / u64::from(TICKS_PER_SEC)))
+        Nanos(u64::from(self.last_seen) * NANOS_PER_TICK)
     }
 
     /// A slot that holds no flow.

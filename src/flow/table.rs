@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::entry::{Flow, NewFlow};
 use super::index::Index;
 use super::tcp::TcpState;
-use super::wheel::{TICKS_PER_SEC, Timers};
+use super::wheel::{NANOS_PER_TICK, Timers};
 use crate::base::mem::prefetch;
 use crate::base::{Nanos, Seed};
 use crate::packet::batch::BATCH_MAX;
@@ -15,7 +15,6 @@ use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, 
 pub const FLOWS_MAX: u32 = 1 << 24;
 
 const TCP: u8 = 6;
-const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SEC as u64;
 
 /// How many flows the table holds.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,8 @@
 //! Lists are circular through sentinels, so that a flow is unlinked without knowing which list it is in.
 
 /// Ticks a second: sixteen, so that 32 bits last eight years.
-pub const TICKS_PER_SEC: u32 = 16;
+const TICKS_PER_SEC: u64 = 16;
+pub(super) const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SEC;
 /// Slots of one tick each: one turn takes 256 s, longer than all timeouts but the established ones.
 const SLOTS: u32 = 4096;
 

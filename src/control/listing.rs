@@ -11,7 +11,7 @@ use super::run::Control;
 use super::view::{ClassView, FlowView, FlowsView, Values, protocol_text};
 use crate::base::{Addr, Nanos};
 use crate::config::Config;
-use crate::flow::{Flow, FlowKind};
+use crate::flow::{Flow, FlowKind, TcpState};
 use crate::packet::{ClassId, FlowKey, PortId};
 use crate::qos::ClassStats;
 use crate::worker::WorkerCommand;
@@ -110,10 +110,10 @@ fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowVie
         client: endpoint(key.src, key.sport),
         server: endpoint(key.dst, key.dport),
         service: service_name(config, key),
-        backend: backend(flow, config),
+        backend: backend(flow),
         class: class.filter(|_| flow.class[0] != ClassId::UNSET).cloned(),
         sni: Some(name).filter(|n| !n.is_empty()),
-        state: format!("{:?}", flow.tcp).to_lowercase(),
+        state: state_text(flow.tcp).into(),
         packets_forward: u64::from(flow.packets[0]),
         packets_reply: u64::from(flow.packets[1]),
         bytes_forward: flow.bytes[0],
@@ -143,15 +143,24 @@ fn service_name(config: &Config, key: &FlowKey) -> Option<String> {
     config.forward.services.iter().find(at).map(|s| s.name.clone())
 }
 
-/// Where answers come from, if not from where the client has sent to.
-fn backend(flow: &Flow, config: &Config) -> Option<String> {
-    match flow.kind {
-        FlowKind::Transit => None,
-        FlowKind::Nat | FlowKind::Dnat => Some(endpoint(flow.key[1].src, flow.key[1].sport)),
-        FlowKind::Dsr => {
-            let mut all = config.forward.pools.iter().flat_map(|p| &p.backends);
-            all.find(|b| b.id.0 == flow.backend).map(|b| endpoint(b.addr, b.port))
-        }
+/// Where packets go, if not to where the client has sent them.
+fn backend(flow: &Flow) -> Option<String> {
+    let reply = &flow.key[1];
+    (flow.kind != FlowKind::Transit).then(|| endpoint(reply.src, reply.sport))
+}
+
+/// In the words of RFC 9293, where it has any.
+fn state_text(state: TcpState) -> &'static str {
+    match state {
+        TcpState::Vacant => "vacant",
+        TcpState::SynSent => "syn-sent",
+        TcpState::SynReceived => "syn-received",
+        TcpState::OneWay => "one-way",
+        TcpState::Established => "established",
+        TcpState::FinForward => "fin-from-client",
+        TcpState::FinReply => "fin-from-server",
+        TcpState::TimeWait => "time-wait",
+        TcpState::Reset => "reset",
     }
 }
 

@@ -1,7 +1,7 @@
 //! The Ethernet header of packets that leave.
 //!
-//! Ports send untagged: VLAN tags of the link a packet came in by mean nothing on another, so they are
-//! taken off.
+//! Ports send untagged: VLAN tags of the link a packet came in by mean nothing on another, so they
+//! are taken off.
 
 use crate::base::mem::Arena;
 use crate::packet::eth::{self, ethertype, offset};

@@ -1,10 +1,10 @@
 //! Longest prefix match for both families: a trie of 256-way nodes that skips what has no branches.
 //!
 //! Each node decides one byte of the address; its 256 entries are leaves or further nodes, and
-//! shorter prefixes are pushed down into them, so a lookup never goes back. Where all prefixes below a
-//! point share their next bytes, one node stands for the chain, and checks what was skipped: a small
-//! table is one to three nodes deep even for IPv6. A node takes 1 KiB; a million IPv4 routes some
-//! 50 MiB.
+//! shorter prefixes are pushed down into them, so a lookup never goes back. Where all prefixes
+//! below a point share their next bytes, one node stands for the chain, and checks what was
+//! skipped: a small table is one to three nodes deep even for IPv6. A node takes 1 KiB; a million
+//! IPv4 routes some 50 MiB.
 
 use crate::base::{Addr, Prefix};
 
@@ -32,8 +32,8 @@ struct Node {
     fallback: Entry,
 }
 
-/// A leaf: the value plus one, 0 for none. Or a node, if the top bit is set: bit 30 says whether bytes
-/// were skipped, bits 26 to 29 which byte it decides, the rest is its index.
+/// A leaf: the value plus one, 0 for none. Or a node, if the top bit is set: bit 30 says whether
+/// bytes were skipped, bits 26 to 29 which byte it decides, the rest is its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry(u32);
 
@@ -121,8 +121,8 @@ impl Lpm {
         self.subtree(list, start, default)
     }
 
-    /// The trie of prefixes that are longer than `byte` bytes and agree in them. `inherited` answers
-    /// where none of them does.
+    /// The trie of prefixes that are longer than `byte` bytes and agree in them. `inherited`
+    /// answers where none of them does.
     fn subtree(&mut self, list: &[(Prefix, u32)], byte: u8, inherited: Entry) -> Entry {
         let [(first, _), ..] = list else { return inherited };
         let at = branching_byte(list, byte);
@@ -257,7 +257,8 @@ mod tests {
         #[test]
         fn agrees_with_a_linear_search(
             prefixes in prop::collection::vec(any_prefix(), 0..60),
-            probes in prop::collection::vec((any_addr(), any::<prop::sample::Index>(), 0u8..128), 60),
+            probes in
+                prop::collection::vec((any_addr(), any::<prop::sample::Index>(), 0u8..128), 60),
         ) {
             let list: Vec<_> = prefixes.iter().copied().zip(0u32..).collect();
             let lpm = Lpm::build(&list);

@@ -2,13 +2,14 @@
 //!
 //! D. Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
 //! section 3.4. Backends with weights take turns in proportion to them. The table follows from the
-//! backends' names and weights alone, so every appliance with the same pool computes the same one and
-//! flows survive a change of appliance without shared state.
+//! backends' names and weights alone, so every appliance with the same pool computes the same one
+//! and flows survive a change of appliance without shared state.
 
 use crate::base::Seed;
 use crate::base::hash::{hash_bytes, pick};
 
-/// Entries of a table: a prime over 100 times the backends of a usual pool (the paper's "small" size).
+/// Entries of a table: a prime over 100 times the backends of a usual pool (the paper's "small"
+/// size).
 pub const TABLE_SIZE: u32 = 65_537;
 
 // Constants, not the process's secret: appliances must agree.

@@ -7,8 +7,9 @@ use crate::packet::checksum::{Delta, complete_checksum};
 use crate::packet::field::{put_addr, put_u16, put_u32, u16_at};
 use crate::packet::{DropReason, FlowKey, PacketMeta, ipv4, ipv6, tcp, udp};
 
-/// Gives a TCP or UDP packet the addresses and ports of `new`, and one hop less to live. The families
-/// must agree, and the caller has seen that the TTL is above 1. `meta` keeps the key as received.
+/// Gives a TCP or UDP packet the addresses and ports of `new`, and one hop less to live. The
+/// families must agree, and the caller has seen that the TTL is above 1. `meta` keeps the key as
+/// received.
 ///
 /// # Errors
 /// [`DropReason::Truncated`] where `meta`'s offsets leave the packet, and
@@ -287,7 +288,8 @@ mod tests {
         #[test]
         fn updated_checksums_equal_those_made_anew(
             (old, new) in any_pair(), ttl in 2u8..=255,
-            payload in prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 0..40),
+            payload in
+                prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 0..40),
         ) {
             prop_assume!(old.src != old.dst);
             let mut bytes = build(&old, ttl, &payload);

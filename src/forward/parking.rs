@@ -1,7 +1,7 @@
 //! Packets that wait for their next hop's MAC address, in bounded numbers and for a bounded time.
 //!
-//! The kernel resolves neighbours (ARP, RFC 826; ND, RFC 4861); the control plane asks it to for each
-//! next hop that [`Parking::wanted`] names, and publishes new [`Routes`] when it has answered.
+//! The kernel resolves neighbours (ARP, RFC 826; ND, RFC 4861); the control plane asks it to for
+//! each next hop that [`Parking::wanted`] names, and publishes new [`Routes`] when it has answered.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -110,8 +110,9 @@ impl Parking {
         Ok(())
     }
 
-    /// Moves packets whose next hop `routes` knows to `out`, ready to send: destination MAC written,
-    /// [`Verdict::Output`], in the order in which they came. To be called when routes have changed.
+    /// Moves packets whose next hop `routes` knows to `out`, ready to send: destination MAC
+    /// written, [`Verdict::Output`], in the order in which they came. To be called when routes have
+    /// changed.
     pub fn retry(&mut self, now: Nanos, routes: &Routes, out: &mut Vec<Packet>) {
         self.now = now;
         for _ in 0..self.packets.len() {

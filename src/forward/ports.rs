@@ -65,9 +65,9 @@ impl NatPorts {
         (worker < self.workers).then_some(worker)
     }
 
-    /// The ports to try for one new flow of `worker`, [`PROBES_MAX`] at most: from a random point of
-    /// its slice, so that a restart does not meet the stale connections of the run before, and in
-    /// strides, so that neighbouring allocations do not pile up.
+    /// The ports to try for one new flow of `worker`, [`PROBES_MAX`] at most: from a random point
+    /// of its slice, so that a restart does not meet the stale connections of the run before, and
+    /// in strides, so that neighbouring allocations do not pile up.
     pub fn probes(&self, worker: u16, seed: Seed, nonce: u64) -> impl Iterator<Item = u16> {
         let slice = u32::from(self.slice);
         let random = hash1(seed, nonce);

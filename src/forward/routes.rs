@@ -1,7 +1,7 @@
 //! Routes, neighbours and ports as the kernel has them, ready for lookup.
 //!
-//! [`RoutesBuilder`] mirrors what netlink tells, change by change; [`Routes`] is an immutable copy for
-//! the workers. The trie is shared between copies as long as no route changes.
+//! [`RoutesBuilder`] mirrors what netlink tells, change by change; [`Routes`] is an immutable copy
+//! for the workers. The trie is shared between copies as long as no route changes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -156,8 +156,8 @@ impl Routes {
         self.fib.lpm.memory_bytes()
     }
 
-    /// The address to send ICMP from: of the port the packet came in by (RFC 1812, 4.3.2.4), else of
-    /// any. Link-local ones would not be answerable from beyond the link.
+    /// The address to send ICMP from: of the port the packet came in by (RFC 1812, 4.3.2.4), else
+    /// of any. Link-local ones would not be answerable from beyond the link.
     pub fn own_address(&self, in_port: PortId, v4: bool) -> Option<Addr> {
         let first = self.ports.get(usize::from(in_port.0));
         let addrs = first.into_iter().chain(&self.ports).flat_map(|p| &p.addrs);

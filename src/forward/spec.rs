@@ -24,7 +24,8 @@ pub enum ForwardMode {
     Nat,
     /// The destination is translated: the backend's route to the client must lead through us.
     Dnat,
-    /// Only the MAC address is rewritten: the backend holds the VIP and answers the client directly.
+    /// Only the MAC address is rewritten: the backend holds the VIP and answers the client
+    /// directly.
     Dsr,
 }
 
@@ -39,8 +40,8 @@ pub struct ServiceSpec {
     pub proto: u8,
     pub pool: PoolId,
     pub mode: ForwardMode,
-    /// Share of clients that the appliance takes, in hundredths of a percent (0 to 10,000); the rest
-    /// goes to the kernel as if the appliance were not there.
+    /// Share of clients that the appliance takes, in hundredths of a percent (0 to 10,000); the
+    /// rest goes to the kernel as if the appliance were not there.
     pub canary_share: u16,
     /// Idle time after which an established flow is forgotten (RFC 5382 REQ-5: at least 2 h 4 min).
     pub idle_established: Duration,

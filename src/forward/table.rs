@@ -1,10 +1,11 @@
-//! A small read-only hash table from an address and a tag to a number: services, returns, neighbours.
+//! A small read-only hash table from an address and a tag to a number: services, returns,
+//! neighbours.
 
 use crate::base::hash::hash_endpoint;
 use crate::base::{Addr, Seed};
 
-/// Slots for each entry at least. At a quarter full most misses end at the first slot, and a miss is
-/// what most packets that are not for a service come to.
+/// Slots for each entry at least. At a quarter full most misses end at the first slot, and a miss
+/// is what most packets that are not for a service come to.
 const SLOTS_PER_ENTRY: usize = 4;
 const SLOTS_MIN: usize = 8;
 

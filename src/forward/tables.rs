@@ -132,10 +132,10 @@ impl Tables {
 
     /// The worker, below `workers`, that both directions of the packet's flow belong to.
     ///
-    /// A service's flows follow from the client's endpoint, which every packet shows: toward the VIP
-    /// as its source, from a `dnat` backend as its destination, and from a `nat` backend through the
-    /// slice its port was taken from. Flows of no service follow from both endpoints alike, fragments
-    /// from both addresses.
+    /// A service's flows follow from the client's endpoint, which every packet shows: toward the
+    /// VIP as its source, from a `dnat` backend as its destination, and from a `nat` backend
+    /// through the slice its port was taken from. Flows of no service follow from both endpoints
+    /// alike, fragments from both addresses.
     #[inline]
     pub fn owner(&self, meta: &PacketMeta, workers: u16) -> u16 {
         if workers <= 1 {

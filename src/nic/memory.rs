@@ -8,10 +8,13 @@ use crate::base::Nanos;
 use crate::packet::frame::HEADROOM;
 use crate::packet::{Frame, FramePool};
 
+/// Bytes of a wire's buffer: larger packets make it grow.
+const BUFFER_BYTES: usize = 2_048;
+
 /// A port whose wire is two bounded queues in memory; a [`MemoryEnd`] is at their other end.
 ///
-/// Packets are copied on the way in and out, so each side has frames of its own. Buffers go round:
-/// nothing is allocated once as many were in use as ever will be.
+/// Packets are copied on the way in and out, so each side has frames of its own. Buffers are made at
+/// the start and go round: the port allocates nothing while they are given back.
 pub struct MemoryPort {
     wire: Arc<Mutex<Wire>>,
     stats: PortStats,
@@ -35,7 +38,7 @@ struct Wire {
 impl Wire {
     /// An empty buffer, used before if there is one.
     fn buffer(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut b = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(bytes.len().max(2048)));
+        let mut b = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES));
         b.clear();
         b.extend_from_slice(bytes);
         b
@@ -55,7 +58,7 @@ impl MemoryPort {
             from_port: VecDeque::with_capacity(capacity),
             capacity,
             in_flight_bytes: 0,
-            spare: Vec::with_capacity(2 * capacity),
+            spare: (0..2 * capacity).map(|_| Vec::with_capacity(BUFFER_BYTES)).collect(),
         }));
         (MemoryPort { wire: Arc::clone(&wire), stats: PortStats::default() }, MemoryEnd { wire })
     }

@@ -7,6 +7,8 @@
 mod bucket;
 mod build;
 mod flows;
+#[cfg(test)]
+mod invariants;
 mod packets;
 mod queues;
 mod scheduler;

@@ -16,6 +16,8 @@ const FAT_SIZES: usize = 12;
 const FAT_BITS_MIN: u32 = 11;
 /// Flows looked at, in one list, for the fattest.
 const FAT_SCAN: usize = 8;
+/// Leaves looked at for the fattest, each time the scheduler is full.
+const DONOR_SCAN: usize = 8;
 /// Flows that hold no packet but still stand in a list, at most this many: 1 in so many of the
 /// packets held. Those above are forgotten at once.
 const EMPTY_SHARE: u32 = 4;
@@ -29,9 +31,9 @@ pub(super) struct LeafSettings {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct List {
-    head: u32,
-    tail: u32,
+pub(super) struct List {
+    pub head: u32,
+    pub tail: u32,
 }
 
 /// Packets and bytes as counted.
@@ -52,7 +54,8 @@ impl Tally {
 /// A leaf's queues and counters.
 #[derive(Clone, Debug)]
 pub(super) struct Leaf {
-    lists: [List; 2],
+    /// Of new flows and of old ones.
+    pub lists: [List; 2],
     pub settings: LeafSettings,
     pub packets: u32,
     pub bytes: u64,
@@ -71,12 +74,14 @@ pub(super) struct Queues {
     pub flows: Flows,
     pub packets: Packets,
     /// Flows that hold no packet but stand in a list.
-    empty: u32,
-    empty_max: u32,
+    pub empty: u32,
+    pub empty_max: u32,
     /// Bytes a round for a flow: the largest frame.
     pub quantum: u32,
-    /// The leaf that held most when last a packet came to one that held more.
+    /// The leaf that is known to hold, or to have held, most.
     fattest: u32,
+    /// Where the search for a fatter leaf goes on.
+    donor_scan: u32,
     pub bytes: u64,
 }
 
@@ -128,6 +133,7 @@ impl Queues {
             empty_max,
             quantum,
             fattest: 0,
+            donor_scan: 0,
             bytes: 0,
         }
     }
@@ -211,19 +217,31 @@ impl Queues {
         Some(frame)
     }
 
-    /// The leaf that gives up a packet when the scheduler is full: about the fattest, and always one
-    /// that holds any if `arriving` or the fattest does.
-    pub fn donor(&self, arriving: u32) -> Option<u32> {
-        let (a, b) = (&self.leaves[self.fattest as usize], &self.leaves[arriving as usize]);
-        let donor = if a.bytes >= b.bytes { self.fattest } else { arriving };
-        (self.leaves[donor as usize].packets > 0).then_some(donor)
+    /// The leaf that gives up a packet when the scheduler is full: the fattest as far as is known.
+    /// Each call looks at a few more leaves, so that one that grew fat and then fell silent is found
+    /// however many there are. `None`: no leaf that is known holds anything.
+    pub fn donor(&mut self, arriving: u32) -> Option<u32> {
+        let held = |leaf: u32| self.leaves[leaf as usize].bytes;
+        let mut fattest = self.fattest;
+        for _ in 0..DONOR_SCAN {
+            self.donor_scan = (self.donor_scan + 1) % self.leaves.len() as u32;
+            if held(self.donor_scan) > held(fattest) {
+                fattest = self.donor_scan;
+            }
+        }
+        if held(arriving) > held(fattest) {
+            fattest = arriving;
+        }
+        self.fattest = fattest;
+        (self.leaves[fattest as usize].packets > 0).then_some(fattest)
     }
 
     /// Takes everything out, in no order, and forgets all flows. Counters stay. Allocates.
     pub fn drain(&mut self, seed: Seed, out: &mut Vec<Frame>) {
         self.packets.drain(out);
         self.flows = Flows::new(self.flows.capacity(), seed);
-        (self.bytes, self.empty, self.fattest) = (0, 0, 0);
+        (self.bytes, self.empty) = (0, 0);
+        (self.fattest, self.donor_scan) = (0, 0);
         for leaf in &mut self.leaves {
             let fresh = Leaf::new(leaf.settings);
             let old = std::mem::replace(leaf, fresh);
@@ -244,7 +262,8 @@ impl Queues {
         let old_leaves = std::mem::replace(&mut self.leaves, leaves);
         let fresh = Flows::new(self.flows.capacity(), seed);
         let old_flows = std::mem::replace(&mut self.flows, fresh);
-        (self.bytes, self.empty, self.fattest) = (0, 0, 0);
+        (self.bytes, self.empty) = (0, 0);
+        (self.fattest, self.donor_scan) = (0, 0);
         for (from, &to) in old_leaves.iter().zip(map) {
             for list in from.lists {
                 let mut at = list.head;

@@ -35,11 +35,11 @@ pub struct Queued {
 /// Any class sends, over any time `t`, at most `ceil * t + cburst`, and beyond its guarantee only what
 /// others leave. (If a burst is smaller than one frame and what comes in 2 us, it counts as that.)
 pub struct Scheduler {
-    tree: Tree,
-    queues: Queues,
+    pub(super) tree: Tree,
+    pub(super) queues: Queues,
     leaf_of: Vec<u32>,
     default_leaf: u32,
-    lengths: Lengths,
+    pub(super) lengths: Lengths,
     seed: Seed,
     /// The latest time seen: a clock that steps back is ignored.
     now: Nanos,
@@ -103,7 +103,8 @@ impl Scheduler {
         if self.is_empty() {
             return 0;
         }
-        self.tree.wake(now, WAKES_BASE + packets_max.saturating_mul(WAKES_PER_PACKET));
+        let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
+        self.tree.wake(now, wakes);
         let lengths = self.lengths;
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {

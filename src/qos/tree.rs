@@ -151,7 +151,7 @@ impl Meter {
 
     /// The sets of priorities this class belongs to at its parent.
     #[inline(always)]
-    fn offers(&self) -> [u8; 2] {
+    pub fn offers(&self) -> [u8; 2] {
         match self.mode {
             Mode::Blocked => [0, 0],
             Mode::MayBorrow => self.want,
@@ -159,8 +159,13 @@ impl Meter {
         }
     }
 
+    #[cfg(test)]
+    pub fn wants_at(&self, kind: usize, priority: u32) -> bool {
+        self.want[kind] & (1 << priority) != 0
+    }
+
     #[inline(always)]
-    fn wants(&self) -> bool {
+    pub fn wants(&self) -> bool {
         self.want != [0, 0]
     }
 }
@@ -179,8 +184,13 @@ impl Node {
         (self.body & LEAF != 0).then_some(self.body & !LEAF)
     }
 
+    #[cfg(test)]
+    pub fn is_waiting(&self) -> bool {
+        self.timer.is_armed()
+    }
+
     #[inline(always)]
-    fn place_at(&self, priority: u32) -> u32 {
+    pub fn place_at(&self, priority: u32) -> u32 {
         if self.body & LEAF != 0 { self.place } else { self.place + priority }
     }
 }
@@ -188,6 +198,11 @@ impl Node {
 impl Place {
     pub fn new(node: u32) -> Place {
         Place { next: [NIL; 2], deficit: 0, node }
+    }
+
+    #[cfg(test)]
+    pub fn is_on(&self, kind: usize) -> bool {
+        self.next[kind] != NIL
     }
 }
 

@@ -217,8 +217,16 @@ impl Appliance {
         self.reroute();
     }
 
+    /// Knows all neighbours from now on, as after some traffic.
+    pub fn learn_neighbours(&mut self) {
+        for (ifindex, addr, mac) in &self.setup.neighbours {
+            self.routes.set_neighbour(*ifindex, *addr, *mac);
+        }
+        self.reroute();
+    }
+
     /// Hands the present routes and neighbours to all workers.
-    fn reroute(&mut self) {
+    pub fn reroute(&mut self) {
         self.generation += 1;
         self.snapshot.routes = Arc::new(self.routes.build(self.generation));
         for link in &self.links {

@@ -92,7 +92,7 @@ impl Net {
     /// The head of a configuration: workers, admin, both ports.
     pub fn config_head(&self, pipeline: &str, workers: &str) -> String {
         format!(
-            "pipeline = \"{pipeline}\"\n[workers]\nframes = 8192\nflows_max = 100000\n{workers}\n\
+            "pipeline = \"{pipeline}\"\n[workers]\nflows_max = 100000\n{workers}\n\
              [admin]\nsocket = \"{}\"\nmetrics = false\n\
              [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n",
             self.socket().display()

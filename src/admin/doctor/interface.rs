@@ -185,8 +185,8 @@ fn merges(on: &[Offload], subject: &str) -> Option<Finding> {
     if names.is_empty() {
         return None;
     }
-    let advice = "Joined packets never reach AF_XDP as they were sent. `tidegate run` switches this \
-                  off, and on again when it ends: nothing to do.";
+    let advice = "Joined packets never reach AF_XDP as they were sent. `tidegate run` switches \
+                  this off, and on again when it ends: nothing to do.";
     Some(Finding::note(subject, format!("{} on", names.join(", ")), advice))
 }
 
@@ -232,8 +232,8 @@ fn attached(name: &str, subject: &str) -> Option<Finding> {
     let id = link::xdp_program_id(link::index_of(name).ok()?).ok()??;
     let program = program_name(id).unwrap_or_else(|| format!("id {id}"));
     if program == PROGRAM_NAME {
-        let advice = "A tidegate runs here; or one with `on_failure = \"drop\"` was killed, and its \
-                      program goes on dropping our traffic until the next start.";
+        let advice = "A tidegate runs here; or one with `on_failure = \"drop\"` was killed, and \
+                      its program goes on dropping our traffic until the next start.";
         return Some(Finding::note(subject, program, advice));
     }
     Some(Finding::fail(

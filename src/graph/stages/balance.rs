@@ -9,12 +9,13 @@ use crate::packet::{
     Batch, Direction, DropReason, FlowKey, FlowRef, Packet, PacketFlags, PacketMeta, tcp, udp,
 };
 
-/// The balancer. It keeps nothing itself: flows are in the worker's table, the rest in the snapshot.
+/// The balancer. It keeps nothing itself: flows are in the worker's table, the rest in the
+/// snapshot.
 ///
-/// A packet of one of its flows goes out with the flow's other addresses. A TCP SYN or UDP packet to a
-/// service opens a flow; other TCP packets to a service are dropped ([`DropReason::NoFlow`]), and
-/// fragments too ([`DropReason::Fragment`]), because later ones don't show where they belong. What is
-/// not for a service is left to the stages behind.
+/// A packet of one of its flows goes out with the flow's other addresses. A TCP SYN or UDP packet
+/// to a service opens a flow; other TCP packets to a service are dropped ([`DropReason::NoFlow`]),
+/// and fragments too ([`DropReason::Fragment`]), because later ones don't show where they belong.
+/// What is not for a service is left to the stages behind.
 #[derive(Clone, Debug, Default)]
 pub struct Balance;
 
@@ -161,7 +162,8 @@ fn open_nat(
     Err(DropReason::NatPortsExhausted)
 }
 
-/// What arrives at our NAT ports and belongs to no flow is a late answer; routed on it could come back.
+/// What arrives at our NAT ports and belongs to no flow is a late answer; routed on it could come
+/// back.
 fn stray(cx: &Cx<'_>, meta: &PacketMeta) -> Result<(), DropReason> {
     let key = &meta.key;
     let ports = matches!(key.proto, tcp::PROTOCOL | udp::PROTOCOL);
@@ -450,6 +452,37 @@ mod tests {
         assert_eq!(rig.run(stage, ack).verdict, OUT);
         let fresh = ("198.51.100.7", 50_000);
         assert_eq!(rig.run(stage, Shape::syn().between(fresh, vip)).verdict, OUT, "not locked out");
+    }
+
+    #[test]
+    fn packets_of_one_new_flow_in_one_batch() {
+        let mut rig = Rig::new(LIMITS);
+        for (_, port) in MODES {
+            let packets = vec![Shape::udp().between(V6.client, (V6.vip, port)); 3];
+            let (out, _) = rig.run_with(&mut Balance, &packets, |_| {});
+            assert!(out.iter().all(|o| o.verdict == OUT && o.bytes == out[0].bytes));
+        }
+        assert_eq!((rig.flows.len(), rig.counters.flows_opened), (3, 3));
+    }
+
+    /// The slot of a flow that is pushed out is used again at once, while a packet of the same
+    /// batch still refers to it.
+    #[test]
+    fn a_flow_pushed_out_within_a_batch_is_not_mistaken_for_its_successor() {
+        let mut rig = Rig::new(FlowLimits { flows_max: 64, half_open_max: 1 });
+        let stage = &mut Balance::new();
+        let (a, b) = (V4.client, (V4.client.0, 50_000));
+        let vip = (V4.vip, 81);
+        rig.run(stage, Shape::syn().between(a, vip));
+        let routed = Shape::syn().between(a, V4.backend);
+        let batch = [a, b, a].map(|client| Shape::syn().between(client, vip));
+        let (out, _) = rig.run_with(stage, &[&batch[..], &[routed]].concat(), |_| {});
+        let want = Shape::syn().after(BACKEND_MAC, BACKEND_SIDE);
+        for (got, client) in out.iter().zip([a, b, a]) {
+            assert_eq!(got.bytes, want.between(client, V4.backend));
+        }
+        assert_eq!(out[3].verdict, Verdict::Next);
+        assert_eq!((rig.flows.len(), rig.flows.half_open_evicted()), (1, 2));
     }
 
     #[test]

@@ -27,8 +27,9 @@ pub(super) enum To {
 
 /// Runs `step` over the packets that are undecided; an error drops the packet.
 ///
-/// Opening a flow may push an older, half-open one out of the table. From then on what the batch was
-/// looked up to be can't be trusted, so the rest is looked up again, also for the stages behind.
+/// Opening a flow may push an older, half-open one out of the table. From then on what the batch
+/// was looked up to be can't be trusted, so the rest is looked up again, also for the stages
+/// behind.
 #[inline]
 pub(super) fn each_undecided(
     cx: &mut Cx<'_>,

@@ -12,8 +12,8 @@ use crate::packet::{
 /// The router. It keeps nothing itself.
 ///
 /// TCP, UDP and echo packets open a transit flow, so that answers get the class of what they answer
-/// and most packets need no lookup. All else, and what the table has no room for, is routed packet by
-/// packet: a router must not fail because it can't remember.
+/// and most packets need no lookup. All else, and what the table has no room for, is routed packet
+/// by packet: a router must not fail because it can't remember.
 #[derive(Clone, Debug, Default)]
 pub struct Route;
 

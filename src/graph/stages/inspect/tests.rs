@@ -101,10 +101,10 @@ impl Rig {
             kind: FlowKind::Transit,
             service: u16::MAX,
             backend: u16::MAX,
+            class: meta.class,
+            idle_established_ms: None,
         };
-        let flow = self.flows.insert(self.now, &new, meta).expect("room");
-        self.flows.get_mut(flow).class = [meta.class; 2];
-        flow
+        self.flows.insert(self.now, &new, meta).expect("room")
     }
 
     fn name(&self, flow: FlowRef) -> Option<&[u8]> {

@@ -1,0 +1,259 @@
+//! What must hold between any two calls, checked after random sequences of them.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::flows::Standing;
+use super::spec::{ClassSpec, PortQosSpec};
+use super::tree::{Mode, ROOT};
+use super::wheel::NIL;
+use super::{Queued, Scheduler};
+use crate::base::units::BitRate;
+use crate::base::{Nanos, Seed};
+use crate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
+
+impl Scheduler {
+    fn check_invariants(&self) {
+        let (mut packets, mut bytes, mut flows, mut empty) = (0, 0, 0, 0);
+        for (index, leaf) in self.queues.leaves.iter().enumerate() {
+            let (mut held, mut held_bytes) = (0, 0);
+            for (list, standing) in [(0, Standing::New), (1, Standing::Old)] {
+                let mut previous = NIL;
+                let mut at = leaf.lists[list].head;
+                while at != NIL {
+                    let flow = self.queues.flows.at(at);
+                    assert_eq!((flow.prev, flow.standing), (previous, standing));
+                    assert_eq!(flow.leaf, index as u32);
+                    let (mut cell, mut last, mut flow_bytes) = (flow.head, NIL, 0);
+                    while cell != NIL {
+                        let len = self.queues.packets.frame_len(cell);
+                        flow_bytes += self.lengths.counted(len);
+                        held += 1;
+                        (last, cell) = (cell, self.queues.packets.next(cell));
+                    }
+                    assert_eq!((flow.tail, flow.bytes), (last, flow_bytes));
+                    held_bytes += u64::from(flow_bytes);
+                    flows += 1;
+                    empty += u32::from(flow.head == NIL);
+                    (previous, at) = (at, flow.next);
+                }
+                assert_eq!(leaf.lists[list].tail, previous);
+            }
+            assert_eq!((leaf.packets, leaf.bytes), (held, held_bytes));
+            packets += held;
+            bytes += held_bytes;
+            let node = self.tree.leaves[index];
+            assert_eq!(self.tree.meters[node as usize].wants(), held > 0, "leaf {index}");
+        }
+        assert_eq!((self.queues.packets.len(), self.queues.bytes), (packets, bytes));
+        assert_eq!((self.queues.flows.len(), self.queues.empty), (flows, empty));
+        assert!(empty <= self.queues.empty_max);
+        self.check_tree();
+    }
+
+    /// Whoever has something to offer stands on its parent's lists; whoever waits has a timer.
+    fn check_tree(&self) {
+        for (at, meter) in self.tree.meters.iter().enumerate() {
+            let node = &self.tree.nodes[at];
+            if meter.wants() && meter.mode != Mode::CanSend {
+                assert!(node.is_waiting(), "class {at} waits for ever");
+            }
+            if at == ROOT as usize {
+                continue;
+            }
+            for (kind, set) in meter.offers().into_iter().enumerate() {
+                for priority in (0..8).filter(|p| set & (1 << p) != 0) {
+                    let place = &self.tree.places[node.place_at(priority) as usize];
+                    assert!(place.is_on(kind), "class {at} has to offer, and is on no list");
+                    let parent = &self.tree.meters[meter.parent as usize];
+                    assert!(parent.wants_at(kind, priority));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Enqueue { class: u16, flow: u32, len: u16 },
+    Dequeue { packets: usize },
+    Wait { ns: u64 },
+    Reconfigure { tree: usize },
+    Drain,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        60 => (0..14u16, 0..6u32, prop_oneof![14..64u16, 1_400..1_500u16, 60..9_000u16])
+            .prop_map(|(class, flow, len)| Step::Enqueue { class, flow, len }),
+        30 => (0..8usize).prop_map(|packets| Step::Dequeue { packets }),
+        20 => prop_oneof![0..3_000u64, 0..200_000u64, 0..2_000_000_000u64]
+            .prop_map(|ns| Step::Wait { ns }),
+        1 => (0..2usize).prop_map(|tree| Step::Reconfigure { tree }),
+        1 => Just(Step::Drain),
+    ]
+}
+
+/// Trees of any shape, valid or not: nothing but the promises on rates depends on that.
+fn tree() -> impl Strategy<Value = PortQosSpec> {
+    let class = (0..12u16, 0..12u16, 1..900_000_000u64, 1..1_000_000_000u64, 0..9u8, 0..300u32);
+    let sizes = (0..20_000u32, 0..40_000u32, 0..60_000u32);
+    let classes = proptest::collection::vec((class, sizes), 0..14);
+    (classes, 1_000_000..1_000_000_000u64, 0..40u16, 0..13u16).prop_map(|(list, rate, extra, d)| {
+        let classes =
+            list.into_iter().map(|((id, parent, rate, ceil, priority, weight), sizes)| ClassSpec {
+                id: ClassId(id),
+                name: format!("c{id}"),
+                parent: (parent < 8).then_some(ClassId(parent)),
+                rate: BitRate(rate),
+                ceil: BitRate(ceil),
+                burst: sizes.0,
+                cburst: sizes.1,
+                priority,
+                weight,
+                limit: sizes.2,
+            });
+        PortQosSpec {
+            port: PortId(0),
+            rate: BitRate(rate),
+            burst: 20_000,
+            overhead: extra,
+            mpu: extra * 3,
+            mtu: 1_518,
+            default_class: ClassId(d),
+            classes: classes.collect(),
+        }
+    })
+}
+
+/// The scheduler with what a run keeps beside it.
+struct Run {
+    scheduler: Scheduler,
+    pool: FramePool,
+    now: Nanos,
+    next_seq: u32,
+    /// By class and flow, the last number sent. Numbers rise in the order of arrival.
+    last: HashMap<(u16, u32), u32>,
+    ordered: bool,
+    /// Frames lost or sent, to be checked against those that came.
+    gone: u64,
+}
+
+impl Run {
+    fn step(&mut self, step: &Step, specs: &[PortQosSpec]) {
+        match *step {
+            Step::Enqueue { class, flow, len } => self.enqueue(class, flow, len),
+            Step::Dequeue { packets } => {
+                let mut out = Vec::new();
+                let ready = self.scheduler.next_event(self.now);
+                let sent = self.scheduler.dequeue(self.now, packets, u64::MAX, &mut out);
+                assert_eq!(sent, out.len());
+                assert!(
+                    sent == 0 || ready.is_some_and(|at| at <= self.now),
+                    "sent before its time"
+                );
+                for frame in out {
+                    let (class, flow, seq) = self.read(&frame);
+                    let last = self.last.insert((class, flow), seq);
+                    assert!(
+                        last < Some(seq) || !self.ordered,
+                        "flow {flow} of class {class} out of order"
+                    );
+                    self.put(frame);
+                }
+            }
+            Step::Wait { ns } => self.now = self.now.saturating_add(ns),
+            Step::Reconfigure { tree } => {
+                let before = self.scheduler.len();
+                self.scheduler.reconfigure(self.now, &specs[tree]);
+                assert_eq!(self.scheduler.len(), before);
+                // What waits of a class may now lie in another leaf than what is still to come.
+                self.ordered = false;
+            }
+            Step::Drain => {
+                self.drain();
+                self.ordered = true;
+            }
+        }
+    }
+
+    fn enqueue(&mut self, class: u16, flow: u32, len: u16) {
+        let arena = self.pool.arena().clone();
+        let mut frame = self.pool.take().expect("more frames than the scheduler holds");
+        let offset = frame.offset();
+        assert!(frame.set_extent(&arena, offset, usize::from(len)));
+        let bytes = frame.bytes_mut(&arena);
+        bytes[..2].copy_from_slice(&class.to_be_bytes());
+        bytes[2..6].copy_from_slice(&flow.to_be_bytes());
+        bytes[6..10].copy_from_slice(&self.next_seq.to_be_bytes());
+        self.next_seq += 1;
+        let mut dropped = Vec::new();
+        // Flows that share a leaf must not share a hash, or their order could not be told.
+        let q = Queued { frame, class: ClassId(class), flow_hash: flow << 8 | u32::from(class) };
+        self.scheduler.enqueue(self.now, q, &mut dropped);
+        for (frame, reason) in dropped {
+            assert_eq!(reason, DropReason::QueueFull);
+            self.put(frame);
+        }
+    }
+
+    fn drain(&mut self) {
+        let mut out = Vec::new();
+        self.scheduler.drain(&mut out);
+        assert!(self.scheduler.is_empty() && self.scheduler.next_event(self.now).is_none());
+        for frame in out {
+            self.put(frame);
+        }
+    }
+
+    fn read(&self, frame: &Frame) -> (u16, u32, u32) {
+        let b = frame.bytes(self.pool.arena());
+        let word = |at: usize| u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        (u16::from_be_bytes([b[0], b[1]]), word(2), word(6))
+    }
+
+    fn put(&mut self, frame: Frame) {
+        self.gone += 1;
+        self.pool.put(frame);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None,
+        ..ProptestConfig::default() })]
+
+    #[test]
+    fn hold_after_any_calls(
+        specs in [tree(), tree()],
+        steps in proptest::collection::vec(step(), 1..250),
+        packets_max in prop_oneof![0..4u32, 20..60u32],
+    ) {
+        let mut run = Run {
+            scheduler: Scheduler::new(&specs[0], packets_max, Seed(3)),
+            pool: FramePool::standalone(packets_max + 1, 16_384),
+            now: Nanos::ZERO,
+            next_seq: 1,
+            last: HashMap::new(),
+            ordered: true,
+            gone: 0,
+        };
+        for step in &steps {
+            run.step(step, &specs);
+            run.scheduler.check_invariants();
+            prop_assert_eq!(run.gone + run.scheduler.len() as u64, u64::from(run.next_seq) - 1);
+        }
+        // Left alone, everything goes in the end: no class waits for ever.
+        let mut out = Vec::new();
+        while let Some(at) = run.scheduler.next_event(run.now) {
+            run.now = run.now.max(at);
+            run.scheduler.dequeue(run.now, 8, u64::MAX, &mut out);
+        }
+        prop_assert!(run.scheduler.is_empty());
+        run.scheduler.check_invariants();
+        for frame in out {
+            run.put(frame);
+        }
+        prop_assert_eq!(run.pool.outstanding(), 0);
+    }
+}

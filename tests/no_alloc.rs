@@ -1,0 +1,320 @@
+//! After the start the packet path allocates nothing: not for new flows, not for drops, answers,
+//! parked packets, expired flows, listings or new routes.
+//!
+//! A counting allocator watches every turn of the loop, from the first one on.
+
+#[path = "sim/world.rs"]
+#[allow(dead_code)] // the simulations use more of it
+mod world;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+
+use tidegate::base::hash::Rng;
+use tidegate::base::{Addr, Nanos, Seed};
+use tidegate::forward::spec::ForwardMode;
+use tidegate::graph::spec::StageSpec;
+use tidegate::observe::Counters;
+use tidegate::packet::build::{
+    ChecksumFill, IcmpSpec, TcpSpec, UdpSpec, icmp_packet, tcp_packet, udp_packet,
+};
+use tidegate::packet::tcp::flag;
+use tidegate::packet::{ClassId, DropReason, PacketMeta, ParseOptions, PortId, ipv4, parse, tcp};
+use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::sim::{Appliance, Setup, Spread};
+use tidegate::worker::WorkerCommand;
+use tidegate::worker::command::FlowList;
+
+use world::{CLIENTS, Family, SERVERS, TCP_PORT, UDP_PORT, inspect, setup, stages};
+
+thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: hands everything on to the system's allocator; the counters are constants until first
+// used and allocate nothing themselves.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count() {
+    // A thread that is ending has no counters any more, and isn't watched.
+    let _ = WATCHED.try_with(|watched| {
+        if watched.get() {
+            let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+        }
+    });
+}
+
+/// Calls to the allocator that `f` makes.
+fn allocations(f: impl FnOnce()) -> u64 {
+    ALLOCATIONS.with(|n| n.set(0));
+    WATCHED.with(|w| w.set(true));
+    f();
+    WATCHED.with(|w| w.set(false));
+    ALLOCATIONS.with(Cell::get)
+}
+
+/// A box whose every turn is watched.
+struct Bench {
+    appliance: Appliance,
+    now: Nanos,
+    rng: Rng,
+    /// What the servers are to answer.
+    answers: Vec<Vec<u8>>,
+}
+
+impl Bench {
+    fn new(setup: Setup) -> Bench {
+        let rng = Rng::new(setup.seed);
+        let appliance = Appliance::new(setup);
+        Bench { appliance, now: Nanos::from_secs(1), rng, answers: Vec::new() }
+    }
+
+    fn send(&mut self, port: PortId, packet: &[u8]) {
+        let queue = self.rng.below(self.appliance.ends.len() as u32) as usize;
+        let end = &self.appliance.ends[queue][usize::from(port.0)];
+        assert!(end.send(packet), "the wire is full");
+    }
+
+    /// Turns of all workers, `us` microseconds apart; what they send is looked at and thrown away.
+    fn turns(&mut self, turns: usize, us: u64) {
+        for _ in 0..turns {
+            self.now += Duration::from_micros(us);
+            for i in 0..self.appliance.workers.len() {
+                let worker = &mut self.appliance.workers[i];
+                let now = self.now;
+                let calls = allocations(|| {
+                    worker.poll(now);
+                });
+                assert_eq!(calls, 0, "calls to the allocator in one turn at {now:?}");
+            }
+            self.collect();
+        }
+    }
+
+    fn collect(&mut self) {
+        for ends in &self.appliance.ends {
+            for (port, end) in ends.iter().enumerate() {
+                while let Some(packet) = end.recv() {
+                    if port == usize::from(SERVERS.0) {
+                        self.answers.extend(answer(&packet));
+                    }
+                    end.recycle(packet);
+                }
+            }
+        }
+    }
+
+    /// Has the servers answer all SYNs that reached them.
+    fn answer_all(&mut self) {
+        for packet in std::mem::take(&mut self.answers) {
+            self.send(SERVERS, &packet);
+            self.turns(1, 10);
+        }
+    }
+}
+
+/// A SYN-ACK to a SYN.
+fn answer(packet: &[u8]) -> Option<Vec<u8>> {
+    let mut meta = PacketMeta::default();
+    parse(packet, Seed(0), ParseOptions::default(), &mut meta).ok()?;
+    let key = meta.key;
+    (key.proto == tcp::PROTOCOL && meta.tcp_flags == flag::SYN).then(|| {
+        let mut spec =
+            TcpSpec::new((key.dst, key.dport), (key.src, key.sport), flag::SYN | flag::ACK, &[]);
+        spec.ack = meta.tcp_seq.wrapping_add(1);
+        tcp_packet(&spec)
+    })
+}
+
+/// All that the packet path can meet, more flows than there is room for included.
+fn everything(bench: &mut Bench, family: Family, routed: bool) {
+    for round in 0..3u16 {
+        for i in 0..300u16 {
+            let src = (family.client(usize::from(i % 60)), 2_000 + 400 * round + i);
+            let target = target(family, routed, i);
+            let to = (target, TCP_PORT);
+            bench.send(CLIENTS, &tcp_packet(&TcpSpec::new(src, to, flag::SYN, &[])));
+            bench.turns(1, 20);
+            bench.answer_all();
+            let mut hello = TcpSpec::new(src, to, flag::ACK, HELLO_START);
+            (hello.seq, hello.ack) = (1, 1);
+            bench.send(CLIENTS, &tcp_packet(&hello));
+            let mut udp = UdpSpec::new(src, (target, UDP_PORT), &[7; 100]);
+            udp.checksum = if i % 2 == 0 { ChecksumFill::Partial } else { ChecksumFill::Full };
+            bench.send(CLIENTS, &udp_packet(&udp));
+            bench.turns(1, 20);
+            oddities(bench, src, to);
+        }
+        flood(bench, family, routed);
+        let list = FlowList { cursor: 0, rows: Vec::with_capacity(100) };
+        bench.appliance.command(0, WorkerCommand::ListFlows(list));
+        bench.appliance.reroute();
+        bench.turns(50, 1_000);
+        // Past every timer: parked packets, handshakes, flows.
+        bench.turns(50, 400_000_000);
+    }
+}
+
+/// The service, or any of the servers.
+fn target(family: Family, routed: bool, i: u16) -> Addr {
+    if routed { family.server(usize::from(i % 3)) } else { family.vip() }
+}
+
+/// The beginning of a ClientHello: a record header and some of its body.
+const HELLO_START: &[u8] = &[0x16, 0x03, 0x01, 0x01, 0x00, 0x01, 0x00, 0x00, 0xfc, 0x03, 0x03];
+
+fn oddities(bench: &mut Bench, src: (Addr, u16), to: (Addr, u16)) {
+    let mut dying = TcpSpec::new(src, to, flag::ACK, &[1; 10]);
+    dying.ip.ttl = 1;
+    bench.send(CLIENTS, &tcp_packet(&dying));
+    let stray = TcpSpec::new((src.0, 1), to, flag::ACK, &[]);
+    bench.send(CLIENTS, &tcp_packet(&stray));
+    bench.send(CLIENTS, &icmp_packet(&IcmpSpec::echo(src.0, to.0, false, 9, &[0; 50])));
+    if src.0.is_v4() {
+        let mut fragment = UdpSpec::new(src, to, &[0; 64]);
+        fragment.ip.fragment = ipv4::MORE_FRAGMENTS;
+        bench.send(CLIENTS, &udp_packet(&fragment));
+    }
+    bench.send(CLIENTS, &[0xff; 70]);
+    bench.send(CLIENTS, &[]);
+    bench.turns(2, 20);
+}
+
+/// Bursts of SYNs and datagrams: tables and queues overflow.
+fn flood(bench: &mut Bench, family: Family, routed: bool) {
+    for i in 0..40u16 {
+        for j in 0..100u16 {
+            let src = (family.client(usize::from(j % 60)), 20_000 + 100 * i + j);
+            let port = if j % 3 == 0 { TCP_PORT } else { UDP_PORT };
+            let to = (target(family, routed, i), port);
+            let packet = if j % 3 == 0 {
+                tcp_packet(&TcpSpec::new(src, to, flag::SYN, &[]))
+            } else {
+                udp_packet(&UdpSpec::new(src, to, &[1; 1_000]))
+            };
+            bench.send(CLIENTS, &packet);
+        }
+        bench.turns(4, 5);
+    }
+}
+
+fn qos(port: u16) -> PortQosSpec {
+    let rate = |text: &str| text.parse().expect("a rate");
+    let class = |id: u16| ClassSpec {
+        id: ClassId(id),
+        name: format!("c{id}"),
+        parent: None,
+        rate: rate("10Mbit/s"),
+        ceil: rate("50Mbit/s"),
+        burst: 20_000,
+        cburst: 20_000,
+        priority: id as u8,
+        weight: 1,
+        limit: 50_000,
+    };
+    PortQosSpec {
+        port: PortId(port),
+        rate: rate("50Mbit/s"),
+        burst: 20_000,
+        overhead: 24,
+        mpu: 84,
+        mtu: 1_514,
+        default_class: ClassId(1),
+        classes: (0..2).map(class).collect(),
+    }
+}
+
+/// Runs a pipeline for a family and returns what was counted.
+fn run(pipeline: &[StageSpec], family: Family, routed: bool) -> Counters {
+    let mut setup = setup(Seed(11), family, ForwardMode::Nat);
+    setup.pipeline = stages(pipeline);
+    (setup.workers, setup.spread) = (2, Spread::Random);
+    setup.qos = vec![qos(0), qos(1)];
+    setup.flows_max = 512;
+    setup.half_open_max = 128;
+    // One server's address is never found out.
+    setup.resolve_after = Duration::from_nanos(1);
+    setup.neighbours.pop();
+    let mut bench = Bench::new(setup);
+    bench.appliance.learn_neighbours();
+    everything(&mut bench, family, routed);
+    bench.turns(20, 1_000_000);
+    bench.appliance.finish()
+}
+
+fn seen(counters: &Counters, reasons: &[DropReason]) {
+    for reason in reasons {
+        assert!(counters.drops[*reason as usize] > 0, "no {reason:?}: {counters:?}");
+    }
+    assert!(counters.handed_over > 0 && counters.rx_packets > 10_000, "{counters:?}");
+}
+
+#[test]
+fn the_allocator_is_watched() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(10)))), 2);
+    assert_eq!(allocations(|| ()), 0);
+}
+
+#[test]
+fn l4_balancer() {
+    for family in Family::BOTH {
+        let counters = run(&[StageSpec::Balance], family, false);
+        use DropReason::{FlowTableFull, NeighbourUnresolved, NoFlow, NotHandled, Truncated};
+        seen(&counters, &[FlowTableFull, NeighbourUnresolved, NoFlow, NotHandled, Truncated]);
+        assert!(counters.icmp_sent > 0 && counters.parked > 0, "{counters:?}");
+        assert!(counters.flows_expired > 0 && counters.handshakes_evicted > 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn llm_edge() {
+    let pipeline = [inspect(), StageSpec::Classify, StageSpec::Balance, StageSpec::Shape];
+    for family in Family::BOTH {
+        let counters = run(&pipeline, family, false);
+        seen(&counters, &[DropReason::QueueFull, DropReason::NoFlow]);
+        assert!(counters.flows_expired > 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn router() {
+    let pipeline = [StageSpec::Classify, StageSpec::Route, StageSpec::Shape];
+    for family in Family::BOTH {
+        let counters = run(&pipeline, family, true);
+        seen(&counters, &[DropReason::NeighbourUnresolved, DropReason::TtlExceeded]);
+        assert!(counters.icmp_sent > 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn tap() {
+    let pipeline = [inspect(), StageSpec::Classify, StageSpec::Tap];
+    for family in Family::BOTH {
+        seen(&run(&pipeline, family, false), &[DropReason::TapOnly]);
+    }
+}

@@ -44,3 +44,13 @@ unit: packages-test
 deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny --no-default-features
 	$(CARGO) deny --offline check licenses bans sources
+
+# New inputs are kept in tests/fuzz/found, findings in tests/fuzz/artifacts; neither is committed.
+TARGET  ?= pipeline
+SECONDS ?= 60
+FUZZ    := tests/fuzz
+fuzz: packages-build
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	@mkdir -p $(FUZZ)/found/$(TARGET)
+	$(CARGO) +nightly fuzz run --fuzz-dir $(FUZZ) $(TARGET) $(FUZZ)/found/$(TARGET) \
+		$(FUZZ)/corpus/$(TARGET) -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20

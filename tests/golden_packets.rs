@@ -1,44 +1,17 @@
 //! The parser against `tests/golden/packets.txt`: header by header, whole and cut off at every
 //! byte.
 
+mod golden;
+
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use golden::goldens;
 use tidegate::base::Seed;
 use tidegate::packet::{DropReason, PacketFlags, PacketMeta, ParseOptions, parse};
 
 const VERIFY: ParseOptions = ParseOptions { verify_transport_checksum: true };
 const NO_VERIFY: ParseOptions = ParseOptions { verify_transport_checksum: false };
-
-struct Golden {
-    /// Header and case, for messages.
-    name: String,
-    frame: Vec<u8>,
-    /// `= facts` or `! reason`.
-    expected: String,
-}
-
-fn goldens() -> Vec<Golden> {
-    let text = include_str!("golden/packets.txt");
-    let (mut section, mut name, mut frame) = (String::new(), String::new(), Vec::new());
-    let mut goldens = Vec::new();
-    for line in text.lines() {
-        if let Some(title) = line.strip_prefix("## ") {
-            section = title.to_string();
-        } else if let Some(title) = line.strip_prefix("# ") {
-            name = format!("{section}: {title}");
-        } else if let Some(hex) = line.strip_prefix("  ") {
-            let bytes = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16));
-            frame.extend(bytes.map(|b| b.expect("hexadecimal")));
-        } else if line.starts_with(['=', '!']) {
-            let frame = std::mem::take(&mut frame);
-            goldens.push(Golden { name: name.clone(), frame, expected: line.to_string() });
-        }
-    }
-    assert_eq!(goldens.len(), text.lines().filter(|l| l.starts_with("# ")).count());
-    assert!(goldens.len() > 100, "only {} packets", goldens.len());
-    goldens
-}
 
 fn read(frame: &[u8], opts: ParseOptions) -> Result<PacketMeta, DropReason> {
     let mut meta = PacketMeta::default();

@@ -1,6 +1,8 @@
-//! The mirror of the kernel's tables against a real kernel, in network namespaces of the test's own.
+//! The mirror of the kernel's tables against a real kernel, in network namespaces of the test's
+//! own.
 //!
-//! Each test moves its thread into an anonymous namespace, which is gone with the thread. Needs root.
+//! Each test moves its thread into an anonymous namespace, which is gone with the thread. Needs
+//! root.
 
 use std::process::Command;
 use std::sync::mpsc;

@@ -73,8 +73,8 @@ fn summary(config: &Config) -> String {
         .map(|p| p.name.as_str())
         .collect();
     format!(
-        "{}: good\n  pipeline  {} ({} stages)\n  workers   {}\n  ports     {}\n  services  {} to {} \
-         backends in {} pools\n  transit   {} prefixes\n  rules     {}\n  classes   {} (ports \
+        "{}: good\n  pipeline  {} ({} stages)\n  workers   {}\n  ports     {}\n  services  {} to \
+         {} backends in {} pools\n  transit   {} prefixes\n  rules     {}\n  classes   {} (ports \
          shaped: {})\n",
         config.path.display(),
         config.pipeline.name,

@@ -25,8 +25,8 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG [default: RUST_LOG,
-    /// else info]
+    /// What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG [default:
+    /// RUST_LOG, else info]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,
 

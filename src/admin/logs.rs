@@ -14,7 +14,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. `level` takes the place of `RUST_LOG`; without either `info` and above are logged.
+/// Starts logging. `level` takes the place of `RUST_LOG`; without either `info` and above are
+/// logged.
 ///
 /// # Errors
 /// A level or filter that can't be understood.

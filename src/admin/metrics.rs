@@ -1,7 +1,7 @@
 //! The metrics page: `/metrics` in the OpenMetrics text format, `/healthz` for probes.
 //!
-//! Labels are ports, workers, reasons and classes: all from the configuration or from fixed lists, so
-//! traffic can't make new series.
+//! Labels are ports, workers, reasons and classes: all from the configuration or from fixed lists,
+//! so traffic can't make new series.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -7,7 +7,8 @@
 //! < {"version":1,"answer":{"refused":"/etc/tidegate.toml:12:1: error: …"}}
 //! ```
 //! Questions on one connection are answered in order; the client closes. What is under `ok` is what
-//! the command prints with `--json`. A question of another version is refused in words that name both.
+//! the command prints with `--json`. A question of another version is refused in words that name
+//! both.
 
 use serde::{Deserialize, Serialize};
 

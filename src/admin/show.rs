@@ -323,11 +323,28 @@ fn neighbours(lines: &[NeighbourView]) -> String {
 }
 
 fn classes(lines: &[ClassView]) -> String {
-    let mut table = Table::new(&["port", "class", "value", ">count"]);
+    let mut table = Table::new(&[
+        "port",
+        "class",
+        ">sent packets",
+        ">sent bytes",
+        ">borrowed bytes",
+        ">dropped packets",
+        ">waiting packets",
+        ">waiting bytes",
+    ]);
     for c in lines {
-        for (name, value) in &c.values {
-            table.row([c.port.clone(), c.class.clone(), name.clone(), grouped(*value)]);
-        }
+        let value = |name: &str| grouped(c.values.get(name).copied().unwrap_or(0));
+        table.row([
+            c.port.clone(),
+            c.class.clone(),
+            value("sent_packets"),
+            value("sent_bytes"),
+            value("borrowed_bytes"),
+            value("dropped_packets"),
+            value("backlog_packets"),
+            value("backlog_bytes"),
+        ]);
     }
     or_none(&table, "no port has classes")
 }

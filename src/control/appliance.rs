@@ -164,8 +164,8 @@ impl Appliance {
         self.keeper.set_kept(kept);
     }
 
-    /// Lets the XDP programs outlive this process, where the configuration wants our traffic dropped
-    /// rather than passed on: for an end that nobody asked for. The next start clears up.
+    /// Lets the XDP programs outlive this process, where the configuration wants our traffic
+    /// dropped rather than passed on: for an end that nobody asked for. The next start clears up.
     pub(super) fn abandon(self) {
         let Appliance { config, steering, changes, .. } = self;
         if config.workers.on_failure == OnFailure::Drop {

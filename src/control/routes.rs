@@ -58,8 +58,8 @@ impl RouteFeed {
         self.interfaces.iter().map(|port| link(port, mirror)).collect()
     }
 
-    /// The kernel looks no further than the preferred route of a prefix, nor do we: its other routes
-    /// take over when the kernel drops the first.
+    /// The kernel looks no further than the preferred route of a prefix, nor do we: its other
+    /// routes take over when the kernel drops the first.
     fn read_routes(&mut self, mirror: &Mirror) {
         self.builder.clear_routes();
         let mut last = None;

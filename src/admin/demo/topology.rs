@@ -45,7 +45,7 @@ impl Topology {
         let users = Namespace::new("users")?;
         let uplink = Namespace::new("uplink")?;
         let appliance = Namespace::new("appliance")?;
-        pair((&users, "up", &["192.0.2.2/24"]), (&uplink, "users", &["192.0.2.1/24"]))?;
+        pair((&users, "line", &["192.0.2.2/24"]), (&uplink, "users", &["192.0.2.1/24"]))?;
         pair((&uplink, "wan", &["198.51.100.1/24"]), (&appliance, "wan", &["198.51.100.2/24"]))?;
         users.ip("route add default via 192.0.2.1")?;
         uplink.sysctl("net.ipv4.ip_forward", "1")?;
@@ -98,7 +98,7 @@ fn pair(a: End<'_>, b: End<'_>) -> Result<()> {
 pub fn config(qos: bool, socket: &str) -> String {
     let mut text = format!(
         "pipeline = \"{}\"\n\
-         [workers]\nframes = 16384\nflows_max = 65536\n\
+         [workers]\nflows_max = 65536\nheartbeat_limit = \"2s\"\n\
          [admin]\nsocket = \"{socket}\"\nmetrics = false\n\
          [port.wan]\ninterface = \"wan\"\n",
         if qos { "llm-edge" } else { "./unshaped.toml" }

@@ -1,10 +1,8 @@
 //! The machine as a whole: kernel, rights, memory, cores.
 
 use super::{Finding, System};
+use crate::nic::open::check_kernel;
 
-/// `SO_PREFER_BUSY_POLL`, BPF memory that is not counted against `ulimit -l`, and XDP by link are all
-/// there from this one on.
-const KERNEL_NEEDED: (u32, u32) = (5, 11);
 /// Frames of a usual set-up: two workers of 16,384 frames of 2 KiB.
 const LOCKED_KB_USUAL: u64 = 64 << 10;
 /// Notifications of the kernel's tables that may wait unread.
@@ -31,22 +29,24 @@ pub fn examine(system: &System) -> Vec<Finding> {
 
 fn kernel(system: &System) -> Finding {
     let release = system.text("proc/sys/kernel/osrelease").unwrap_or_default();
+    if let Err(error) = check_kernel(&release) {
+        return Finding::fail("kernel", release, format!("{error}."));
+    }
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let version = match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
         _ => return Finding::warn("kernel", release, "Its version could not be understood."),
     };
-    if version < KERNEL_NEEDED {
-        let (major, minor) = KERNEL_NEEDED;
-        let advice = format!("Linux {major}.{minor} or later is needed for AF_XDP as used here.");
-        return Finding::fail("kernel", release, advice);
-    }
-    if version < (6, 16) {
-        let advice = "On veth pairs, bursts toward a full ring are lost silently before Linux 6.16. \
-                      Network cards are not concerned.";
-        return Finding::note("kernel", release, advice);
-    }
-    Finding::ok("kernel", release)
+    let advice = if version < (5, 11) {
+        "Before Linux 5.11 there is no busy polling, and the XDP program's tables count against the \
+         limit for locked memory."
+    } else if version < (6, 16) {
+        "On veth pairs, bursts toward a full ring are lost silently before Linux 6.16. Network \
+         cards are not concerned."
+    } else {
+        return Finding::ok("kernel", release);
+    };
+    Finding::note("kernel", release, advice)
 }
 
 fn af_xdp(system: &System) -> Finding {
@@ -56,8 +56,8 @@ fn af_xdp(system: &System) -> Finding {
         false => Finding::fail(
             "AF_XDP",
             "not in this kernel",
-            "The kernel must be built with CONFIG_XDP_SOCKETS=y, as those of Debian, Ubuntu, Fedora \
-             and RHEL are.",
+            "The kernel must be built with CONFIG_XDP_SOCKETS=y, as those of Debian, Ubuntu, \
+             Fedora and RHEL are.",
         ),
     }
 }
@@ -90,7 +90,8 @@ fn rights(capabilities: u64) -> Finding {
         "privileges",
         format!("without {missing}"),
         "Run as root, or grant CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK \
-         (AmbientCapabilities= in a systemd unit): they open AF_XDP sockets and load the XDP program.",
+         (AmbientCapabilities= in a systemd unit): they open AF_XDP sockets and load the XDP \
+         program.",
     )
 }
 
@@ -99,8 +100,8 @@ fn jit(system: &System) -> Option<Finding> {
         0 => Some(Finding::warn(
             "BPF JIT",
             "off",
-            "sysctl net.core.bpf_jit_enable=1: the XDP program is interpreted otherwise, at several \
-             times the cost a packet.",
+            "sysctl net.core.bpf_jit_enable=1: the XDP program is interpreted otherwise, at \
+             several times the cost a packet.",
         )),
         _ => Some(Finding::ok("BPF JIT", "on")),
     }
@@ -159,14 +160,14 @@ fn cores(system: &System) -> Finding {
         list => format!("{count}, isolated: {list}"),
     };
     if count < 2 {
-        let advice = "Workers and the rest of the system share one core: keep `idle = \"adaptive\"`, \
-                      and expect packets to wait for other processes.";
+        let advice = "Workers and the rest of the system share one core: keep `idle = \
+                      \"adaptive\"`, and expect packets to wait for other processes.";
         return Finding::warn("cores", found, advice);
     }
     if isolated.is_empty() {
-        let advice = "For dedicated appliances: isolcpus=, nohz_full= and rcu_nocbs= on the kernel's \
-                      command line keep others off the cores of workers; name those in `cores` and \
-                      set `idle = \"busy\"`.";
+        let advice = "For dedicated appliances: isolcpus=, nohz_full= and rcu_nocbs= on the \
+                      kernel's command line keep others off the cores of workers; name those in \
+                      `cores` and set `idle = \"busy\"`.";
         return Finding::note("cores", found, advice);
     }
     Finding::ok("cores", found)
@@ -199,8 +200,8 @@ fn forwarding(system: &System) -> Finding {
         false => Finding::note(
             "kernel forwarding",
             found,
-            "With `on_failure = \"pass\"` the kernel takes over if a worker dies. For routed traffic \
-             that takes sysctl net.ipv4.ip_forward=1 and net.ipv6.conf.all.forwarding=1.",
+            "With `on_failure = \"pass\"` the kernel takes over if a worker dies. For routed \
+             traffic that takes sysctl net.ipv4.ip_forward=1 and net.ipv6.conf.all.forwarding=1.",
         ),
     }
 }
@@ -255,7 +256,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let (_dir, system) = machine(&[
-            ("proc/sys/kernel/osrelease", "5.10.0-8-amd64\n"),
+            ("proc/sys/kernel/osrelease", "5.4.0-150-generic\n"),
             ("proc/net/protocols", "protocol  size\nXDPFOO    1\n"),
             ("proc/self/status", "CapEff:\t0000000000001000\n"),
             ("proc/self/limits", "Max locked memory         8388608              8388608  bytes\n"),

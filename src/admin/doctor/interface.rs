@@ -162,22 +162,21 @@ fn queues(channels: &Channels, name: &str, subject: &str) -> Finding {
 
 fn mtu(mtu: u32, name: &str, subject: &str) -> Finding {
     let found = mtu.to_string();
-    match mtu {
-        0..=MTU_OF_2K_FRAMES => Finding::ok(subject, found),
-        ..=MTU_OF_4K_FRAMES => Finding::note(
-            subject,
-            found,
-            "Needs `frame_size = 4096`: larger packets are lost otherwise.",
-        ),
-        _ => Finding::warn(
-            subject,
-            found,
-            format!(
-                "Packets of over {MTU_OF_4K_FRAMES} bytes fit no frame, and native XDP is refused: \
-                 ip link set dev {name} mtu {MTU_OF_4K_FRAMES} or less."
-            ),
-        ),
+    if mtu <= MTU_OF_2K_FRAMES {
+        return Finding::ok(subject, found);
     }
+    if mtu <= MTU_OF_4K_FRAMES {
+        let advice = "Needs `frame_size = 4096`: larger packets are lost otherwise.";
+        return Finding::note(subject, found, advice);
+    }
+    Finding::warn(
+        subject,
+        found,
+        format!(
+            "Packets of over {MTU_OF_4K_FRAMES} bytes fit no frame, and native XDP is refused: ip \
+             link set dev {name} mtu {MTU_OF_4K_FRAMES} or less."
+        ),
+    )
 }
 
 fn merges(on: &[Offload], subject: &str) -> Option<Finding> {
@@ -185,8 +184,8 @@ fn merges(on: &[Offload], subject: &str) -> Option<Finding> {
     if names.is_empty() {
         return None;
     }
-    let advice = "Joined packets never reach AF_XDP as they were sent. `tidegate run` switches this \
-                  off, and on again when it ends: nothing to do.";
+    let advice = "Joined packets never reach AF_XDP as they were sent. `tidegate run` switches \
+                  this off, and on again when it ends: nothing to do.";
     Some(Finding::note(subject, format!("{} on", names.join(", ")), advice))
 }
 
@@ -232,8 +231,8 @@ fn attached(name: &str, subject: &str) -> Option<Finding> {
     let id = link::xdp_program_id(link::index_of(name).ok()?).ok()??;
     let program = program_name(id).unwrap_or_else(|| format!("id {id}"));
     if program == PROGRAM_NAME {
-        let advice = "A tidegate runs here; or one with `on_failure = \"drop\"` was killed, and its \
-                      program goes on dropping our traffic until the next start.";
+        let advice = "A tidegate runs here; or one with `on_failure = \"drop\"` was killed, and \
+                      its program goes on dropping our traffic until the next start.";
         return Some(Finding::note(subject, program, advice));
     }
     Some(Finding::fail(

@@ -1,7 +1,8 @@
 //! What this box can do, what to change, and why.
 //!
-//! Each check reads one thing the kernel tells under `/proc` or `/sys` and judges it. Beyond restoring
-//! what a killed run left changed, nothing is set here: what to do is printed for the operator.
+//! Each check reads one thing the kernel tells under `/proc` or `/sys` and judges it. Beyond
+//! restoring what a killed run left changed, nothing is set here: what to do is printed for the
+//! operator.
 
 mod host;
 mod interface;

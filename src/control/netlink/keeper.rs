@@ -2,8 +2,8 @@
 //!
 //! Packets that go through the appliance never touch the kernel's neighbour cache, so the kernel
 //! takes entries that carry gigabits for unused: it neither confirms them nor keeps them. `NTF_USE`
-//! tells it otherwise. `NTF_EXT_MANAGED` (Linux 5.16) would hand the whole matter to the kernel, but
-//! such entries outlive the process, which is to leave the box as it found it.
+//! tells it otherwise. `NTF_EXT_MANAGED` (Linux 5.16) would hand the whole matter to the kernel,
+//! but such entries outlive the process, which is to leave the box as it found it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,8 +47,9 @@ impl Keeper {
         }
     }
 
-    /// Appends to `out` the neighbours to ask the kernel for now: kept ones that are unresolved, and
-    /// stale ones on the appliance's interfaces `ifindexes`. [`REQUESTS_MAX`] at most; call again.
+    /// Appends to `out` the neighbours to ask the kernel for now: kept ones that are unresolved,
+    /// and stale ones on the appliance's interfaces `ifindexes`. [`REQUESTS_MAX`] at most; call
+    /// again.
     pub fn due(
         &mut self,
         now: Nanos,

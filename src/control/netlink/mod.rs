@@ -1,4 +1,5 @@
-//! The kernel as control plane: its links, addresses, routes and neighbours, mirrored over rtnetlink.
+//! The kernel as control plane: its links, addresses, routes and neighbours, mirrored over
+//! rtnetlink.
 //!
 //! ```text
 //! kernel ── notifications ──► decode (messages to facts) ──► Mirror (state) ──► forward::Routes

@@ -22,11 +22,13 @@ use super::decode;
 use super::mirror::{Effect, Fact, Mirror, NeighbourState};
 use crate::base::Addr;
 
-/// Quiet after the last notification before a change is reported: a routing daemon writes in bursts.
+/// Quiet after the last notification before a change is reported: a routing daemon writes in
+/// bursts.
 pub const SETTLE: Duration = Duration::from_millis(2);
 /// Longest that a change waits for quiet.
 pub const SETTLE_MAX: Duration = Duration::from_millis(20);
-/// Dumps in a row that the kernel may call inconsistent (`NLM_F_DUMP_INTR`) before the last is taken.
+/// Dumps in a row that the kernel may call inconsistent (`NLM_F_DUMP_INTR`) before the last is
+/// taken.
 const DUMP_ATTEMPTS: u32 = 8;
 
 /// Why the kernel's state can't be followed.
@@ -172,8 +174,8 @@ impl Netlink {
     /// made where there is none, and probed unless it is known to be reachable. The outcome arrives
     /// as a change of the mirror.
     ///
-    /// Nothing is asked about an entry that was set by hand: `NTF_USE` would turn it into an ordinary
-    /// one, which then fails (`__neigh_update`, net/core/neighbour.c; seen on Linux 6.18).
+    /// Nothing is asked about an entry that was set by hand: `NTF_USE` would turn it into an
+    /// ordinary one, which then fails (`__neigh_update`, net/core/neighbour.c; seen on Linux 6.18).
     ///
     /// # Errors
     /// The socket being closed.

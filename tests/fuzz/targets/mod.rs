@@ -1,0 +1,27 @@
+//! What is fuzzed: plain functions of bytes, which panic on a finding.
+//!
+//! Shared by the fuzz crate beside this folder and by `tests/fuzz_seeds.rs`, which runs all seeds and
+//! some mutations of them on stable Rust.
+
+pub mod client_hello;
+pub mod config;
+pub mod hello;
+pub mod parse;
+pub mod pcap;
+pub mod pipeline;
+pub mod rig;
+pub mod script;
+pub mod seeds;
+pub mod setup;
+
+/// What is run; it panics on a finding.
+pub type Target = fn(&[u8]);
+
+/// All targets by name, which is that of their folder of seeds.
+pub const TARGETS: [(&str, Target); 5] = [
+    ("pipeline", pipeline::run),
+    ("parse", parse::run),
+    ("hello", hello::run),
+    ("config", config::run),
+    ("pcap", pcap::run),
+];

@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn any_key(v4: bool, proto: u8) -> impl Strategy<Value = FlowKey> {
-        prop::array::uniform18(any_word()).prop_map(move |w| {
+        prop::collection::vec(any_word(), 18).prop_map(move |w| {
             let at = |i: usize| {
                 let word = |j: usize| u64::from(w[i + j]) << (48 - 16 * j);
                 word(0) | word(1) | word(2) | word(3)

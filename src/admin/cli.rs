@@ -173,6 +173,14 @@ mod tests {
     }
 
     #[test]
+    fn the_default_socket_is_that_of_the_configuration() {
+        let text =
+            "pipeline = \"router\"\n[port.a]\ninterface = \"a\"\n[transit]\nprefixes = \"::/0\"\n";
+        let config = crate::config::load_text("x.toml".as_ref(), text).expect("a good file");
+        assert_eq!(config.admin.socket.as_os_str(), DEFAULT_SOCKET);
+    }
+
+    #[test]
     fn bad_usage_exits_with_2() {
         for (line, kind) in [
             ("tidegate", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),

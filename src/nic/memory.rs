@@ -298,7 +298,6 @@ mod tests {
         assert_eq!(port.rx_burst(T, &mut pool, &mut frames, 64), 1, "the fourth is empty");
         assert_eq!(frames[2].bytes(pool.arena()), [3]);
         assert_eq!(port.tx_burst(T, &mut pool, &mut frames), 3);
-        drop(port);
         assert_eq!(sent, [1, 2, 3]);
         assert_eq!(pool.outstanding(), 0);
     }

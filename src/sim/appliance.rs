@@ -112,7 +112,7 @@ pub struct Appliance {
 impl Appliance {
     pub fn new(setup: Setup) -> Appliance {
         let mut routes = RoutesBuilder::new(setup.ports.clone(), setup.seed);
-        setup.routes.iter().for_each(|r| routes.add_route(r.clone()));
+        setup.routes.iter().for_each(|r| routes.add_route(*r));
         if setup.resolve_after.is_zero() {
             for (ifindex, addr, mac) in &setup.neighbours {
                 routes.set_neighbour(*ifindex, *addr, *mac);

@@ -65,7 +65,7 @@ pub struct Client {
 impl Client {
     /// `remote` is the service, by the MAC address of the next hop; the request has `bytes` bytes
     /// (at least 4), as has the answer.
-    pub fn new(local: Endpoint, remote: Endpoint, start: Nanos, bytes: usize) -> Machine {
+    pub fn machine(local: Endpoint, remote: Endpoint, start: Nanos, bytes: usize) -> Machine {
         let request = request(local.port, bytes);
         Machine::Client(Client { local, remote, start, request, conn: None })
     }
@@ -159,7 +159,7 @@ pub struct Server {
 
 impl Server {
     /// A server that has all these addresses.
-    pub fn new(mac: [u8; 6], gateway: Gateway, addrs: &[Addr]) -> Machine {
+    pub fn machine(mac: [u8; 6], gateway: Gateway, addrs: &[Addr]) -> Machine {
         Machine::Server(Server {
             mac,
             gateway,
@@ -262,7 +262,7 @@ pub struct Source {
 
 impl Source {
     /// `count` datagrams of `bytes` bytes of payload, one every `every_ns` nanoseconds.
-    pub fn new(
+    pub fn machine(
         local: Endpoint,
         remote: Endpoint,
         every_ns: u64,

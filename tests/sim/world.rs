@@ -196,7 +196,7 @@ pub fn world(setup: Setup, family: Family, mode: ForwardMode, cable: LinkSpec) -
             ForwardMode::Dsr => (Gateway::Direct, vec![addr, family.vip()]),
             _ => (Gateway::Router(box_mac(SERVERS)), vec![addr]),
         };
-        net.add(SERVERS, Server::new(mac_of(addr), gateway, &addrs));
+        net.add(SERVERS, Server::machine(mac_of(addr), gateway, &addrs));
     }
     net
 }
@@ -215,7 +215,7 @@ pub fn add_clients(net: &mut World, family: Family, to: Addr, port: u16, count: 
         let remote = Endpoint { mac: box_mac(CLIENTS), addr: to, port };
         let start = net.now.saturating_add(u64::from(rng.below(1_000_000_000)));
         let bytes = 4 + rng.below(6_000) as usize;
-        net.add(CLIENTS, Client::new(local, remote, start, bytes));
+        net.add(CLIENTS, Client::machine(local, remote, start, bytes));
     }
 }
 
@@ -223,7 +223,7 @@ pub fn add_clients(net: &mut World, family: Family, to: Addr, port: u16, count: 
 pub fn add_source(net: &mut World, family: Family, i: usize, every_ns: u64, count: u64) {
     let local = client_end(family, i, 5_000 + i as u16);
     let remote = Endpoint { mac: box_mac(CLIENTS), addr: family.vip(), port: UDP_PORT };
-    net.add(CLIENTS, Source::new(local, remote, every_ns, count, 100));
+    net.add(CLIENTS, Source::machine(local, remote, every_ns, count, 100));
 }
 
 /// Runs until every client is served.

@@ -54,7 +54,7 @@ impl Place {
     /// A good configuration, for `interface`.
     fn text(&self, interface: &str, metrics: &str) -> String {
         format!(
-            "pipeline = \"router\"\n[workers]\nframes = 8192\nflows_max = 1000\n\
+            "pipeline = \"router\"\n[workers]\nframes = 16384\nflows_max = 1000\n\
              [admin]\nsocket = \"{}\"\nmetrics = {metrics}\n\
              [port.only]\ninterface = \"{interface}\"\n\
              [transit]\nprefixes = [\"10.0.0.0/8\"]\n",

@@ -94,13 +94,18 @@ pub enum Command {
     /// What this box can do, what to change, and why
     #[command(after_help = "Examples:\n  \
         tidegate doctor\n  \
-        tidegate doctor --interface eth1 --interface eth2\n\n\
-        Also restores interface settings that a killed run left changed. Exits 1 if something is \
+        tidegate doctor --interface eth1 --interface eth2\n  \
+        tidegate doctor --restore\n\n\
+        Also sets back offloads that a killed run left switched off. Exits 1 if something is \
         missing that the appliance needs.")]
     Doctor {
         /// An interface meant to be a port of the appliance; may be given several times
         #[arg(long, value_name = "IF")]
         interface: Vec<String>,
+        /// Also remove XDP programs that a killed run with on_failure = "drop" left to drop its
+        /// traffic: from then on the kernel forwards it
+        #[arg(long)]
+        restore: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -170,6 +175,14 @@ mod tests {
         let cli = parse("tidegate doctor --interface a --interface b").expect("doctor");
         assert!(matches!(cli.command, Command::Doctor { interface, .. } if
             interface == ["a", "b"]));
+    }
+
+    #[test]
+    fn the_default_socket_is_that_of_the_configuration() {
+        let text =
+            "pipeline = \"router\"\n[port.a]\ninterface = \"a\"\n[transit]\nprefixes = \"::/0\"\n";
+        let config = crate::config::load_text("x.toml".as_ref(), text).expect("a good file");
+        assert_eq!(config.admin.socket.as_os_str(), DEFAULT_SOCKET);
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             client::ask(&socket.socket, Ask::Stop)?;
             Ok(())
         }
-        Command::Doctor { interface, output } => examine(&interface, output.json),
+        Command::Doctor { interface, restore, output } => examine(&interface, restore, output.json),
         Command::Pktgen(args) => Ok(pktgen::run(args)?),
         Command::Demo(args) => Ok(demo::run(&args)?),
     }
@@ -117,8 +117,8 @@ fn reload(socket: &Path, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn examine(interfaces: &[String], json: bool) -> Result<(), Failure> {
-    let report = doctor::examine(interfaces);
+fn examine(interfaces: &[String], restore: bool, json: bool) -> Result<(), Failure> {
+    let report = doctor::examine(interfaces, restore);
     match json {
         true => print_json(&serde_json::to_value(&report).unwrap_or_default())?,
         false => print_text(&doctor::print(&report)),

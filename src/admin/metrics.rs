@@ -206,6 +206,11 @@ fn counter(
 ) -> fmt::Result {
     let help = sentence(help);
     let mut family = e.encode_descriptor(name, help, None, MetricType::Counter)?;
+    if let [(labels, value)] = lines
+        && labels.is_empty()
+    {
+        return ConstCounter::new(*value).encode(family);
+    }
     for (labels, value) in lines {
         ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
     }
@@ -219,10 +224,15 @@ fn gauge(
     lines: &[(Labels, u64)],
 ) -> fmt::Result {
     let mut family = e.encode_descriptor(name, sentence(help), None, MetricType::Gauge)?;
+    // Gauges are signed in the format's implementation.
+    let signed = |value: u64| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    if let [(labels, value)] = lines
+        && labels.is_empty()
+    {
+        return signed(*value).encode(family);
+    }
     for (labels, value) in lines {
-        // Gauges are signed in the format's implementation.
-        let value = i64::try_from(*value).unwrap_or(i64::MAX);
-        ConstGauge::new(value).encode(family.encode_family(labels)?)?;
+        signed(*value).encode(family.encode_family(labels)?)?;
     }
     Ok(())
 }
@@ -235,7 +245,7 @@ fn sentence(help: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::view::{ClassView, PortView, WorkerView};
+    use crate::control::view::{ClassView, PortView, ProcessView, WorkerView};
 
     fn overview() -> Overview {
         let worker = WorkerView {
@@ -254,6 +264,7 @@ mod tests {
             ..PortView::default()
         };
         Overview {
+            process: ProcessView { routes: 17, ..ProcessView::default() },
             workers: vec![worker],
             ports: vec![port],
             classes: vec![ClassView::default()],
@@ -271,6 +282,7 @@ mod tests {
             "tidegate_worker_flows{worker=\"1\"} 4",
             "tidegate_port_tx_bytes_total{port=\"up\\\"link\",worker=\"1\"} 99",
             "tidegate_steered_total{port=\"up\\\"link\",reason=\"vip\"} 8",
+            "tidegate_routes 17",
             "# TYPE tidegate_worker_flows gauge",
             "# TYPE tidegate_drops counter",
         ] {

@@ -7,7 +7,7 @@ use super::commands::Failure;
 use super::metrics;
 use super::server::ControlSocket;
 use crate::config::{self, Config};
-use crate::control::{Appliance, Asker, ask};
+use crate::control::{Appliance, Asker, Signals, ask};
 
 /// Runs until a signal or `stop`.
 ///
@@ -29,6 +29,8 @@ pub fn run(path: &Path) -> Result<(), Failure> {
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
+    let signals = Signals::install()
+        .map_err(|e| Failure::Failed(format!("signals can't be received: {e}")))?;
     // Before anything is changed: whether this is the only appliance here.
     let socket = ControlSocket::bind(&config.admin).map_err(failed)?;
     let page = match config.admin.metrics {
@@ -49,7 +51,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     );
     let (asker, asks) = ask::channel();
     let ended = tokio::select! {
-        ended = crate::control::run(appliance, asks) => ended,
+        ended = crate::control::run(appliance, asks, signals) => ended,
         never = pages(page, asker.clone()) => match never {},
         never = socket.serve(asker) => match never {},
     };

@@ -44,6 +44,8 @@ pub struct Appliance {
     pub(super) snapshot: Snapshot,
     pub(super) crew: Crew,
     pub(super) modes: Vec<PortMode>,
+    /// By port, as last logged.
+    links_up: Vec<bool>,
     pub(super) clock: Clock,
     pub(super) started: Instant,
     pub(super) reloads: u64,
@@ -87,6 +89,7 @@ impl Appliance {
             seed,
             worker_count: config.workers.count,
         };
+        let links_up = vec![true; config.ports.len()];
         let mut appliance = Appliance {
             config,
             netlink,
@@ -95,6 +98,7 @@ impl Appliance {
             snapshot,
             crew: Crew::default(),
             modes,
+            links_up,
             clock: Clock::new(),
             started: Instant::now(),
             reloads: 0,
@@ -102,6 +106,7 @@ impl Appliance {
             steering: Steering::new(steer),
             changes,
         };
+        appliance.log_links();
         appliance.refresh_kept();
         appliance.spawn_workers(ports, pools)?;
         appliance.steering.set_local(appliance.netlink.mirror())?;
@@ -146,12 +151,27 @@ impl Appliance {
 
     /// Builds routes by the mirror's present state and hands them out.
     pub(super) fn reroute(&mut self) {
+        self.log_links();
         let routes = self.feed.build(self.netlink.mirror(), self.netlink.routes_version());
         self.snapshot.routes = Arc::new(routes);
         self.crew.reroute(&self.snapshot.routes);
         self.refresh_kept();
         if let Err(error) = self.steering.set_local(self.netlink.mirror()) {
             tracing::error!(%error, "the box's own addresses could not be told to the XDP program");
+        }
+    }
+
+    /// Says when a port's link goes or comes back.
+    fn log_links(&mut self) {
+        for (port, was_up) in self.config.ports.iter().zip(&mut self.links_up) {
+            let link = self.netlink.mirror().link_named(&port.interface);
+            let up = link.is_some_and(|l| l.up && l.carrier);
+            let gone = link.is_none();
+            match (std::mem::replace(was_up, up), up) {
+                (true, false) => tracing::warn!(port = port.name, gone, "link down"),
+                (false, true) => tracing::info!(port = port.name, "link up"),
+                _ => {}
+            }
         }
     }
 

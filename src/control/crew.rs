@@ -105,3 +105,141 @@ impl Crew {
         self.seats.iter().all(|s| s.thread.is_none())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::base::Seed;
+    use crate::config;
+    use crate::control::appliance::blueprint;
+    use crate::control::netlink::Mirror;
+    use crate::control::routes::RouteFeed;
+    use crate::forward::Tables;
+    use crate::graph::Snapshot;
+    use crate::nic::memory::MemoryPort;
+    use crate::nic::wake::Sleeper;
+    use crate::nic::{Port, PortStats};
+    use crate::packet::{Frame, FramePool};
+    use crate::policy::Rules;
+    use crate::worker::command::control_link;
+    use crate::worker::spec::IdleStrategy;
+    use crate::worker::{Clock, Handover, NoHeartbeat, Own, RunnerParts};
+
+    const TEXT: &str = "pipeline = \"router\"\n[workers]\nflows_max = 1000\n\
+                        [port.a]\ninterface = \"a\"\n[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// A port with a bug.
+    struct Bomb;
+
+    impl Port for Bomb {
+        fn rx_burst(&mut self, _: Nanos, _: &mut FramePool, _: &mut Vec<Frame>, _: usize) -> usize {
+            panic!("the fuse burnt down")
+        }
+        fn tx_burst(&mut self, _: Nanos, _: &mut FramePool, _: &mut Vec<Frame>) -> usize {
+            0
+        }
+        fn tx_room(&self) -> usize {
+            0
+        }
+        fn poll(&mut self, _: Nanos, _: &mut FramePool) {}
+        fn tx_in_flight_bytes(&self) -> u64 {
+            0
+        }
+        fn stats(&self) -> PortStats {
+            PortStats::default()
+        }
+        fn close(&mut self, _: &mut FramePool) {}
+    }
+
+    fn crew<P: Port + Send + 'static>(port: P, clock: &Clock) -> (Crew, Snapshot) {
+        let config = config::load_text(Path::new("t.toml"), TEXT).expect("a good file");
+        let seed = Seed(1);
+        let routes = RouteFeed::new(&config.ports, seed).build(&Mirror::default(), 0);
+        let snapshot = Snapshot {
+            forward: Arc::new(Tables::build(&config.forward, 1, seed)),
+            routes: Arc::new(routes),
+            rules: Arc::new(Rules::compile(&config.rules)),
+            seed,
+            worker_count: 1,
+        };
+        let sleeper = Sleeper::new().expect("eventfd");
+        let (control, link) = control_link(Some(sleeper.waker()));
+        let stats = Arc::new(SharedStats::new(1));
+        let own = Own {
+            id: 0,
+            ports: vec![port],
+            pool: FramePool::standalone(256, 2048),
+            handover: Handover::mesh(1, 4).remove(0),
+            control,
+            stats: Arc::clone(&stats),
+        };
+        let parts = RunnerParts {
+            name: "test".into(),
+            core: None,
+            idle: IdleStrategy::Adaptive,
+            clock: clock.clone(),
+            heartbeat: Box::new(NoHeartbeat),
+            sleeper,
+        };
+        let worker = blueprint(&config, &snapshot).worker(own);
+        let thread = WorkerThread::spawn(worker, parts).expect("a thread");
+        (Crew { seats: vec![Seat::new(0, link, stats, thread)] }, snapshot)
+    }
+
+    /// Polls until the worker has ended; what it told is added to `events`.
+    fn end(crew: &mut Crew, events: &mut Vec<(u16, WorkerEvent)>) -> (u16, Exit) {
+        let start = Instant::now();
+        loop {
+            crew.poll(events);
+            if let Some(ended) = crew.ended() {
+                return ended;
+            }
+            assert!(start.elapsed() < LIMIT, "the worker goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_is_told_of_once_in_its_own_words() {
+        let (mut crew, _) = crew(Bomb, &Clock::new());
+        let (worker, exit) = end(&mut crew, &mut Vec::new());
+        assert_eq!((worker, exit), (0, Exit::Panicked("the fuse burnt down".into())));
+        assert!(crew.ended().is_none() && crew.is_empty());
+    }
+
+    #[test]
+    fn routes_go_out_old_ones_come_back_and_a_stop_ends_it() {
+        let clock = Clock::new();
+        let (mut crew, snapshot) = crew(MemoryPort::pair(8).0, &clock);
+        assert!(crew.seats[0].is_running() && !crew.is_empty());
+        let old = Arc::downgrade(&snapshot.routes);
+        let fresh = RouteFeed::new(&[], Seed(1)).build(&Mirror::default(), 0);
+        crew.reroute(&Arc::new(fresh));
+        crew.stop(clock.now());
+        let mut events = Vec::new();
+        assert_eq!(end(&mut crew, &mut events), (0, Exit::Stopped));
+        let came_back = |(_, event): &(u16, WorkerEvent)| match event {
+            WorkerEvent::OldRoutes(routes) => Arc::as_ptr(routes) == old.as_ptr(),
+            _ => false,
+        };
+        crew.poll(&mut events);
+        assert!(events.iter().any(came_back), "the routes that it started with");
+        assert!(crew.seats[0].is_reached());
+    }
+
+    #[test]
+    fn of_routes_that_wait_only_the_newest_is_kept() {
+        let (mut crew, snapshot) = crew(Bomb, &Clock::new());
+        let _ = end(&mut crew, &mut Vec::new());
+        // Nobody takes commands any more: the ring fills up.
+        for _ in 0..1_000 {
+            crew.reroute(&snapshot.routes);
+        }
+        assert!(!crew.seats[0].is_reached());
+        assert_eq!(crew.seats[0].outbox.len(), 1);
+    }
+}

@@ -16,4 +16,4 @@ pub mod view;
 pub use appliance::{Appliance, BootError};
 pub use ask::{Ask, Asker, Gone, Refusal};
 pub use listing::CLASS_VALUES;
-pub use run::{RunError, run};
+pub use run::{RunError, Signals, run};

@@ -29,10 +29,31 @@ pub enum RunError {
     WorkerDied { worker: u16, reason: String },
     #[error("{0}")]
     Netlink(#[from] NetlinkError),
-    #[error("signals can't be received: {0}")]
-    Signals(#[from] std::io::Error),
     #[error("worker {worker} did not end within {limit:?}: it hangs")]
     Hangs { worker: u16, limit: Duration },
+}
+
+/// The signals that the process obeys.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// From now on the signals no longer end the process by themselves: what comes while the
+    /// appliance starts is obeyed once it runs. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel refusing a handler.
+    pub fn install() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// Why the loop ended in order.
@@ -46,7 +67,11 @@ enum End {
 /// # Errors
 /// See [`RunError`]; the process is to exit, and the interfaces are released or, with `on_failure =
 /// "drop"`, kept closed.
-pub async fn run(appliance: Appliance, asks: mpsc::Receiver<Ask>) -> Result<(), RunError> {
+pub async fn run(
+    appliance: Appliance,
+    asks: mpsc::Receiver<Ask>,
+    mut signals: Signals,
+) -> Result<(), RunError> {
     let mut control = Control {
         appliance,
         take_over: None,
@@ -55,7 +80,7 @@ pub async fn run(appliance: Appliance, asks: mpsc::Receiver<Ask>) -> Result<(), 
         events: Vec::new(),
         due: Vec::new(),
     };
-    match control.serve(asks).await {
+    match control.serve(asks, &mut signals).await {
         Ok(end) => control.finish(end).await,
         Err(error) => {
             control.appliance.abandon();
@@ -75,10 +100,11 @@ pub(super) struct Control {
 }
 
 impl Control {
-    async fn serve(&mut self, mut asks: mpsc::Receiver<Ask>) -> Result<End, RunError> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hang_up: Signal = signal(SignalKind::hangup())?;
+    async fn serve(
+        &mut self,
+        mut asks: mpsc::Receiver<Ask>,
+        signals: &mut Signals,
+    ) -> Result<End, RunError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut housekeeping = interval(HOUSEKEEPING);
@@ -93,9 +119,9 @@ impl Control {
                 }
                 _ = tick.tick() => self.listen()?,
                 _ = housekeeping.tick() => self.keep_house()?,
-                _ = terminate.recv() => return Ok(End::Signal("SIGTERM")),
-                _ = interrupt.recv() => return Ok(End::Signal("SIGINT")),
-                _ = hang_up.recv() => self.reload(None),
+                _ = signals.terminate.recv() => return Ok(End::Signal("SIGTERM")),
+                _ = signals.interrupt.recv() => return Ok(End::Signal("SIGINT")),
+                _ = signals.hang_up.recv() => self.reload(None),
                 Some(ask) = asks.recv() => match ask {
                     Ask::Overview(reply) => drop(reply.send(self.overview())),
                     Ask::Flows { limit, reply } => self.list_flows(limit, reply),

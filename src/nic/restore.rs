@@ -149,6 +149,19 @@ impl Drop for Changes {
 /// # Errors
 /// The directory or the interfaces not to be read. An absent directory means nothing to do.
 pub fn restore_leftovers(state_dir: &Path) -> io::Result<Vec<Restored>> {
+    restore(state_dir, true)
+}
+
+/// As [`restore_leftovers`], but leaves the XDP programs of `on_failure = "drop"` in place: to look
+/// at a box is no reason to open it to traffic.
+///
+/// # Errors
+/// As [`restore_leftovers`].
+pub fn restore_offloads(state_dir: &Path) -> io::Result<Vec<Restored>> {
+    restore(state_dir, false)
+}
+
+fn restore(state_dir: &Path, programs: bool) -> io::Result<Vec<Restored>> {
     let entries = match fs::read_dir(state_dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -169,11 +182,22 @@ pub fn restore_leftovers(state_dir: &Path) -> io::Result<Vec<Restored>> {
         if state.boot != boot {
             let _ = fs::remove_file(&path);
         } else if state.namespace == namespace && start_time(state.pid) != Some(state.started) {
-            restored.extend(state.changes.iter().filter_map(|c| undo(c, true)));
-            let _ = fs::remove_file(&path);
+            restored.extend(state.changes.iter().filter_map(|c| undo(c, programs)));
+            keep_programs(&path, state, programs)?;
         }
     }
     Ok(restored)
+}
+
+/// What remains to be noted of a process that is gone: programs that were left in place.
+fn keep_programs(path: &Path, mut state: State, programs: bool) -> io::Result<()> {
+    state.changes.retain(|c| !programs && c.program && is_ours(c.index));
+    if state.changes.is_empty() {
+        let _ = fs::remove_file(path);
+        return Ok(());
+    }
+    state.changes.iter_mut().for_each(|c| c.switched_off.clear());
+    fs::write(path, serde_json::to_vec_pretty(&state)?)
 }
 
 /// Sets one interface back, as far as it is still there.
@@ -195,10 +219,14 @@ fn undo(change: &Change, with_program: bool) -> Option<Restored> {
     Some(Restored { interface: interface.clone(), switched_on, detached })
 }
 
-fn detach_ours(interface: &str, index: u32) -> bool {
+/// Whether the program on a link is one of ours.
+fn is_ours(index: u32) -> bool {
     let id = link::xdp_program_id(index).ok().flatten();
-    let name = id.and_then(program_name);
-    if name.as_deref() != Some(PROGRAM_NAME) {
+    id.and_then(program_name).as_deref() == Some(PROGRAM_NAME)
+}
+
+fn detach_ours(interface: &str, index: u32) -> bool {
+    if !is_ours(index) {
         return false;
     }
     link::detach(index)

@@ -38,8 +38,8 @@ fn kernel(system: &System) -> Finding {
         _ => return Finding::warn("kernel", release, "Its version could not be understood."),
     };
     let advice = if version < (5, 11) {
-        "Before Linux 5.11 there is no busy polling, and the XDP program's tables count against the \
-         limit for locked memory."
+        "Before Linux 5.11 there is no busy polling, and the XDP program's tables count against \
+         the limit for locked memory."
     } else if version < (6, 16) {
         "On veth pairs, bursts toward a full ring are lost silently before Linux 6.16. Network \
          cards are not concerned."

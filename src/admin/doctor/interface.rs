@@ -232,7 +232,8 @@ fn attached(name: &str, subject: &str) -> Option<Finding> {
     let program = program_name(id).unwrap_or_else(|| format!("id {id}"));
     if program == PROGRAM_NAME {
         let advice = "A tidegate runs here; or one with `on_failure = \"drop\"` was killed, and \
-                      its program goes on dropping our traffic until the next start.";
+                      its program goes on dropping our traffic until the next start, or until \
+                      `tidegate doctor --restore`.";
         return Some(Finding::note(subject, program, advice));
     }
     Some(Finding::fail(

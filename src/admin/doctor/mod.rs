@@ -66,9 +66,12 @@ pub struct Report {
 }
 
 /// Looks at this machine and at the given interfaces, and restores what a killed run left changed.
-pub fn examine(interfaces: &[String]) -> Report {
+///
+/// `restore_programs`: also removes XDP programs that a killed run with `on_failure = "drop"` has
+/// left to drop its traffic.
+pub fn examine(interfaces: &[String], restore_programs: bool) -> Report {
     let system = System::new("/");
-    let mut findings = restore::leftovers();
+    let mut findings = restore::leftovers(restore_programs);
     findings.extend(host::examine(&system));
     match mirror() {
         Ok(mirror) => {

@@ -3,30 +3,32 @@
 use std::path::Path;
 
 use super::Finding;
-use crate::nic::restore::{STATE_DIR, restore_leftovers};
+use crate::nic::restore::{Restored, STATE_DIR, restore_leftovers, restore_offloads};
 
-pub fn leftovers() -> Vec<Finding> {
+/// Restores offloads; with `programs` also takes away XDP programs that drop traffic of a killed
+/// run.
+pub fn leftovers(programs: bool) -> Vec<Finding> {
     const SUBJECT: &str = "leftovers";
-    let restored = match restore_leftovers(Path::new(STATE_DIR)) {
+    let dir = Path::new(STATE_DIR);
+    let restored = match if programs { restore_leftovers(dir) } else { restore_offloads(dir) } {
         Ok(restored) => restored,
         Err(error) => {
             let advice = format!("{STATE_DIR} keeps note of what is to be restored: run as root.");
             return vec![Finding::warn(SUBJECT, error.to_string(), advice)];
         }
     };
-    if restored.is_empty() {
-        return vec![Finding::ok(SUBJECT, "none of a killed run")];
+    let done: Vec<_> = restored.iter().filter_map(finding).collect();
+    match done.is_empty() {
+        true => vec![Finding::ok(SUBJECT, "none of a killed run")],
+        false => done,
     }
-    let finding = |r: &crate::nic::restore::Restored| {
-        let mut done: Vec<String> = r.switched_on.iter().map(|o| format!("{o} on")).collect();
-        if r.detached {
-            done.push("XDP program removed".into());
-        }
-        let found = match done.is_empty() {
-            true => "nothing could be set back".into(),
-            false => done.join(", "),
-        };
-        Finding::ok(&format!("{}: restored", r.interface), found)
-    };
-    restored.iter().map(finding).collect()
+}
+
+fn finding(restored: &Restored) -> Option<Finding> {
+    let mut done: Vec<String> = restored.switched_on.iter().map(|o| format!("{o} on")).collect();
+    if restored.detached {
+        done.push("XDP program removed".into());
+    }
+    let subject = format!("{}: restored", restored.interface);
+    (!done.is_empty()).then(|| Finding::ok(&subject, done.join(", ")))
 }

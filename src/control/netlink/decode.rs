@@ -199,7 +199,9 @@ fn neighbour(m: &NeighbourMessage) -> Option<(u32, Addr, Neighbour)> {
     };
     // Failed and incomplete entries may still carry the address that no longer answers.
     let usable = !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete);
-    Some((m.header.ifindex, addr?, Neighbour { state, mac: mac.filter(|_| usable) }))
+    // Addresses of groups are computed, not resolved, and never forwarded to.
+    let addr = addr.filter(|a| !a.to_ip().is_multicast())?;
+    Some((m.header.ifindex, addr, Neighbour { state, mac: mac.filter(|_| usable) }))
 }
 
 #[cfg(test)]

@@ -1,0 +1,213 @@
+//! A running appliance as operators and programs meet it: answers, metrics, reload, the end.
+
+mod common;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use common::probe::Echo;
+use common::{HTTP, Net, SERVERS4, VIP4, nat, pool, service};
+use nix::sys::signal::Signal;
+use tidegate::lab::wait_for;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn config(net: &Net) -> String {
+    [
+        net.config_head("llm-edge", ""),
+        nat(),
+        pool("web", SERVERS4, HTTP),
+        service("web", VIP4, 80, "web", "nat"),
+        "[qos.wan]\nrate = \"200Mbit/s\"\ndefault = \"rest\"\n\
+         [qos.wan.class.rest]\nrate = \"100Mbit/s\"\n\
+         [[rule]]\nport = 80\nclass = \"rest\"\n"
+            .to_string(),
+    ]
+    .concat()
+    .replace("metrics = false", "metrics = \"127.0.0.1:9898\"")
+}
+
+fn ask_fails(net: &Net, words: &[&str]) -> (i32, String) {
+    let socket = net.socket();
+    let mut args = words.to_vec();
+    args.extend(["--socket", socket.to_str().expect("path")]);
+    let program = env!("CARGO_BIN_EXE_tidegate");
+    let output = net.appliance.output(program, &args).expect("start");
+    let code = output.status.code().expect("a code");
+    assert!(output.stdout.is_empty());
+    (code, String::from_utf8(output.stderr).expect("UTF-8"))
+}
+
+#[test]
+fn everything_that_can_be_asked_is_answered() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let mut edge = net.start(&config(&net));
+    let url = format!("http://{VIP4}/");
+    for _ in 0..20 {
+        net.client.run("curl", &["-sSf", "-m", "5", "-o", "/dev/null", &url]).expect("served");
+    }
+    // Counters are published every millisecond, classes every second.
+    std::thread::sleep(Duration::from_millis(1_500));
+
+    let counters = net.ask_json(&["show", "counters"]);
+    assert_eq!(counters["process"]["pipeline"], "llm-edge");
+    let total = |name: &str| counters["total"][name].as_u64().expect("a number");
+    assert_eq!(total("flows_opened"), 20);
+    assert!(total("rx_packets") >= 20 * 10 && total("rx_packets") == total("tx_packets"));
+    assert_eq!(net.ask_json(&["show", "drops"])["total"], 0);
+    let flows = net.ask_json(&["show", "flows", "--limit", "5"]);
+    assert_eq!(flows["flows"].as_array().map(Vec::len), Some(5));
+    assert_eq!(flows["total"], total("flows"));
+    assert_eq!(flows["flows"][0]["service"], "web");
+    assert_eq!(flows["flows"][0]["class"], "rest");
+    let services = net.ask_json(&["show", "services"]);
+    assert_eq!(services["services"][0]["backends"], 3);
+    let backends = net.ask_json(&["show", "backends"]);
+    for backend in backends["backends"].as_array().expect("a list") {
+        assert!(backend["mac"].is_string(), "resolved ahead of need: {backend}");
+        assert_eq!(backend["via_port"], "lan");
+    }
+    let ports = net.ask_json(&["show", "ports"]);
+    let wan = &ports["ports"][0];
+    assert_eq!((&wan["name"], &wan["attach"]), (&"wan".into(), &"native".into()));
+    assert!(wan["steered"]["vip"].as_u64() >= Some(100) && wan["tx_bytes"].as_u64() > Some(0));
+    let neighbours = net.ask_json(&["show", "neighbours"]);
+    assert!(neighbours["neighbours"].as_array().map_or(0, Vec::len) >= 3);
+    let qos = net.ask_json(&["show", "qos"]);
+    assert!(qos["classes"][0]["values"]["sent_packets"].as_u64() >= Some(100), "{qos}");
+    for what in ["counters", "drops", "flows", "services", "backends", "ports", "neighbours"] {
+        let text = net.ask(&["show", what]).expect("a table");
+        assert!(text.lines().count() >= 1 && text.ends_with('\n'), "{what}: {text}");
+    }
+
+    let page = net.appliance.run("curl", &["-sSf", "http://127.0.0.1:9898/metrics"]);
+    let page = page.expect("metrics");
+    assert!(page.contains("tidegate_worker_flows_opened_total{worker=\"0\"} 20"), "{page}");
+    assert!(page.contains("tidegate_class_sent_packets_total{port=\"wan\",class=\"rest\"}"));
+    assert!(page.ends_with("# EOF\n"));
+    let health = net.appliance.run("curl", &["-sSf", "http://127.0.0.1:9898/healthz"]);
+    assert_eq!(health.expect("healthz"), "ok\n");
+
+    net.ask(&["stop"]).expect("stops");
+    assert!(edge.wait(LIMIT).expect("ends").success());
+    assert!(!net.socket().exists(), "the control socket is left");
+    let link = net.appliance.ip("-d link show wan").expect("ip");
+    assert!(!link.contains("xdp"), "{link}");
+}
+
+#[test]
+fn a_reload_takes_over_or_says_what_it_can_not_and_changes_nothing() {
+    let net = Net::new(1);
+    let text = config(&net);
+    let mut edge = net.start(&text);
+    let reload = |text: &str| {
+        net.write("tidegate.toml", text);
+        net.ask(&["reload"])
+    };
+    assert!(reload(&text).expect("taken").contains("unchanged"));
+    let more = text.replace("port = 80\n", "port = 81\n").replace("200Mbit", "300Mbit");
+    assert!(reload(&more).expect("taken").contains("1 services, 3 backends, 1 rules"));
+    assert_eq!(net.ask_json(&["show", "services"])["services"][0]["port"], 81);
+
+    net.write("tidegate.toml", &more.replace("flows_max = ", "flows_max = 1"));
+    let (code, said) = ask_fails(&net, &["reload"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("restart") && said.contains("workers.flows_max: 100000 runs"), "{said}");
+    net.write("tidegate.toml", &more.replace("[port.lan]", "[port.inside]"));
+    let (code, said) = ask_fails(&net, &["reload"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("port: "), "{said}");
+    net.write("tidegate.toml", &more.replace("300Mbit/s", "300Mbit/x"));
+    let (code, said) = ask_fails(&net, &["reload"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("tidegate.toml:") && said.contains("300Mbit/x"), "{said}");
+
+    let process = net.ask_json(&["show", "counters"])["process"].clone();
+    assert_eq!((&process["reloads"], &process["reloads_refused"]), (&1.into(), &3.into()));
+    assert_eq!(net.ask_json(&["show", "services"])["services"][0]["port"], 81);
+    // The signal does the same.
+    net.write("tidegate.toml", &text);
+    edge.signal(Signal::SIGHUP).expect("signal");
+    wait_for(LIMIT, "the reload", || {
+        net.ask_json(&["show", "services"])["services"][0]["port"] == 80
+    })
+    .expect("reloaded");
+    edge.signal(Signal::SIGTERM).expect("signal");
+    assert!(edge.wait(LIMIT).expect("ends").success());
+}
+
+#[test]
+fn one_appliance_a_socket_and_the_next_start_clears_up() {
+    let net = Net::new(1);
+    net.appliance.run("ethtool", &["-K", "wan", "gro", "on"]).expect("ethtool");
+    let gro = || {
+        let all = net.appliance.run("ethtool", &["-k", "wan"]).expect("ethtool");
+        let line = all.lines().find(|l| l.starts_with("generic-receive-offload:"));
+        line.expect("gro").contains(": on")
+    };
+    let edge = net.start(&config(&net));
+    assert!(!gro(), "off on AF_XDP ports");
+    let file = net.path("tidegate.toml");
+    let second = ["run", "-c", file.to_str().expect("path")];
+    let output = net.appliance.output(env!("CARGO_BIN_EXE_tidegate"), &second).expect("start");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("another tidegate runs"), "{said}");
+    net.ask(&["show", "counters"]).expect("the first one still answers");
+
+    edge.signal(Signal::SIGKILL).expect("kill");
+    drop(edge);
+    assert!(net.socket().exists() && !gro(), "what a killed run leaves");
+    let (code, said) = ask_fails(&net, &["show", "drops"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("nobody listens"), "{said}");
+    let doctor = net.appliance.run(env!("CARGO_BIN_EXE_tidegate"), &["doctor"]).expect("ready");
+    assert!(doctor.contains("wan: restored") && gro(), "{doctor}");
+    let mut edge = net.start(&config(&net));
+    edge.signal(Signal::SIGINT).expect("signal");
+    assert!(edge.wait(LIMIT).expect("ends").success());
+    assert!(gro() && !net.socket().exists());
+}
+
+#[test]
+fn a_signal_during_the_start_ends_in_order() {
+    let net = Net::new(1);
+    net.appliance.run("ethtool", &["-K", "wan", "gro", "on"]).expect("ethtool");
+    let file = net.write("tidegate.toml", &config(&net));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.args(["run", "-c"]).arg(&file);
+    let mut edge = net.appliance.spawn(command).expect("start");
+    // The socket comes first: from then on there is something to clear up.
+    wait_for(LIMIT, "the socket", || net.socket().exists()).expect("a socket");
+    edge.signal(Signal::SIGTERM).expect("signal");
+    assert!(edge.wait(LIMIT).expect("ends").success(), "{}", edge.kill_and_read_stderr());
+    assert!(!net.socket().exists());
+    let features = net.appliance.run("ethtool", &["-k", "wan"]).expect("ethtool");
+    assert!(features.contains("generic-receive-offload: on"), "{features}");
+}
+
+#[test]
+fn the_first_packet_to_an_unknown_neighbour_arrives() {
+    let net = Net::new(1);
+    let text =
+        [net.config_head("router", ""), "[transit]\nprefixes = [\"10.0.0.0/8\"]\n".to_string()]
+            .concat();
+    let mut edge = net.start(&text);
+    net.appliance.ip("neigh flush dev lan").expect("ip");
+    net.appliance.ip("neigh flush dev wan").expect("ip");
+    let target: SocketAddr = format!("{}:7007", SERVERS4[1]).parse().expect("address");
+    let _echo = Echo::start(&net.server, &[target]);
+    let answered = net.client.enter(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+        socket.set_read_timeout(Some(Duration::from_secs(3))).expect("timeout");
+        socket.send_to(b"one datagram", target).expect("send");
+        socket.recv(&mut [0; 64])
+    });
+    assert_eq!(answered.expect("thread").expect("an answer"), 12);
+    let counters = net.ask_json(&["show", "counters"]);
+    assert!(counters["total"]["parked"].as_u64() >= Some(1), "{counters}");
+    assert_eq!(net.ask_json(&["show", "drops"])["total"], 0);
+    edge.signal(Signal::SIGTERM).expect("signal");
+    assert!(edge.wait(LIMIT).expect("ends").success());
+}

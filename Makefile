@@ -44,3 +44,19 @@ unit: packages-test
 deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny --no-default-features
 	$(CARGO) deny --offline check licenses bans sources
+
+# One after another: they share two cores. Each prints a table and writes JSON. The last compares
+# forwarders in namespaces of its own, and needs root.
+BENCHES := parse inspect qos pipeline
+bench: packages-bench build
+	$(CARGO) bench --locked --no-run
+	mkdir -p bench/out
+	set -e; for b in $(BENCHES); do echo; echo "== $$b"; \
+		$(CARGO) bench --quiet --locked --bench $$b -- --json $(CURDIR)/bench/out/$$b.json; done
+	@echo; echo "== veth"
+	$(ROOT) $(CARGO) bench --quiet --locked --bench veth -- --json $(CURDIR)/bench/out/veth.json
+
+# Does it work? The figures are worth nothing.
+bench-quick: packages-bench build
+	mkdir -p bench/out
+	$(ROOT) $(CARGO) bench --quiet --locked --bench veth -- --quick

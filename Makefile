@@ -54,3 +54,19 @@ fuzz: packages-build
 	@mkdir -p $(FUZZ)/found/$(TARGET)
 	$(CARGO) +nightly fuzz run --fuzz-dir $(FUZZ) $(TARGET) $(FUZZ)/found/$(TARGET) \
 		$(FUZZ)/corpus/$(TARGET) -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20
+
+# One after another: they share two cores. Each prints a table and writes JSON. The last compares
+# forwarders in namespaces of its own, and needs root.
+BENCHES := parse inspect qos pipeline
+bench: packages-bench build
+	$(CARGO) bench --locked --no-run
+	mkdir -p bench/out
+	set -e; for b in $(BENCHES); do echo; echo "== $$b"; \
+		$(CARGO) bench --quiet --locked --bench $$b -- --json $(CURDIR)/bench/out/$$b.json; done
+	@echo; echo "== veth"
+	$(ROOT) $(CARGO) bench --quiet --locked --bench veth -- --json $(CURDIR)/bench/out/veth.json
+
+# Does it work? The figures are worth nothing.
+bench-quick: packages-bench build
+	mkdir -p bench/out
+	$(ROOT) $(CARGO) bench --quiet --locked --bench veth -- --quick

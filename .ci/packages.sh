@@ -9,8 +9,9 @@ build=(clang llvm libelf-dev zlib1g-dev m4 pkg-config libbpf-dev linux-libc-dev 
 run=(iproute2 ethtool util-linux)
 # Real peers of the tests.
 test=(python3 nginx-light curl nghttp2-client openssl iperf3 nftables procps)
-# Peers of the benchmarks.
-bench=(dpdk valgrind)
+# Peers of the benchmarks. DPDK's AF_XDP driver carries a version in its name: see below.
+bench=(dpdk-dev valgrind)
+driver='librte-net-af-xdp'
 
 case "${1:-}" in
 build) wanted=("${build[@]}" "${run[@]}") ;;
@@ -24,6 +25,10 @@ for p in "${wanted[@]}"; do
     status=$(dpkg-query -W -f '${Status}' "$p" 2>/dev/null || true)
     [ "$status" = "install ok installed" ] || missing+=("$p")
 done
+if [ "$1" = bench ] && ! dpkg-query -W -f '${Status}\n' "$driver*" 2>/dev/null |
+    grep -q '^install ok installed'; then
+    missing+=("$driver")
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null; then
@@ -47,5 +52,10 @@ echo "Installing: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 # Services that packages would start are not wanted: tests run their own in namespaces.
 "${as_root[@]}" apt-get update -qq
+for i in "${!missing[@]}"; do
+    [ "${missing[i]}" = "$driver" ] || continue
+    missing[i]=$(apt-cache search --names-only "^$driver[0-9.]*\$" | cut -d ' ' -f 1 | tail -n 1)
+    [ -n "${missing[i]}" ] || { echo "No package $driver* here." >&2; exit 1; }
+done
 "${as_root[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends "${missing[@]}"

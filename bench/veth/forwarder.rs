@@ -1,0 +1,250 @@
+//! The forwarders that are compared: how each is set up, started, paused.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tidegate::lab::{Process, wait_for};
+
+use crate::bed::{
+    BACKEND_PORT, BACKENDS, Bed, GENERATOR_CORE, NAT, ROUTER_CORE, SINK_MAC, VIP, VIP_PORT,
+    show_mac,
+};
+use crate::kernel::{self, Placement};
+use crate::sink::Translation;
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+const DPDK: &str = "dpdk-testpmd";
+
+/// Who forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// With this pipeline.
+    Tidegate(&'static str),
+    Dpdk,
+    Kernel {
+        placement: Placement,
+        dnat: bool,
+    },
+}
+
+impl Kind {
+    pub fn all() -> Vec<Kind> {
+        let mut all: Vec<Kind> = ["l4-balancer", "llm-edge", "router"].map(Kind::Tidegate).into();
+        all.push(Kind::Dpdk);
+        for dnat in [false, true] {
+            all.extend(Placement::ALL.map(|placement| Kind::Kernel { placement, dnat }));
+        }
+        all
+    }
+
+    pub fn name(self) -> String {
+        match self {
+            Kind::Tidegate(pipeline) => format!("tidegate {pipeline}"),
+            Kind::Dpdk => "DPDK testpmd, macfwd".to_owned(),
+            Kind::Kernel { placement, dnat } => {
+                let what = if dnat { "nftables DNAT" } else { "ip_forward" };
+                format!("Linux {what}, {}", placement.name())
+            }
+        }
+    }
+
+    pub fn translation(self) -> Translation {
+        match self {
+            Kind::Tidegate("router") | Kind::Dpdk | Kind::Kernel { dnat: false, .. } => {
+                Translation::None
+            }
+            Kind::Tidegate(_) => Translation::Full,
+            Kind::Kernel { dnat: true, .. } => Translation::Destination,
+        }
+    }
+}
+
+/// A forwarder in a bed of its own. It is paused but while it is measured: those that poll would take
+/// the router's core from the others.
+pub struct Forwarder {
+    pub kind: Kind,
+    pub bed: Bed,
+    process: Option<Process>,
+    /// Its configuration, socket and output.
+    _dir: TempDir,
+}
+
+impl Forwarder {
+    /// # Errors
+    /// A program that is not installed or does not start.
+    pub fn start(kind: Kind) -> anyhow::Result<Forwarder> {
+        let bed = Bed::new()?;
+        let dir = tempfile::tempdir()?;
+        let process = match kind {
+            Kind::Tidegate(pipeline) => Some(start_tidegate(&bed, pipeline, dir.path())?),
+            Kind::Dpdk => Some(start_dpdk(&bed, dir.path())?),
+            Kind::Kernel { placement, dnat } => {
+                kernel::forward(&bed.router, placement, dnat)?;
+                None
+            }
+        };
+        Ok(Forwarder { kind, bed, process, _dir: dir })
+    }
+
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// # Errors
+    /// It has ended by itself.
+    pub fn pause(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// # Errors
+    /// It has ended by itself.
+    pub fn resume(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        if !process.is_running() {
+            bail!("{} has ended by itself", self.kind.name());
+        }
+        Ok(process.signal(signal)?)
+    }
+}
+
+fn start_tidegate(bed: &Bed, pipeline: &str, dir: &Path) -> anyhow::Result<Process> {
+    let program = env!("CARGO_BIN_EXE_tidegate");
+    let (file, socket) = (dir.join("tidegate.toml"), dir.join("tidegate.sock"));
+    fs::write(&file, tidegate_config(pipeline, &socket))?;
+    // Its control thread shares the generator's core; the worker moves to its own.
+    let mut command = Command::new("taskset");
+    command.args(["-c", &GENERATOR_CORE.to_string(), program, "run", "-c"]).arg(&file);
+    let mut process = bed.router.spawn(command)?;
+    let socket = socket.display().to_string();
+    let answers = wait_for(START_LIMIT, "tidegate to answer", || {
+        let ask = ["show", "counters", "--socket", &socket];
+        !process.is_running() || bed.router.run(program, &ask).is_ok()
+    });
+    if answers.is_err() || !process.is_running() {
+        bail!("tidegate did not start: {}", process.kill_and_read_stderr());
+    }
+    Ok(process)
+}
+
+fn tidegate_config(pipeline: &str, socket: &Path) -> String {
+    let mut text = format!(
+        "pipeline = \"{pipeline}\"\n\
+         [workers]\ncores = [{ROUTER_CORE}]\nidle = \"busy\"\nframes = 16384\nflows_max = 100000\n\
+         [admin]\nsocket = \"{}\"\nmetrics = false\n\
+         [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n",
+        socket.display()
+    );
+    if pipeline == "router" {
+        text += "[transit]\nprefixes = [\"0.0.0.0/0\"]\n";
+        return text;
+    }
+    text += &format!(
+        "[service.bench]\nvip = \"{VIP}\"\nport = {VIP_PORT}\nprotocol = \"udp\"\npool = \"bench\"\n\
+         mode = \"nat\"\n[nat]\naddresses = [\"{NAT}\"]\n"
+    );
+    for backend in BACKENDS {
+        text +=
+            &format!("[[pool.bench.backend]]\naddress = \"{backend}\"\nport = {BACKEND_PORT}\n");
+    }
+    if pipeline == "llm-edge" {
+        text += CLASSES;
+    }
+    text
+}
+
+/// More than the link carries: what the class tree costs is to be seen, not what it holds back.
+const CLASSES: &str = r#"
+[qos.lan]
+rate = "40Gbit/s"
+default = "other"
+[qos.lan.class.interactive]
+rate = "40%"
+priority = 0
+[qos.lan.class.bulk]
+rate = "10%"
+priority = 2
+[qos.lan.class.other]
+rate = "5%"
+priority = 1
+[[rule]]
+name = "named"
+sni = ["*.chat.example.com"]
+class = "interactive"
+[[rule]]
+name = "marked"
+dscp = "ef"
+class = "interactive"
+[[rule]]
+name = "to-the-service"
+vip = "203.0.113.10"
+class = "bulk"
+"#;
+
+fn start_dpdk(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
+    let log = dir.join("testpmd.log");
+    let mut command = Command::new("sh");
+    command.env("RUNTIME_DIRECTORY", dir).args(["-c", &dpdk_command(&log)]);
+    let mut process = bed.router.spawn(command)?;
+    let read = || fs::read_to_string(&log).unwrap_or_default();
+    let forwards = wait_for(START_LIMIT, DPDK, || {
+        !process.is_running() || read().contains("forwards packets on")
+    });
+    if forwards.is_err() || !process.is_running() {
+        let text = read();
+        if text.contains("not found") {
+            bail!("{DPDK} is missing: install the package dpdk-dev");
+        }
+        let from = text.char_indices().rev().nth(1_000).map_or(0, |(at, _)| at);
+        bail!(
+            "{DPDK} did not start (its AF_XDP driver is of the package librte-net-af-xdp23, or of \
+             another number): ...{}",
+            &text[from..]
+        );
+    }
+    Ok(process)
+}
+
+/// The forwarding thread has the router's core; the first core's only waits.
+fn dpdk_command(log: &Path) -> String {
+    let port = |n: u8, interface: &str| {
+        format!("--vdev net_af_xdp{n},iface={interface},start_queue=0,queue_count=1")
+    };
+    format!(
+        "exec {DPDK} -l {GENERATOR_CORE},{ROUTER_CORE} --no-huge -m 256 --no-pci --no-shconf \
+         --no-telemetry --file-prefix bench {} {} -- --forward-mode=mac --nb-cores=1 --auto-start \
+         --total-num-mbufs=16384 --eth-peer=1,{} --stats-period=3600 > {} 2>&1",
+        port(0, "wan"),
+        port(1, "lan"),
+        show_mac(SINK_MAC),
+        log.display()
+    )
+}
+
+/// # Errors
+/// A program that the comparison needs is not installed; the message names its package.
+pub fn check_programs() -> anyhow::Result<()> {
+    let needed = [
+        (DPDK, "dpdk-dev"),
+        ("nft", "nftables"),
+        ("ip", "iproute2"),
+        ("ethtool", "ethtool"),
+        ("taskset", "util-linux"),
+    ];
+    let path = std::env::var_os("PATH").context("no PATH")?;
+    let dirs: Vec<_> = std::env::split_paths(&path).collect();
+    for (program, package) in needed {
+        if !dirs.iter().any(|d| d.join(program).is_file()) {
+            bail!("{program} is missing: install the package {package}");
+        }
+    }
+    Ok(())
+}

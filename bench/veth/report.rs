@@ -1,0 +1,191 @@
+//! Medians, ratios, the table and its JSON.
+
+use std::fmt;
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::TRAFFIC;
+use crate::bed::Traffic;
+use crate::forwarder::Kind;
+use crate::measure::Sample;
+
+/// Above this share of the machine, others' work makes a measurement doubtful.
+const DISTURBED: f64 = 0.05;
+
+/// All samples, in the order of rounds.
+pub struct Results {
+    kinds: Vec<Kind>,
+    seconds: f64,
+    samples: Vec<(Kind, Traffic, Sample)>,
+}
+
+/// Whom a forwarder is compared with.
+#[derive(Clone, Copy)]
+enum Peer {
+    Dpdk,
+    /// The best of the kernel's variants.
+    Kernel {
+        dnat: bool,
+    },
+}
+
+const PEERS: [(&str, Peer); 3] = [
+    ("x DPDK", Peer::Dpdk),
+    ("x Linux", Peer::Kernel { dnat: false }),
+    ("x DNAT", Peer::Kernel { dnat: true }),
+];
+
+impl Results {
+    pub fn new(kinds: Vec<Kind>, seconds: f64) -> Results {
+        Results { kinds, seconds, samples: Vec::new() }
+    }
+
+    pub fn add(&mut self, kind: Kind, traffic: Traffic, sample: Sample) {
+        self.samples.push((kind, traffic, sample));
+    }
+
+    fn of(&self, kind: Kind, traffic: Traffic) -> Vec<Sample> {
+        let wanted = self.samples.iter().filter(|s| s.0 == kind && s.1 == traffic);
+        wanted.map(|s| s.2).collect()
+    }
+
+    fn forwarded(&self, kind: Kind, traffic: Traffic) -> f64 {
+        median(self.of(kind, traffic).iter().map(|s| s.forwarded))
+    }
+
+    /// The peer's forwarder: of the kernel's, the one that was best with this traffic.
+    fn peer(&self, peer: Peer, traffic: Traffic) -> Option<Kind> {
+        let is_meant = |kind: &&Kind| match (peer, **kind) {
+            (Peer::Dpdk, Kind::Dpdk) => true,
+            (Peer::Kernel { dnat }, Kind::Kernel { dnat: has, .. }) => dnat == has,
+            _ => false,
+        };
+        let meant = self.kinds.iter().filter(is_meant).copied();
+        meant.max_by(|a, b| self.forwarded(*a, traffic).total_cmp(&self.forwarded(*b, traffic)))
+    }
+
+    /// The median of the rounds' ratios: both of a ratio were measured within seconds.
+    fn ratio(&self, kind: Kind, peer: Peer, traffic: Traffic) -> Option<f64> {
+        let theirs = self.of(self.peer(peer, traffic)?, traffic);
+        let ours = self.of(kind, traffic);
+        Some(median(ours.iter().zip(&theirs).map(|(a, b)| a.forwarded / b.forwarded)))
+    }
+
+    /// Median and greatest share of the machine that others had.
+    fn disturbed(&self) -> (f64, f64) {
+        let all = || self.samples.iter().map(|s| s.2.disturbed);
+        (median(all()), all().fold(0.0, f64::max))
+    }
+
+    pub fn to_json(&self) -> Value {
+        let mut rows = Vec::new();
+        for traffic in TRAFFIC {
+            for &kind in &self.kinds {
+                let samples = self.of(kind, traffic);
+                let mut row = json!({
+                    "forwarder": kind.name(),
+                    "translation": format!("{:?}", kind.translation()).to_lowercase(),
+                    "frame_bytes": traffic.size,
+                    "flows": traffic.flows,
+                    "offered_pps": median(samples.iter().map(|s| s.offered)),
+                    "forwarded_pps": self.forwarded(kind, traffic),
+                    "loss": median(samples.iter().map(Sample::loss)),
+                    "rounds": samples.iter().map(|s| s.forwarded).collect::<Vec<_>>(),
+                    "disturbed": samples.iter().map(|s| s.disturbed).collect::<Vec<_>>(),
+                });
+                for (name, peer) in [
+                    ("ratio_dpdk", Peer::Dpdk),
+                    ("ratio_linux", Peer::Kernel { dnat: false }),
+                    ("ratio_linux_dnat", Peer::Kernel { dnat: true }),
+                ] {
+                    row[name] = json!(self.ratio(kind, peer, traffic));
+                }
+                rows.push(row);
+            }
+        }
+        let (median, max) = self.disturbed();
+        json!({
+            "kernel": read("/proc/sys/kernel/osrelease"),
+            "cpu": cpu(),
+            "seconds_each": self.seconds,
+            "disturbed_median": median,
+            "disturbed_max": max,
+            "results": rows,
+        })
+    }
+}
+
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for traffic in TRAFFIC {
+            let flows = if traffic.flows == 1 { "flow" } else { "flows" };
+            writeln!(f, "\n{} B frames, {} {flows}; Mpps", traffic.size, traffic.flows)?;
+            write!(f, "{:<36}{:>9}{:>11}{:>8}", "", "offered", "forwarded", "loss")?;
+            PEERS.iter().try_for_each(|(name, _)| write!(f, "{name:>9}"))?;
+            writeln!(f)?;
+            for &kind in &self.kinds {
+                self.fmt_row(f, kind, traffic)?;
+            }
+        }
+        let rounds = self.of(self.kinds[0], TRAFFIC[0]).len();
+        let (median, max) = self.disturbed();
+        writeln!(
+            f,
+            "\nMedians of {rounds} rounds of {} s each; generator on core 0, router on core 1; ratios to \
+             DPDK and to the best of the kernel's ways.\n{}, Linux {}. Other programs had {:.0} % of \
+             the machine, {:.0} % at most.",
+            self.seconds,
+            cpu(),
+            read("/proc/sys/kernel/osrelease"),
+            median * 100.0,
+            max * 100.0,
+        )?;
+        if median > DISTURBED {
+            writeln!(f, "That is too much for these figures to be trusted.")?;
+        }
+        Ok(())
+    }
+}
+
+impl Results {
+    fn fmt_row(&self, f: &mut fmt::Formatter<'_>, kind: Kind, traffic: Traffic) -> fmt::Result {
+        let samples = self.of(kind, traffic);
+        write!(
+            f,
+            "{:<36}{:>9.3}{:>11.3}{:>7.1}%",
+            kind.name(),
+            median(samples.iter().map(|s| s.offered)) / 1e6,
+            self.forwarded(kind, traffic) / 1e6,
+            median(samples.iter().map(Sample::loss)) * 100.0,
+        )?;
+        for (_, peer) in PEERS {
+            match self.ratio(kind, peer, traffic) {
+                Some(ratio) => write!(f, "{ratio:>9.2}")?,
+                None => write!(f, "{:>9}", "-")?,
+            }
+        }
+        writeln!(f)
+    }
+}
+
+/// 0 of nothing.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn cpu() -> String {
+    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = all.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| "unknown processor".to_owned(), |(_, name)| name.to_owned())
+}

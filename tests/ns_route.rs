@@ -28,6 +28,11 @@ fn iperf(net: &Net, args: &[&str]) -> Value {
     serde_json::from_str(&out).expect("JSON")
 }
 
+fn number(report: &Value, pointer: &str) -> f64 {
+    let number = report.pointer(pointer).and_then(Value::as_f64);
+    number.unwrap_or_else(|| panic!("no {pointer} in {report:#}"))
+}
+
 fn routed(pipeline: &str) -> (Net, Process) {
     let net = Net::new(1);
     net.kernel_forwards(false);
@@ -46,13 +51,13 @@ fn tcp_and_udp_through_the_router() {
     let _iperf = start_iperf(&net);
     for target in [SERVERS4[0], SERVERS6[0]] {
         let tcp = iperf(&net, &["-c", target]);
-        let bps = tcp["end"]["sum_received"]["bits_per_second"].as_f64().expect("rate");
+        let bps = number(&tcp, "/end/sum_received/bits_per_second");
         assert!(bps > 50e6, "{target}: {bps} bit/s over TCP");
         let back = iperf(&net, &["-c", target, "-R"]);
-        let bps = back["end"]["sum_received"]["bits_per_second"].as_f64().expect("rate");
+        let bps = number(&back, "/end/sum_received/bits_per_second");
         assert!(bps > 50e6, "{target}: {bps} bit/s back over TCP");
         let udp = iperf(&net, &["-c", target, "-u", "-b", "20M", "-l", "1200"]);
-        let lost = udp["end"]["sum"]["lost_percent"].as_f64().expect("loss");
+        let lost = number(&udp, "/end/sum/lost_percent");
         assert!(lost < 1.0, "{target}: {lost} % of UDP lost");
     }
 }

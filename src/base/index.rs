@@ -1,8 +1,8 @@
 //! An index from hashes to positions, for tables whose keys lie elsewhere.
 
-/// Open addressing with linear probing over a fixed number of slots, at most two thirds of them used.
-/// It keeps 32 bits of each hash beside the position, so that strange keys are rarely compared.
-/// Entries are never removed.
+/// Open addressing with linear probing over a fixed number of slots, two thirds of them used at
+/// most. It keeps 32 bits of each hash beside the position, so that strange keys are rarely
+/// compared. Entries are never removed.
 #[derive(Clone, Debug)]
 pub struct HashIndex {
     slots: Box<[Slot]>,

@@ -69,11 +69,12 @@ impl Control {
         let room = now.limit.saturating_sub(now.flows.len());
         let rows = list.rows.iter().take(room);
         now.flows.extend(rows.map(|row| flow_view(worker, row, clock, &a.config)));
-        if list.cursor != 0 && now.flows.len() < now.limit {
-            if let Some(seat) = a.crew.seats.iter_mut().find(|s| s.id == worker) {
-                seat.send(WorkerCommand::ListFlows(list));
-                return;
-            }
+        if list.cursor != 0
+            && now.flows.len() < now.limit
+            && let Some(seat) = a.crew.seats.iter_mut().find(|s| s.id == worker)
+        {
+            seat.send(WorkerCommand::ListFlows(list));
+            return;
         }
         now.awaited.remove(&worker);
     }

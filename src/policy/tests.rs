@@ -1,3 +1,5 @@
+//! Decisions against those of a walk through the rules.
+
 use proptest::prelude::*;
 
 use super::spec::{NamePattern, RuleSpec};

@@ -91,8 +91,13 @@ impl Net {
 
     /// The head of a configuration: workers, admin, both ports.
     pub fn config_head(&self, pipeline: &str, workers: &str) -> String {
+        // A shared machine may keep a worker off its core for longer than the default limit.
+        let patience = match workers.contains("heartbeat_limit") {
+            true => "",
+            false => "heartbeat_limit = \"5s\"",
+        };
         format!(
-            "pipeline = \"{pipeline}\"\n[workers]\nflows_max = 100000\n{workers}\n\
+            "pipeline = \"{pipeline}\"\n[workers]\nflows_max = 100000\n{workers}\n{patience}\n\
              [admin]\nsocket = \"{}\"\nmetrics = false\n\
              [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n",
             self.socket().display()

@@ -98,7 +98,7 @@ fn pair(a: End<'_>, b: End<'_>) -> Result<()> {
 pub fn config(qos: bool, socket: &str) -> String {
     let mut text = format!(
         "pipeline = \"{}\"\n\
-         [workers]\nflows_max = 65536\n\
+         [workers]\nflows_max = 65536\nheartbeat_limit = \"2s\"\n\
          [admin]\nsocket = \"{socket}\"\nmetrics = false\n\
          [port.wan]\ninterface = \"wan\"\n",
         if qos { "llm-edge" } else { "./unshaped.toml" }

@@ -162,22 +162,21 @@ fn queues(channels: &Channels, name: &str, subject: &str) -> Finding {
 
 fn mtu(mtu: u32, name: &str, subject: &str) -> Finding {
     let found = mtu.to_string();
-    match mtu {
-        0..=MTU_OF_2K_FRAMES => Finding::ok(subject, found),
-        ..=MTU_OF_4K_FRAMES => Finding::note(
-            subject,
-            found,
-            "Needs `frame_size = 4096`: larger packets are lost otherwise.",
-        ),
-        _ => Finding::warn(
-            subject,
-            found,
-            format!(
-                "Packets of over {MTU_OF_4K_FRAMES} bytes fit no frame, and native XDP is refused: \
-                 ip link set dev {name} mtu {MTU_OF_4K_FRAMES} or less."
-            ),
-        ),
+    if mtu <= MTU_OF_2K_FRAMES {
+        return Finding::ok(subject, found);
     }
+    if mtu <= MTU_OF_4K_FRAMES {
+        let advice = "Needs `frame_size = 4096`: larger packets are lost otherwise.";
+        return Finding::note(subject, found, advice);
+    }
+    Finding::warn(
+        subject,
+        found,
+        format!(
+            "Packets of over {MTU_OF_4K_FRAMES} bytes fit no frame, and native XDP is refused: ip \
+             link set dev {name} mtu {MTU_OF_4K_FRAMES} or less."
+        ),
+    )
 }
 
 fn merges(on: &[Offload], subject: &str) -> Option<Finding> {

@@ -6,8 +6,8 @@ use crate::observe::Counters;
 use crate::packet::{Batch, ClassId, Verdict};
 use crate::policy::{Facts, Rules};
 
-/// The classifier. A flow's class is decided on its first packet, and again when its ClientHello has
-/// been read; in between a packet only takes over what its flow has.
+/// The classifier. A flow's class is decided on its first packet, and again when its ClientHello
+/// has been read; in between a packet only takes over what its flow has.
 ///
 /// The stage that enters a new flow into the table copies the class of its first packet into both
 /// directions, so that replies have it too.

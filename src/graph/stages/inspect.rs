@@ -66,8 +66,8 @@ struct Slot {
 }
 
 impl Inspect {
-    /// Looks at `hello_bytes_max` bytes of a flow and at `flows_max` flows at once, [`FLOWS_MAX`] at
-    /// most.
+    /// Looks at `hello_bytes_max` bytes of a flow and at `flows_max` flows at once, [`FLOWS_MAX`]
+    /// at most.
     pub fn new(hello_bytes_max: u32, flows_max: u32) -> Inspect {
         let flows = (flows_max as usize).clamp(1, FLOWS_MAX);
         Inspect {
@@ -93,8 +93,8 @@ impl Inspect {
         }
     }
 
-    /// Goes on with the flows of an inspector that this one replaces. Where their sizes differ these
-    /// flows are given up instead: each is told from its slot's key.
+    /// Goes on with the flows of an inspector that this one replaces. Where their sizes differ
+    /// these flows are given up instead: each is told from its slot's key.
     pub fn take_over(&mut self, old: &mut Inspect) {
         if self.slots.len() == old.slots.len() {
             let hello_bytes_max = self.hello_bytes_max;
@@ -189,8 +189,9 @@ impl Inspect {
         slot
     }
 
-    /// All slots are taken: of the next few, the flow that stalls longest gives way. Real hellos come
-    /// within moments, so that whoever opens flows and sends nothing more can't keep others out.
+    /// All slots are taken: of the next few, the flow that stalls longest gives way. Real hellos
+    /// come within moments, so that whoever opens flows and sends nothing more can't keep others
+    /// out.
     fn crowd_out(&mut self, cx: &mut Cx<'_>) -> usize {
         let from = self.hand;
         self.hand = (from + CROWD_SLOTS) % self.slots.len();

@@ -1,3 +1,5 @@
+//! Hellos of real stacks and made-up ones, whole, cut, split over records, contradictory, damaged.
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

@@ -96,12 +96,12 @@ fn mutant(corpus: &[(String, Vec<u8>)], rng: &mut Rng) -> Vec<u8> {
 
 #[test]
 fn pipeline() {
-    run_all("pipeline", 400);
+    run_all("pipeline", 200);
 }
 
 #[test]
 fn parse() {
-    run_all("parse", 4_000);
+    run_all("parse", 3_000);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn config() {
 
 #[test]
 fn pcap() {
-    run_all("pcap", 2_000);
+    run_all("pcap", 300);
 }
 
 /// The configurations and pipelines that are shipped are seeds too.

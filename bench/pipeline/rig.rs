@@ -19,6 +19,7 @@ use tidegate::nic::memory::RecyclePort;
 use tidegate::nic::spec::{AttachMode, CopyMode, PortSpec};
 use tidegate::observe::SharedStats;
 use tidegate::packet::batch::BATCH_MAX;
+use tidegate::packet::build::LinkSpec;
 use tidegate::packet::{ClassId, FramePool, PortId, tcp};
 use tidegate::policy::Rules;
 use tidegate::policy::spec::RuleSpec;
@@ -92,7 +93,8 @@ fn routes() -> Routes {
         id: PortId(id),
         ifindex: u32::from(id) + 1,
         name: format!("p{id}"),
-        mac: [2, 0, 0, 0, 1, id as u8],
+        // Where the traffic's packets are addressed to.
+        mac: LinkSpec::default().destination,
         mtu: 1_500,
         addrs: vec![],
     };

@@ -328,8 +328,9 @@ impl RoutesBuilder {
 }
 
 /// Never forwarded to, whatever the routes say.
-const RESERVED: [&str; 6] = [
+const RESERVED: [&str; 7] = [
     "127.0.0.0/8",        // loopback, RFC 1122, 3.2.1.3
+    "169.254.0.0/16",     // link-local, RFC 3927, 7
     "224.0.0.0/4",        // multicast, RFC 5771
     "255.255.255.255/32", // limited broadcast, RFC 919
     "::1/128",            // loopback, RFC 4291, 2.5.3

@@ -26,7 +26,7 @@ fn last_hops() {
         };
         let quoted = tcp_packet(&tcp(family))[14..].to_vec();
         let error = IcmpSpec {
-            kind: if family.vip == V4.vip { 3 } else { 1 },
+            kind: if family.is_v4() { 3 } else { 1 },
             ip: last(echo(family).ip),
             payload: quoted,
             ..echo(family)
@@ -51,7 +51,7 @@ fn last_hops() {
 #[test]
 fn sizes() {
     both(|family| {
-        let headers = if family.vip == V4.vip { 28 } else { 48 };
+        let headers = if family.is_v4() { 28 } else { 48 };
         let sized =
             |len: usize| udp_packet(&UdpSpec { payload: vec![0; len - headers], ..udp(family) });
         let fits = usize::from(BACKEND_MTU);
@@ -190,7 +190,7 @@ fn a_backend_as_client_of_itself() {
             let packet = tcp_packet(&spec);
             let mut rig = super::Rig::new(1, Variant::WHOLE);
             assert!(rig.send(0, 1, &packet));
-            let (src, dst) = if family.vip == V4.vip { (26, 30) } else { (22, 38) };
+            let (src, dst) = if family.is_v4() { (26, 30) } else { (22, 38) };
             let len = dst - src;
             rig.rest(|_, bytes| assert_ne!(bytes[src..dst], bytes[dst..dst + len]));
             let counters = rig.finish();

@@ -8,14 +8,12 @@ use tidegate::packet::eth::{Tag, ethertype};
 use tidegate::packet::tcp::flag::{ACK, FIN, PSH, RST, SYN, URG};
 use tidegate::packet::{DropReason, ipv4};
 
-use super::targets::setup::{Family, V4, V6, Variant, addr};
-use super::{
-    Case, Dropped, Sent, addrs, both, check, check_at, echo, link, tcp, udp, with, with_fixed,
-};
+use super::targets::setup::{Family, V4, V6, Variant};
+use super::{Case, Dropped, Sent, both, check, check_at, echo, link, tcp, udp, with, with_fixed};
 
 /// Bytes of the IP header.
 fn header_len(family: &Family) -> usize {
-    if std::ptr::eq(family, &V4) { 20 } else { 40 }
+    if family.is_v4() { 20 } else { 40 }
 }
 
 #[test]
@@ -312,7 +310,7 @@ fn martians() {
             Ok(std::net::IpAddr::V6(a)) => ip[at..at + 16].copy_from_slice(&a.octets()),
             Err(e) => panic!("{text}: {e}"),
         };
-        let at = if std::ptr::eq(family, &V4) { (12, 16) } else { (8, 24) };
+        let at = if family.is_v4() { (12, 16) } else { (8, 24) };
         with_fixed(udp_packet(&udp(family)), |ip| {
             put(ip, at.0, src);
             put(ip, at.1, dst);
@@ -363,7 +361,7 @@ fn martians() {
 fn ttl_0_is_never_answered() {
     both(|family| {
         let zero = |packet: Vec<u8>| {
-            let at = if std::ptr::eq(family, &V4) { 8 } else { 7 };
+            let at = if family.is_v4() { 8 } else { 7 };
             with_fixed(packet, |ip| ip[at] = 0)
         };
         let reason = Dropped(DropReason::TtlExceeded);
@@ -377,7 +375,7 @@ fn ttl_0_is_never_answered() {
     });
 }
 
-/// The protocol of the other family is no ICMP, and routed as any other.
+/// Routed as they are; ICMP of the other family is no ICMP.
 #[test]
 fn other_protocols() {
     let odd = |family: &Family, proto| ip_packet(&link(), &udp(family).ip, proto, &[3; 24]);
@@ -395,5 +393,4 @@ fn other_protocols() {
         ("unknown ICMP", icmp_packet(&unknown(&V4)), Sent(1)),
         ("unknown ICMPv6", icmp_packet(&unknown(&V6)), Sent(1)),
     ]);
-    assert_eq!(addrs(&V4.backends)[0], addr(V4.backends[0]));
 }

@@ -11,7 +11,6 @@ mod forwarding;
 mod headers;
 mod truncated;
 
-use tidegate::base::Addr;
 use tidegate::packet::build::{IcmpSpec, LinkSpec, TcpSpec, UdpSpec};
 use tidegate::packet::tcp::flag;
 use tidegate::packet::{DropReason, eth};
@@ -109,9 +108,4 @@ pub fn with_fixed(packet: Vec<u8>, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
 pub fn both(each: impl Fn(&'static Family)) {
     each(&V4);
     each(&V6);
-}
-
-/// The addresses of a family.
-pub fn addrs(list: &[&str]) -> Vec<Addr> {
-    list.iter().map(|a| addr(a)).collect()
 }

@@ -1,6 +1,6 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
-use super::egress::{admit, each_undecided, send, way_of_flow};
+use super::egress::{admit, each_undecided, may_cross, send, way_of_flow};
 use crate::flow::{FlowKind, InsertError, NewFlow};
 use crate::forward::spec::ForwardMode;
 use crate::forward::{Backend, Service, nat};
@@ -86,6 +86,7 @@ fn first(cx: &mut Cx<'_>, packet: &mut Packet) -> Result<(), DropReason> {
     if key.proto == tcp::PROTOCOL && !opens(meta.tcp_flags) {
         return Err(DropReason::NoFlow);
     }
+    may_cross(meta)?;
     let backend = *tables.choose(&service, key)?;
     if backend.addr.is_v4() != key.dst.is_v4() {
         return Err(DropReason::NoBackend);
@@ -121,6 +122,7 @@ fn open(
     };
     match service.mode {
         ForwardMode::Nat => return open_nat(cx, meta, new, from_backend),
+        ForwardMode::Dnat if backend.addr == client.src => return Err(DropReason::SelfAddressed),
         ForwardMode::Dnat => {}
         ForwardMode::Dsr => (new.kind, new.reply) = (FlowKind::Dsr, None),
     }

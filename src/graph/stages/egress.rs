@@ -8,7 +8,7 @@ use crate::forward::{Egress, Routes, link};
 use crate::graph::{Cx, REPLIES_MAX, park};
 use crate::packet::frame::HEADROOM;
 use crate::packet::{
-    Batch, Direction, DropReason, FlowRef, Packet, PacketFlags, PacketMeta, PortId, Verdict,
+    Batch, Direction, DropReason, FlowRef, Packet, PacketFlags, PacketMeta, PortId, Verdict, scope,
 };
 
 /// Where a packet goes next.
@@ -25,7 +25,9 @@ pub(super) enum To {
     Neighbour(Addr),
 }
 
-/// Runs `step` over the packets that are undecided; an error drops the packet.
+/// Runs `step` over the packets that are undecided; an error drops the packet. So does another
+/// host's Ethernet destination ([`DropReason::NotOurMac`]): a promiscuous interface sees such packets
+/// too, and whom they are for will forward them.
 ///
 /// Opening a flow may push an older, half-open one out of the table. From then on what the batch
 /// was looked up to be can't be trusted, so the rest is looked up again, also for the stages
@@ -44,7 +46,9 @@ pub(super) fn each_undecided(
         if cx.flows.half_open_evicted() != evicted {
             look_up_again(cx.flows, &mut packet.meta);
         }
-        if let Err(reason) = step(cx, packet) {
+        let step =
+            if is_for_us(cx, packet) { step(cx, packet) } else { Err(DropReason::NotOurMac) };
+        if let Err(reason) = step {
             packet.meta.drop_for(reason);
         }
     }
@@ -52,6 +56,14 @@ pub(super) fn each_undecided(
         let left = batch.iter_mut().filter(|p| p.meta.verdict == Verdict::Next);
         left.for_each(|p| look_up_again(cx.flows, &mut p.meta));
     }
+}
+
+/// Whether the packet's Ethernet destination is the port it came in by. A port whose address is not
+/// known (all zero) takes everything.
+#[inline(always)]
+fn is_for_us(cx: &Cx<'_>, packet: &Packet) -> bool {
+    let own = cx.snapshot.routes.egress(packet.meta.in_port).map_or([0; 6], |port| port.mac);
+    packet.frame.bytes(cx.arena).starts_with(&own) || own == [0; 6]
 }
 
 #[cold]
@@ -96,6 +108,15 @@ pub(super) fn way_to(routes: &Routes, target: Addr) -> Result<Way, DropReason> {
     let resolved = routes.resolve(target)?;
     let to = resolved.mac.map_or(To::Neighbour(resolved.next_hop), To::Mac);
     Ok(Way { port: resolved.port, to })
+}
+
+/// For first packets: those of a flow come from where its first one came from.
+///
+/// # Errors
+/// [`DropReason::Martian`] on a source that only means something on its own link (RFC 3927, section 7;
+/// RFC 4291, section 2.5.6).
+pub(super) fn may_cross(meta: &PacketMeta) -> Result<(), DropReason> {
+    if scope::is_link_local(meta.key.src) { Err(DropReason::Martian) } else { Ok(()) }
 }
 
 /// Whether the packet, still as it was received, may leave by `port`; if not, its sender is told.

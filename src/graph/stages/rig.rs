@@ -22,7 +22,7 @@ use crate::policy::Rules;
 pub(super) const CLIENT_PORT: PortId = PortId(0);
 pub(super) const BACKEND_PORT: PortId = PortId(1);
 /// Ours.
-pub(super) const CLIENT_SIDE: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
+pub(super) const CLIENT_SIDE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const BACKEND_SIDE: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 /// Theirs.
 pub(super) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x20];
@@ -136,7 +136,8 @@ impl Rig {
         let mut batch = Batch::new();
         for bytes in packets {
             let frame = self.pool.take_with(bytes).expect("stock");
-            let mut meta = PacketMeta { in_port: CLIENT_PORT, ..PacketMeta::default() };
+            let in_port = if bytes.starts_with(&BACKEND_SIDE) { BACKEND_PORT } else { CLIENT_PORT };
+            let mut meta = PacketMeta { in_port, ..PacketMeta::default() };
             let options = ParseOptions { verify_transport_checksum: true };
             parse(frame.bytes(&arena), self.snapshot.seed, options, &mut meta).expect("good");
             prepare(&mut meta);

@@ -1,6 +1,6 @@
 //! Forwards by the kernel's routing table what no stage before has taken.
 
-use super::egress::{admit, each_undecided, send, way_of_flow, way_to};
+use super::egress::{admit, each_undecided, may_cross, send, way_of_flow, way_to};
 use crate::flow::entry::NONE_U16;
 use crate::flow::{FlowKind, NewFlow};
 use crate::forward::nat;
@@ -55,6 +55,7 @@ fn first(cx: &mut Cx<'_>, packet: &mut Packet) -> Result<(), DropReason> {
         (packet.meta.flow, packet.meta.direction) = (flow, direction);
         return established(cx, packet, flow);
     }
+    may_cross(meta)?;
     let way = way_to(&cx.snapshot.routes, meta.key.dst)?;
     let egress = admit(cx, packet, way.port)?;
     if remember && let Some(flow) = open(cx, &packet.meta) {

@@ -58,7 +58,8 @@ fn pieces<'a>(mut stream: &'a [u8], lengths: &[u8]) -> Vec<&'a [u8]> {
 fn read(limit: u32, pieces: &[&[u8]]) -> Answer {
     let mut parser = HelloParser::new(limit);
     let mut found = None;
-    for piece in pieces {
+    // A limit of 0 is noticed with the first piece, were it empty.
+    for piece in std::iter::once(&&[][..]).chain(pieces) {
         let now = match parser.feed(piece) {
             Peek::Found(()) => Some(true),
             Peek::NotThis => Some(false),

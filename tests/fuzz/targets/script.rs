@@ -129,8 +129,7 @@ pub mod endpoint {
 }
 
 fn endpoint_of(family: &Family, n: u8) -> Addr {
-    let v4 = std::ptr::eq(family, &V4);
-    let odd = if v4 {
+    let odd = if family.is_v4() {
         ["127.0.0.1", "224.0.0.9", "255.255.255.255", "0.0.0.0", "169.254.7.7"]
     } else {
         ["::1", "ff02::9", "::", "fe80::9", "::7f00:1"]

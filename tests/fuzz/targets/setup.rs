@@ -73,6 +73,12 @@ pub struct Family {
     prefixes: [&'static str; 5],
 }
 
+impl Family {
+    pub fn is_v4(&self) -> bool {
+        addr(self.vip).is_v4()
+    }
+}
+
 pub const V4: Family = Family {
     clients: ["198.51.100.7", "198.51.100.8", "198.51.100.9"],
     vip: "192.0.2.1",

@@ -1,5 +1,5 @@
-//! The fuzz targets of `tests/fuzz` on stable Rust: every seed, and mutations that are the same with
-//! every run. `TIDEGATE_FUZZ_SEED=7` makes other ones.
+//! The fuzz targets of `tests/fuzz` on stable Rust: every seed, and mutations that are the same
+//! with every run. `TIDEGATE_FUZZ_SEED=7` makes other ones.
 
 #[allow(dead_code, reason = "other tests use it")]
 #[path = "fuzz/targets/mod.rs"]

@@ -26,7 +26,7 @@ use tidegate::sim::{Appliance, Setup, Spread};
 use tidegate::worker::WorkerCommand;
 use tidegate::worker::command::FlowList;
 
-use world::{CLIENTS, Family, SERVERS, TCP_PORT, UDP_PORT, inspect, setup, stages};
+use world::{CLIENTS, Family, SERVERS, TCP_PORT, UDP_PORT, box_mac, inspect, setup, stages};
 
 thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
@@ -94,10 +94,17 @@ impl Bench {
         Bench { appliance, now: Nanos::from_secs(1), rng, answers: Vec::new() }
     }
 
+    /// Whatever its Ethernet destination, the packet is sent to the box.
     fn send(&mut self, port: PortId, packet: &[u8]) {
         let queue = self.rng.below(self.appliance.ends.len() as u32) as usize;
         let end = &self.appliance.ends[queue][usize::from(port.0)];
-        assert!(end.send(packet), "the wire is full");
+        let mut bytes = [0; 2_048];
+        let bytes = &mut bytes[..packet.len()];
+        bytes.copy_from_slice(packet);
+        if let Some(destination) = bytes.first_chunk_mut() {
+            *destination = box_mac(port);
+        }
+        assert!(end.send(bytes), "the wire is full");
     }
 
     /// Turns of all workers, `us` microseconds apart; what they send is looked at and thrown away.

@@ -5,6 +5,7 @@
 //! only one who can touch the bytes.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,7 +22,7 @@ pub fn leaked_slots() -> u64 {
 /// One region of equal slots, page-aligned, shared by everyone who handles its slots.
 pub struct Arena {
     base: NonNull<u8>,
-    id: u32,
+    id: NonZeroU32,
     slots: u32,
     slot_size: u32,
     backing: Backing,
@@ -46,7 +47,8 @@ unsafe impl Sync for Arena {}
 #[derive(Debug, PartialEq, Eq)]
 pub struct Slot {
     index: u32,
-    arena: u32,
+    /// Never 0, so that an `Option` of whatever holds a slot is no larger than the thing itself.
+    arena: NonZeroU32,
 }
 
 impl Slot {
@@ -123,7 +125,8 @@ impl Arena {
         slot_size: u32,
         backing: Backing,
     ) -> (Arc<Arena>, Vec<Slot>) {
-        let id = NEXT_ARENA.fetch_add(1, Ordering::Relaxed);
+        let id = NonZeroU32::new(NEXT_ARENA.fetch_add(1, Ordering::Relaxed));
+        let id = id.expect("fewer than 2^32 arenas");
         let handles = (0..slots).map(|index| Slot { index, arena: id }).collect();
         (Arc::new(Arena { base, id, slots, slot_size, backing }), handles)
     }

@@ -51,11 +51,12 @@ drop_reasons! {
     BadTransportLength = "bad_transport_length",
     /// More IPv6 extension headers than are followed, or one of unknown kind.
     BadExtensionHeader = "bad_extension_header",
-    /// Source equals destination (a LAND packet), or would: a backend that calls a `dnat` service of
-    /// its own and is chosen itself.
+    /// Source equals destination (a LAND packet), or would: a backend that calls a `dnat` service
+    /// of its own and is chosen itself.
     SelfAddressed = "self_addressed",
     /// A source or destination that may not appear on the wire or be forwarded: unspecified,
-    /// loopback, reserved, IPv4 within IPv6, limited broadcast, or a multicast or link-local source.
+    /// loopback, reserved, IPv4 within IPv6, limited broadcast, or a multicast or link-local
+    /// source.
     Martian = "martian",
     /// A flag combination that no TCP sends (SYN with FIN, none at all).
     BadTcpFlags = "bad_tcp_flags",

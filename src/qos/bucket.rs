@@ -98,6 +98,12 @@ impl Bucket {
         settled.saturating_add(ns)
     }
 
+    /// Whether it holds as much as `other` at any time, if both begin full and everything that is
+    /// charged to this one is charged to `other` too.
+    pub fn is_at_least(&self, other: &Bucket) -> bool {
+        self.rate.0 >= other.rate.0 && self.cap >= other.cap
+    }
+
     /// Takes over the tokens of a bucket that this one replaces, both being settled.
     pub fn inherit(&mut self, old: &Bucket) {
         let cap = i64::from(self.cap) << TOKEN_BITS;

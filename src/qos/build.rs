@@ -1,12 +1,12 @@
 //! From the configured classes to the tree.
 
 use super::bucket::{Bucket, Rate};
+use super::class::{Buckets, Class, Inner};
 use super::queues::LeafSettings;
 use super::spec::{ClassSpec, DEPTH_MAX, PRIORITIES, PortQosSpec};
-use super::tree::{Inner, Meter, Node, Place, ROOT, Tree};
+use super::tree::{ROOT, Tree};
 use super::wheel::{TICK_NS, Wheel};
 use crate::base::Nanos;
-use crate::base::units::BitRate;
 use crate::packet::ClassId;
 
 /// Bytes a class may borrow before its siblings' turn: what the heaviest of them gets a round.
@@ -93,14 +93,12 @@ impl<'s> Builder<'s> {
             lengths,
             children,
             out: Compiled {
-                tree: Tree {
-                    meters: Vec::with_capacity(classes.len() + 2),
-                    nodes: Vec::with_capacity(classes.len() + 2),
-                    places: Vec::new(),
-                    inners: Vec::new(),
-                    leaves: Vec::new(),
-                    wheel: Wheel::new(now),
-                },
+                tree: Tree::new(
+                    Vec::with_capacity(classes.len() + 2),
+                    Vec::new(),
+                    Vec::new(),
+                    Wheel::new(now),
+                ),
                 leaf_of: vec![u32::MAX; ids],
                 default_leaf: 0,
                 leaves: Vec::new(),
@@ -109,7 +107,9 @@ impl<'s> Builder<'s> {
         };
         let rate = Rate::new(spec.rate);
         let bucket = Bucket::new(rate, builder.cap(rate, spec.burst));
-        builder.node(ClassId::UNSET, Meter::new(bucket, bucket, ROOT, 0), 0, None);
+        let mut root = Class::new(ClassId::UNSET, ROOT, 0, bucket, bucket);
+        root.buckets = Buckets::Ceil;
+        builder.add(root, None);
         builder
     }
 
@@ -130,16 +130,16 @@ impl<'s> Builder<'s> {
         let heaviest = weights.max().unwrap_or(1);
         for at in children {
             let class = &spec.classes[at - 1];
-            let quantum = self.quantum(u64::from(class.weight.max(1)), lightest, heaviest);
             let (rate, ceil) = (Rate::new(class.rate), Rate::new(class.ceil.max(class.rate)));
-            let meter = Meter::new(
-                Bucket::new(rate, self.cap(rate, class.burst)),
-                Bucket::new(ceil, self.cap(ceil, class.cburst)),
-                parent,
-                depth + 1,
-            );
+            let rate = Bucket::new(rate, self.cap(rate, class.burst));
+            let ceil = Bucket::new(ceil, self.cap(ceil, class.cburst));
+            let mut node = Class::new(class.id, parent, depth + 1, rate, ceil);
+            node.quantum = self.quantum(u64::from(class.weight.max(1)), lightest, heaviest);
+            if ceil.is_at_least(&self.out.tree.classes[parent as usize].ceil) {
+                node.buckets = Buckets::Rate;
+            }
             let leaf = self.children[at].is_empty().then(|| settings(class));
-            let node = self.node(class.id, meter, quantum, leaf);
+            let node = self.add(node, leaf);
             self.subtree(node, at, depth + 1);
         }
     }
@@ -157,52 +157,34 @@ impl<'s> Builder<'s> {
         quantum as u32
     }
 
-    fn node(&mut self, id: ClassId, meter: Meter, quantum: u32, leaf: Option<LeafSettings>) -> u32 {
+    fn add(&mut self, mut class: Class, leaf: Option<LeafSettings>) -> u32 {
         let tree = &mut self.out.tree;
-        let at = tree.nodes.len() as u32;
-        let place = tree.places.len() as u32;
-        let node = match leaf {
-            Some(settings) => {
-                let index = tree.leaves.len() as u32;
-                if let Some(entry) = self.out.leaf_of.get_mut(usize::from(id.0)) {
-                    *entry = index;
-                }
-                if id == self.spec.default_class {
-                    self.out.default_leaf = index;
-                }
-                tree.leaves.push(at);
-                tree.places.push(Place::new(at));
-                self.out.leaves.push(settings);
-                Node::leaf(id, quantum, place, index)
+        let at = tree.classes.len() as u32;
+        if let Some(settings) = leaf {
+            let index = tree.leaves.len() as u32;
+            if let Some(entry) = self.out.leaf_of.get_mut(usize::from(class.id.0)) {
+                *entry = index;
             }
-            None => {
-                tree.inners.push(Inner::new());
-                tree.places.extend((0..PRIORITIES).map(|_| Place::new(at)));
-                Node::inner(id, quantum, place, tree.inners.len() as u32 - 1)
+            if class.id == self.spec.default_class {
+                self.out.default_leaf = index;
             }
-        };
-        tree.meters.push(meter);
-        tree.nodes.push(node);
+            tree.leaves.push(at);
+            self.out.leaves.push(settings);
+            (class.body, class.is_leaf) = (index, true);
+        } else {
+            class.body = tree.inners.len() as u32;
+            tree.inners.push(Inner::new());
+        }
+        tree.classes.push(class);
         at
     }
 
     fn finish(mut self) -> Compiled {
         if self.out.leaves.is_empty() {
-            let root = &self.out.tree.meters[ROOT as usize];
-            let meter = Meter::new(root.rate, root.ceil, ROOT, 1);
-            let whole = ClassSpec {
-                id: ClassId::UNSET,
-                name: String::new(),
-                parent: None,
-                rate: BitRate(0),
-                ceil: BitRate(0),
-                burst: 0,
-                cburst: 0,
-                priority: 0,
-                weight: 1,
-                limit: u32::MAX,
-            };
-            self.node(ClassId::UNSET, meter, self.lengths.largest, Some(settings(&whole)));
+            let root = &self.out.tree.classes[ROOT as usize];
+            let mut whole = Class::new(ClassId::UNSET, ROOT, 1, root.rate, root.ceil);
+            whole.quantum = self.lengths.largest;
+            self.add(whole, Some(LeafSettings { limit: u32::MAX, priority: 0 }));
         }
         for entry in &mut self.out.leaf_of {
             if *entry == u32::MAX {

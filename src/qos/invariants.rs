@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
+use super::class::Mode;
 use super::flows::Standing;
 use super::spec::{ClassSpec, PortQosSpec};
-use super::tree::{Mode, ROOT};
+use super::tree::ROOT;
 use super::wheel::NIL;
 use super::{Queued, Scheduler};
 use crate::base::units::BitRate;
@@ -14,7 +15,7 @@ use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
 
 impl Scheduler {
-    fn check_invariants(&self) {
+    fn check_invariants(&mut self) {
         let (mut packets, mut bytes, mut flows, mut empty) = (0, 0, 0, 0);
         for (index, leaf) in self.queues.leaves.iter().enumerate() {
             let (mut held, mut held_bytes) = (0, 0);
@@ -44,7 +45,7 @@ impl Scheduler {
             packets += held;
             bytes += held_bytes;
             let node = self.tree.leaves[index];
-            assert_eq!(self.tree.meters[node as usize].wants(), held > 0, "leaf {index}");
+            assert_eq!(self.tree.classes[node as usize].wants(), held > 0, "leaf {index}");
         }
         assert_eq!((self.queues.packets.len(), self.queues.bytes), (packets, bytes));
         assert_eq!((self.queues.flows.len(), self.queues.empty), (flows, empty));
@@ -53,21 +54,21 @@ impl Scheduler {
     }
 
     /// Whoever has something to offer stands on its parent's lists; whoever waits has a timer.
-    fn check_tree(&self) {
-        for (at, meter) in self.tree.meters.iter().enumerate() {
-            let node = &self.tree.nodes[at];
-            if meter.wants() && meter.mode != Mode::CanSend {
-                assert!(node.is_waiting(), "class {at} waits for ever");
+    fn check_tree(&mut self) {
+        for at in 0..self.tree.classes.len() as u32 {
+            let class = self.tree.classes[at as usize].clone();
+            if class.wants() && class.mode != Mode::CanSend {
+                assert!(class.timer.is_armed(), "class {at} waits for ever");
             }
-            if at == ROOT as usize {
+            if at == ROOT {
                 continue;
             }
-            for (kind, set) in meter.offers().into_iter().enumerate() {
+            for (kind, set) in class.offers().into_iter().enumerate() {
                 for priority in (0..8).filter(|p| set & (1 << p) != 0) {
-                    let place = &self.tree.places[node.place_at(priority) as usize];
-                    assert!(place.is_on(kind), "class {at} has to offer, and is on no list");
-                    let parent = &self.tree.meters[meter.parent as usize];
-                    assert!(parent.wants_at(kind, priority));
+                    let next = *self.tree.next(at, kind, priority);
+                    assert!(next != NIL, "class {at} has to offer, and is on no list");
+                    let parent = &self.tree.classes[class.parent as usize];
+                    assert!(parent.want[kind] & (1 << priority) != 0);
                 }
             }
         }
@@ -244,10 +245,12 @@ proptest! {
             prop_assert_eq!(run.gone + run.scheduler.len() as u64, u64::from(run.next_seq) - 1);
         }
         // Left alone, everything goes in the end: no class waits for ever.
-        let mut out = Vec::new();
+        let (mut out, mut idle) = (Vec::new(), 0);
         while let Some(at) = run.scheduler.next_event(run.now) {
-            run.now = run.now.max(at);
-            run.scheduler.dequeue(run.now, 8, u64::MAX, &mut out);
+            let sent = run.scheduler.dequeue(at, 8, u64::MAX, &mut out);
+            idle = if sent == 0 && at <= run.now { idle + 1 } else { 0 };
+            prop_assert!(idle < 3, "nothing goes and no time passes");
+            run.now = at;
         }
         prop_assert!(run.scheduler.is_empty());
         run.scheduler.check_invariants();

@@ -6,6 +6,7 @@
 
 mod bucket;
 mod build;
+mod class;
 mod flows;
 #[cfg(test)]
 mod invariants;

@@ -10,6 +10,8 @@ struct Cell {
     next: u32,
 }
 
+const _: () = assert!(size_of::<Cell>() == 16);
+
 /// A fixed number of cells.
 pub(super) struct Packets {
     cells: Vec<Cell>,

@@ -51,22 +51,24 @@ impl Tally {
     }
 }
 
-/// A leaf's queues and counters.
+/// A leaf's queues and counters: two cache lines, the first for every packet, the second for losses.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Leaf {
     /// Of new flows and of old ones.
     pub lists: [List; 2],
+    pub bytes: u64,
     pub settings: LeafSettings,
     pub packets: u32,
-    pub bytes: u64,
+    fat_sizes: u16,
     pub sent: Tally,
     pub borrowed_bytes: u64,
     pub dropped: Tally,
-    fat_sizes: u16,
+    /// The first fat flow of each size.
     fat: [u32; FAT_SIZES],
 }
 
-const _: () = assert!(size_of::<Leaf>() <= 136);
+const _: () = assert!(size_of::<Leaf>() == 128);
 
 /// All leaves of one scheduler.
 pub(super) struct Queues {

@@ -5,7 +5,6 @@ use super::queues::{Leaf, Queues};
 use super::spec::PortQosSpec;
 use super::stats::ClassStats;
 use super::tree::{ROOT, Tree};
-use super::wheel::Wheel;
 use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame};
 
@@ -112,15 +111,15 @@ impl Scheduler {
             let Some((frame, counted)) = self.queues.pop(choice.leaf, |len| lengths.counted(len))
             else {
                 debug_assert!(false, "a leaf that wants to send holds nothing");
-                self.tree.deactivate(choice.node);
+                self.tree.deactivate(choice.class);
                 continue;
             };
             let leaf = &mut self.queues.leaves[choice.leaf as usize];
             leaf.sent.add(counted);
-            if choice.is_borrowed(&self.tree) {
+            if choice.is_borrowed {
                 leaf.borrowed_bytes += u64::from(counted);
             }
-            self.tree.charge(now, &choice, counted, leaf.packets == 0);
+            self.tree.charge(now, choice, counted, leaf.packets == 0);
             packets += 1;
             bytes += frame.len() as u64;
             out.push(frame);
@@ -166,7 +165,7 @@ impl Scheduler {
     /// All classes of the port with what they have done, each before those below it.
     pub fn classes(&self) -> impl Iterator<Item = (ClassId, ClassStats)> {
         let first = ROOT as usize + 1;
-        (first..self.tree.nodes.len()).map(|at| (self.tree.nodes[at].id, self.stats_below(at)))
+        (first..self.tree.classes.len()).map(|at| (self.tree.classes[at].id, self.stats_below(at)))
     }
 
     /// Takes all packets out, in no order, whatever the rates say. Allocates.
@@ -188,27 +187,25 @@ impl Scheduler {
         let mut leaves: Vec<Leaf> = leaves.into_iter().map(Leaf::new).collect();
         let mut map = vec![default_leaf; self.tree.leaves.len()];
         let mut old_by_id = vec![None; usize::from(u16::MAX) + 1];
-        for (at, node) in self.tree.nodes.iter().enumerate() {
-            old_by_id[usize::from(node.id.0)].get_or_insert(at);
+        for (at, class) in self.tree.classes.iter().enumerate() {
+            old_by_id[usize::from(class.id.0)].get_or_insert(at);
         }
-        for (at, node) in tree.nodes.iter().enumerate() {
-            let meter = &mut tree.meters[at];
-            meter.settled = now;
-            let Some(old) = old_by_id[usize::from(node.id.0)] else { continue };
-            let old_meter = &mut self.tree.meters[old];
-            old_meter.settle(now);
-            meter.rate.inherit(&old_meter.rate);
-            meter.ceil.inherit(&old_meter.ceil);
-            if let (Some(from), Some(to)) = (self.tree.nodes[old].leaf_index(), node.leaf_index()) {
-                map[from as usize] = to;
-                leaves[to as usize].take_counters(&self.queues.leaves[from as usize]);
+        for class in &mut tree.classes {
+            class.settled = now;
+            let Some(old) = old_by_id[usize::from(class.id.0)] else { continue };
+            let old = &mut self.tree.classes[old];
+            old.settle(now);
+            class.inherit(old);
+            if old.is_leaf && class.is_leaf {
+                let (from, to) = (old.body as usize, class.body as usize);
+                map[from] = class.body;
+                leaves[to].take_counters(&self.queues.leaves[from]);
             }
         }
         self.queues.quantum = lengths.largest;
         self.queues.rehouse(leaves, &map, self.seed, |len| lengths.counted(len));
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
         self.lengths = lengths;
-        self.tree.wheel = Wheel::new(now);
         self.tree.look_again(now, ROOT);
         for (leaf, held) in self.queues.leaves.iter().enumerate() {
             if held.packets > 0 {
@@ -241,15 +238,12 @@ impl Scheduler {
     }
 
     fn stats_below(&self, at: usize) -> ClassStats {
-        let depth = self.tree.meters[at].depth;
+        let classes = &self.tree.classes[at..];
+        let depth = classes[0].depth;
+        let below = classes.iter().skip(1).take_while(|c| c.depth > depth);
         let mut sum = ClassStats::default();
-        for below in at..self.tree.nodes.len() {
-            if below > at && self.tree.meters[below].depth <= depth {
-                break;
-            }
-            if let Some(leaf) = self.tree.nodes[below].leaf_index() {
-                sum += self.queues.leaves[leaf as usize].stats();
-            }
+        for leaf in classes.iter().take(1).chain(below).filter(|c| c.is_leaf) {
+            sum += self.queues.leaves[leaf.body as usize].stats();
         }
         sum
     }

@@ -1,4 +1,5 @@
-//! What the headers themselves say: links, lengths, checksums, options, fragments, flags, addresses.
+//! What the headers themselves say: links, lengths, checksums, options, fragments, flags,
+//! addresses.
 
 use tidegate::packet::build::{
     ChecksumFill, IcmpSpec, IpSpec, LinkSpec, TcpSpec, UdpSpec, icmp_packet, ip_packet, pad,

@@ -12,8 +12,8 @@ use tidegate::packet::{DropReason, PortId};
 use tidegate::sim::{LinkSpec, Spread};
 
 use crate::world::{
-    Family, TCP_PORT, UDP_PORT, World, add_clients, finish, for_seeds, inspect, serve_all, setup,
-    stages, world,
+    Family, TCP_PORT, UDP_PORT, World, add_clients, box_mac, finish, for_seeds, inspect, serve_all,
+    setup, stages, world,
 };
 
 fn pipelines() -> [Vec<StageSpec>; 4] {
@@ -25,10 +25,14 @@ fn pipelines() -> [Vec<StageSpec>; 4] {
     ]
 }
 
-/// Gives a packet to any worker's queue of a port.
+/// Gives a packet to any worker's queue of a port, whatever its Ethernet destination.
 fn inject(net: &World, rng: &mut Rng, port: PortId, bytes: &[u8]) -> bool {
     let queue = rng.below(net.appliance.ends.len() as u32) as usize;
-    net.appliance.ends[queue][usize::from(port.0)].send(bytes)
+    let mut bytes = bytes.to_vec();
+    if let Some(destination) = bytes.first_chunk_mut() {
+        *destination = box_mac(port);
+    }
+    net.appliance.ends[queue][usize::from(port.0)].send(&bytes)
 }
 
 /// A packet that could be right.

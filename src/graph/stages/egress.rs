@@ -26,8 +26,8 @@ pub(super) enum To {
 }
 
 /// Runs `step` over the packets that are undecided; an error drops the packet. So does another
-/// host's Ethernet destination ([`DropReason::NotOurMac`]): a promiscuous interface sees such packets
-/// too, and whom they are for will forward them.
+/// host's Ethernet destination ([`DropReason::NotOurMac`]): a promiscuous interface sees such
+/// packets too, and whom they are for will forward them.
 ///
 /// Opening a flow may push an older, half-open one out of the table. From then on what the batch
 /// was looked up to be can't be trusted, so the rest is looked up again, also for the stages
@@ -113,8 +113,8 @@ pub(super) fn way_to(routes: &Routes, target: Addr) -> Result<Way, DropReason> {
 /// For first packets: those of a flow come from where its first one came from.
 ///
 /// # Errors
-/// [`DropReason::Martian`] on a source that only means something on its own link (RFC 3927, section 7;
-/// RFC 4291, section 2.5.6).
+/// [`DropReason::Martian`] on a source that only means something on its own link (RFC 3927, section
+/// 7; RFC 4291, section 2.5.6).
 pub(super) fn may_cross(meta: &PacketMeta) -> Result<(), DropReason> {
     if scope::is_link_local(meta.key.src) { Err(DropReason::Martian) } else { Ok(()) }
 }

@@ -1,7 +1,7 @@
 //! What is fuzzed: plain functions of bytes, which panic on a finding.
 //!
-//! Shared by the fuzz crate beside this folder and by `tests/fuzz_seeds.rs`, which runs all seeds and
-//! some mutations of them on stable Rust.
+//! Shared by the fuzz crate beside this folder and by `tests/fuzz_seeds.rs`, which runs all seeds
+//! and some mutations of them on stable Rust.
 
 pub mod client_hello;
 pub mod config;

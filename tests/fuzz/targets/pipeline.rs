@@ -1,8 +1,8 @@
 //! A whole box under any script: packets on two ports, time, routes, reloads.
 //!
-//! Afterwards every packet and every frame is accounted for, and what the box has sent on the way is
-//! good: its headers hold together, and with checksums verified on the way in they are right on the
-//! way out.
+//! Afterwards every packet and every frame is accounted for, and what the box has sent on the way
+//! is good: its headers hold together, and with checksums verified on the way in they are right on
+//! the way out.
 
 use std::collections::VecDeque;
 

@@ -154,7 +154,8 @@ impl Rig {
         }
     }
 
-    /// Has one worker do something at its next turn; a worker that has too much to do is left alone.
+    /// Has one worker do something at its next turn; a worker that has too much to do is left
+    /// alone.
     pub fn command(&mut self, worker: usize, command: WorkerCommand) {
         let _ = self.links[worker % self.links.len()].send(command);
     }

@@ -1,8 +1,8 @@
-//! The language of the `pipeline` target: bytes that say what happens to a box, and the packets that
-//! they describe.
+//! The language of the `pipeline` target: bytes that say what happens to a box, and the packets
+//! that they describe.
 //!
-//! Any bytes are a script, so that mutated ones do something too: operands are taken modulo what there
-//! is, and missing ones are 0.
+//! Any bytes are a script, so that mutated ones do something too: operands are taken modulo what
+//! there is, and missing ones are 0.
 
 use tidegate::base::Addr;
 use tidegate::packet::build::{
@@ -160,8 +160,8 @@ pub struct Described {
 }
 
 /// Eight bytes: where to and what ([`to`]), source and destination ([`endpoint`]), their ports, the
-/// [`shape`], TCP flags (or the ICMP type), and the payload's length or, for TCP, what else is wanted
-/// of `payload`; then patches.
+/// [`shape`], TCP flags (or the ICMP type), and the payload's length or, for TCP, what else is
+/// wanted of `payload`; then patches.
 pub fn described(input: &mut Input<'_>, hello: bool) -> Described {
     let what = input.u8();
     let family = if what & to::V6 != 0 { &V6 } else { &V4 };

@@ -1,5 +1,5 @@
-//! The seeds, made by our own builders: `tests/fuzz_seeds.rs` writes them to `corpus/` and holds the
-//! files to them.
+//! The seeds, made by our own builders: `tests/fuzz_seeds.rs` writes them to `corpus/` and holds
+//! the files to them.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
-//! How the box of the `pipeline` target is configured: services in every mode, routes of every kind,
-//! rules and classes.
+//! How the box of the `pipeline` target is configured: services in every mode, routes of every
+//! kind, rules and classes.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Output};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::{LabError, Result, wait_for};
@@ -36,8 +36,11 @@ impl Process {
 
     /// Starts it with both outputs piped.
     pub(super) fn start(mut command: Command, program: String) -> Result<Process> {
+        use std::os::unix::process::CommandExt;
         use std::process::Stdio;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, so that what the program starts ends with it.
+        command.process_group(0);
         let child = command
             .spawn()
             .map_err(|source| LabError::Spawn { program: program.clone(), source })?;
@@ -94,7 +97,7 @@ impl Process {
     pub fn kill_and_read_stderr(mut self) -> String {
         let mut text = String::new();
         if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
+            end_group(&mut child);
             if let Some(mut err) = child.stderr.take() {
                 let _ = err.read_to_string(&mut text);
             }
@@ -107,10 +110,16 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            let _ = child.kill();
+            end_group(child);
             let _ = child.wait();
         }
     }
+}
+
+/// Kills the program and all that it started.
+fn end_group(child: &mut Child) {
+    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+    let _ = child.kill();
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ fn make_certificate(dir: &Path) {
 fn nginx_config(dir: &Path) -> String {
     let d = dir.display();
     format!(
-        "worker_processes 1;\npid {d}/nginx.pid;\nerror_log stderr warn;\n\
+        "master_process off;\npid {d}/nginx.pid;\nerror_log stderr warn;\n\
          events {{ worker_connections 8192; }}\n\
          http {{\n access_log off;\n keepalive_requests 1000000;\n\
          client_body_temp_path {d}/body;\n proxy_temp_path {d}/proxy;\n\

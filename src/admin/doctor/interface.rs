@@ -52,7 +52,8 @@ pub struct Facts {
 /// Looks at an interface of this network namespace.
 pub fn examine(system: &System, mirror: &Mirror, name: &str) -> Vec<Finding> {
     let Some(link) = mirror.link_named(name) else {
-        let there: Vec<_> = mirror.links().map(|l| l.name.as_str()).collect();
+        let mut there: Vec<_> = mirror.links().map(|l| l.name.as_str()).collect();
+        there.sort_unstable();
         let advice = format!("In this network namespace there are: {}.", there.join(", "));
         return vec![Finding::fail(name, "no such interface", advice)];
     };

@@ -1,9 +1,9 @@
 //! Nanoseconds that the scheduler spends on one packet: its enqueue and its dequeue together.
 //!
-//! Packets of random flows come in bursts and leave in bursts, with a standing backlog, on a virtual
-//! clock that runs at the port's speed. Classes stand two levels deep. `own`: rates come to the
-//! port's, so that nearly all is sent within them. `borrow`: rates are a quarter of the port's, the
-//! rest is borrowed. `ceil`: every class is held by its ceil, and sleeps between its packets.
+//! Packets of random flows come in bursts and leave in bursts, with a standing backlog, on a
+//! virtual clock that runs at the port's speed. Classes stand two levels deep. `own`: rates come to
+//! the port's, so that nearly all is sent within them. `borrow`: rates are a quarter of the port's,
+//! the rest is borrowed. `ceil`: every class is held by its ceil, and sleeps between its packets.
 //!
 //! `cargo bench --bench qos [-- [CLASSES/FLOWS/CASE] [--json FILE]]`: the first picks rows by how
 //! their name begins.

@@ -1,4 +1,5 @@
-//! Services in front of real nginx, asked by real clients, in every forwarding mode and both families.
+//! Services in front of real nginx, asked by real clients, in every forwarding mode and both
+//! families.
 
 mod common;
 
@@ -7,8 +8,8 @@ use common::{HTTP, HTTPS, NAT4, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, pool, 
 /// Requests of one h2load run: an error in any of them fails the test.
 const REQUESTS: u32 = 10_000;
 
-/// What one test configures: VIP port for TLS and clear text in front of the same ports of nginx where
-/// the mode can't translate ports, of 443 and 80 where it can.
+/// What one test configures: VIP port for TLS and clear text in front of the same ports of nginx
+/// where the mode can't translate ports, of 443 and 80 where it can.
 struct Ports {
     https: u16,
     http: u16,

@@ -1,4 +1,5 @@
-//! What a packet costs in each pipeline and stage, on ports in memory, and what a flow costs in memory.
+//! What a packet costs in each pipeline and stage, on ports in memory, and what a flow costs in
+//! memory.
 //!
 //! `cargo bench --bench pipeline -- [--json FILE] [--quick]`. Every packet is a TCP segment of 64 B
 //! (with FCS) of a random one of the flows, half of them from clients and half from servers. Each
@@ -56,7 +57,8 @@ fn main() {
     let flow_counts = if quick { &FLOWS[..2] } else { &FLOWS[..] };
     let mut rows = Vec::new();
     for &flows in flow_counts {
-        let (port_ns, parse_ns) = (port_cost(flows, packets, false), port_cost(flows, packets, true));
+        let port_ns = port_cost(flows, packets, false);
+        let parse_ns = port_cost(flows, packets, true);
         rows.push(("(port alone)", flows, port_ns));
         rows.push(("(port and parse)", flows, parse_ns));
         for case in CASES {
@@ -65,7 +67,8 @@ fn main() {
     }
     print_costs(&rows, flow_counts);
     let memory = memory(if quick { 10_000 } else { 1_000_000 });
-    println!("\nmemory: {} B a flow; {} MiB at start for {} flows", memory.0, memory.1 >> 20, memory.2);
+    let (flow, start, flows) = (memory.0, memory.1 >> 20, memory.2);
+    println!("\nmemory: {flow} B a flow; {start} MiB at start for {flows} flows");
     if let Some(at) = args.iter().position(|a| a == "--json") {
         let costs: Vec<_> = rows
             .iter()

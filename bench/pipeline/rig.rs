@@ -271,7 +271,8 @@ impl<P: Port> Rig<P> {
         self.worker.close();
         let counters = self.worker.counters();
         let expected = if transmits { counters.rx_packets } else { 0 };
-        let sent = counters.tx_packets + counters.drops[tidegate::packet::DropReason::Shutdown as usize];
+        let shutdown = tidegate::packet::DropReason::Shutdown as usize;
+        let sent = counters.tx_packets + counters.drops[shutdown];
         assert_eq!(sent, expected, "{counters:?}");
         assert_eq!(self.worker.frames_outstanding(), 0);
     }

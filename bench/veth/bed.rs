@@ -25,8 +25,9 @@ pub const BACKEND_PORT: u16 = 8443;
 pub const NAT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The generator's addresses (RFC 2544).
 pub const CLIENTS: [u8; 2] = [198, 18];
-/// Nobody's: the sink's kernel counts what comes for it and drops it at once, which is the least that
-/// a receiver can cost. (An XDP program on a veth device has each packet copied to a page first.)
+/// Nobody's: the sink's kernel counts what comes for it and drops it at once, which is the least
+/// that a receiver can cost. (An XDP program on a veth device has each packet copied to a page
+/// first.)
 pub const SINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 pub const GENERATOR_CORE: usize = 0;
 pub const ROUTER_CORE: usize = 1;
@@ -113,7 +114,8 @@ impl Sending {
     }
 }
 
-/// Measures once the kernel has freed the queue of the generator before, some moments after its end.
+/// Measures once the kernel has freed the queue of the generator before, some moments after its
+/// end.
 fn generate(args: &PktgenArgs) -> anyhow::Result<Report> {
     const TRIES: usize = 100;
     for _ in 1..TRIES {

@@ -64,8 +64,8 @@ impl Kind {
     }
 }
 
-/// A forwarder in a bed of its own. It is paused but while it is measured: those that poll would take
-/// the router's core from the others.
+/// A forwarder in a bed of its own. It is paused but while it is measured: those that poll would
+/// take the router's core from the others.
 pub struct Forwarder {
     pub kind: Kind,
     pub bed: Bed,
@@ -148,7 +148,8 @@ fn tidegate_config(pipeline: &str, socket: &Path) -> String {
         return text;
     }
     text += &format!(
-        "[service.bench]\nvip = \"{VIP}\"\nport = {VIP_PORT}\nprotocol = \"udp\"\npool = \"bench\"\n\
+        "[service.bench]\nvip = \"{VIP}\"\nport = {VIP_PORT}\n\
+         protocol = \"udp\"\npool = \"bench\"\n\
          mode = \"nat\"\n[nat]\naddresses = [\"{NAT}\"]\n"
     );
     for backend in BACKENDS {

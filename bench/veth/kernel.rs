@@ -18,8 +18,8 @@ pub enum Placement {
     SameCore,
     /// Receive packet steering (Documentation/networking/scaling.rst) to the router's core.
     Rps,
-    /// Threaded NAPI (Documentation/networking/napi.rst), its thread on the router's core; with GRO,
-    /// without which a veth device has no NAPI.
+    /// Threaded NAPI (Documentation/networking/napi.rst), its thread on the router's core; with
+    /// GRO, without which a veth device has no NAPI.
     Threaded,
 }
 

@@ -1,9 +1,9 @@
 //! Forwarders compared on veth: one generator core, one router core, a sink.
 //!
 //! `cargo bench --bench veth -- [--rounds N] [--seconds S] [--json FILE] [--quick]`, as root. Every
-//! forwarder stands in namespaces of its own and is paused but while it is measured; a round measures
-//! each of them once with each traffic, so that all see the same moods of the machine. What they forward
-//! is looked at before it is counted.
+//! forwarder stands in namespaces of its own and is paused but while it is measured; a round
+//! measures each of them once with each traffic, so that all see the same moods of the machine.
+//! What they forward is looked at before it is counted.
 
 mod bed;
 mod forwarder;

@@ -73,8 +73,8 @@ fn run(f: &Forwarder, traffic: Traffic, window: Duration) -> anyhow::Result<Samp
     })
 }
 
-/// Time in user mode, in clock ticks: of all programs, and of those that belong to the measurement. (The
-/// kernel's own time can't be told apart: it is what is measured.)
+/// Time in user mode, in clock ticks: of all programs, and of those that belong to the measurement.
+/// (The kernel's own time can't be told apart: it is what is measured.)
 struct Load {
     all: u64,
     stolen: u64,

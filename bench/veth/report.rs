@@ -132,8 +132,9 @@ impl fmt::Display for Results {
         let (median, max) = self.disturbed();
         writeln!(
             f,
-            "\nMedians of {rounds} rounds of {} s each; generator on core 0, router on core 1; ratios to \
-             DPDK and to the best of the kernel's ways.\n{}, Linux {}. Other programs had {:.0} % of \
+            "\nMedians of {rounds} rounds of {} s each; generator on core 0, router on core 1; \
+             ratios to DPDK and to the best of the kernel's ways.\n\
+             {}, Linux {}. Other programs had {:.0} % of \
              the machine, {:.0} % at most.",
             self.seconds,
             cpu(),

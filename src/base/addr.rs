@@ -7,7 +7,8 @@ use std::str::FromStr;
 /// An IPv4 or IPv6 address in 16 bytes, IPv4 as `::ffff:a.b.c.d` (RFC 4291, section 2.5.5.2).
 ///
 /// Two native words instead of a `u128`, which would force 16-byte alignment on every struct that
-/// holds one. `hi` and `lo` are the big-endian halves as native integers, so they order as addresses do.
+/// holds one. `hi` and `lo` are the big-endian halves as native integers, so they order as
+/// addresses do.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Addr {
@@ -109,7 +110,8 @@ impl fmt::Debug for Addr {
     }
 }
 
-/// An address prefix. `len` counts from the family's own start: 0 to 32 for IPv4, 0 to 128 for IPv6.
+/// An address prefix. `len` counts from the family's own start: 0 to 32 for IPv4, 0 to 128 for
+/// IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix {
     addr: Addr,

@@ -1,8 +1,8 @@
 //! Raw memory: the arena that packet frames live in, and cache prefetching.
 //!
-//! The only room below `nic` that holds unsafe code. Everything it offers is safe to call: a slot of
-//! an arena is reached through its [`Slot`], a handle that can't be copied, so whoever holds it is the
-//! only one who can touch the bytes.
+//! The only room below `nic` that holds unsafe code. Everything it offers is safe to call: a slot
+//! of an arena is reached through its [`Slot`], a handle that can't be copied, so whoever holds it
+//! is the only one who can touch the bytes.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -35,15 +35,15 @@ enum Backing {
     Foreign(#[expect(dead_code, reason = "held for its Drop")] Box<dyn Send + Sync>),
 }
 
-// SAFETY: the arena hands out references to its bytes only through a `Slot`, which is neither Copy nor
-// Clone and exists once per index (`mint` is called once per arena, `slot_from_raw` is unsafe), so two
-// threads can't reach the same bytes.
+// SAFETY: the arena hands out references to its bytes only through a `Slot`, which is neither Copy
+// nor Clone and exists once per index (`mint` is called once per arena, `slot_from_raw` is unsafe),
+// so two threads can't reach the same bytes.
 unsafe impl Send for Arena {}
 // SAFETY: as above: `&Arena` alone gives no access to any byte.
 unsafe impl Sync for Arena {}
 
-/// The right to use one slot of one arena. Give it back to a pool or to a ring: dropping it leaks the
-/// slot, which is counted, and panics in debug builds.
+/// The right to use one slot of one arena. Give it back to a pool or to a ring: dropping it leaks
+/// the slot, which is counted, and panics in debug builds.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Slot {
     index: u32,
@@ -78,7 +78,8 @@ impl Drop for Slot {
 }
 
 impl Arena {
-    /// Maps `slots` slots of `slot_size` bytes (a power of two, at least 64) and mints their handles.
+    /// Maps `slots` slots of `slot_size` bytes (a power of two, at least 64) and mints their
+    /// handles.
     ///
     /// # Errors
     /// `mmap` failing, as it does for huge pages when none are reserved.
@@ -93,7 +94,8 @@ impl Arena {
         let flags = libc::MAP_PRIVATE
             | libc::MAP_ANONYMOUS
             | if huge { libc::MAP_HUGETLB } else { libc::MAP_POPULATE };
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that
+        // exists.
         let p = unsafe {
             libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
         };
@@ -107,8 +109,9 @@ impl Arena {
     /// Takes over memory that `owner` keeps mapped, and mints the handles of its slots.
     ///
     /// # Safety
-    /// `base` points to `slots * slot_size` writable bytes that stay valid until `owner` is dropped and
-    /// that nothing else reads or writes, except the kernel within slots whose handle was given up.
+    /// `base` points to `slots * slot_size` writable bytes that stay valid until `owner` is dropped
+    /// and that nothing else reads or writes, except the kernel within slots whose handle was given
+    /// up.
     pub unsafe fn adopt(
         base: NonNull<u8>,
         slots: u32,
@@ -142,8 +145,8 @@ impl Arena {
     /// The handle of a slot that a kernel ring gives back.
     ///
     /// # Safety
-    /// The slot's handle was given up with [`Slot::into_raw`] and not remade since; the kernel is done
-    /// with it.
+    /// The slot's handle was given up with [`Slot::into_raw`] and not remade since; the kernel is
+    /// done with it.
     ///
     /// # Panics
     /// On an index outside the arena: descriptors are checked in release builds too.
@@ -163,8 +166,8 @@ impl Arena {
     /// All bytes of the slot.
     #[inline(always)]
     pub fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8] {
-        // SAFETY: `at` points to `slot_size` bytes, initialised by mmap's zeroes; the unique handle is
-        // borrowed, so nobody writes meanwhile.
+        // SAFETY: `at` points to `slot_size` bytes, initialised by mmap's zeroes; the unique handle
+        // is borrowed, so nobody writes meanwhile.
         unsafe { std::slice::from_raw_parts(self.at(slot), self.slot_size as usize) }
     }
 

@@ -1,5 +1,5 @@
-//! Time, ids, units, hashes, addresses, the one memory region that frames live in, and the reading of
-//! files with every fault at its place.
+//! Time, ids, units, hashes, addresses, the one memory region that frames live in, and the reading
+//! of files with every fault at its place.
 //!
 //! The lowest room: it imports nothing of the project and nothing but `std`, `libc` for `mmap`, and
 //! `serde` and `toml` in [`tomlfile`].

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A rate in bits per second. Written `100Mbit/s`, `2.5Gbit`, `64kbit/s` or `800 bit/s` (SI steps of 1000).
+/// A rate in bits per second. Written `100Mbit/s`, `2.5Gbit`, `64kbit/s` or `800 bit/s` (SI steps
+/// of 1000).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BitRate(pub u64);
 

@@ -35,8 +35,8 @@ pub struct Hop {
 
 /// A flow as the table keeps it.
 ///
-/// `key[0]` is what the client sends, `key[1]` what the server side sends, both as received: rewriting a
-/// packet of one direction is writing the other key, reversed.
+/// `key[0]` is what the client sends, `key[1]` what the server side sends, both as received:
+/// rewriting a packet of one direction is writing the other key, reversed.
 #[derive(Clone, Debug)]
 #[repr(C, align(32))]
 pub struct Flow {
@@ -66,8 +66,8 @@ pub struct Flow {
     pub tcp: TcpState,
 }
 
-// With 8 bytes of timer links and its share of the index a flow costs less than 192 bytes. Aligned to 32,
-// it always lies in exactly three cache lines.
+// With 8 bytes of timer links and its share of the index a flow costs less than 192 bytes. Aligned
+// to 32, it always lies in exactly three cache lines.
 const _: () = assert!(size_of::<Flow>() == 160);
 
 impl Flow {

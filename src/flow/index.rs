@@ -1,8 +1,8 @@
 //! The hash index of the flow table: linear probing over 8-byte slots, deletion by shifting back.
 //!
-//! A slot holds the upper half of the key's hash and the flow's number, so that a probe compares eight
-//! slots per cache line before it touches a flow, and so that deletion can tell where a slot's entry
-//! would rather be (Knuth, TAOCP vol. 3, algorithm 6.4R).
+//! A slot holds the upper half of the key's hash and the flow's number, so that a probe compares
+//! eight slots per cache line before it touches a flow, and so that deletion can tell where a
+//! slot's entry would rather be (Knuth, TAOCP vol. 3, algorithm 6.4R).
 
 use crate::base::mem::prefetch;
 

@@ -242,8 +242,8 @@ impl FlowTable {
 
     /// Makes room for this many handshakes: the oldest are forgotten for them.
     ///
-    /// Called before a batch is looked up, so that none of the flows it finds is forgotten while the
-    /// batch passes the stages.
+    /// Called before a batch is looked up, so that none of the flows it finds is forgotten while
+    /// the batch passes the stages.
     pub fn make_room(&mut self, handshakes: u32, mut on_evict: impl FnMut(&Flow)) {
         let allowed = self.limits.half_open_max.saturating_sub(handshakes);
         while self.half_open > allowed

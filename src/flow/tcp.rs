@@ -48,8 +48,8 @@ impl TcpState {
         matches!(self, TcpState::SynSent | TcpState::SynReceived)
     }
 
-    /// The state after one more packet. `answers_seen` is false for flows whose answers take another
-    /// way (DSR): there the client's ACK alone completes the handshake.
+    /// The state after one more packet. `answers_seen` is false for flows whose answers take
+    /// another way (DSR): there the client's ACK alone completes the handshake.
     #[inline]
     pub fn after(self, tcp: bool, flags: u8, direction: Direction, answers_seen: bool) -> TcpState {
         use TcpState::*;

@@ -1,10 +1,11 @@
 //! The timers of the flow table: a wheel of coarse slots, and the list of half-open flows.
 //!
-//! Timers are lazy. A packet only notes when it was seen; when its flow's slot comes up, the flow is
-//! either expired or put where its time now ends. Times beyond one turn wait in the turn's last slot
-//! and are looked at once a turn.
+//! Timers are lazy. A packet only notes when it was seen; when its flow's slot comes up, the flow
+//! is either expired or put where its time now ends. Times beyond one turn wait in the turn's last
+//! slot and are looked at once a turn.
 //!
-//! Lists are circular through sentinels, so that a flow is unlinked without knowing which list it is in.
+//! Lists are circular through sentinels, so that a flow is unlinked without knowing which list it
+//! is in.
 
 /// Ticks a second: sixteen, so that 32 bits last eight years.
 const TICKS_PER_SEC: u64 = 16;
@@ -18,10 +19,11 @@ struct Link {
     prev: u32,
 }
 
-/// Every place of the table is in one list: a slot of the wheel, the half-open ones, the vacant ones, or
-/// none (linked to itself).
+/// Every place of the table is in one list: a slot of the wheel, the half-open ones, the vacant
+/// ones, or none (linked to itself).
 pub(super) struct Timers {
-    /// Of each place, then the sentinels: one a slot, one for the half-open flows, one for the vacant.
+    /// Of each place, then the sentinels: one a slot, one for the half-open flows, one for the
+    /// vacant.
     links: Vec<Link>,
     first_sentinel: u32,
     vacant: u32,

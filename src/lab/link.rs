@@ -18,8 +18,8 @@ pub struct Veth<'a> {
     pub b: VethEnd<'a>,
     /// Receive and transmit queues of each end.
     pub queues: u16,
-    /// Offloads off, so that packets look as on a wire: real checksums, no super-packets. AF_XDP and
-    /// any test of checksums needs it.
+    /// Offloads off, so that packets look as on a wire: real checksums, no super-packets. AF_XDP
+    /// and any test of checksums needs it.
     pub wire_like: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Network namespaces, veth pairs and processes for the demo, the tests and the benchmarks.
 //!
-//! Namespaces are anonymous: nothing but a descriptor of this process holds them, so the kernel takes
-//! them and their links away when the process ends, however it ends. Programs that were started inside
-//! get a parent-death signal. Nothing outside the namespaces is touched.
+//! Namespaces are anonymous: nothing but a descriptor of this process holds them, so the kernel
+//! takes them and their links away when the process ends, however it ends. Programs that were
+//! started inside get a parent-death signal. Nothing outside the namespaces is touched.
 
 mod link;
 mod namespace;

@@ -14,8 +14,8 @@ use super::{LabError, Process, Result};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// An anonymous network namespace. A thread stays in it for as long as this value lives: programs are
-/// started from that thread, so that its end (ours) is theirs.
+/// An anonymous network namespace. A thread stays in it for as long as this value lives: programs
+/// are started from that thread, so that its end (ours) is theirs.
 pub struct Namespace {
     name: String,
     file: Arc<File>,
@@ -146,8 +146,8 @@ impl Namespace {
         written.map_err(|e| LabError::Io(path, e))
     }
 
-    /// Starts a program inside and lets it run: it is killed when the [`Process`] is dropped, and by the
-    /// kernel when we die.
+    /// Starts a program inside and lets it run: it is killed when the [`Process`] is dropped, and
+    /// by the kernel when we die.
     ///
     /// # Errors
     /// Not startable.

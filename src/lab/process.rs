@@ -17,7 +17,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// The same command under `setpriv`, which asks the kernel to kill it when its parent thread ends.
+    /// The same command under `setpriv`, which asks the kernel to kill it when its parent thread
+    /// ends.
     pub(super) fn with_parent_death_signal(command: Command) -> Command {
         let mut outer = Command::new("setpriv");
         outer.args(["--pdeathsig", "KILL", "--"]);

@@ -13,8 +13,8 @@ const BUFFER_BYTES: usize = 2_048;
 
 /// A port whose wire is two bounded queues in memory; a [`MemoryEnd`] is at their other end.
 ///
-/// Packets are copied on the way in and out, so each side has frames of its own. Buffers are made at
-/// the start and go round: the port allocates nothing while they are given back.
+/// Packets are copied on the way in and out, so each side has frames of its own. Buffers are made
+/// at the start and go round: the port allocates nothing while they are given back.
 pub struct MemoryPort {
     wire: Arc<Mutex<Wire>>,
     stats: PortStats,

@@ -2,8 +2,8 @@
 
 use super::{Frame, PacketMeta};
 
-/// Packets in a batch at most: enough to spread a stage's cost, few enough to stay in the first-level
-/// cache.
+/// Packets in a batch at most: enough to spread a stage's cost, few enough to stay in the
+/// first-level cache.
 pub const BATCH_MAX: usize = 64;
 
 /// A frame and what is known of it.

@@ -9,8 +9,8 @@ pub const HEADROOM: usize = 256;
 
 /// A packet in memory: its slot, where it begins there, and how long it is.
 ///
-/// Move-only. Ends in [`FramePool::put`] or in a port's ring; dropping one is a bug that debug builds
-/// panic on and release builds count.
+/// Move-only. Ends in [`FramePool::put`] or in a port's ring; dropping one is a bug that debug
+/// builds panic on and release builds count.
 #[derive(Debug)]
 pub struct Frame {
     slot: Slot,
@@ -118,8 +118,8 @@ impl Frame {
     }
 }
 
-/// One worker's stock of free frames. A stack, so that the frame used last, still in the cache, goes
-/// out first.
+/// One worker's stock of free frames. A stack, so that the frame used last, still in the cache,
+/// goes out first.
 pub struct FramePool {
     arena: Arc<Arena>,
     free: Vec<Slot>,

@@ -1,8 +1,8 @@
 //! The two token buckets of a class and their arithmetic.
 //!
-//! Tokens are counted in 2^-20 byte, rates in bytes per nanosecond with 40 fractional bits. The bits
-//! that a refill shifts out are carried to the next one, so that no rate is lost however often the
-//! bucket is looked at: a bucket that floors per packet sends 0.57 % too much at 100 Gbit/s.
+//! Tokens are counted in 2^-20 byte, rates in bytes per nanosecond with 40 fractional bits. The
+//! bits that a refill shifts out are carried to the next one, so that no rate is lost however often
+//! the bucket is looked at: a bucket that floors per packet sends 0.57 % too much at 100 Gbit/s.
 
 use crate::base::Nanos;
 use crate::base::units::BitRate;
@@ -35,8 +35,8 @@ impl Rate {
     }
 }
 
-/// One bucket. When it was last settled is kept beside it, since a class settles both of its buckets
-/// at once.
+/// One bucket. When it was last settled is kept beside it, since a class settles both of its
+/// buckets at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     /// In 2^-20 byte. Below zero: what was sent in advance.
@@ -54,8 +54,8 @@ impl Bucket {
         Bucket { tokens: i64::from(cap) << TOKEN_BITS, rate, cap, carry: 0 }
     }
 
-    /// Adds what `elapsed` nanoseconds bring. The product of two 64-bit numbers fits 128 bits, so no
-    /// elapsed time is too long; what is over the cap is lost, carry included.
+    /// Adds what `elapsed` nanoseconds bring. The product of two 64-bit numbers fits 128 bits, so
+    /// no elapsed time is too long; what is over the cap is lost, carry included.
     #[inline(always)]
     pub fn refill(&mut self, elapsed: u64) {
         let grown = u128::from(elapsed) * u128::from(self.rate.0) + u128::from(self.carry);

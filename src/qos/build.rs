@@ -48,8 +48,9 @@ impl Lengths {
 
 /// Lays out the classes of `spec`, each before its children.
 ///
-/// What `validate` refuses is still built into something that works: a class whose parent is unknown
-/// stands under the port, one nested too deep beside its parent, and a port without a leaf gets one.
+/// What `validate` refuses is still built into something that works: a class whose parent is
+/// unknown stands under the port, one nested too deep beside its parent, and a port without a leaf
+/// gets one.
 pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
     let mut builder = Builder::new(spec, now);
     builder.subtree(ROOT, 0, 0);
@@ -144,8 +145,8 @@ impl<'s> Builder<'s> {
         }
     }
 
-    /// One frame a round for the lightest, in proportion for the others; where that would be over the
-    /// maximum for the heaviest, the maximum for it and in proportion for the others.
+    /// One frame a round for the lightest, in proportion for the others; where that would be over
+    /// the maximum for the heaviest, the maximum for it and in proportion for the others.
     fn quantum(&self, weight: u64, lightest: u64, heaviest: u64) -> u32 {
         let frame = u64::from(self.lengths.largest);
         let most = u64::from(QUANTUM_MAX).max(frame);

@@ -49,8 +49,8 @@ pub(super) struct Class {
     pub want: [u8; 2],
     pub buckets: Buckets,
     pub timer: Timer,
-    /// The next in the circle of its parent's `OWN` and `LOAN` list; `NIL` when not in it. Of a leaf:
-    /// an inner class is in lists of several priorities, see `Inner`.
+    /// The next in the circle of its parent's `OWN` and `LOAN` list; `NIL` when not in it. Of a
+    /// leaf: an inner class is in lists of several priorities, see `Inner`.
     pub next: [u32; 2],
     /// Bytes left in this round of the `LOAN` list. Of a leaf, as above.
     pub deficit: i32,

@@ -1,8 +1,9 @@
 //! What leaves hold: flows in a deficit round robin, their packets, and who loses when there is no
 //! room.
 //!
-//! The order among flows is that of FQ-CoDel (RFC 8290, section 4.1): flows that just began to queue
-//! stand in a list of their own and are served first, once; the others take turns, a quantum each.
+//! The order among flows is that of FQ-CoDel (RFC 8290, section 4.1): flows that just began to
+//! queue stand in a list of their own and are served first, once; the others take turns, a quantum
+//! each.
 
 use super::flows::{Flow, Flows, Standing};
 use super::packets::Packets;
@@ -51,7 +52,8 @@ impl Tally {
     }
 }
 
-/// A leaf's queues and counters: two cache lines, the first for every packet, the second for losses.
+/// A leaf's queues and counters: two cache lines, the first for every packet, the second for
+/// losses.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Leaf {
@@ -205,9 +207,9 @@ impl Queues {
         }
     }
 
-    /// Takes the oldest packet of the leaf's fattest flow, to be dropped. The fattest within a factor
-    /// of two, except among the few largest, where it is exact; a drop costs the same for any number
-    /// of flows.
+    /// Takes the oldest packet of the leaf's fattest flow, to be dropped. The fattest within a
+    /// factor of two, except among the few largest, where it is exact; a drop costs the same for
+    /// any number of flows.
     pub fn shed(&mut self, leaf: u32, counted: impl Fn(usize) -> u32) -> Option<Frame> {
         let flow = self.fattest_flow(leaf)?;
         let (frame, bytes) = self.shift(leaf, flow, counted)?;
@@ -220,8 +222,8 @@ impl Queues {
     }
 
     /// The leaf that gives up a packet when the scheduler is full: the fattest as far as is known.
-    /// Each call looks at a few more leaves, so that one that grew fat and then fell silent is found
-    /// however many there are. `None`: no leaf that is known holds anything.
+    /// Each call looks at a few more leaves, so that one that grew fat and then fell silent is
+    /// found however many there are. `None`: no leaf that is known holds anything.
     pub fn donor(&mut self, arriving: u32) -> Option<u32> {
         let held = |leaf: u32| self.leaves[leaf as usize].bytes;
         let mut fattest = self.fattest;
@@ -402,8 +404,8 @@ impl Queues {
         }
     }
 
-    /// A flow without packets has its turn: a new one joins the old ones, so that it can't come back
-    /// as new at once and starve them; an old one is forgotten.
+    /// A flow without packets has its turn: a new one joins the old ones, so that it can't come
+    /// back as new at once and starve them; an old one is forgotten.
     fn rest(&mut self, leaf: u32, flow: u32) {
         let has_old = self.leaves[leaf as usize].lists[1].head != NIL;
         if self.flows.at(flow).standing == Standing::New && has_old {

@@ -31,8 +31,9 @@ pub struct Queued {
 /// All memory is taken by [`Scheduler::new`] and [`Scheduler::reconfigure`]. Must be
 /// [drained](Scheduler::drain) before it is dropped: frames don't like to be lost.
 ///
-/// Any class sends, over any time `t`, at most `ceil * t + cburst`, and beyond its guarantee only what
-/// others leave. (If a burst is smaller than one frame and what comes in 2 us, it counts as that.)
+/// Any class sends, over any time `t`, at most `ceil * t + cburst`, and beyond its guarantee only
+/// what others leave. (If a burst is smaller than one frame and what comes in 2 us, it counts as
+/// that.)
 pub struct Scheduler {
     pub(super) tree: Tree,
     pub(super) queues: Queues,
@@ -54,9 +55,9 @@ impl Scheduler {
         Scheduler { tree, queues, leaf_of, default_leaf, lengths, seed, now }
     }
 
-    /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses packets, the
-    /// oldest first (RFC 8290, section 4.1); where the scheduler is full, the fattest leaf's fattest
-    /// flow loses one. What is lost, this packet perhaps, goes to `dropped`.
+    /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses packets,
+    /// the oldest first (RFC 8290, section 4.1); where the scheduler is full, the fattest leaf's
+    /// fattest flow loses one. What is lost, this packet perhaps, goes to `dropped`.
     pub fn enqueue(&mut self, now: Nanos, q: Queued, dropped: &mut Vec<(Frame, DropReason)>) {
         let now = self.advance(now);
         let leaf = self.leaf(q.class);
@@ -127,8 +128,8 @@ impl Scheduler {
         packets
     }
 
-    /// When `dequeue` can next have something to do: `now` if it can at once, `None` if nothing waits.
-    /// It may turn out that nothing may go yet; then the next answer is later.
+    /// When `dequeue` can next have something to do: `now` if it can at once, `None` if nothing
+    /// waits. It may turn out that nothing may go yet; then the next answer is later.
     pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
         if self.is_empty() {
             return None;
@@ -156,8 +157,8 @@ impl Scheduler {
         self.queues.bytes
     }
 
-    /// What a class has done; zeros for a class that is not under this port. Takes time in proportion
-    /// to the port's classes: for many of them use [`Scheduler::classes`].
+    /// What a class has done; zeros for a class that is not under this port. Takes time in
+    /// proportion to the port's classes: for many of them use [`Scheduler::classes`].
     pub fn class_stats(&self, class: ClassId) -> ClassStats {
         self.classes().find(|&(id, _)| id == class).map_or(ClassStats::default(), |(_, s)| s)
     }
@@ -176,11 +177,11 @@ impl Scheduler {
         }
     }
 
-    /// Changes to another tree. Classes are matched by id: they keep their packets, their tokens (the
-    /// new burst at most) and their counters. Packets of leaves that are gone, or now have classes
-    /// below them, move to the default leaf, behind packets there of the same flow; nothing is
-    /// dropped, and limits count again with the next arrival. How many packets may be held stays as
-    /// it is. Allocates, and takes time in proportion to classes and packets.
+    /// Changes to another tree. Classes are matched by id: they keep their packets, their tokens
+    /// (the new burst at most) and their counters. Packets of leaves that are gone, or now have
+    /// classes below them, move to the default leaf, behind packets there of the same flow; nothing
+    /// is dropped, and limits count again with the next arrival. How many packets may be held stays
+    /// as it is. Allocates, and takes time in proportion to classes and packets.
     pub fn reconfigure(&mut self, now: Nanos, spec: &PortQosSpec) {
         let now = self.advance(now);
         let Compiled { mut tree, leaf_of, default_leaf, leaves, lengths } = compile(spec, now);

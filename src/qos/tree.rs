@@ -1,20 +1,20 @@
 //! The class tree at work: which leaf sends next, and at whose expense.
 //!
 //! Every class has two buckets: `rate`, what it is guaranteed, and `ceil`, what it never exceeds. A
-//! class whose ceil bucket is below zero is blocked, and all below it with it. One whose rate bucket
-//! is at zero or above sends on its own account. Any other may borrow from the nearest class above it
-//! that has tokens.
+//! class whose ceil bucket is below zero is blocked, and all below it with it. One whose rate
+//! bucket is at zero or above sends on its own account. Any other may borrow from the nearest class
+//! above it that has tokens.
 //!
 //! Each class passes two sets of priorities up to its parent: those at which something below it can
 //! send within the class's own rate or a rate below it (`OWN`), and those at which something needs
 //! the parent's tokens (`LOAN`). A parent holds two lists a priority, one for each set, of the
 //! children to serve. Own rates go first everywhere, which is what keeps a guarantee from being
 //! starved by another's priority; among borrowers the priority decides, and among those of the same
-//! priority a deficit round robin at every level of the tree, so that a class's share does not depend
-//! on how many leaves it has (the kernel's sch_htb.c counts deficits at leaves only).
+//! priority a deficit round robin at every level of the tree, so that a class's share does not
+//! depend on how many leaves it has (the kernel's sch_htb.c counts deficits at leaves only).
 //!
-//! A class joins a list as soon as it has something to offer and leaves it when it is next looked at
-//! and has not: joining and leaving cost the same for any number of classes.
+//! A class joins a list as soon as it has something to offer and leaves it when it is next looked
+//! at and has not: joining and leaving cost the same for any number of classes.
 
 use super::class::{Class, Inner, LOAN, Mode, OWN};
 use super::spec::DEPTH_MAX;
@@ -41,8 +41,8 @@ pub(super) struct Choice {
     pub class: u32,
     /// Index among leaves.
     pub leaf: u32,
-    /// Depth of the nearest class above (or of the leaf itself) that has tokens: it and all above it
-    /// pay from their rates, those below it only from their ceils.
+    /// Depth of the nearest class above (or of the leaf itself) that has tokens: it and all above
+    /// it pay from their rates, those below it only from their ceils.
     lender_depth: u8,
     /// The lender is not the leaf itself.
     pub is_borrowed: bool,
@@ -152,8 +152,8 @@ impl Tree {
         }
     }
 
-    /// One walk from the port down. `None`: it ended at a class that had nothing to offer after all,
-    /// and took it off a list.
+    /// One walk from the port down. `None`: it ended at a class that had nothing to offer after
+    /// all, and took it off a list.
     #[inline]
     fn descend(&mut self) -> Option<Choice> {
         let mut lender_depth = None;
@@ -190,8 +190,8 @@ impl Tree {
         }
     }
 
-    /// The child to serve next in one list of `at`, whose inner part is `body`. `None` when the list
-    /// has run empty: what it held had nothing to offer.
+    /// The child to serve next in one list of `at`, whose inner part is `body`. `None` when the
+    /// list has run empty: what it held had nothing to offer.
     #[inline]
     fn front(&mut self, at: u32, body: u32, kind: usize, priority: usize) -> Option<u32> {
         let tail = self.inners[body as usize].tails[kind][priority];
@@ -228,9 +228,9 @@ impl Tree {
         }
     }
 
-    /// Takes a packet off the round of `front`, at the front of its parent's list. When the round is
-    /// used up, the next begins, at the end of the list: a class that is now blocked keeps that turn
-    /// if it can send again by then.
+    /// Takes a packet off the round of `front`, at the front of its parent's list. When the round
+    /// is used up, the next begins, at the end of the list: a class that is now blocked keeps that
+    /// turn if it can send again by then.
     #[inline]
     fn pay_round(&mut self, parent: u32, front: u32, priority: u8, bytes: u32) {
         let priority = usize::from(priority);
@@ -244,7 +244,8 @@ impl Tree {
         }
     }
 
-    /// Puts a class on the lists it belongs on, and so upward as long as that is news to the parent.
+    /// Puts a class on the lists it belongs on, and so upward as long as that is news to the
+    /// parent.
     fn announce(&mut self, now: Nanos, class: u32) {
         let mut at = class;
         while at != ROOT {

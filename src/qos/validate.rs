@@ -17,9 +17,9 @@ struct Above {
     has_children: bool,
 }
 
-/// Checks a port's tree: the guarantees below a class fit its own; a ceil is between the rate and the
-/// parent's ceil; bursts hold a frame and fit the parent's; at most [`DEPTH_MAX`] levels; the default
-/// class is a leaf. Linux accepts two leaves of 60 % and then sends 120 %.
+/// Checks a port's tree: the guarantees below a class fit its own; a ceil is between the rate and
+/// the parent's ceil; bursts hold a frame and fit the parent's; at most [`DEPTH_MAX`] levels; the
+/// default class is a leaf. Linux accepts two leaves of 60 % and then sends 120 %.
 ///
 /// # Errors
 /// All faults with the class each is in; `None` for the port itself.

@@ -1,5 +1,5 @@
-//! A bitmap timer wheel for classes that wait for tokens. Arming, disarming and firing cost the same
-//! whether eight classes wait or 64 thousand.
+//! A bitmap timer wheel for classes that wait for tokens. Arming, disarming and firing cost the
+//! same whether eight classes wait or 64 thousand.
 
 use crate::base::Nanos;
 

@@ -141,7 +141,8 @@ impl Net {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// nginx on all server addresses and on the VIPs (for `dsr`), HTTP on 8080 and TLS with HTTP/2 on
+    /// nginx on all server addresses and on the VIPs (for `dsr`), HTTP on 8080 and TLS with HTTP/2
+    /// on
     /// 8443.
     pub fn start_nginx(&self) -> Process {
         let dir = self.path("nginx");
@@ -196,7 +197,8 @@ fn nginx_config(dir: &Path) -> String {
          server {{\n  listen {HTTP} reuseport;\n  listen [::]:{HTTP} reuseport;\n\
          \x20 listen {HTTPS} ssl http2 reuseport;\n  listen [::]:{HTTPS} ssl http2 reuseport;\n\
          \x20 ssl_certificate {d}/cert.pem;\n  ssl_certificate_key {d}/key.pem;\n\
-         \x20 root {d}/html;\n  location = /whoami {{ return 200 \"$server_addr $remote_addr\\n\"; }}\n\
+         \x20 root {d}/html;\n\
+         \x20 location = /whoami {{ return 200 \"$server_addr $remote_addr\\n\"; }}\n\
          }}\n}}\n"
     )
 }

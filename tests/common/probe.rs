@@ -1,4 +1,5 @@
-//! A steady stream of numbered datagrams to an echo server: when did answers stop, how many are lost?
+//! A steady stream of numbered datagrams to an echo server: when did answers stop, how many are
+//! lost?
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;

@@ -61,7 +61,8 @@ impl Class {
     }
 }
 
-/// A port of `rate_mb` with these classes; the first leaf is the default. Lengths count as they are.
+/// A port of `rate_mb` with these classes; the first leaf is the default. Lengths count as they
+/// are.
 pub fn port(rate_mb: f64, classes: &[Class]) -> PortQosSpec {
     let mut classes: Vec<ClassSpec> = classes.iter().map(|c| c.0.clone()).collect();
     for i in 0..classes.len() {

@@ -216,8 +216,8 @@ pub fn client_end(family: Family, i: usize, port: u16) -> Endpoint {
     Endpoint { mac: mac_of(addr), addr, port }
 }
 
-/// Adds clients of the TCP service that start within the first second, each with a request of a size
-/// of its own.
+/// Adds clients of the TCP service that start within the first second, each with a request of a
+/// size of its own.
 pub fn add_clients(net: &mut World, family: Family, to: Addr, port: u16, count: usize) {
     let mut rng = Rng::new(Seed(count as u64));
     for i in 0..count {

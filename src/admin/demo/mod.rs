@@ -1,8 +1,8 @@
 //! `tidegate demo`: a lab on this machine that shows what the appliance is for.
 //!
-//! Users stream tokens and download files through one narrow line, first without QoS, then with it. The
-//! appliance is this same program, started with `run` in a namespace of its own; servers and users are
-//! built in.
+//! Users stream tokens and download files through one narrow line, first without QoS, then with it.
+//! The appliance is this same program, started with `run` in a namespace of its own; servers and
+//! users are built in.
 
 mod appliance;
 mod client;
@@ -33,8 +33,8 @@ const SHAPE: StreamShape = StreamShape { chunks: 30, interval: Duration::from_mi
 /// Downloads need this long to fill the line's queue.
 const WARM_UP: Duration = Duration::from_secs(3);
 
-/// Shows, in a lab of network namespaces on this machine, how token streams fare beside downloads that
-/// fill a narrow line: without QoS and with it. Needs root. Leaves nothing behind.
+/// Shows, in a lab of network namespaces on this machine, how token streams fare beside downloads
+/// that fill a narrow line: without QoS and with it. Needs root. Leaves nothing behind.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  tidegate demo\n  tidegate demo --seconds 30\n  \
                         tidegate demo --json > demo.json")]
@@ -48,7 +48,8 @@ pub struct DemoArgs {
 }
 
 /// # Errors
-/// Without root, where a tool or a kernel feature is missing, or where the appliance does not start.
+/// Without root, where a tool or a kernel feature is missing, or where the appliance does not
+/// start.
 pub fn run(args: &DemoArgs) -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
@@ -67,7 +68,8 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         }
     });
     let Some(report) = shown? else {
-        // Namespaces, links and the appliance go with this process; the directory is ours to remove.
+        // Namespaces, links and the appliance go with this process; the directory is ours to
+        // remove.
         dir.remove();
         eprintln!("\ninterrupted: the lab is gone");
         std::process::exit(130);

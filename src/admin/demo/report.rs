@@ -145,8 +145,8 @@ impl Report {
     fn verdict(&self, out: &mut String) {
         let _ = writeln!(
             out,
-            "\nWith QoS the slowest 1 % of first bytes took {:.2} x the time they took without, and \
-             the wan port sent {:.1} % of its ceil of {} Mbit/s.",
+            "\nWith QoS the slowest 1 % of first bytes took {:.2} x the time they took without, \
+             and the wan port sent {:.1} % of its ceil of {} Mbit/s.",
             self.first_byte_p99_ratio,
             self.ceil_used * 100.0,
             self.ceil_mbit_per_s

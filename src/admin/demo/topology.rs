@@ -25,7 +25,8 @@ pub const BULK_NAME: &str = "files.demo.example";
 const NAT_ADDRESS: &str = "10.77.255.1";
 /// What the line towards the users carries.
 pub const LINE: BitRate = BitRate(50_000_000);
-/// What the appliance is told to send: a little less, so that the queue stands where the classes are.
+/// What the appliance is told to send: a little less, so that the queue stands where the classes
+/// are.
 pub const CEIL: BitRate = BitRate(48_000_000);
 const LINE_FIFO_BYTES: u32 = 512 * 1024;
 const SERVERS: u8 = 3;

@@ -121,7 +121,8 @@ impl Build<'_> {
         default
     }
 
-    /// The values of one key. An empty list would mean nothing to one reader, everything to another.
+    /// The values of one key. An empty list would mean nothing to one reader, everything to
+    /// another.
     fn list<A, T>(
         &mut self,
         table: &Range<usize>,

@@ -1,3 +1,5 @@
+//! The table against a map, and what its limits do.
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;

@@ -220,7 +220,9 @@ pub fn client_end(family: Family, i: usize, port: u16) -> Endpoint {
 /// size of its own.
 pub fn add_clients(net: &mut World, family: Family, to: Addr, port: u16, count: usize) {
     let mut rng = Rng::new(Seed(count as u64));
-    for i in 0..count {
+    // Several calls add different clients, each a host of its own.
+    let before = net.hosts().filter(|h| matches!(h, Machine::Client(_))).count();
+    for i in before..before + count {
         let local = client_end(family, i, 40_000 + rng.below(1_000) as u16);
         let remote = Endpoint { mac: box_mac(CLIENTS), addr: to, port };
         let start = net.now.saturating_add(u64::from(rng.below(1_000_000_000)));

@@ -15,8 +15,8 @@ use serde_json::json;
 use tidegate::base::{Nanos, Seed};
 use tidegate::graph::spec::StageSpec::{self, Balance, Classify, Route, Shape, Tap};
 use tidegate::nic::Port;
-use tidegate::packet::{ParseOptions, parse};
 use tidegate::packet::{Frame, FramePool, PacketMeta};
+use tidegate::packet::{ParseOptions, parse};
 
 use rig::{Shared, inspect, port, rig};
 use traffic::{Mode, Traffic};

@@ -65,6 +65,8 @@ pub struct Net<H> {
     pub now: Nanos,
     pub appliance: Appliance,
     hosts: Vec<(H, Option<usize>)>,
+    /// When each host is to be woken: the earliest it asked for and has not had.
+    wakes: Vec<Option<Nanos>>,
     cables: Vec<Cable>,
     events: BinaryHeap<Reverse<(Nanos, u64, usize)>>,
     /// By the number in `events`; used again once they have happened.
@@ -91,6 +93,7 @@ impl<H: Host> Net<H> {
             now: START,
             appliance,
             hosts: Vec::new(),
+            wakes: Vec::new(),
             cables,
             events: BinaryHeap::new(),
             payloads: Vec::new(),
@@ -106,6 +109,7 @@ impl<H: Host> Net<H> {
     pub fn add(&mut self, port: PortId, host: H) -> HostId {
         let id = self.hosts.len();
         self.hosts.push((host, Some(usize::from(port.0))));
+        self.wakes.push(Some(self.now));
         self.schedule(self.now, Event::Wake(id));
         HostId(id)
     }
@@ -192,7 +196,13 @@ impl<H: Host> Net<H> {
                     None => self.stray += 1,
                 }
             }
-            Event::Wake(id) => self.turn(id, None),
+            // One that an earlier wake has replaced says nothing any more.
+            Event::Wake(id) => {
+                if self.wakes[id].is_some_and(|at| at <= self.now) {
+                    self.wakes[id] = None;
+                    self.turn(id, None);
+                }
+            }
         }
     }
 
@@ -201,7 +211,10 @@ impl<H: Host> Net<H> {
         let (host, port) = &mut self.hosts[id];
         host.turn(self.now, frame, &mut out);
         let port = port.unwrap_or(0);
-        if let Some(at) = out.wake_at {
+        if let Some(at) = out.wake_at
+            && self.wakes[id].is_none_or(|pending| at < pending)
+        {
+            self.wakes[id] = Some(at);
             self.schedule(at, Event::Wake(id));
         }
         for frame in out.frames {

@@ -130,7 +130,7 @@ fn print_costs(rows: &[(&str, u32, f64)], flow_counts: &[u32]) {
     print!("{:<22}", "ns a packet; flows:");
     flow_counts.iter().for_each(|f| print!("{f:>12}"));
     println!();
-    let mut line = |name: &str, value: &dyn Fn(u32) -> f64| {
+    let line = |name: &str, value: &dyn Fn(u32) -> f64| {
         print!("{name:<22}");
         flow_counts.iter().for_each(|f| print!("{:>12.1}", value(*f)));
         println!();

@@ -44,11 +44,11 @@ pub fn port(traffic: &Shared, id: usize) -> impl Port + use<> {
     let (rx, tx) = (Rc::clone(traffic), Rc::clone(traffic));
     let fill = move |out: &mut [u8]| {
         let mut traffic = rx.borrow_mut();
-        if id == 0 { traffic.from_client(out) } else { traffic.from_server(out) }
+        if id == 0 { traffic.client_packet(out) } else { traffic.server_packet(out) }
     };
     let sink = move |frame: &[u8]| {
         if id == 1 {
-            tx.borrow_mut().to_server(frame);
+            tx.borrow_mut().learn_nat(frame);
         }
     };
     RecyclePort::new(BATCH_MAX, fill, sink)

@@ -150,7 +150,7 @@ impl Traffic {
 
     /// A packet from a client.
     #[inline]
-    pub fn from_client(&mut self, out: &mut [u8]) -> usize {
+    pub fn client_packet(&mut self, out: &mut [u8]) -> usize {
         match self.mode {
             Mode::Data => {
                 let flow = pick(self.rng.next_u64(), self.flows);
@@ -169,7 +169,7 @@ impl Traffic {
 
     /// A packet from a server.
     #[inline]
-    pub fn from_server(&mut self, out: &mut [u8]) -> usize {
+    pub fn server_packet(&mut self, out: &mut [u8]) -> usize {
         match self.mode {
             Mode::Data => {
                 let flow = pick(self.rng.next_u64(), self.flows);
@@ -186,7 +186,7 @@ impl Traffic {
 
     /// A packet that arrived at a server: shows how its flow was translated.
     #[inline]
-    pub fn to_server(&mut self, frame: &[u8]) {
+    pub fn learn_nat(&mut self, frame: &[u8]) {
         if matches!(self.mode, Mode::Open(_)) {
             let u32_at = |at: usize| {
                 u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])

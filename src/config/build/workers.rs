@@ -18,7 +18,7 @@ const FRAMES_RESERVE: u32 = 1_024;
 /// Fits an Ethernet frame of MTU 1500 behind XDP's headroom, at half the memory of 4096.
 const FRAME_SIZE_DEFAULT: u32 = 2_048;
 const FLOWS_DEFAULT: u32 = 1_000_000;
-const FLOWS: std::ops::RangeInclusive<i64> = 64..=1 << 26;
+const FLOWS: std::ops::RangeInclusive<i64> = 64..=1 << 24;
 const HALF_OPEN_DEFAULT: u32 = 65_536;
 const CORE_MAX: i64 = 4_095;
 /// Below the lower one a worker that is merely scheduled away counts as dead.
@@ -52,7 +52,7 @@ pub fn workers(b: &mut Build<'_>, file: &FileConfig, ports: &[PortSpec]) -> Work
         frame_size: frame_size(b, w),
         huge_pages: w.huge_pages.unwrap_or(false),
         flows_max,
-        half_open_max: b.number(&w.half_open_max, 1..=i64::from(flows_max), half_open_default),
+        half_open_max: b.number(&w.half_open_max, 64..=i64::from(flows_max), half_open_default),
         drain_limit: {
             let [low, default, high] = DRAIN;
             b.within(&w.drain_limit, low..=high, default, show)

@@ -43,6 +43,7 @@ unit: packages-test
 
 deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny --no-default-features
+	$(CARGO) fetch --quiet --locked  # also what other platforms would need: their licences count too
 	$(CARGO) deny --offline check licenses bans sources
 
 # New inputs are kept in tests/fuzz/found, findings in tests/fuzz/artifacts; neither is committed.

@@ -75,7 +75,7 @@ struct Partial {
     len: u8,
 }
 
-/// Reads one direction of a TCP stream up to the end of its ClientHello.
+/// Reads one direction of a stream up to the end of its ClientHello.
 #[derive(Clone, Debug)]
 pub struct HelloParser {
     outcome: Option<Result<(), Failure>>,
@@ -151,11 +151,26 @@ impl HelloParser {
     /// Takes the next bytes of the stream, of any number. `Found` once the whole hello has been
     /// read; what follows it is not looked at. The answer does not depend on how the stream is cut.
     pub fn feed(&mut self, bytes: &[u8]) -> Peek<()> {
+        self.feed_to(bytes, HelloParser::records)
+    }
+
+    /// The same for a stream of handshake messages without a record layer, which is what QUIC's
+    /// CRYPTO frames carry (RFC 9001, section 4.1.3). The limit is that of a hello in one record.
+    /// A parser takes all of its bytes by the same one of the two.
+    pub fn feed_message(&mut self, bytes: &[u8]) -> Peek<()> {
+        self.feed_to(bytes, HelloParser::message)
+    }
+
+    fn feed_to(
+        &mut self,
+        bytes: &[u8],
+        read: impl FnOnce(&mut HelloParser, &[u8]) -> Result<bool, Failure>,
+    ) -> Peek<()> {
         if self.outcome.is_none() {
             let allowed = (self.bytes_max - self.bytes_seen) as usize;
             let taken = &bytes[..bytes.len().min(allowed)];
             self.bytes_seen += taken.len() as u32;
-            self.outcome = match self.records(taken) {
+            self.outcome = match read(self, taken) {
                 Ok(true) => Some(Ok(())),
                 Ok(false) if self.bytes_seen < self.bytes_max => None,
                 Ok(false) => Some(Err(Failure::TooLong)),

@@ -204,6 +204,35 @@ fn split_over_records_it_says_the_same() {
     }
 }
 
+/// Messages without records, in pieces of the given size.
+fn bare(message: &[u8], size: usize, limit: u32) -> HelloParser {
+    let mut parser = HelloParser::new(limit);
+    for piece in message.chunks(size) {
+        parser.feed_message(piece);
+    }
+    parser
+}
+
+#[test]
+fn without_records_it_says_the_same() {
+    let message = browser_message("api.deepseek.com");
+    let enough = records(&message, &[]).len() as u32;
+    let want = answer(&whole(&records(&message, &[])));
+    for size in [1, 2, 3, 5, 7, 100, message.len()] {
+        assert_eq!(answer(&bare(&message, size, enough)), want, "pieces of {size}");
+        let p = bare(&message, size, enough - 1);
+        assert_eq!(p.failure(), Some(Failure::TooLong), "pieces of {size}");
+        let p = bare(&[&message[..], b"\x02\0\0\x04more"].concat(), size, LIMIT);
+        assert_eq!(answer(&p), want, "pieces of {size}, another message behind");
+    }
+    let mut server_hello = message.clone();
+    server_hello[0] = 2;
+    assert_eq!(bare(&server_hello, 1, LIMIT).failure(), Some(Failure::NotTls));
+    let twice = super::tests::message(&[server_name(b"a.test"), server_name(b"b.test")]);
+    assert_eq!(bare(&twice, 1, LIMIT).failure(), Some(Failure::Malformed));
+    assert!(!bare(&message[..message.len() - 1], 1, LIMIT).complete());
+}
+
 #[test]
 fn what_follows_the_hello_is_left_alone() {
     let mut stream = rustls_hello("api.groq.com", rustls::ALL_VERSIONS, &["h2"]);

@@ -3,6 +3,11 @@
 //! Each parser is a state machine that takes the bytes of one direction in order, cut in any way,
 //! and keeps what it wants of them. It gives the same answer for every cut.
 
+pub mod fields;
+pub mod grpc;
+pub mod h2;
+pub mod hpack;
+pub mod http1;
 pub mod tls;
 
 /// What a look at the bytes so far gave.

@@ -289,6 +289,26 @@ fn the_kernel_resolves_what_it_is_asked_for() {
     });
 }
 
+/// All questions of a moment reach the kernel, not only the first of them.
+#[test]
+fn many_neighbours_can_be_asked_for_at_once() {
+    in_namespace(|| async {
+        veth();
+        // Nobody answers, and nothing is sent twice: what is asked for is there, unresolved.
+        let mut n = connect().await;
+        let a = ifindex(n.mirror(), "v0");
+        let who: Vec<Addr> = (10..60).map(|i| addr(&format!("192.0.2.{i}"))).collect();
+        for addr in &who {
+            n.resolve(a, *addr).expect("asked");
+        }
+        let known = Command::new("ip").args(["neigh", "show", "dev", "v0"]).output().expect("ip");
+        let known = String::from_utf8(known.stdout).expect("UTF-8");
+        for addr in who {
+            assert!(known.contains(&format!("{addr} ")), "{addr} was not asked for:\n{known}");
+        }
+    });
+}
+
 #[test]
 fn a_neighbour_that_was_silent_is_found_when_asked_for_again() {
     in_namespace(|| async {

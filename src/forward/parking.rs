@@ -13,8 +13,9 @@ use crate::packet::{DropReason, Packet, PortId, Verdict};
 use super::link;
 use super::routes::Routes;
 
-/// Packets that wait for one next hop at most: a few flows' first ones, and some of a burst.
-pub const PARKED_PER_NEXT_HOP_MAX: usize = 16;
+/// Packets that wait for one next hop at most: the first ones of flows that begin within the
+/// milliseconds that resolving takes. The kernel's own queue (`unres_qlen_bytes`) holds about 90.
+pub const PARKED_PER_NEXT_HOP_MAX: usize = 64;
 /// Packets that wait at most: frames held here are missing for receiving.
 pub const PARKED_MAX: usize = 1024;
 /// Next hops waited for at most. Whoever scans a prefix on a link of ours fills this, and no more.

@@ -6,8 +6,9 @@
 //!    ▲  └── dumps (start, and whenever the mirror may be wrong) ──┘
 //!    └───── resolve: NTF_USE, what `Keeper` finds due
 //! ```
-//! `decode`, [`Mirror`] and [`Keeper`] are pure; [`Netlink`] holds the two sockets.
+//! `decode`, [`Mirror`] and [`Keeper`] are pure; [`Netlink`] holds the sockets.
 
+mod asker;
 mod decode;
 pub mod keeper;
 pub mod mirror;

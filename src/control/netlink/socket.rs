@@ -1,23 +1,23 @@
-//! The two netlink sockets: one hears notifications, the other dumps and asks.
+//! The netlink sockets: one hears notifications, one dumps, one asks for neighbours.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
-};
+use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
-    NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::Instant;
 
+use super::asker::Asker;
 use super::decode;
 use super::mirror::{Effect, Fact, Mirror, NeighbourState};
 use crate::base::Addr;
@@ -38,6 +38,8 @@ pub enum NetlinkError {
     Open(#[source] std::io::Error),
     #[error("can't read {what} over netlink: {reason}")]
     Dump { what: &'static str, reason: String },
+    #[error("can't ask for a neighbour over netlink: {0}")]
+    Ask(#[source] std::io::Error),
     #[error("the netlink socket was closed by the kernel")]
     Closed,
 }
@@ -67,6 +69,7 @@ struct News {
 /// A mirror of the current network namespace, kept true by its sockets.
 pub struct Netlink {
     requests: Handle,
+    asker: Asker,
     events: UnboundedReceiver<(Message, SocketAddr)>,
     mirror: Mirror,
     /// The mirror may be wrong.
@@ -97,6 +100,7 @@ impl Netlink {
         tokio::spawn(ask);
         let mut netlink = Netlink {
             requests,
+            asker: Asker::open().map_err(NetlinkError::Open)?,
             events,
             mirror: Mirror::default(),
             in_doubt: true,
@@ -178,21 +182,18 @@ impl Netlink {
     /// ordinary one, which then fails (`__neigh_update`, net/core/neighbour.c; seen on Linux 6.18).
     ///
     /// # Errors
-    /// The socket being closed.
+    /// The kernel refusing to hear; not a lack of memory, which passes.
     pub fn resolve(&mut self, ifindex: u32, addr: Addr) -> Result<(), NetlinkError> {
         let known = self.mirror.neighbour(ifindex, addr);
         if known.is_some_and(|n| n.state == NeighbourState::Fixed) {
             return Ok(());
         }
-        let ip = addr.to_ip();
-        let mut ask = NeighbourMessage::default();
-        ask.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        ask.header.ifindex = ifindex;
-        ask.header.flags = NeighbourFlags::Use;
-        ask.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(ip)));
-        let mut message = Message::from(RouteNetlinkMessage::NewNeighbour(ask));
-        message.header.flags = NLM_F_REQUEST | NLM_F_CREATE;
-        self.requests.notify(message).map_err(|_| NetlinkError::Closed)
+        self.asker.ask(ifindex, addr).or_else(|error| match error.kind() {
+            // Asked again before long, if it is still wanted.
+            ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::Interrupted => Ok(()),
+            _ if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            _ => Err(NetlinkError::Ask(error)),
+        })
     }
 
     /// Takes one notification.

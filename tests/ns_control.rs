@@ -6,9 +6,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use common::probe::Echo;
-use common::{HTTP, Net, SERVERS4, VIP4, nat, pool, service};
+use common::{HTTP, HTTPS, Net, SERVERS4, SERVERS6, VIP4, nat, pool, service};
 use nix::sys::signal::Signal;
-use tidegate::lab::wait_for;
+use tidegate::lab::{Veth, VethEnd, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -185,6 +185,69 @@ fn a_signal_during_the_start_ends_in_order() {
     assert!(!net.socket().exists());
     let features = net.appliance.run("ethtool", &["-k", "wan"]).expect("ethtool");
     assert!(features.contains("generic-receive-offload: on"), "{features}");
+}
+
+/// A tap beside kernel forwarding: copies of both directions come in by a port of their own.
+#[test]
+fn a_tap_names_the_flows_of_a_mirror_port_and_sends_nothing() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    net.kernel_forwards(true);
+    let end = |name| VethEnd { namespace: &net.appliance, name, addresses: &[] };
+    let mirror = Veth { a: end("copies"), b: end("mirror"), queues: 1, wire_like: true };
+    mirror.create().expect("veth");
+    net.appliance.run("nft", &["add table netdev t"]).expect("nft");
+    for port in ["wan", "lan"] {
+        let hook = format!("type filter hook ingress device {port} priority 0;");
+        let chain = format!("add chain netdev t {port} {{ {hook} }}");
+        net.appliance.run("nft", &[&chain]).expect("nft");
+        let rule = format!("add rule netdev t {port} dup to copies");
+        net.appliance.run("nft", &[&rule]).expect("nft");
+    }
+    let text = format!(
+        "pipeline = \"tap\"\n[workers]\nflows_max = 1000\nheartbeat_limit = \"5s\"\n\
+         [admin]\nsocket = \"{}\"\nmetrics = false\n[port.mirror]\ninterface = \"mirror\"\n\
+         [transit]\nprefixes = [\"0.0.0.0/0\", \"::/0\"]\n\
+         [[rule]]\nsni = \"chat.test.example\"\nclass = \"chat\"\n\
+         [[rule]]\nport = [{HTTP}, {HTTPS}]\nclass = \"web\"\n",
+        net.socket().display()
+    );
+    let mut edge = net.start(&text);
+    let ask = |host: &str, address: &str| {
+        let resolve = format!("{host}:{HTTPS}:{address}");
+        let url = format!("https://{host}:{HTTPS}/");
+        let args = ["-ksSf", "-m", "5", "-o", "/dev/null", "--resolve", &resolve, &url];
+        net.client.run("curl", &args).expect("served");
+    };
+    ask("chat.test.example", SERVERS4[0]);
+    ask("other.test.example", &format!("[{}]", SERVERS6[1]));
+    let plain = format!("http://{}:{HTTP}/", SERVERS4[2]);
+    net.client.run("curl", &["-sSf", "-m", "5", "-o", "/dev/null", &plain]).expect("served");
+
+    let seen = || {
+        let flows = net.ask_json(&["show", "flows"])["flows"].clone();
+        let row = |f: &serde_json::Value| {
+            let text = |key: &str| f[key].as_str().unwrap_or("-").to_string();
+            (f["protocol"] == "tcp").then(|| (text("server"), text("sni"), text("class")))
+        };
+        let mut rows: Vec<_> = flows.as_array().into_iter().flatten().filter_map(row).collect();
+        rows.sort();
+        rows
+    };
+    let row = |server: String, sni: &str, class: &str| (server, sni.into(), class.into());
+    let want = [
+        row(format!("{}:{HTTPS}", SERVERS4[0]), "chat.test.example", "chat"),
+        row(format!("{}:{HTTP}", SERVERS4[2]), "-", "web"),
+        row(format!("[{}]:{HTTPS}", SERVERS6[1]), "other.test.example", "web"),
+    ];
+    wait_for(LIMIT, "the flows", || seen() == want).unwrap_or_else(|e| panic!("{e}: {:?}", seen()));
+    let counters = net.ask_json(&["show", "counters"]);
+    assert_eq!(counters["total"]["names_found"], 2, "{counters}");
+    assert_eq!(counters["total"]["tx_packets"], 0, "{counters}");
+    let drops = net.ask_json(&["show", "drops"]);
+    assert_eq!(drops["total"], counters["total"]["rx_packets"], "{drops}");
+    edge.signal(Signal::SIGTERM).expect("signal");
+    assert!(edge.wait(LIMIT).expect("ends").success());
 }
 
 #[test]

@@ -36,7 +36,7 @@ impl Pipeline {
             StageSpec::Balance => Some(StageKind::Balance(Balance::new())),
             StageSpec::Route => Some(StageKind::Route(Route::new())),
             StageSpec::Shape => None,
-            StageSpec::Tap => Some(StageKind::Tap(Tap)),
+            StageSpec::Tap => Some(StageKind::Tap(Tap::new())),
         });
         Pipeline { stages: stages.collect() }
     }

@@ -18,7 +18,7 @@ pub enum StageSpec {
     Route,
     /// Sends through the egress port's class tree; without it a port is a plain FIFO.
     Shape,
-    /// Counts and transmits nothing.
+    /// Follows flows and counts; transmits nothing.
     Tap,
 }
 

@@ -97,7 +97,7 @@ drop_reasons! {
     NoFrames = "no_frames",
     /// The owner's hand-over ring is full.
     HandoverFull = "handover_full",
-    /// A tap pipeline observes and transmits nothing.
+    /// Seen by the `tap` stage, which transmits nothing: no loss.
     TapOnly = "tap_only",
     /// The protocol is neither TCP, UDP nor ICMP and no stage routes it.
     UnsupportedProtocol = "unsupported_protocol",

@@ -28,12 +28,24 @@ pub(super) enum To {
 /// Runs `step` over the packets that are undecided; an error drops the packet. So does another
 /// host's Ethernet destination ([`DropReason::NotOurMac`]): a promiscuous interface sees such
 /// packets too, and whom they are for will forward them.
+#[inline]
+pub(super) fn each_undecided(
+    cx: &mut Cx<'_>,
+    batch: &mut Batch,
+    mut step: impl FnMut(&mut Cx<'_>, &mut Packet) -> Result<(), DropReason>,
+) {
+    each_overheard(cx, batch, |cx, packet| {
+        if is_for_us(cx, packet) { step(cx, packet) } else { Err(DropReason::NotOurMac) }
+    });
+}
+
+/// As [`each_undecided`], whatever the Ethernet destination.
 ///
 /// Opening a flow may push an older, half-open one out of the table. From then on what the batch
 /// was looked up to be can't be trusted, so the rest is looked up again, also for the stages
 /// behind.
 #[inline]
-pub(super) fn each_undecided(
+pub(super) fn each_overheard(
     cx: &mut Cx<'_>,
     batch: &mut Batch,
     mut step: impl FnMut(&mut Cx<'_>, &mut Packet) -> Result<(), DropReason>,
@@ -46,9 +58,7 @@ pub(super) fn each_undecided(
         if cx.flows.half_open_evicted() != evicted {
             look_up_again(cx.flows, &mut packet.meta);
         }
-        let step =
-            if is_for_us(cx, packet) { step(cx, packet) } else { Err(DropReason::NotOurMac) };
-        if let Err(reason) = step {
+        if let Err(reason) = step(cx, packet) {
             packet.meta.drop_for(reason);
         }
     }

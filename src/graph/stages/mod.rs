@@ -8,3 +8,4 @@ pub mod inspect;
 mod rig;
 pub mod route;
 pub mod tap;
+mod transit;

@@ -1,13 +1,11 @@
 //! Forwards by the kernel's routing table what no stage before has taken.
 
 use super::egress::{admit, each_undecided, may_cross, send, way_of_flow, way_to};
-use crate::flow::entry::NONE_U16;
-use crate::flow::{FlowKind, NewFlow};
+use super::transit::{has_flow, open};
+use crate::flow::FlowKind;
 use crate::forward::nat;
 use crate::graph::{Cx, Stage};
-use crate::packet::{
-    Batch, Direction, DropReason, FlowRef, Packet, PacketFlags, PacketMeta, icmp, tcp, udp,
-};
+use crate::packet::{Batch, Direction, DropReason, FlowRef, Packet};
 
 /// The router. It keeps nothing itself.
 ///
@@ -58,40 +56,12 @@ fn first(cx: &mut Cx<'_>, packet: &mut Packet) -> Result<(), DropReason> {
     may_cross(meta)?;
     let way = way_to(&cx.snapshot.routes, meta.key.dst)?;
     let egress = admit(cx, packet, way.port)?;
-    if remember && let Some(flow) = open(cx, &packet.meta) {
+    // What the table has no room for is routed all the same.
+    if remember && let Ok(flow) = open(cx, &packet.meta) {
         (packet.meta.flow, packet.meta.direction) = (flow, Direction::Forward);
         cx.flows.touch(cx.now, flow, &packet.meta, packet.frame.len() as u32);
     }
     send(cx, packet, egress, way, nat::hop)
-}
-
-/// `None` where the table has no room.
-fn open(cx: &mut Cx<'_>, meta: &PacketMeta) -> Option<FlowRef> {
-    let new = NewFlow {
-        key: meta.key,
-        reply: Some(meta.key.reversed()),
-        kind: FlowKind::Transit,
-        service: NONE_U16,
-        backend: NONE_U16,
-        class: meta.class,
-        idle_established_ms: None,
-    };
-    let flow = cx.flows.insert(cx.now, &new, meta).ok()?;
-    cx.counters.flows_opened += 1;
-    Some(flow)
-}
-
-/// Whether a packet belongs to a flow: fragments, errors and other protocols don't show which.
-fn has_flow(meta: &PacketMeta) -> bool {
-    let apart = PacketFlags(PacketFlags::FRAGMENT.0 | PacketFlags::ICMP_ERROR.0);
-    let echo = meta.key.sport != 0;
-    !meta.flags.has(apart)
-        && match meta.key.proto {
-            tcp::PROTOCOL => meta.tcp_flags & tcp::flag::RST == 0,
-            udp::PROTOCOL => true,
-            icmp::PROTOCOL | icmp::PROTOCOL_V6 => echo,
-            _ => false,
-        }
 }
 
 #[cfg(test)]
@@ -105,8 +75,8 @@ mod tests {
     use crate::packet::build::{
         ChecksumFill, IcmpSpec, IpSpec, LinkSpec, UdpSpec, icmp_packet, ip_packet, udp_packet,
     };
-    use crate::packet::tcp::flag::{ACK, SYN};
-    use crate::packet::{ClassId, Verdict};
+    use crate::packet::tcp::flag::{ACK, RST, SYN};
+    use crate::packet::{ClassId, PacketFlags, PacketMeta, Verdict};
 
     const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 16 };
     const OUT: Verdict = Verdict::Output;
@@ -212,7 +182,7 @@ mod tests {
             payload: vec![0; 28],
         });
         let gre = ip_packet(&LinkSpec::default(), &IpSpec::new(src, dst), 47, &[0; 24]);
-        let reset = Shape::tcp(tcp::flag::RST).between(V4.client, V4.backend);
+        let reset = Shape::tcp(RST).between(V4.client, V4.backend);
         let (out, _) = rig.run_with(&mut Route, &[error, gre, reset], |_| {});
         assert!(out.iter().all(|o| o.verdict == OUT), "{out:?}");
         let fragment = |meta: &mut PacketMeta| meta.flags.set(PacketFlags::FRAGMENT);

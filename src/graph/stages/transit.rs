@@ -1,0 +1,38 @@
+//! Transit flows: those of packets that nothing translates.
+
+use crate::flow::entry::NONE_U16;
+use crate::flow::{FlowKind, InsertError, NewFlow};
+use crate::graph::Cx;
+use crate::packet::{FlowRef, PacketFlags, PacketMeta, icmp, tcp, udp};
+
+/// Whether a packet belongs to a flow: fragments, errors and other protocols don't show which.
+pub(super) fn has_flow(meta: &PacketMeta) -> bool {
+    let apart = PacketFlags(PacketFlags::FRAGMENT.0 | PacketFlags::ICMP_ERROR.0);
+    let echo = meta.key.sport != 0;
+    !meta.flags.has(apart)
+        && match meta.key.proto {
+            tcp::PROTOCOL => meta.tcp_flags & tcp::flag::RST == 0,
+            udp::PROTOCOL => true,
+            icmp::PROTOCOL | icmp::PROTOCOL_V6 => echo,
+            _ => false,
+        }
+}
+
+/// Takes the flow of this first packet in, with the packet's class for both directions.
+///
+/// # Errors
+/// As [`crate::flow::FlowTable::insert`].
+pub(super) fn open(cx: &mut Cx<'_>, meta: &PacketMeta) -> Result<FlowRef, InsertError> {
+    let new = NewFlow {
+        key: meta.key,
+        reply: Some(meta.key.reversed()),
+        kind: FlowKind::Transit,
+        service: NONE_U16,
+        backend: NONE_U16,
+        class: meta.class,
+        idle_established_ms: None,
+    };
+    let flow = cx.flows.insert(cx.now, &new, meta)?;
+    cx.counters.flows_opened += 1;
+    Ok(flow)
+}

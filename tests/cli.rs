@@ -208,6 +208,53 @@ fn without_privileges_those_needed_are_named() {
 }
 
 #[test]
+fn an_old_kernel_is_named() {
+    let (place, ns) = (Place::new(), Namespace::new("old").expect("root"));
+    ns.ip("link add v0 type veth peer name v1").expect("veth");
+    let file = place.write(&place.text("v0", "false"));
+    // The kernel says that it is a 2.6 to whoever asks for that (personality(2), UNAME26).
+    let mut command = Command::new("setarch");
+    command.args(["--uname-2.6", BIN, "run", "-c", &file]);
+    let output = finish(ns.spawn(command).expect("start"));
+    assert_eq!(code(&output), 1);
+    let said = stderr(&output);
+    assert!(said.contains("kernel 2.6.") && said.contains("needs 5.10 or later"), "{said}");
+    assert_eq!(place.left(), ["edge.toml"]);
+}
+
+#[test]
+fn a_lack_of_memory_is_told_before_anything_is_changed() {
+    let (place, ns) = (Place::new(), Namespace::new("memory").expect("root"));
+    let text = place.text("eth7", "false").replace("flows_max = 1000\n", "flows_max = 16777216\n");
+    let file = place.write(&text);
+    let mut command = Command::new("prlimit");
+    command.args(["--as=2000000000", BIN, "run", "-c", &file]);
+    let output = finish(ns.spawn(command).expect("start"));
+    assert_eq!(code(&output), 1);
+    let said = stderr(&output);
+    assert!(said.contains("1 x 16777216 flows") && said.contains("workers.flows_max"), "{said}");
+    assert_eq!(place.left(), ["edge.toml"]);
+}
+
+#[test]
+fn a_socket_in_a_folder_that_is_nowhere_makes_no_folders() {
+    let (place, ns) = (Place::new(), Namespace::new("folder").expect("root"));
+    let text = place.text("eth7", "false");
+    let run = |socket: &str| {
+        let file = place.write(&text.replace("t.sock", socket));
+        let output = run_in(&ns, &["run", "-c", &file]);
+        assert_eq!(code(&output), 1);
+        stderr(&output)
+    };
+    let said = run("no/such/t.sock");
+    assert!(said.contains("no/such/t.sock: its folder can't be made"), "{said}");
+    assert_eq!(place.left(), ["edge.toml"]);
+    // One level is made, as /run/tidegate is.
+    let said = run("one/t.sock");
+    assert!(said.contains("no such interface"), "{said}");
+}
+
+#[test]
 fn a_socket_that_is_answered_is_not_taken() {
     let (place, ns) = (Place::new(), Namespace::new("taken").expect("root"));
     let file = place.write(&place.text("eth7", "false"));

@@ -36,6 +36,8 @@ pub enum SocketError {
     Taken(String),
     #[error("control socket {0}: a file that is no socket is in its place")]
     NotASocket(String),
+    #[error("control socket {path}: its folder can't be made: {source}")]
+    Folder { path: String, source: io::Error },
     #[error("control socket {path}: {source}")]
     Io { path: String, source: io::Error },
 }
@@ -67,8 +69,12 @@ impl ControlSocket {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(failed(e)),
         }
-        if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(failed)?;
+        // One level: such as /run/tidegate after each boot. A whole path would be a typing error.
+        if let Some(folder) = path.parent()
+            && let Err(source) = std::fs::create_dir(folder)
+            && source.kind() != ErrorKind::AlreadyExists
+        {
+            return Err(SocketError::Folder { path: text, source });
         }
         let listener = bind_with_mode(path, spec.socket_mode).map_err(failed)?;
         let seats = Arc::new(Semaphore::new(CLIENTS_MAX));

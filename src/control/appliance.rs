@@ -10,6 +10,7 @@ use super::routes::{RouteFeed, kept_neighbours};
 use super::steering::{SteerTables, Steering};
 use crate::base::Seed;
 use crate::config::Config;
+use crate::flow::table::FLOW_BYTES_MAX;
 use crate::forward::Tables;
 use crate::graph::Snapshot;
 use crate::nic::restore::{Changes, STATE_DIR, restore_leftovers};
@@ -21,7 +22,7 @@ use crate::observe::SharedStats;
 use crate::policy::Rules;
 use crate::worker::command::control_link;
 use crate::worker::handover::RING_PACKETS;
-use crate::worker::spec::OnFailure;
+use crate::worker::spec::{OnFailure, WorkersSpec};
 use crate::worker::{Blueprint, Clock, Handover, Heartbeat, Own, RunnerParts, WorkerThread};
 
 /// Why the appliance can't start.
@@ -31,6 +32,11 @@ pub enum BootError {
     Nic(#[from] NicError),
     #[error("{0}")]
     Netlink(#[from] NetlinkError),
+    #[error(
+        "no memory for the tables of {workers} x {flows} flows, {bytes} bytes: lower \
+         `workers.flows_max`, or give this process more"
+    )]
+    Memory { workers: u16, flows: u32, bytes: usize },
     #[error("worker {worker}: {source}")]
     Worker { worker: u16, source: std::io::Error },
 }
@@ -61,6 +67,7 @@ impl Appliance {
     /// # Errors
     /// See [`BootError`]; everything is undone then.
     pub async fn boot(config: Config) -> Result<Appliance, BootError> {
+        check_memory(&config.workers)?;
         let state_dir = Path::new(STATE_DIR);
         match restore_leftovers(state_dir) {
             Ok(restored) => {
@@ -193,6 +200,14 @@ impl Appliance {
             std::mem::forget(changes);
         }
     }
+}
+
+/// Whether the flow tables can be had: refused here, it is an error and not an abort later.
+fn check_memory(workers: &WorkersSpec) -> Result<(), BootError> {
+    let (count, flows) = (workers.count, workers.flows_max);
+    let bytes = usize::from(count) * flows as usize * FLOW_BYTES_MAX;
+    let refused = |_| BootError::Memory { workers: count, flows, bytes };
+    Vec::<u8>::new().try_reserve_exact(bytes).map_err(refused)
 }
 
 /// What workers are built from, and compared by in a reload.

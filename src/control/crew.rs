@@ -107,7 +107,7 @@ impl Crew {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
     use std::time::{Duration, Instant};
 
@@ -133,7 +133,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
 
     /// A port with a bug.
-    struct Bomb;
+    pub struct Bomb;
 
     impl Port for Bomb {
         fn rx_burst(&mut self, _: Nanos, _: &mut FramePool, _: &mut Vec<Frame>, _: usize) -> usize {
@@ -155,7 +155,7 @@ mod tests {
         fn close(&mut self, _: &mut FramePool) {}
     }
 
-    fn crew<P: Port + Send + 'static>(port: P, clock: &Clock) -> (Crew, Snapshot) {
+    pub fn crew<P: Port + Send + 'static>(port: P, clock: &Clock) -> (Crew, Snapshot) {
         let config = config::load_text(Path::new("t.toml"), TEXT).expect("a good file");
         let seed = Seed(1);
         let routes = RouteFeed::new(&config.ports, seed).build(&Mirror::default(), 0);

@@ -13,6 +13,8 @@ use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, 
 
 /// Flows of a table at most: the index keeps 32-bit tags, which are too few for more.
 pub const FLOWS_MAX: u32 = 1 << 24;
+/// Memory that a flow takes at most, its share of timers and index included.
+pub const FLOW_BYTES_MAX: usize = 192;
 
 const TCP: u8 = 6;
 

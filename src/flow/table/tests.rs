@@ -176,7 +176,7 @@ fn a_batch_is_looked_up_as_single_packets_are() {
 #[test]
 fn a_flow_of_a_million_costs_192_bytes_at_most() {
     let t = table(1_000_000, 65_536);
-    assert!(t.bytes() / 1_000_000 <= 192, "{}", t.bytes() / 1_000_000);
+    assert!(t.bytes() / 1_000_000 <= FLOW_BYTES_MAX, "{}", t.bytes() / 1_000_000);
 }
 
 #[derive(Clone, Debug)]

@@ -6,14 +6,14 @@ ROOT  := .ci/root.sh
 BIN   := $(or $(CARGO_TARGET_DIR),target)/release/tidegate
 
 .PHONY: help build demo test fmt clippy unit deny fuzz bench bench-quick clean packages-build \
-	packages-test packages-bench
+	packages-test packages-bench packages-fuzz
 
 help:
 	@echo "make demo         build, then show interactive streams with and without QoS in a lab"
 	@echo "make test         everything CI runs: format, clippy, all tests, fuzz seeds, licences"
 	@echo "make bench        all benchmarks with their peers (long); tables and JSON under bench/out"
 	@echo "make build        the release binary, target/release/tidegate"
-	@echo "make fuzz SECONDS=60 TARGET=pipeline   run a fuzz target (nightly Rust and cargo-fuzz)"
+	@echo "make fuzz SECONDS=60 TARGET=pipeline   run a fuzz target, or several, or all"
 
 packages-build:
 	@.ci/packages.sh build
@@ -21,6 +21,8 @@ packages-test:
 	@.ci/packages.sh test
 packages-bench:
 	@.ci/packages.sh bench
+packages-fuzz:
+	@.ci/packages.sh fuzz
 
 build: packages-build
 	$(CARGO) build --release --locked
@@ -40,21 +42,31 @@ clippy: packages-build
 unit: packages-test
 	$(CARGO) test --locked --no-run
 	$(ROOT) $(CARGO) test --locked
+	@[ -n "$$TIDEGATE_CORPUS" ] || echo "NOT RUN: tests against public captures" \
+		"(set TIDEGATE_CORPUS to the folder that holds them)"
 
 deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny --no-default-features
 	$(CARGO) fetch --quiet --locked  # also what other platforms would need: their licences count too
 	$(CARGO) deny --offline check licenses bans sources
+	@if timeout 60 $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny --offline check advisories; \
+	else echo "NOT CHECKED: advisories, their database can't be reached from here"; fi
 
-# New inputs are kept in tests/fuzz/found, findings in tests/fuzz/artifacts; neither is committed.
+# cargo-fuzz asks for nightly Rust; where there is none, the compiler in use is told to do what only
+# nightly would. New inputs are kept in tests/fuzz/found, findings in tests/fuzz/artifacts; neither
+# is committed.
 TARGET  ?= pipeline
 SECONDS ?= 60
 FUZZ    := tests/fuzz
-fuzz: packages-build
+TARGETS := $(if $(filter all,$(TARGET)),$(basename $(notdir $(wildcard $(FUZZ)/fuzz_targets/*.rs))),$(TARGET))
+fuzz: packages-fuzz
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
-	@mkdir -p $(FUZZ)/found/$(TARGET)
-	$(CARGO) +nightly fuzz run --fuzz-dir $(FUZZ) $(TARGET) $(FUZZ)/found/$(TARGET) \
-		$(FUZZ)/corpus/$(TARGET) -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20
+	@set -e; nightly=; \
+	if $(CARGO) +nightly --version >/dev/null 2>&1; then nightly=+nightly; \
+	else export RUSTC_BOOTSTRAP=1; fi; \
+	for t in $(TARGETS); do echo "== $$t"; mkdir -p $(FUZZ)/found/$$t; \
+		$(CARGO) $$nightly fuzz run --fuzz-dir $(FUZZ) $$t $(FUZZ)/found/$$t \
+			$(FUZZ)/corpus/$$t -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20; done
 
 # One after another: they share two cores. Each prints a table and writes JSON. The last compares
 # forwarders in namespaces of its own, and needs root.

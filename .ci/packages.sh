@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian/Ubuntu packages that are missing: packages.sh build|test|bench
+# Installs Debian/Ubuntu packages that are missing: packages.sh build|test|bench|fuzz
 # Does nothing, and needs no privileges, where all of them are there.
 set -euo pipefail
 
@@ -12,12 +12,15 @@ test=(python3 nginx-light curl nghttp2-client openssl iperf3 nftables procps)
 # Peers of the benchmarks. DPDK's AF_XDP driver carries a version in its name: see below.
 bench=(dpdk-dev valgrind)
 driver='librte-net-af-xdp'
+# libFuzzer is C++.
+fuzz=(g++)
 
 case "${1:-}" in
 build) wanted=("${build[@]}" "${run[@]}") ;;
 test) wanted=("${build[@]}" "${run[@]}" "${test[@]}") ;;
 bench) wanted=("${build[@]}" "${run[@]}" "${test[@]}" "${bench[@]}") ;;
-*) echo "usage: $0 build|test|bench" >&2; exit 2 ;;
+fuzz) wanted=("${build[@]}" "${fuzz[@]}") ;;
+*) echo "usage: $0 build|test|bench|fuzz" >&2; exit 2 ;;
 esac
 
 missing=()

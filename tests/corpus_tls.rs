@@ -155,14 +155,16 @@ fn differences(row: &Row, parser: &HelloParser) -> Option<String> {
     let sni = parser.sni().map_or("-".to_owned(), text);
     let alpn: Vec<String> = parser.alpn().iter().map(text).collect();
     let bit = |set: bool| if set { "1" } else { "0" }.to_owned();
+    let mut groups = parser.post_quantum_groups().to_vec();
+    groups.sort_unstable();
+    let groups = hex(&groups);
     let ech = match parser.encrypted() {
         Encrypted::No => "0",
         Encrypted::Ech => "1",
         Encrypted::Esni => "2",
     };
-    // Hellos without a name that servers refuse, and those of SSL 2, may stay unread.
-    let odd = ["sslv2", "malformed"].iter().any(|kind| row["kinds"].contains(kind));
-    if !found && odd && row["sni"] == "-" {
+    // Hellos without a name that servers refuse may stay unread.
+    if !found && row["kinds"].contains("malformed") && row["sni"] == "-" {
         return None;
     }
     let mut told = vec![("found", bit(found), bit(true)), ("sni", sni, row["sni"].to_lowercase())];
@@ -170,7 +172,7 @@ fn differences(row: &Row, parser: &HelloParser) -> Option<String> {
         ("alpn", alpn.join(","), row["alpn"].to_lowercase()),
         ("versions", hex(parser.versions()), row["tls_versions"].clone()),
         ("legacy_version", hex(&[parser.legacy_version()]), row["legacy_version"].clone()),
-        ("pq", bit(parser.post_quantum()), bit(!row["pq"].is_empty())),
+        ("pq", groups, row["pq"].clone()),
         ("ech", ech.to_owned(), row["ech"].clone()),
     ];
     // Rows of decoys give the name only.

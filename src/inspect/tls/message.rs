@@ -1,7 +1,8 @@
 //! The handshake message: a step for each of its fields.
 
 use super::{
-    ALPN_BYTES_MAX, Encrypted, Failure, HelloParser, SNI_BYTES_MAX, Step, VERSIONS_MAX, take,
+    ALPN_BYTES_MAX, Encrypted, Failure, GROUPS_MAX, HelloParser, SNI_BYTES_MAX, Step, VERSIONS_MAX,
+    is_grease, take,
 };
 
 /// Handshake type (RFC 8446, section 4).
@@ -16,6 +17,10 @@ const SESSION_ID_BYTES_MAX: u8 = 32;
 mod extension {
     pub const SERVER_NAME: u16 = 0;
     pub const ALPN: u16 = 16;
+    pub const SIGNATURE_ALGORITHMS: u16 = 13;
+    pub const SESSION_TICKET: u16 = 35;
+    pub const PRE_SHARED_KEY: u16 = 41;
+    pub const EARLY_DATA: u16 = 42;
     pub const SUPPORTED_VERSIONS: u16 = 43;
     pub const KEY_SHARE: u16 = 51;
     /// encrypted_server_name, the draft before ECH.
@@ -30,6 +35,7 @@ const SEEN_VERSIONS: u8 = 4;
 const SEEN_KEY_SHARE: u8 = 8;
 /// A host_name within the server name list.
 const SEEN_HOST_NAME: u8 = 16;
+const SEEN_SIGNATURES: u8 = 32;
 
 impl HelloParser {
     /// The next piece of the handshake message. `true` when it is complete.
@@ -52,9 +58,12 @@ impl HelloParser {
                 Step::ProtocolsLength | Step::ProtocolLength | Step::Protocol => {
                     self.protocol_steps(&mut input)?
                 }
-                Step::VersionsLength | Step::Versions | Step::KeySharesLength | Step::KeyShare => {
-                    self.list_steps(&mut input)?
-                }
+                Step::VersionsLength
+                | Step::Versions
+                | Step::KeySharesLength
+                | Step::KeyShare
+                | Step::SignaturesLength
+                | Step::Signatures => self.list_steps(&mut input)?,
                 _ => self.head_steps(&mut input)?,
             };
             if !went_on {
@@ -114,7 +123,9 @@ impl HelloParser {
                 // The list is even, so whole ones in the input end at its end at the latest.
                 while self.position < self.list_end {
                     let Some(suite) = self.read(input, self.list_end)? else { return Ok(false) };
-                    self.grease |= is_grease(u16::from_be_bytes(suite));
+                    let suite = u16::from_be_bytes(suite);
+                    self.grease |= is_grease(suite);
+                    self.offered.cipher(suite);
                 }
                 self.step = Step::CompressionLength;
             }
@@ -156,17 +167,23 @@ impl HelloParser {
     }
 
     fn begin_extension(&mut self, kind: u16) -> Result<(), Failure> {
+        self.offered.extension(kind);
         let (once, step) = match kind {
             extension::SERVER_NAME => (SEEN_SERVER_NAME, Step::NamesLength),
             extension::ALPN => (SEEN_ALPN, Step::ProtocolsLength),
             extension::SUPPORTED_VERSIONS => (SEEN_VERSIONS, Step::VersionsLength),
             extension::KEY_SHARE => (SEEN_KEY_SHARE, Step::KeySharesLength),
+            extension::SIGNATURE_ALGORITHMS => (SEEN_SIGNATURES, Step::SignaturesLength),
             _ => {
                 match kind {
                     extension::ECH => self.encrypted = Encrypted::Ech,
                     extension::ESNI if self.encrypted == Encrypted::No => {
                         self.encrypted = Encrypted::Esni;
                     }
+                    extension::PRE_SHARED_KEY => self.resumed = true,
+                    // Empty, it asks for a ticket.
+                    extension::SESSION_TICKET => self.resumed |= self.extension_end > self.position,
+                    extension::EARLY_DATA => self.early_data = true,
                     _ => self.grease |= is_grease(kind),
                 }
                 self.skip_to = self.extension_end;
@@ -264,7 +281,8 @@ impl HelloParser {
         Ok(true)
     }
 
-    /// supported_versions and key_share (RFC 8446, sections 4.2.1 and 4.2.8).
+    /// supported_versions, signature_algorithms and key_share (RFC 8446, sections 4.2.1, 4.2.3 and
+    /// 4.2.8).
     fn list_steps(&mut self, input: &mut &[u8]) -> Result<bool, Failure> {
         match self.step {
             Step::VersionsLength => {
@@ -272,6 +290,7 @@ impl HelloParser {
                 return self.begin_list(u32::from(len), Step::Versions);
             }
             Step::KeySharesLength => return self.list_length(input, Step::KeyShare),
+            Step::SignaturesLength => return self.list_length(input, Step::Signatures),
             _ if self.position == self.list_end => self.step = Step::Extension,
             Step::Versions => {
                 let Some(version) = self.read(input, self.list_end)?.map(u16::from_be_bytes) else {
@@ -285,11 +304,19 @@ impl HelloParser {
                     self.version_count += 1;
                 }
             }
+            Step::Signatures => {
+                let Some(scheme) = self.read(input, self.list_end)? else { return Ok(false) };
+                self.offered.signature(u16::from_be_bytes(scheme));
+            }
             _ => {
                 let Some([a, b, c, d]) = self.read(input, self.list_end)? else { return Ok(false) };
                 let (group, len) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
                 self.skip_to = inside(self.position + u32::from(len), self.list_end)?;
-                self.post_quantum |= is_post_quantum(group);
+                let count = usize::from(self.group_count);
+                if is_post_quantum(group) && count < GROUPS_MAX {
+                    self.groups[count] = group;
+                    self.group_count += 1;
+                }
                 self.grease |= is_grease(group);
             }
         }
@@ -343,11 +370,6 @@ impl HelloParser {
 #[inline(always)]
 fn inside(to: u32, end: u32) -> Result<u32, Failure> {
     if to <= end { Ok(to) } else { Err(Failure::Malformed) }
-}
-
-/// Both bytes equal, and of the form 0x?a (RFC 8701, section 2).
-fn is_grease(value: u16) -> bool {
-    value & 0x0f0f == 0x0a0a && value >> 8 == value & 0xff
 }
 
 /// ML-KEM alone and hybrids with it or with its draft Kyber (IANA registry "TLS Supported Groups").

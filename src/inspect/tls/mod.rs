@@ -6,7 +6,15 @@
 
 use super::{AlpnList, Peek};
 
+pub mod ja4;
 mod message;
+pub mod server;
+mod sslv2;
+
+pub use ja4::{Carrier, Ja4};
+pub use server::ServerHello;
+
+use ja4::Offered;
 
 /// Longest server name (RFC 1035, section 2.3.4); a longer one is malformed, as it is to servers.
 pub const SNI_BYTES_MAX: usize = 255;
@@ -14,6 +22,9 @@ pub const SNI_BYTES_MAX: usize = 255;
 pub const ALPN_BYTES_MAX: usize = 128;
 /// Offered versions that are kept, GREASE left out.
 pub const VERSIONS_MAX: usize = 8;
+
+/// Post-quantum groups of key shares that are kept.
+pub const GROUPS_MAX: usize = 4;
 
 /// Content type of handshake records (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 22;
@@ -66,12 +77,16 @@ enum Step {
     Versions,
     KeySharesLength,
     KeyShare,
+    SignaturesLength,
+    Signatures,
 }
+
+const PARTIAL_BYTES_MAX: usize = 11;
 
 /// A header that may come in pieces.
 #[derive(Clone, Copy, Debug, Default)]
 struct Partial {
-    bytes: [u8; 5],
+    bytes: [u8; PARTIAL_BYTES_MAX],
     len: u8,
 }
 
@@ -96,8 +111,11 @@ pub struct HelloParser {
     item_end: u32,
     seen: u8,
     encrypted: Encrypted,
-    post_quantum: bool,
+    resumed: bool,
+    early_data: bool,
     grease: bool,
+    /// A hello of SSL 2, told by its first byte.
+    ssl2: bool,
     alpn_truncated: bool,
     /// Whether the protocol being read fits the buffer.
     alpn_kept: bool,
@@ -106,12 +124,15 @@ pub struct HelloParser {
     versions: [u16; VERSIONS_MAX],
     name_len: u8,
     alpn_len: u8,
+    group_count: u8,
+    groups: [u16; GROUPS_MAX],
     name: [u8; SNI_BYTES_MAX],
     alpn: [u8; ALPN_BYTES_MAX],
+    offered: Offered,
 }
 
 // One per flow under inspection.
-const _: () = assert!(size_of::<HelloParser>() <= 512);
+const _: () = assert!(size_of::<HelloParser>() <= 1_088);
 const _: () = assert!(SNI_BYTES_MAX <= u8::MAX as usize);
 const _: () = assert!(ALPN_BYTES_MAX <= u8::MAX as usize);
 
@@ -134,8 +155,10 @@ impl HelloParser {
             item_end: 0,
             seen: 0,
             encrypted: Encrypted::No,
-            post_quantum: false,
+            resumed: false,
+            early_data: false,
             grease: false,
+            ssl2: false,
             alpn_truncated: false,
             alpn_kept: false,
             legacy_version: 0,
@@ -143,15 +166,18 @@ impl HelloParser {
             versions: [0; VERSIONS_MAX],
             name_len: 0,
             alpn_len: 0,
+            group_count: 0,
+            groups: [0; GROUPS_MAX],
             name: [0; SNI_BYTES_MAX],
             alpn: [0; ALPN_BYTES_MAX],
+            offered: Offered::NOTHING,
         }
     }
 
     /// Takes the next bytes of the stream, of any number. `Found` once the whole hello has been
     /// read; what follows it is not looked at. The answer does not depend on how the stream is cut.
     pub fn feed(&mut self, bytes: &[u8]) -> Peek<()> {
-        self.feed_to(bytes, HelloParser::records)
+        self.feed_to(bytes, HelloParser::stream)
     }
 
     /// The same for a stream of handshake messages without a record layer, which is what QUIC's
@@ -189,15 +215,20 @@ impl HelloParser {
         self.outcome.and_then(Result::err)
     }
 
+    /// Whether the whole hello was read, and found sound.
+    pub fn is_complete(&self) -> bool {
+        self.outcome == Some(Ok(()))
+    }
+
     /// The server name as sent; `None` where the hello has none or is not complete.
     pub fn sni(&self) -> Option<&[u8]> {
-        let found = self.complete() && self.name_len > 0;
+        let found = self.is_complete() && self.name_len > 0;
         found.then(|| &self.name[..usize::from(self.name_len)])
     }
 
     /// The protocols offered, in order; empty before the hello is complete.
     pub fn alpn(&self) -> AlpnList<'_> {
-        let len = if self.complete() { usize::from(self.alpn_len) } else { 0 };
+        let len = if self.is_complete() { usize::from(self.alpn_len) } else { 0 };
         AlpnList::from_wire(&self.alpn[..len])
     }
 
@@ -221,7 +252,34 @@ impl HelloParser {
 
     /// A key share of a post-quantum or hybrid group is among those sent.
     pub fn post_quantum(&self) -> bool {
-        self.post_quantum
+        self.group_count > 0
+    }
+
+    /// The first [`GROUPS_MAX`] post-quantum or hybrid groups among the key shares sent.
+    pub fn post_quantum_groups(&self) -> &[u16] {
+        &self.groups[..usize::from(self.group_count)]
+    }
+
+    /// The client asks to go on with an earlier session: by a pre-shared key (RFC 8446, section
+    /// 4.2.11) or a ticket (RFC 5077).
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Data follows before the server has answered: 0-RTT (RFC 8446, section 4.2.10).
+    pub fn early_data(&self) -> bool {
+        self.early_data
+    }
+
+    /// The fingerprint; `None` before the hello is complete, for a hello of SSL 2, and for one that
+    /// offers more than can be kept.
+    pub fn ja4(&self, carrier: Carrier) -> Option<Ja4> {
+        let alpn_cut = self.alpn_truncated && self.alpn_len == 0;
+        if !self.is_complete() || self.ssl2 || alpn_cut {
+            return None;
+        }
+        let version = self.versions().iter().max().copied().unwrap_or(self.legacy_version);
+        self.offered.ja4(carrier, version, self.alpn().iter().next())
     }
 
     /// GREASE (RFC 8701) among cipher suites, extensions, versions or key shares.
@@ -229,8 +287,12 @@ impl HelloParser {
         self.grease
     }
 
-    fn complete(&self) -> bool {
-        self.outcome == Some(Ok(()))
+    /// Tells the two kinds of hello apart by the stream's first byte.
+    fn stream(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
+        if self.bytes_seen == bytes.len() as u32 {
+            self.ssl2 = bytes.first().is_some_and(|&first| sslv2::begins(first));
+        }
+        if self.ssl2 { self.sslv2(bytes) } else { self.records(bytes) }
     }
 
     /// The record layer: hands the payload of handshake records on. `true` when the hello is
@@ -274,6 +336,11 @@ impl HelloParser {
     }
 }
 
+/// Both bytes equal, and of the form 0x?a (RFC 8701, section 2).
+fn is_grease(value: u16) -> bool {
+    value & 0x0f0f == 0x0a0a && value >> 8 == value & 0xff
+}
+
 /// Takes `N` bytes off the input, together with those that came before.
 #[inline(always)]
 fn take<const N: usize>(partial: &mut Partial, input: &mut &[u8]) -> Option<[u8; N]> {
@@ -288,7 +355,7 @@ fn take<const N: usize>(partial: &mut Partial, input: &mut &[u8]) -> Option<[u8;
 
 #[cold]
 fn take_pieces<const N: usize>(partial: &mut Partial, input: &mut &[u8]) -> Option<[u8; N]> {
-    const { assert!(N <= 5) };
+    const { assert!(N <= PARTIAL_BYTES_MAX) };
     while usize::from(partial.len) < N {
         let (&byte, rest) = input.split_first()?;
         *input = rest;

@@ -147,13 +147,13 @@ fn a_real_tls12_hello_is_read() {
     let p = whole(&rustls_hello("backend.internal", &[&rustls::version::TLS12], &[]));
     assert_eq!(p.sni(), Some(&b"backend.internal"[..]));
     assert!(p.alpn().is_empty());
-    assert!(p.complete());
+    assert!(p.is_complete());
 }
 
 #[test]
 fn an_address_is_no_server_name() {
     let p = whole(&rustls_hello("192.0.2.1", rustls::ALL_VERSIONS, &["h2"]));
-    assert!(p.complete() && p.alpn().contains(b"h2"));
+    assert!(p.is_complete() && p.alpn().contains(b"h2"));
     assert_eq!(p.sni(), None);
 }
 
@@ -172,7 +172,7 @@ fn a_hello_without_extensions_is_one() {
     bare.truncate(bare.len() - 2);
     bare[3] -= 2;
     let p = whole(&records(&bare, &[]));
-    assert!(p.complete() && p.sni().is_none());
+    assert!(p.is_complete() && p.sni().is_none());
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn without_records_it_says_the_same() {
     assert_eq!(bare(&server_hello, 1, LIMIT).failure(), Some(Failure::NotTls));
     let twice = super::tests::message(&[server_name(b"a.test"), server_name(b"b.test")]);
     assert_eq!(bare(&twice, 1, LIMIT).failure(), Some(Failure::Malformed));
-    assert!(!bare(&message[..message.len() - 1], 1, LIMIT).complete());
+    assert!(!bare(&message[..message.len() - 1], 1, LIMIT).is_complete());
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn other_protocols_are_refused_at_the_first_byte_that_tells() {
     let cases: [(&[u8], usize); 7] = [
         (b"GET / HTTP/1.1\r\n", 1),
         (b"SSH-2.0-OpenSSH", 1),
-        (&[0x80, 0x2e, 1, 3, 1], 1),
+        (&[0x80, 0x2e, 2], 3),
         (&[23, 3, 3, 0, 20], 1),
         (&[22, 2, 0, 0, 20], 2),
         (&[22, 3, 1, 0x40, 1], 5),
@@ -340,7 +340,7 @@ fn a_hello_of_60_kilobytes_with_its_name_last_is_read() {
 fn limits_hold() {
     let stream = records(&message(&[server_name(b"api.openai.com")]), &[]);
     let enough = stream.len() as u32;
-    assert!(feed_in(&[&stream], enough).complete());
+    assert!(feed_in(&[&stream], enough).is_complete());
     let announced = feed_in(&[&stream[..9]], enough - 1);
     assert_eq!(announced.failure(), Some(Failure::TooLong));
     // Headers of tiny records count too.
@@ -394,4 +394,41 @@ proptest! {
         prop_assert!(whole(&framed).sni().is_none_or(|name| !name.is_empty()));
         whole(&bytes);
     }
+}
+
+#[test]
+fn session_marks_and_groups_are_seen() {
+    let plain = message(&[server_name(b"a.example"), (35, vec![])]);
+    let resumed = message(&[
+        key_shares(&[(0x0a0a, 1), (0x11ec, 1216), (0x1d, 32), (0x6399, 9)]),
+        (42, vec![]),
+        (41, vec![0; 40]),
+    ]);
+    let ticket = message(&[(35, vec![1; 9])]);
+    for (message, resumes, early, groups) in [
+        (plain, false, false, &[][..]),
+        (resumed, true, true, &[0x11ec, 0x6399]),
+        (ticket, true, false, &[]),
+    ] {
+        let mut parser = HelloParser::new(LIMIT);
+        assert_eq!(parser.feed(&records(&message, &[1 << 14])), Peek::Found(()));
+        assert_eq!((parser.resumed(), parser.early_data()), (resumes, early));
+        assert_eq!(parser.post_quantum_groups(), groups);
+    }
+}
+
+#[test]
+fn the_fingerprint_names_what_was_offered() {
+    let sent = [
+        server_name(b"a.example"),
+        alpn(&["http/1.1", "h2"]),
+        versions(&[0x2a2a, 0x0304, 0x0303]),
+        (13, with_len16(&u16_list(&[0x0403, 0x0804]))),
+        (0x3a3a, vec![]),
+    ];
+    let mut parser = HelloParser::new(LIMIT);
+    assert_eq!(parser.feed(&records(&message(&sent), &[100])), Peek::Found(()));
+    let ja4 = parser.ja4(Carrier::Tcp).expect("within the limits");
+    // printf 1301,1302,c02b | sha256sum; printf 000d,002b_0403,0804 | sha256sum
+    assert_eq!(ja4.as_str(), "t13d0304h1_5559582ccdc4_ef5f37ab036a");
 }

@@ -2,7 +2,7 @@
 
 use tidegate::inspect::Peek;
 use tidegate::inspect::tls::{
-    ALPN_BYTES_MAX, Encrypted, Failure, HelloParser, SNI_BYTES_MAX, VERSIONS_MAX,
+    ALPN_BYTES_MAX, Carrier, Encrypted, Failure, HelloParser, Ja4, SNI_BYTES_MAX, VERSIONS_MAX,
 };
 
 use super::script::Input;
@@ -21,8 +21,9 @@ struct Answer {
     versions: Vec<u16>,
     legacy_version: u16,
     encrypted: Encrypted,
-    post_quantum: bool,
-    grease: bool,
+    groups: Vec<u16>,
+    marks: [bool; 3],
+    ja4: Option<Ja4>,
 }
 
 /// Input: the limit, how many pieces' lengths follow, these, and the stream.
@@ -77,8 +78,9 @@ fn read(limit: u32, pieces: &[&[u8]]) -> Answer {
         versions: parser.versions().to_vec(),
         legacy_version: parser.legacy_version(),
         encrypted: parser.encrypted(),
-        post_quantum: parser.post_quantum(),
-        grease: parser.grease(),
+        groups: parser.post_quantum_groups().to_vec(),
+        marks: [parser.grease(), parser.resumed(), parser.early_data()],
+        ja4: parser.ja4(Carrier::Tcp),
     };
     check(&answer, &parser);
     answer
@@ -89,6 +91,7 @@ fn check(answer: &Answer, parser: &HelloParser) {
     assert!(answer.found == Some(true) || answer.sni.is_none() && answer.alpn.is_empty());
     assert!(answer.sni.as_ref().is_none_or(|n| (1..=SNI_BYTES_MAX).contains(&n.len())));
     assert!(answer.versions.len() <= VERSIONS_MAX);
+    assert!(answer.ja4.is_none_or(|ja4| answer.found == Some(true) && ja4.as_str().len() == 36));
     let wire: usize = answer.alpn.iter().map(|p| 1 + p.len()).sum();
     assert_eq!(wire, parser.alpn().wire().len(), "entries do not fill the list");
     assert!(wire <= ALPN_BYTES_MAX);

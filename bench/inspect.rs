@@ -1,6 +1,11 @@
-//! What inspection and classification cost: nanoseconds a ClientHello and a decision.
+//! What inspection and classification cost: nanoseconds a ClientHello, over TCP or in QUIC's
+//! Initial packets (keys, decryption and hello), and a decision.
 //!
 //! `cargo bench --bench inspect`. Each figure is the best of several rounds, which interleave.
+
+#[allow(dead_code, reason = "shared with tests")]
+#[path = "../tests/quic_support/mod.rs"]
+mod quic_support;
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -11,6 +16,7 @@ use tidegate::base::hash::Rng;
 use tidegate::base::{Addr, Prefix, Seed};
 use tidegate::flow::reassembly::Reassembler;
 use tidegate::inspect::AlpnList;
+use tidegate::inspect::quic::{CryptoStream, InitialReader, Scratch};
 use tidegate::inspect::tls::HelloParser;
 use tidegate::packet::{ClassId, FlowKey};
 use tidegate::policy::spec::{NamePattern, RuleSpec};
@@ -29,6 +35,8 @@ fn main() {
         (format!("hello, {} B, one segment", large.len()), parse(&[&large])),
         (format!("hello, {} B, segments of 500 B", large.len()), parse(&segments)),
         (format!("hello, {} B, the same reversed", large.len()), reassemble(&segments)),
+        (format!("hello, {} B, one QUIC Initial", small.len()), initials(&small, small.len())),
+        (format!("hello, {} B, two QUIC Initials", large.len()), initials(&large, 1_000)),
     ];
     for count in [10, 1_000, 10_000] {
         for (kind, specs) in rule_sets(count) {
@@ -87,6 +95,34 @@ fn reassemble(segments: &[&[u8]]) -> Box<dyn FnMut() -> f64> {
                 });
             }
             assert!(black_box(&parser).sni().is_some());
+        })
+    })
+}
+
+/// A hello in Initial packets of 1,200 bytes, each with a piece of the given length.
+fn initials(hello: &[u8], piece: usize) -> Box<dyn FnMut() -> f64> {
+    const RECORD_HEADER_BYTES: usize = 5;
+    const FRAMES_BYTES: usize = 1_163;
+    let seal = |(i, bytes): (usize, &[u8])| {
+        let mut frames = quic_support::crypto(i * piece, bytes);
+        frames.resize(FRAMES_BYTES, 0);
+        let first = quic_support::Initial::new(quic_support::V1, b"8 bytes!");
+        quic_support::Initial { number: i as u32, ..first }.seal(&frames)
+    };
+    let message = &hello[RECORD_HEADER_BYTES..];
+    let datagrams: Vec<Vec<u8>> = message.chunks(piece).enumerate().map(seal).collect();
+    assert!(datagrams.iter().all(|d| d.len() == 1_200), "{}", datagrams[0].len());
+    let (mut reassembler, mut scratch) = (Reassembler::new(1, 64), Scratch::new());
+    Box::new(move || {
+        time(10_000, |_| {
+            let (mut reader, mut hello) = (InitialReader::new(), HelloParser::new(HELLO_BYTES_MAX));
+            reassembler.open(0, 0);
+            for datagram in &datagrams {
+                let (reassembler, hello) = (&mut reassembler, &mut hello);
+                let mut stream = CryptoStream { reassembler, slot: 0, hello };
+                reader.datagram(true, black_box(datagram), &mut stream, &mut scratch);
+            }
+            assert!(black_box(&hello).sni().is_some());
         })
     })
 }

@@ -110,6 +110,11 @@ fn hello() {
 }
 
 #[test]
+fn quic() {
+    run_all("quic", 2_000);
+}
+
+#[test]
 fn config() {
     run_all("config", 1_000);
 }

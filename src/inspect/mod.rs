@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod h2;
 pub mod hpack;
 pub mod http1;
+pub mod quic;
 pub mod tls;
 
 /// What a look at the bytes so far gave.

@@ -292,6 +292,8 @@ impl HelloParser {
             Step::KeySharesLength => return self.list_length(input, Step::KeyShare),
             Step::SignaturesLength => return self.list_length(input, Step::Signatures),
             _ if self.position == self.list_end => self.step = Step::Extension,
+            // Half a version says nothing, and other readers pass over it too.
+            Step::Versions if self.position + 1 == self.list_end => self.skip_to = self.list_end,
             Step::Versions => {
                 let Some(version) = self.read(input, self.list_end)?.map(u16::from_be_bytes) else {
                     return Ok(false);

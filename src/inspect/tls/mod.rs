@@ -174,6 +174,11 @@ impl HelloParser {
         }
     }
 
+    /// Forgets what was read: another stream begins, under the same limit.
+    pub fn restart(&mut self) {
+        *self = HelloParser::new(self.bytes_max);
+    }
+
     /// Takes the next bytes of the stream, of any number. `Found` once the whole hello has been
     /// read; what follows it is not looked at. The answer does not depend on how the stream is cut.
     pub fn feed(&mut self, bytes: &[u8]) -> Peek<()> {

@@ -9,6 +9,9 @@ pub mod hello;
 pub mod parse;
 pub mod pcap;
 pub mod pipeline;
+pub mod quic;
+#[path = "../../quic_support/mod.rs"]
+pub mod quic_support;
 pub mod rig;
 pub mod script;
 pub mod seeds;
@@ -18,10 +21,11 @@ pub mod setup;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is that of their folder of seeds.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("pipeline", pipeline::run),
     ("parse", parse::run),
     ("hello", hello::run),
+    ("quic", quic::run),
     ("config", config::run),
     ("pcap", pcap::run),
 ];

@@ -31,6 +31,7 @@ pub fn all() -> Vec<Seed> {
         ("pipeline", scripts()),
         ("parse", frames()),
         ("hello", hellos()),
+        ("quic", super::quic::seeds()),
         ("config", texts()),
         ("pcap", captures()),
     ];

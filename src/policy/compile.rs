@@ -3,7 +3,7 @@
 use super::names::NameTable;
 use super::prefixes::{self, PrefixTable};
 use super::spec::{NamePattern, RULES_MAX, RuleSpec};
-use super::values::{HashTable, NONE, Values};
+use super::values::{self, HashTable, NONE, Values};
 use super::{DSCP_COUNT, Kind, NO_RULE, Rule, Rules, addr_hash, port_hash, protocol_hash};
 use crate::base::{Addr, Prefix};
 
@@ -113,17 +113,11 @@ impl Tables {
         }
     }
 
-    fn finish(self, specs: &[RuleSpec]) -> Rules {
+    fn finish(mut self, specs: &[RuleSpec]) -> Rules {
         let needs: Vec<u8> = specs.iter().map(needs).collect();
         let primary: Vec<Option<Kind>> =
             (0..specs.len()).map(|rule| self.primary(rule, needs[rule])).collect();
-        let wider = self.wider();
-        let mut values = Values::default();
-        for (value, naming) in self.naming.iter().enumerate() {
-            let kind = Some(self.kinds[value]);
-            let primaries = naming.iter().copied().filter(|&r| primary[usize::from(r)] == kind);
-            values.push(naming, primaries, wider[value]);
-        }
+        let values = self.values(&primary);
         let always = needs.iter().position(|&n| n == 0).map_or(NO_RULE, |rule| rule as u16);
         Rules {
             rules: specs
@@ -140,6 +134,42 @@ impl Tables {
             dscp: self.dscp,
             port: self.port,
         }
+    }
+
+    /// The lists of all values, whose handles the tables get in place of their numbers.
+    fn values(&mut self, primary: &[Option<Kind>]) -> Values {
+        let wider = self.wider();
+        let is_primary =
+            |rule: u16, value: usize| primary[usize::from(rule)] == Some(self.kinds[value]);
+        let mut listed = 0;
+        let handles: Vec<u32> = self
+            .naming
+            .iter()
+            .enumerate()
+            .map(|(value, naming)| {
+                if let ([rule], NONE) = (&naming[..], wider[value]) {
+                    return values::alone(*rule, is_primary(*rule, value));
+                }
+                listed += 1;
+                listed - 1
+            })
+            .collect();
+        let handle = |value: u32| handles.get(value as usize).copied().unwrap_or(NONE);
+        let mut values = Values::default();
+        for (value, naming) in self.naming.iter().enumerate() {
+            if naming.len() > 1 || wider[value] != NONE {
+                let primaries: Vec<u16> =
+                    naming.iter().copied().filter(|&rule| is_primary(rule, value)).collect();
+                values.push(naming, &primaries, handle(wider[value]));
+            }
+        }
+        self.sni.map(handle);
+        self.alpn.map(handle);
+        self.vip.map(handle);
+        self.client.map(handle);
+        self.port.map(handle);
+        self.dscp = self.dscp.map(handle);
+        values
     }
 
     /// The kind of condition whose values the rule shares with the fewest other rules.

@@ -107,7 +107,7 @@ impl Rules {
         let mut best = self.always;
         for kind in Kind::ALL {
             self.values.any(hits.of(kind), |value| {
-                for &rule in self.values.primaries(value) {
+                for rule in self.values.primaries(value) {
                     if rule >= best {
                         break;
                     }

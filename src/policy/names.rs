@@ -47,6 +47,12 @@ impl NameTable {
         [self.exact.find(finish(hash), name), below]
     }
 
+    /// Gives each name another value.
+    pub fn map(&mut self, to: impl Fn(u32) -> u32) {
+        self.exact.map(&to);
+        self.suffix.map(&to);
+    }
+
     /// For each suffix's value, the value of the longest other suffix that it lies below.
     pub fn wider_suffixes(&self) -> Vec<(u32, u32)> {
         self.suffix.iter().map(|(suffix, value)| (value, self.find(suffix)[1])).collect()
@@ -104,6 +110,15 @@ impl NameSet {
                 (u32::from_le_bytes([a, b, c, d]), &rest[..usize::from(len)])
             }
             _ => (NONE, &[]),
+        }
+    }
+
+    fn map(&mut self, to: impl Fn(u32) -> u32) {
+        let mut rest = &mut self.records[..];
+        while let Some((value, after)) = rest.split_first_chunk_mut::<4>() {
+            *value = to(u32::from_le_bytes(*value)).to_le_bytes();
+            let len = after.first().map_or(0, |&len| 1 + usize::from(len));
+            rest = &mut after[len..];
         }
     }
 

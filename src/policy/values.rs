@@ -1,4 +1,8 @@
 //! The values that rules name, each with its rules.
+//!
+//! Tables hold a handle for each value. Most values are named by a single rule and lead on to no
+//! other: their handle says all that there is, so that a decision among many rules does not wait
+//! for one more line of memory.
 
 use crate::base::Seed;
 use crate::base::index::HashIndex;
@@ -8,7 +12,12 @@ pub const NONE: u32 = u32::MAX;
 /// Fixed, so that two compilations of the same rules are equal.
 pub const SEED: Seed = Seed(0x7469_6465_6761_7465);
 
-/// All values of all kinds, by number.
+/// Bits of a handle that says all itself, beside its rule's number in the lowest 16.
+const ALONE: u32 = 1 << 31;
+/// Its rule is looked for under this value.
+const PRIMARY: u32 = 1 << 16;
+
+/// All other values of all kinds, by handle.
 #[derive(Default)]
 pub struct Values {
     values: Vec<Value>,
@@ -24,27 +33,22 @@ struct Value {
     wider: u32,
     naming: u16,
     primaries: u16,
-    /// The only rule that names it, where there is but one: most are alone, and it saves a look
-    /// elsewhere.
-    alone: u16,
 }
 
-const _: () = assert!(size_of::<Value>() <= 16);
+/// The handle of a value that only this rule names and that leads on to no other.
+pub fn alone(rule: u16, primary: bool) -> u32 {
+    ALONE | if primary { PRIMARY } else { 0 } | u32::from(rule)
+}
 
 impl Values {
-    /// Enters a value; lists are given in ascending order.
-    pub fn push(&mut self, naming: &[u16], primaries: impl Iterator<Item = u16>, wider: u32) {
-        let start = self.rules.len();
-        if let [alone] = *naming {
-            let primaries = primaries.count() as u16;
-            self.values.push(Value { start: 0, wider, naming: 1, primaries, alone });
-            return;
-        }
+    /// Enters a value, whose handle is the number of those before; lists are given in ascending
+    /// order.
+    pub fn push(&mut self, naming: &[u16], primaries: &[u16], wider: u32) {
+        let start = self.rules.len() as u32;
         self.rules.extend_from_slice(naming);
-        self.rules.extend(primaries);
-        let primaries = (self.rules.len() - start - naming.len()) as u16;
-        let naming = naming.len() as u16;
-        self.values.push(Value { start: start as u32, wider, naming, primaries, alone: 0 });
+        self.rules.extend_from_slice(primaries);
+        let (naming, primaries) = (naming.len() as u16, primaries.len() as u16);
+        self.values.push(Value { start, wider, naming, primaries });
     }
 
     /// Whether `test` says so of any of these values or of those that they lead on to.
@@ -56,7 +60,8 @@ impl Values {
                 if test(value) {
                     return true;
                 }
-                value = self.values[value as usize].wider;
+                let wider = value & ALONE == 0;
+                value = if wider { self.values[value as usize].wider } else { NONE };
             }
         }
         false
@@ -64,22 +69,24 @@ impl Values {
 
     /// The rules that are looked for under this value, ascending.
     #[inline]
-    pub fn primaries(&self, value: u32) -> &[u16] {
-        let v = &self.values[value as usize];
-        if v.naming == 1 {
-            return &std::slice::from_ref(&v.alone)[..usize::from(v.primaries)];
-        }
-        let start = v.start as usize + usize::from(v.naming);
-        &self.rules[start..start + usize::from(v.primaries)]
+    pub fn primaries(&self, value: u32) -> impl Iterator<Item = u16> {
+        let (alone, list) = if value & ALONE != 0 {
+            ((value & PRIMARY != 0).then_some(value as u16), &[][..])
+        } else {
+            let v = &self.values[value as usize];
+            let start = v.start as usize + usize::from(v.naming);
+            (None, &self.rules[start..start + usize::from(v.primaries)])
+        };
+        alone.into_iter().chain(list.iter().copied())
     }
 
     /// Whether the rule names this value.
     #[inline]
     pub fn names(&self, value: u32, rule: u16) -> bool {
-        let v = &self.values[value as usize];
-        if v.naming == 1 {
-            return v.alone == rule;
+        if value & ALONE != 0 {
+            return value as u16 == rule;
         }
+        let v = &self.values[value as usize];
         let start = v.start as usize;
         self.rules[start..start + usize::from(v.naming)].binary_search(&rule).is_ok()
     }
@@ -124,6 +131,13 @@ impl<K: PartialEq> HashTable<K> {
         assert!(self.index.insert(hash, self.keys.len() as u32), "more keys than were counted");
         self.keys.push((key, fresh));
         fresh
+    }
+
+    /// Gives each key another value.
+    pub fn map(&mut self, to: impl Fn(u32) -> u32) {
+        for (_, value) in &mut self.keys {
+            *value = to(*value);
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&K, u32)> {

@@ -1,4 +1,4 @@
-//! Raw memory: the arena that packet frames live in, and cache prefetching.
+//! Raw memory: the arena that packet frames live in, tables on huge pages, and cache prefetching.
 //!
 //! The only room below `nic` that holds unsafe code. Everything it offers is safe to call: a slot
 //! of an arena is reached through its [`Slot`], a handle that can't be copied, so whoever holds it
@@ -192,6 +192,23 @@ impl Drop for Arena {
             unsafe { libc::munmap(self.base.as_ptr().cast(), len) };
         }
     }
+}
+
+/// `n` times `value`, on transparent huge pages where the kernel has them: a table that is looked
+/// into at random otherwise costs a walk through the page tables with nearly every look.
+pub fn huge_vec<T: Clone>(n: usize, value: T) -> Vec<T> {
+    const HUGE_PAGE: usize = 2 << 20;
+    let mut table = Vec::with_capacity(n);
+    let start = table.as_ptr() as usize;
+    let (from, to) = (start.next_multiple_of(HUGE_PAGE), start + n * size_of::<T>());
+    let len = to.saturating_sub(from) / HUGE_PAGE * HUGE_PAGE;
+    if len > 0 {
+        // SAFETY: whole pages within the table's own memory; the advice changes nothing of what
+        // they hold. It is a wish: where it is refused, the table lies on small pages.
+        unsafe { libc::madvise(from as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
+    }
+    table.resize(n, value);
+    table
 }
 
 /// Asks the cache for `slice[index]`; nothing when that is outside.

@@ -3,7 +3,8 @@
 use super::TcpState;
 use super::wheel::NANOS_PER_TICK;
 use crate::base::Nanos;
-use crate::packet::{ClassId, FlowKey, PortId};
+use crate::packet::checksum::{Delta, FoldedDelta};
+use crate::packet::{ClassId, Direction, FlowKey, PortId};
 
 /// No service, no backend, no inspection.
 pub const NONE_U16: u16 = u16::MAX;
@@ -33,6 +34,15 @@ pub struct Hop {
     pub port: PortId,
 }
 
+/// What a translation changes of the checksums: of the IPv4 header, where the TTL's decrement is
+/// not counted in, and of the transport header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SumChange {
+    pub ip: FoldedDelta,
+    pub transport: FoldedDelta,
+}
+
 /// A flow as the table keeps it.
 ///
 /// `key[0]` is what the client sends, `key[1]` what the server side sends, both as received:
@@ -42,26 +52,29 @@ pub struct Hop {
 pub struct Flow {
     pub key: [FlowKey; 2],
     /// Next hop of each direction, valid while the generation is that of the routes; 0 never is.
-    pub hop: [Hop; 2],
-    pub hop_generation: [u32; 2],
-    /// Bytes received in each direction, Ethernet headers included.
+    pub(super) hop: [Hop; 2],
+    pub(super) hop_generation: [u32; 2],
+    /// What becomes of the checksums of each direction's packets: follows from the keys.
+    pub(super) change: [SumChange; 2],
+    /// The server name's number in [`super::Names`]; [`NONE_U32`] without one.
+    pub name: u32,
+    /// Idle time allowed once established, in ticks.
+    pub(super) idle: u32,
+    /// The service's index; [`NONE_U16`] for transit.
+    pub service: u16,
+    /// The backend's index; [`NONE_U16`] for transit.
+    pub backend: u16,
+    /// QoS class of each direction.
+    pub class: [ClassId; 2],
+    /// Bytes received in each direction, Ethernet headers included. From here on stands what every
+    /// packet changes: 32 bytes at a multiple of 32, so that one cache line is written, not two.
     pub bytes: [u64; 2],
     /// Packets received in each direction; stays at the maximum.
     pub packets: [u32; 2],
     /// When a packet was last seen, in the table's ticks.
     pub(super) last_seen: u32,
-    /// Idle time allowed once established, in ticks.
-    pub(super) idle: u32,
-    /// The server name's number in [`super::Names`]; [`NONE_U32`] without one.
-    pub name: u32,
-    /// The service's index; [`NONE_U16`] for transit.
-    pub service: u16,
-    /// The backend's index; [`NONE_U16`] for transit.
-    pub backend: u16,
     /// The inspector's slot while the flow is inspected; [`NONE_U16`] otherwise.
     pub inspection: u16,
-    /// QoS class of each direction.
-    pub class: [ClassId; 2],
     pub kind: FlowKind,
     pub tcp: TcpState,
 }
@@ -69,6 +82,7 @@ pub struct Flow {
 // With 8 bytes of timer links and its share of the index a flow costs less than 192 bytes. Aligned
 // to 32, it always lies in exactly three cache lines.
 const _: () = assert!(size_of::<Flow>() == 160);
+const _: () = assert!(std::mem::offset_of!(Flow, bytes) == 128);
 
 impl Flow {
     /// Whether packets of both directions are looked up.
@@ -81,12 +95,32 @@ impl Flow {
         Nanos(u64::from(self.last_seen) * NANOS_PER_TICK)
     }
 
+    /// The next hop of one direction, if it is known since the routes had this generation.
+    #[inline(always)]
+    pub fn hop(&self, direction: Direction, generation: u32) -> Option<Hop> {
+        let known = self.hop_generation[direction as usize] == generation;
+        known.then_some(self.hop[direction as usize])
+    }
+
+    /// Keeps the next hop of one direction until the routes get another generation.
+    pub fn set_hop(&mut self, direction: Direction, hop: Hop, generation: u32) {
+        self.hop[direction as usize] = hop;
+        self.hop_generation[direction as usize] = generation;
+    }
+
+    /// What rewriting a packet of one direction changes of its checksums.
+    #[inline(always)]
+    pub fn sum_change(&self, direction: Direction) -> SumChange {
+        self.change[direction as usize]
+    }
+
     /// A slot that holds no flow.
     pub(super) fn vacant() -> Flow {
         Flow {
             key: [FlowKey::default(); 2],
             hop: [Hop::default(); 2],
             hop_generation: [0; 2],
+            change: [SumChange::default(); 2],
             bytes: [0; 2],
             packets: [0; 2],
             last_seen: 0,
@@ -116,4 +150,22 @@ pub struct NewFlow {
     pub class: ClassId,
     /// Idle time once established, milliseconds; `None`: the table's own for the protocol.
     pub idle_established_ms: Option<u32>,
+}
+
+/// What each direction's packets change by, from what the client sends and what it is answered.
+pub(super) fn changes(client: &FlowKey, server: &FlowKey) -> [SumChange; 2] {
+    [(client, server), (server, client)].map(|(sent, other)| SumChange::between(sent, other))
+}
+
+impl SumChange {
+    /// Of packets with key `sent` that leave as what `other` answers to. Nothing, where the
+    /// families differ: such packets can't be translated.
+    pub fn between(sent: &FlowKey, other: &FlowKey) -> SumChange {
+        if sent.src.is_v4() != other.dst.is_v4() || sent.dst.is_v4() != other.src.is_v4() {
+            return SumChange::default();
+        }
+        let addresses = Delta::default().addr(sent.src, other.dst).addr(sent.dst, other.src);
+        let transport = addresses.u16(sent.sport, other.dport).u16(sent.dport, other.sport);
+        SumChange { ip: addresses.folded(), transport: transport.folded() }
+    }
 }

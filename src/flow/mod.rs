@@ -9,7 +9,7 @@ pub mod table;
 pub mod tcp;
 pub mod wheel;
 
-pub use entry::{Flow, FlowKind, Hop, NewFlow};
+pub use entry::{Flow, FlowKind, Hop, NewFlow, SumChange};
 pub use names::Names;
 pub use sightings::{Sighting, Sightings};
 pub use table::{FlowLimits, FlowTable, InsertError, Timeouts};

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::entry::{Flow, NewFlow};
+use super::entry::{Flow, NewFlow, changes};
 use super::index::Index;
 use super::tcp::TcpState;
 use super::wheel::{NANOS_PER_TICK, Timers};
-use crate::base::mem::prefetch;
+use crate::base::mem::{huge_vec, prefetch};
 use crate::base::{Nanos, Seed};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, Verdict};
@@ -15,6 +15,13 @@ use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, 
 pub const FLOWS_MAX: u32 = 1 << 24;
 /// Memory that a flow takes at most, its share of timers and index included.
 pub const FLOW_BYTES_MAX: usize = 192;
+
+// A place in the index is a flow's number and a bit, and is never that of an empty slot.
+const _: () = assert!(FLOWS_MAX < u32::MAX >> 1);
+
+/// Packets between asking the cache for a flow and looking at it: three lines each, and the cache
+/// forgets what it is asked for while some tens of lines are under way.
+const AHEAD: usize = 12;
 
 const TCP: u8 = 6;
 
@@ -93,6 +100,18 @@ fn tick(now: Nanos) -> u32 {
     (now.0 / NANOS_PER_TICK) as u32
 }
 
+/// What the index keeps of a key: its flow, and which of the flow's two it is.
+#[inline(always)]
+fn place(flow: u32, direction: Direction) -> u32 {
+    flow << 1 | direction as u32
+}
+
+#[inline(always)]
+fn flow_and_direction(place: u32) -> (FlowRef, Direction) {
+    let direction = if place & 1 == 0 { Direction::Forward } else { Direction::Reply };
+    (FlowRef(place >> 1), direction)
+}
+
 impl FlowTable {
     /// # Panics
     /// Over [`FLOWS_MAX`] flows or under one: limits are checked when the configuration is read.
@@ -100,7 +119,7 @@ impl FlowTable {
         let n = limits.flows_max;
         assert!((1..=FLOWS_MAX).contains(&n), "{n} flows");
         FlowTable {
-            flows: vec![Flow::vacant(); n as usize],
+            flows: huge_vec(n as usize, Flow::vacant()),
             index: Index::new(2 * n as usize),
             timers: Timers::new(n),
             half_open: 0,
@@ -176,17 +195,7 @@ impl FlowTable {
     /// The flow that a packet with this key belongs to. `hash` is the key's, with the table's seed.
     #[inline]
     pub fn lookup(&self, key: &FlowKey, hash: u64) -> Option<(FlowRef, Direction)> {
-        let mut direction = Direction::Forward;
-        let found = self.index.find(hash, |at| {
-            let flow = &self.flows[at as usize];
-            if flow.key[0] == *key {
-                direction = Direction::Forward;
-                return true;
-            }
-            direction = Direction::Reply;
-            flow.has_reply_key() && flow.key[1] == *key
-        });
-        found.map(|at| (FlowRef(at), direction))
+        self.index.find(hash, |place| self.is_at(place, key)).map(flow_and_direction)
     }
 
     /// Whether a key belongs to a flow.
@@ -194,52 +203,66 @@ impl FlowTable {
         self.lookup(key, hash).is_some()
     }
 
+    /// Asks the cache for what [`FlowTable::lookup_batch`] will look into first.
+    #[inline(always)]
+    pub fn prefetch(&self, hash: u64) {
+        self.index.prefetch(hash);
+    }
+
     /// Looks up all packets that are still undecided, and sets their `flow` and `direction`.
     ///
-    /// In three passes, so that the cache misses of a batch overlap: slots, entries, comparison.
+    /// Entries are asked for [`AHEAD`] packets before they are compared, so that cache misses
+    /// overlap; buckets of the index were asked for with [`FlowTable::prefetch`].
     #[inline]
     pub fn lookup_batch(&self, batch: &mut Batch) {
-        for packet in batch.iter() {
-            self.index.prefetch(packet.meta.hash);
+        let mut candidates = [u32::MAX; BATCH_MAX + AHEAD];
+        let metas = batch.metas_mut();
+        for (meta, candidate) in metas.iter().zip(&mut candidates).take(AHEAD) {
+            *candidate = self.candidate(meta);
         }
-        let mut candidates = [u32::MAX; BATCH_MAX];
-        for (packet, candidate) in batch.iter().zip(&mut candidates) {
-            if let Some(at) = self.index.candidate(packet.meta.hash) {
-                *candidate = at;
-                self.prefetch_flow(at);
+        for i in 0..metas.len() {
+            if let Some(later) = metas.get(i + AHEAD) {
+                candidates[i + AHEAD] = self.candidate(later);
             }
-        }
-        for (packet, candidate) in batch.iter_mut().zip(candidates) {
-            let meta = &mut packet.meta;
-            if candidate == u32::MAX || meta.verdict != Verdict::Next {
+            let (meta, candidate) = (&mut metas[i], candidates[i]);
+            if meta.verdict != Verdict::Next {
                 continue;
             }
-            if let Some((flow, direction)) = self.confirm(candidate, meta) {
+            // The candidate's key is nearly always the packet's; else the index is asked properly.
+            let found = if candidate != u32::MAX && self.is_at(candidate, &meta.key) {
+                Some(flow_and_direction(candidate))
+            } else {
+                self.lookup(&meta.key, meta.hash)
+            };
+            if let Some((flow, direction)) = found {
                 (meta.flow, meta.direction) = (flow, direction);
             }
         }
     }
 
-    /// The candidate's key is nearly always the packet's; else the index is asked properly.
+    /// The place that a packet's key probably is at, asked for; `u32::MAX` where there is none.
     #[inline(always)]
-    fn confirm(&self, candidate: u32, meta: &PacketMeta) -> Option<(FlowRef, Direction)> {
-        let flow = &self.flows[candidate as usize];
-        if flow.key[0] == meta.key {
-            return Some((FlowRef(candidate), Direction::Forward));
-        }
-        if flow.has_reply_key() && flow.key[1] == meta.key {
-            return Some((FlowRef(candidate), Direction::Reply));
-        }
-        self.lookup(&meta.key, meta.hash)
+    fn candidate(&self, meta: &PacketMeta) -> u32 {
+        let Some(place) = self.index.candidate(meta.hash) else { return u32::MAX };
+        self.prefetch_flow(place);
+        place
+    }
+
+    /// Whether a value of the index leads to this key.
+    #[inline(always)]
+    fn is_at(&self, place: u32, key: &FlowKey) -> bool {
+        let (FlowRef(at), direction) = flow_and_direction(place);
+        self.flows[at as usize].key[direction as usize].is(key)
     }
 
     /// An entry spans three lines; all of them are needed to rewrite a packet.
     #[inline(always)]
-    fn prefetch_flow(&self, at: u32) {
+    fn prefetch_flow(&self, place: u32) {
+        let (FlowRef(at), _) = flow_and_direction(place);
         let flow = &self.flows[at as usize..=at as usize];
         prefetch(flow, 0);
         prefetch(&flow[0].hop, 0);
-        prefetch(&flow[0].class, 1);
+        prefetch(&flow[0].bytes, 0);
     }
 
     /// Makes room for this many handshakes: the oldest are forgotten for them.
@@ -288,6 +311,7 @@ impl FlowTable {
         let idle = new.idle_established_ms.map(|ms| ticks(Duration::from_millis(ms.into())));
         self.flows[at as usize] = Flow {
             key: [new.key, new.reply.unwrap_or_default()],
+            change: new.reply.map_or_else(Default::default, |reply| changes(&new.key, &reply)),
             kind: new.kind,
             service: new.service,
             backend: new.backend,
@@ -297,34 +321,44 @@ impl FlowTable {
             tcp: state,
             ..Flow::vacant()
         };
-        for hash in hash.into_iter().flatten() {
-            self.index.insert(hash, at);
+        for (hash, direction) in hash.into_iter().zip([Direction::Forward, Direction::Reply]) {
+            if let Some(hash) = hash {
+                self.index.insert(hash, place(at, direction));
+            }
         }
         self.schedule(at);
         Ok(FlowRef(at))
     }
 
-    /// Notes a packet of a flow: its state, when it was seen, and the counters.
-    #[inline]
-    pub fn touch(&mut self, now: Nanos, r: FlowRef, meta: &PacketMeta, bytes: u32) {
+    /// Notes a packet of a flow: its state, when it was seen, and the counters. Returns the flow.
+    ///
+    /// # Panics
+    /// As [`FlowTable::get`].
+    #[inline(always)]
+    pub fn touch(&mut self, now: Nanos, r: FlowRef, meta: &PacketMeta, bytes: u32) -> &mut Flow {
         let flow = &mut self.flows[r.0 as usize];
         let direction = meta.direction as usize;
         flow.last_seen = tick(now);
         flow.packets[direction] = flow.packets[direction].saturating_add(1);
         flow.bytes[direction] += u64::from(bytes);
-        let before = flow.tcp;
         // Established, and neither SYN, FIN nor RST: nothing can change.
-        if before == TcpState::Established && meta.tcp_flags & 0x07 == 0 {
-            return;
+        if flow.tcp != TcpState::Established || meta.tcp_flags & 0x07 != 0 {
+            self.advance(r.0, meta);
         }
-        let tcp = flow.key[0].proto == TCP;
+        &mut self.flows[r.0 as usize]
+    }
+
+    /// The state after a packet that may change it.
+    #[inline(never)]
+    fn advance(&mut self, at: u32, meta: &PacketMeta) {
+        let flow = &self.flows[at as usize];
+        let (before, tcp) = (flow.tcp, flow.key[0].proto == TCP);
         let after = before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key());
         if after != before {
-            self.change_state(r.0, after);
+            self.change_state(at, after);
         }
     }
 
-    #[cold]
     fn change_state(&mut self, at: u32, after: TcpState) {
         let before = std::mem::replace(&mut self.flows[at as usize].tcp, after);
         match (before.is_half_open(), after.is_half_open()) {
@@ -387,9 +421,11 @@ impl FlowTable {
         if flow.tcp.is_half_open() {
             self.half_open -= 1;
         }
-        self.index.remove(keys[0].hash(self.seed), r.0);
-        if both {
-            self.index.remove(keys[1].hash(self.seed), r.0);
+        for direction in [Direction::Forward, Direction::Reply] {
+            if direction == Direction::Forward || both {
+                let hash = keys[direction as usize].hash(self.seed);
+                self.index.remove(hash, place(r.0, direction));
+            }
         }
         self.flows[r.0 as usize] = Flow::vacant();
         self.timers.add_vacant(r.0);

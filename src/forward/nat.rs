@@ -3,43 +3,95 @@
 //! Checksums are updated, not made anew (RFC 1624), so that damage done elsewhere stays visible. A
 //! partial one is completed first: it holds a part that is about to change.
 
-use crate::packet::checksum::{Delta, complete_checksum};
-use crate::packet::field::{put_addr, put_u16, put_u32, u16_at};
-use crate::packet::{DropReason, FlowKey, PacketMeta, ipv4, ipv6, tcp, udp};
+use crate::flow::SumChange;
+use crate::packet::checksum::{FoldedDelta, complete_checksum};
+use crate::packet::field::{put_addr, put_u16, put_u32};
+use crate::packet::{DropReason, FlowKey, PacketMeta, eth, ipv4, ipv6, tcp, udp};
 
-/// Gives a TCP or UDP packet the addresses and ports of `new`, and one hop less to live. The
-/// families must agree, and the caller has seen that the TTL is above 1. `meta` keeps the key as
-/// received.
+/// Gives a TCP or UDP packet the addresses and ports of what `other` is the answer to, and one hop
+/// less to live. `change` is [`SumChange::between`] the packet's key and `other`. The families must
+/// agree, and the caller has seen that the TTL is above 1. `meta` keeps the key as received.
 ///
 /// # Errors
 /// [`DropReason::Truncated`] where `meta`'s offsets leave the packet, and
 /// [`DropReason::UnsupportedProtocol`] for other protocols; nothing is changed then.
-#[inline]
-pub fn rewrite(bytes: &mut [u8], meta: &mut PacketMeta, new: &FlowKey) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn rewrite(
+    bytes: &mut [u8],
+    meta: &mut PacketMeta,
+    other: &FlowKey,
+    change: SumChange,
+) -> Result<(), DropReason> {
+    debug_assert_eq!(meta.key.dst.is_v4(), other.src.is_v4());
     complete_checksum(bytes, meta);
-    let old = &meta.key;
-    debug_assert_eq!(old.dst.is_v4(), new.dst.is_v4());
     let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
-    let (head, transport) = bytes.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
+    if meta.is_v4() {
+        // The usual packet, at constant offsets: one look at its length is enough.
+        if let (ETH, USUAL_L4_V4) = (l3, l4)
+            && meta.key.proto == tcp::PROTOCOL
+            && let Some(head) = bytes.first_chunk_mut::<{ USUAL_L4_V4 + tcp::HEADER_LEN }>()
+        {
+            let (ip, segment) = head.split_at_mut(USUAL_L4_V4);
+            addresses_v4(&mut ip[ETH..], other, change)?;
+            return ports(segment, tcp::PROTOCOL, other, change);
+        }
+    }
+    let (head, segment) = bytes.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
     let ip = head.get_mut(l3..).ok_or(DropReason::Truncated)?;
-    let checksum = match old.proto {
-        tcp::PROTOCOL if transport.len() >= tcp::HEADER_LEN => tcp::offset::CHECKSUM,
-        udp::PROTOCOL if transport.len() >= udp::HEADER_LEN => udp::offset::CHECKSUM,
+    match meta.key.proto {
+        tcp::PROTOCOL if segment.len() >= tcp::HEADER_LEN => {}
+        udp::PROTOCOL if segment.len() >= udp::HEADER_LEN => {}
         tcp::PROTOCOL | udp::PROTOCOL => return Err(DropReason::Truncated),
         _ => return Err(DropReason::UnsupportedProtocol),
-    };
-    let addresses = if old.dst.is_v4() {
-        addresses_v4(ip.first_chunk_mut().ok_or(DropReason::Truncated)?, old, new)
+    }
+    if meta.is_v4() {
+        addresses_v4(ip, other, change)?;
     } else {
-        addresses_v6(ip.first_chunk_mut().ok_or(DropReason::Truncated)?, old, new)
-    };
-    let delta = addresses.u16(old.sport, new.sport).u16(old.dport, new.dport);
-    put_u16(transport, 0, new.sport);
-    put_u16(transport, 2, new.dport);
-    let check = u16_at(transport, checksum);
-    let check =
-        if old.proto == tcp::PROTOCOL { delta.apply(check) } else { delta.apply_udp(check) };
-    put_u16(transport, checksum, check);
+        addresses_v6(ip, other)?;
+    }
+    ports(segment, meta.key.proto, other, change)
+}
+
+const ETH: usize = eth::HEADER_LEN;
+const USUAL_L4_V4: usize = ETH + ipv4::HEADER_LEN;
+
+#[inline(always)]
+fn addresses_v4(ip: &mut [u8], other: &FlowKey, change: SumChange) -> Result<(), DropReason> {
+    let ip: &mut [u8; ipv4::HEADER_LEN] = ip.first_chunk_mut().ok_or(DropReason::Truncated)?;
+    put_u32(ip, ipv4::offset::SOURCE, other.dst.v4_bits());
+    put_u32(ip, ipv4::offset::DESTINATION, other.src.v4_bits());
+    take_hop_v4(ip, change.ip);
+    Ok(())
+}
+
+/// With a routing header another destination counts for the pseudo-header, and the sum comes out
+/// wrong: who sends such packets to a service gets no answer.
+#[inline(always)]
+fn addresses_v6(ip: &mut [u8], other: &FlowKey) -> Result<(), DropReason> {
+    let ip: &mut [u8; ipv6::HEADER_LEN] = ip.first_chunk_mut().ok_or(DropReason::Truncated)?;
+    put_addr(ip, ipv6::offset::SOURCE, other.dst);
+    put_addr(ip, ipv6::offset::DESTINATION, other.src);
+    take_hop_v6(ip);
+    Ok(())
+}
+
+/// `segment` holds a whole header of `proto`.
+#[inline(always)]
+fn ports(
+    segment: &mut [u8],
+    proto: u8,
+    other: &FlowKey,
+    change: SumChange,
+) -> Result<(), DropReason> {
+    put_u16(segment, 0, other.dport);
+    put_u16(segment, 2, other.sport);
+    if proto == tcp::PROTOCOL {
+        let check = segment[tcp::offset::CHECKSUM..].first_chunk_mut();
+        change.transport.apply(check.ok_or(DropReason::Truncated)?);
+    } else {
+        let check = segment[udp::offset::CHECKSUM..].first_chunk_mut();
+        change.transport.apply_udp(check.ok_or(DropReason::Truncated)?);
+    }
     Ok(())
 }
 
@@ -48,13 +100,13 @@ pub fn rewrite(bytes: &mut [u8], meta: &mut PacketMeta, new: &FlowKey) -> Result
 ///
 /// # Errors
 /// [`DropReason::Truncated`] where `meta`'s offsets leave the packet.
-#[inline]
+#[inline(always)]
 pub fn hop(bytes: &mut [u8], meta: &mut PacketMeta) -> Result<(), DropReason> {
     complete_checksum(bytes, meta);
     let ip = bytes.get_mut(usize::from(meta.l3)..).ok_or(DropReason::Truncated)?;
     if meta.is_v4() {
         let ip = ip.first_chunk_mut().ok_or(DropReason::Truncated)?;
-        take_hop_v4(ip, Delta::default());
+        take_hop_v4(ip, FoldedDelta::default());
     } else {
         let ip: &mut [u8; ipv6::HEADER_LEN] = ip.first_chunk_mut().ok_or(DropReason::Truncated)?;
         take_hop_v6(ip);
@@ -62,37 +114,13 @@ pub fn hop(bytes: &mut [u8], meta: &mut PacketMeta) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Returns what changed of the pseudo-header.
+/// Also brings the header checksum up to date, with what `change` says of the addresses.
 #[inline(always)]
-fn addresses_v4(ip: &mut [u8; ipv4::HEADER_LEN], old: &FlowKey, new: &FlowKey) -> Delta {
-    let delta = Delta::default()
-        .u32(old.src.v4_bits(), new.src.v4_bits())
-        .u32(old.dst.v4_bits(), new.dst.v4_bits());
-    put_u32(ip, ipv4::offset::SOURCE, new.src.v4_bits());
-    put_u32(ip, ipv4::offset::DESTINATION, new.dst.v4_bits());
-    take_hop_v4(ip, delta);
-    delta
-}
-
-/// As [`addresses_v4`]. With a routing header another destination counts for the pseudo-header, and
-/// the sum comes out wrong: who sends such packets to a service gets no answer.
-#[inline(always)]
-fn addresses_v6(ip: &mut [u8; ipv6::HEADER_LEN], old: &FlowKey, new: &FlowKey) -> Delta {
-    put_addr(ip, ipv6::offset::SOURCE, new.src);
-    put_addr(ip, ipv6::offset::DESTINATION, new.dst);
-    take_hop_v6(ip);
-    Delta::default().addr(old.src, new.src).addr(old.dst, new.dst)
-}
-
-/// Also brings the header checksum up to date, with what `delta` changed before.
-#[inline(always)]
-fn take_hop_v4(ip: &mut [u8; ipv4::HEADER_LEN], delta: Delta) {
-    // TTL and protocol are one word of the sum.
-    let word = u16_at(ip, ipv4::offset::TTL);
-    let less = word.saturating_sub(0x100);
-    put_u16(ip, ipv4::offset::TTL, less);
-    let check = u16_at(ip, ipv4::offset::CHECKSUM);
-    put_u16(ip, ipv4::offset::CHECKSUM, delta.u16(word, less).apply(check));
+fn take_hop_v4(ip: &mut [u8; ipv4::HEADER_LEN], change: FoldedDelta) {
+    ip[ipv4::offset::TTL] = ip[ipv4::offset::TTL].wrapping_sub(1);
+    if let Some(check) = ip[ipv4::offset::CHECKSUM..].first_chunk_mut() {
+        change.and(FoldedDelta::HOP).apply(check);
+    }
 }
 
 #[inline(always)]
@@ -119,6 +147,16 @@ mod tests {
         let mut meta = PacketMeta::default();
         parse(bytes, Seed(1), OPTIONS, &mut meta).expect("a good packet");
         meta
+    }
+
+    /// As the key that packets are to have.
+    fn rewrite_to(
+        bytes: &mut [u8],
+        meta: &mut PacketMeta,
+        new: &FlowKey,
+    ) -> Result<(), DropReason> {
+        let (other, old) = (new.reversed(), meta.key);
+        rewrite(bytes, meta, &other, SumChange::between(&old, &other))
     }
 
     type Endpoint = (&'static str, u16);
@@ -176,7 +214,7 @@ mod tests {
                 let (from, to) = case.before;
                 let mut bytes = packet(proto, 64, from, to, ChecksumFill::Full);
                 let mut meta = parsed(&bytes);
-                rewrite(&mut bytes, &mut meta, &key(proto, case.after)).expect(case.name);
+                rewrite_to(&mut bytes, &mut meta, &key(proto, case.after)).expect(case.name);
                 let (from, to) = case.after;
                 let want = packet(proto, 63, from, to, ChecksumFill::Full);
                 assert_eq!(bytes, want, "{}, protocol {proto}", case.name);
@@ -192,7 +230,7 @@ mod tests {
                 let mut bytes = packet(proto, 2, from, to, ChecksumFill::Partial);
                 let mut meta = parsed(&bytes);
                 assert!(meta.flags.has(PacketFlags::PARTIAL_CHECKSUM), "{}", case.name);
-                rewrite(&mut bytes, &mut meta, &key(proto, case.after)).expect(case.name);
+                rewrite_to(&mut bytes, &mut meta, &key(proto, case.after)).expect(case.name);
                 let (from, to) = case.after;
                 let want = packet(proto, 1, from, to, ChecksumFill::Full);
                 assert_eq!(bytes, want, "{}, protocol {proto}", case.name);
@@ -205,7 +243,7 @@ mod tests {
         let mut bytes = packet(udp::PROTOCOL, 64, C4, VIP4, ChecksumFill::Zero);
         let mut meta = parsed(&bytes);
         let new = key(udp::PROTOCOL, (NAT4, BACKEND4));
-        rewrite(&mut bytes, &mut meta, &new).expect("a whole packet");
+        rewrite_to(&mut bytes, &mut meta, &new).expect("a whole packet");
         assert_eq!(bytes, packet(udp::PROTOCOL, 63, NAT4, BACKEND4, ChecksumFill::Zero));
     }
 
@@ -214,7 +252,7 @@ mod tests {
         let mut bytes = packet(tcp::PROTOCOL, 64, C4, VIP4, ChecksumFill::Full);
         let mut meta = parsed(&bytes);
         *bytes.last_mut().expect("payload") ^= 0x10;
-        rewrite(&mut bytes, &mut meta, &key(tcp::PROTOCOL, (NAT4, BACKEND4))).expect("whole");
+        rewrite_to(&mut bytes, &mut meta, &key(tcp::PROTOCOL, (NAT4, BACKEND4))).expect("whole");
         let got = parse(&bytes, Seed(1), OPTIONS, &mut meta);
         assert_eq!(got, Err(DropReason::BadTransportChecksum));
     }
@@ -238,11 +276,11 @@ mod tests {
         let new = key(tcp::PROTOCOL, (NAT4, BACKEND4));
         for len in 0..54 {
             let mut cut = whole[..len].to_vec();
-            assert_eq!(rewrite(&mut cut, &mut meta, &new), Err(DropReason::Truncated), "{len}");
+            assert_eq!(rewrite_to(&mut cut, &mut meta, &new), Err(DropReason::Truncated), "{len}");
             assert_eq!(cut, whole[..len]);
         }
         meta.key.proto = 1;
-        let got = rewrite(&mut whole.clone(), &mut meta, &new);
+        let got = rewrite_to(&mut whole.clone(), &mut meta, &new);
         assert_eq!(got, Err(DropReason::UnsupportedProtocol));
     }
 
@@ -295,7 +333,7 @@ mod tests {
             let mut bytes = build(&old, ttl, &payload);
             let mut meta = parsed(&bytes);
             // A sum that looks partial by chance is completed, to the same effect.
-            rewrite(&mut bytes, &mut meta, &new).expect("a whole packet");
+            rewrite_to(&mut bytes, &mut meta, &new).expect("a whole packet");
             prop_assert_eq!(&bytes, &build(&new, ttl - 1, &payload));
         }
     }

@@ -148,6 +148,11 @@ impl Delta {
         }
     }
 
+    #[inline(always)]
+    pub fn folded(self) -> FoldedDelta {
+        FoldedDelta(self.0.fold().to_be())
+    }
+
     /// The new checksum of an IPv4 header or a TCP, ICMP or ICMPv6 message.
     ///
     /// Never 0xffff: what is summed is never all zeroes, so the checksum made anew would be 0.
@@ -156,16 +161,48 @@ impl Delta {
         let new = self.0.word(!check).checksum();
         if new == 0xffff { 0 } else { new }
     }
+}
 
-    /// The new checksum of a UDP datagram: 0 means that there is none and stays so; one that comes
+/// A [`Delta`] in 16 bits, as it lies in memory: to be kept and applied to many packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct FoldedDelta(u16);
+
+impl FoldedDelta {
+    /// One hop less to live: the word of an IPv4 header that holds the TTL, which is above 0, goes
+    /// down by 0x100, whatever it was.
+    pub const HOP: FoldedDelta = FoldedDelta((!0x0100u16).to_be());
+
+    /// Both changes.
+    #[inline(always)]
+    #[must_use]
+    pub fn and(self, other: FoldedDelta) -> FoldedDelta {
+        FoldedDelta(self.plus(other.0))
+    }
+
+    /// As [`Delta::apply`], to a checksum where it stands.
+    #[inline(always)]
+    pub fn apply(self, check: &mut [u8; 2]) {
+        let new = !self.plus(!u16::from_ne_bytes(*check));
+        *check = (if new == 0xffff { 0 } else { new }).to_ne_bytes();
+    }
+
+    /// The same for a UDP datagram: 0 means that there is no checksum and stays so; one that comes
     /// out as 0 is sent as 0xffff (RFC 768).
     #[inline(always)]
-    pub fn apply_udp(self, check: u16) -> u16 {
-        if check == 0 {
-            return 0;
+    pub fn apply_udp(self, check: &mut [u8; 2]) {
+        let old = u16::from_ne_bytes(*check);
+        if old == 0 {
+            return;
         }
-        let new = self.0.word(!check).checksum();
-        if new == 0 { 0xffff } else { new }
+        let new = !self.plus(!old);
+        *check = (if new == 0 { 0xffff } else { new }).to_ne_bytes();
+    }
+
+    #[inline(always)]
+    fn plus(self, other: u16) -> u16 {
+        let (sum, carry) = self.0.overflowing_add(other);
+        sum + u16::from(carry)
     }
 }
 
@@ -201,10 +238,15 @@ pub fn is_partial(field: u16, pseudo: Sum) -> bool {
 ///
 /// To be called before anything the sum covers is rewritten: the field holds the pseudo-header's
 /// part.
+#[inline(always)]
 pub fn complete_checksum(bytes: &mut [u8], meta: &mut PacketMeta) {
-    if !meta.flags.has(PacketFlags::PARTIAL_CHECKSUM) {
-        return;
+    if meta.flags.has(PacketFlags::PARTIAL_CHECKSUM) {
+        complete(bytes, meta);
     }
+}
+
+#[inline(never)]
+fn complete(bytes: &mut [u8], meta: &mut PacketMeta) {
     let (l4, end) = (usize::from(meta.l4), usize::from(meta.end));
     let Some(segment) = bytes.get_mut(l4..end) else { return };
     match meta.key.proto {
@@ -253,12 +295,26 @@ mod tests {
         assert_eq!(update16(0xdd2f, 0x5555, 0x3285), 0x0000);
     }
 
+    fn udp(delta: Delta, check: u16) -> u16 {
+        let mut field = check.to_be_bytes();
+        delta.folded().apply_udp(&mut field);
+        u16::from_be_bytes(field)
+    }
+
+    #[test]
+    fn a_hop_less() {
+        for word in 0x100..=0xffff {
+            let delta = Delta::default().u16(word, word - 0x100).folded();
+            assert_eq!(delta, FoldedDelta::HOP, "{word:#x}");
+        }
+    }
+
     #[test]
     fn both_zeroes() {
         assert_eq!(update16(0xffff, 0xffff, 0x0000), 0, "never 0xffff");
         assert_eq!(update16(0x0000, 0x1234, 0x1234), 0);
-        assert_eq!(Delta::default().u16(1, 2).apply_udp(0), 0, "no checksum stays none");
-        assert_eq!(Delta::default().u16(0x5555, 0x3285).apply_udp(0xdd2f), 0xffff);
+        assert_eq!(udp(Delta::default().u16(1, 2), 0), 0, "no checksum stays none");
+        assert_eq!(udp(Delta::default().u16(0x5555, 0x3285), 0xdd2f), 0xffff);
     }
 
     proptest! {
@@ -292,10 +348,13 @@ mod tests {
             let delta = Delta::default().u16(old.0, new2).u32(old.1, new4).addr(old_addr, new_addr);
             prop_assert_eq!(delta.apply(check), anew);
             if check != 0 {
-                let udp = if anew == 0 { 0xffff } else { anew };
-                prop_assert_eq!(delta.apply_udp(check), udp);
-                prop_assert_eq!(delta.apply_udp(if check == 0 { 0xffff } else { check }), udp);
+                let as_sent = if anew == 0 { 0xffff } else { anew };
+                prop_assert_eq!(udp(delta, check), as_sent);
+                prop_assert_eq!(udp(delta, if check == 0 { 0xffff } else { check }), as_sent);
             }
+            let mut field = check.to_be_bytes();
+            delta.folded().apply(&mut field);
+            prop_assert_eq!(u16::from_be_bytes(field), anew);
         }
     }
 }

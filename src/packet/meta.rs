@@ -71,6 +71,19 @@ impl FlowKey {
         hash5(seed, self.src.hi, self.src.lo, self.dst.hi, self.dst.lo, ports)
     }
 
+    /// Equality without a branch for each field: for keys that are expected to be equal.
+    #[inline(always)]
+    pub fn is(&self, other: &FlowKey) -> bool {
+        let addresses = (self.src.hi ^ other.src.hi)
+            | (self.src.lo ^ other.src.lo)
+            | (self.dst.hi ^ other.dst.hi)
+            | (self.dst.lo ^ other.dst.lo);
+        let rest = (self.sport ^ other.sport)
+            | (self.dport ^ other.dport)
+            | u16::from(self.proto ^ other.proto);
+        addresses | u64::from(rest) == 0
+    }
+
     /// The key of the packets that answer, where nothing is translated.
     #[inline]
     pub fn reversed(&self) -> FlowKey {
@@ -113,6 +126,9 @@ impl PacketFlags {
     pub const PARTIAL_CHECKSUM: PacketFlags = PacketFlags(8);
     /// The packet carries an ICMP or ICMPv6 error message.
     pub const ICMP_ERROR: PacketFlags = PacketFlags(16);
+    /// The Ethernet destination is not the port it came in by: a promiscuous interface sees such
+    /// packets too, and whom they are for will forward them.
+    pub const OTHER_HOST: PacketFlags = PacketFlags(32);
 
     #[inline]
     pub fn has(self, flag: PacketFlags) -> bool {
@@ -166,31 +182,40 @@ pub struct PacketMeta {
 
 impl Default for PacketMeta {
     fn default() -> PacketMeta {
-        PacketMeta {
-            key: FlowKey::default(),
-            hash: 0,
-            tcp_seq: 0,
-            tcp_ack: 0,
-            flow: FlowRef::NONE,
-            class: ClassId::UNSET,
-            in_port: PortId::default(),
-            out_port: PortId::default(),
-            l3: 0,
-            l4: 0,
-            payload: 0,
-            end: 0,
-            vlan_tci: 0,
-            tcp_flags: 0,
-            tos: 0,
-            ttl: 0,
-            flags: PacketFlags::default(),
-            direction: Direction::Forward,
-            verdict: Verdict::Next,
-        }
+        PacketMeta::UNREAD
     }
 }
 
 impl PacketMeta {
+    /// Nothing is known yet.
+    pub const UNREAD: PacketMeta = PacketMeta {
+        key: FlowKey {
+            src: Addr::UNSPECIFIED,
+            dst: Addr::UNSPECIFIED,
+            sport: 0,
+            dport: 0,
+            proto: 0,
+        },
+        hash: 0,
+        tcp_seq: 0,
+        tcp_ack: 0,
+        flow: FlowRef::NONE,
+        class: ClassId::UNSET,
+        in_port: PortId(0),
+        out_port: PortId(0),
+        l3: 0,
+        l4: 0,
+        payload: 0,
+        end: 0,
+        vlan_tci: 0,
+        tcp_flags: 0,
+        tos: 0,
+        ttl: 0,
+        flags: PacketFlags(0),
+        direction: Direction::Forward,
+        verdict: Verdict::Next,
+    };
+
     #[inline]
     pub fn is_v4(&self) -> bool {
         self.key.dst.is_v4()

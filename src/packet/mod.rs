@@ -22,7 +22,7 @@ pub mod tcp;
 pub mod udp;
 mod usual;
 
-pub use batch::{Batch, Packet};
+pub use batch::{Batch, Packet, PacketMut, PacketRef};
 pub use checksum::complete_checksum;
 pub use drop::DropReason;
 pub use frame::{Frame, FramePool};

@@ -30,6 +30,7 @@ pub struct ParseOptions {
 /// # Errors
 /// Why the packet is to be dropped: its headers are incomplete, contradict each other, or hold what
 /// nobody may send.
+#[inline(always)]
 pub fn parse(
     bytes: &[u8],
     seed: Seed,

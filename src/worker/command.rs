@@ -14,7 +14,7 @@ use crate::forward::Routes;
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::wake::Waker;
-use crate::packet::{ClassId, DropReason, FlowRef, PortId};
+use crate::packet::{ClassId, DropReason, FlowRef, Packet, PortId};
 use crate::qos::spec::PortQosSpec;
 use crate::qos::{ClassStats, Queued};
 
@@ -268,8 +268,8 @@ impl<P: Port> Worker<P> {
     fn retry_parked(&mut self, now: Nanos) {
         let Worker { parts, counters, unparked, .. } = self;
         parts.parking.retry(now, &parts.snapshot.routes, unparked);
-        for packet in unparked.drain(..) {
-            parts.dispatch(now, counters, packet);
+        for Packet { frame, meta } in unparked.drain(..) {
+            parts.dispatch(now, counters, frame, &meta);
         }
     }
 

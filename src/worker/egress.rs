@@ -78,6 +78,12 @@ impl EgressQueue {
         self.len() == 0
     }
 
+    /// Whether a packet that is enqueued now would be the next one out.
+    #[inline]
+    pub fn is_empty_fifo(&self) -> bool {
+        matches!(self, EgressQueue::Fifo(fifo) if fifo.queue.is_empty())
+    }
+
     /// Bytes waiting.
     pub fn backlog_bytes(&self) -> u64 {
         match self {

@@ -18,7 +18,7 @@ pub struct Side<P> {
     pub options: ParseOptions,
     /// Bytes that the device may hold: what it holds, the class tree can't reorder any more.
     pub in_flight_max: u64,
-    /// Chosen by `egress`, not yet taken by the port.
+    /// Chosen by `egress`, or let past it; not yet taken by the port.
     staged: Vec<Frame>,
     /// Given up by `egress` while it was asked for packets or given one.
     dropped: Vec<(Frame, DropReason)>,
@@ -36,7 +36,9 @@ impl<P: Port> Side<P> {
         self.egress.len() + self.staged.len()
     }
 
-    #[inline]
+    /// Takes a packet. Where nothing waits and nothing shapes, it goes straight to what the port
+    /// sends next.
+    #[inline(always)]
     pub fn enqueue(
         &mut self,
         now: Nanos,
@@ -44,6 +46,10 @@ impl<P: Port> Side<P> {
         pool: &mut FramePool,
         counters: &mut Counters,
     ) {
+        if self.egress.is_empty_fifo() && self.staged.len() < BATCH_MAX {
+            self.staged.push(packet.frame);
+            return;
+        }
         self.egress.enqueue(now, packet, &mut self.dropped);
         if !self.dropped.is_empty() {
             self.count_dropped(pool, counters);

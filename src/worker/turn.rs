@@ -13,11 +13,17 @@ use crate::graph::{Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
 use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::{Batch, DropReason, Frame, FramePool, Packet, PacketMeta, Verdict, parse, tcp};
+use crate::packet::{
+    Batch, DropReason, Frame, FramePool, Packet, PacketFlags, PacketMeta, PacketMut, PortId,
+    Verdict, parse, tcp,
+};
 use crate::qos::Queued;
 
 /// Frames that stay out of queues, so that packets can always be received and answered.
 const FRAME_RESERVE: usize = 2 * BATCH_MAX;
+/// How many packets ahead a frame's header is asked for: frames lie at even distances, so that few
+/// of them fit the first-level cache at once.
+const AHEAD: usize = 4;
 /// How often timers are looked at.
 const TIMERS_EVERY_NS: u64 = 1_000_000;
 /// Flows that one turn forgets at most.
@@ -119,35 +125,38 @@ impl<P: Port> Worker<P> {
         if count == 0 {
             return 0;
         }
-        received.iter().for_each(|f| f.prefetch(arena));
         counters.rx_packets += count as u64;
+        received.iter().take(AHEAD).for_each(|f| f.prefetch(arena));
         let (workers, me) = (parts.handover.workers() as u16, parts.id);
-        for mut frame in received.drain(..) {
-            counters.rx_bytes += frame.len() as u64;
-            let mut meta =
-                PacketMeta { in_port: crate::packet::PortId(port as u16), ..PacketMeta::default() };
-            let bytes = frame.bytes_mut(arena);
-            if let Err(reason) = parse(bytes, parts.snapshot.seed, side.options, &mut meta) {
+        let options = side.options;
+        let own = parts.snapshot.routes.egress(PortId(port as u16)).map_or([0; 6], |e| e.mac);
+        let mut bytes_received = 0;
+        let mut frames = received.drain(..);
+        while let Some(frame) = frames.next() {
+            if let Some(later) = frames.as_slice().get(AHEAD - 1) {
+                later.prefetch(arena);
+            }
+            bytes_received += frame.len() as u64;
+            let PacketMut { frame, meta } = batch.push_unread(frame, PortId(port as u16));
+            let bytes = frame.bytes(arena);
+            let read = parse(bytes, parts.snapshot.seed, options, meta);
+            // A port whose address is not known (all zero) takes everything.
+            if bytes.first_chunk() != Some(&own) && own != [0; 6] {
+                meta.flags.set(PacketFlags::OTHER_HOST);
+            }
+            if let Err(reason) = read {
                 counters.drop(reason);
-                parts.pool.put(frame);
+                batch.pop().into_iter().for_each(|p| parts.pool.put(p.frame));
                 continue;
             }
-            let packet = Packet { frame, meta };
-            if workers > 1 {
-                let owner = parts.snapshot.forward.owner(&packet.meta, workers);
-                if owner != me {
-                    match parts.handover.give(owner, packet) {
-                        Ok(()) => counters.handed_over += 1,
-                        Err(packet) => {
-                            counters.drop(DropReason::HandoverFull);
-                            parts.pool.put(packet.frame);
-                        }
-                    }
-                    continue;
-                }
+            parts.flows.prefetch(meta.hash);
+            let owner = if workers == 1 { me } else { parts.snapshot.forward.owner(meta, workers) };
+            if owner != me {
+                batch.pop().into_iter().for_each(|p| parts.hand_over(counters, owner, p));
             }
-            batch.push(packet);
         }
+        drop(frames);
+        counters.rx_bytes += bytes_received;
         self.process(now);
         count
     }
@@ -183,12 +192,12 @@ impl<P: Port> Worker<P> {
             icmp_limit: &mut parts.icmp_limit,
         };
         parts.pipeline.run(&mut cx, batch);
-        for packet in batch.drain() {
-            parts.dispatch(now, counters, packet);
+        for (frame, meta) in batch.drain_frames() {
+            parts.dispatch(now, counters, frame, meta);
         }
         counters.created += replies.len() as u64;
-        for packet in replies.drain(..) {
-            parts.dispatch(now, counters, packet);
+        for Packet { frame, meta } in replies.drain(..) {
+            parts.dispatch(now, counters, frame, &meta);
         }
     }
 
@@ -290,8 +299,8 @@ impl<P: Port> WorkerParts<P> {
     #[inline]
     fn make_room(&mut self, batch: &Batch, counters: &mut Counters) {
         use tcp::flag::{ACK, SYN};
-        let begins = |p: &&Packet| p.meta.tcp_flags & (SYN | ACK) == SYN;
-        let handshakes = batch.iter().filter(begins).count() as u32;
+        let begins = |meta: &&PacketMeta| meta.tcp_flags & (SYN | ACK) == SYN;
+        let handshakes = batch.metas().iter().filter(begins).count() as u32;
         if handshakes > 0 {
             let pipeline = &mut self.pipeline;
             self.flows.make_room(handshakes, |flow| {
@@ -301,29 +310,50 @@ impl<P: Port> WorkerParts<P> {
         }
     }
 
-    #[inline]
-    pub(super) fn dispatch(&mut self, now: Nanos, counters: &mut Counters, packet: Packet) {
-        let Packet { frame, meta } = packet;
-        let reason = match meta.verdict {
-            Verdict::Output => return self.output(now, counters, frame, &meta),
-            Verdict::Park => return self.park(now, counters, Packet { frame, meta }),
-            Verdict::Drop(reason) => reason,
-            Verdict::Next => DropReason::NotHandled,
-        };
-        counters.drop(reason);
-        self.pool.put(frame);
+    #[cold]
+    fn hand_over(&mut self, counters: &mut Counters, owner: u16, packet: Packet) {
+        match self.handover.give(owner, packet) {
+            Ok(()) => counters.handed_over += 1,
+            Err(packet) => {
+                counters.drop(DropReason::HandoverFull);
+                self.pool.put(packet.frame);
+            }
+        }
     }
 
-    #[inline]
-    fn output(&mut self, now: Nanos, counters: &mut Counters, frame: Frame, meta: &PacketMeta) {
-        let reason = match self.sides.get_mut(usize::from(meta.out_port.0)) {
+    /// Sends a packet the way that was decided.
+    #[inline(always)]
+    pub(super) fn dispatch(
+        &mut self,
+        now: Nanos,
+        counters: &mut Counters,
+        frame: Frame,
+        meta: &PacketMeta,
+    ) {
+        match meta.verdict {
+            Verdict::Output => {
+                let (port, class, flow_hash) = (meta.out_port, meta.class, meta.hash as u32);
+                self.output(now, counters, port, Queued { frame, class, flow_hash });
+            }
+            Verdict::Park => self.park(now, counters, Packet { frame, meta: meta.clone() }),
+            Verdict::Drop(reason) => self.discard(counters, reason, frame),
+            Verdict::Next => self.discard(counters, DropReason::NotHandled, frame),
+        }
+    }
+
+    #[inline(always)]
+    fn output(&mut self, now: Nanos, counters: &mut Counters, port: PortId, packet: Queued) {
+        let reason = match self.sides.get_mut(usize::from(port.0)) {
             Some(side) if self.pool.available() >= FRAME_RESERVE || side.held() == 0 => {
-                let packet = Queued { frame, class: meta.class, flow_hash: meta.hash as u32 };
                 return side.enqueue(now, packet, &mut self.pool, counters);
             }
             Some(_) => DropReason::NoFrames,
             None => DropReason::NotOurPort,
         };
+        self.discard(counters, reason, packet.frame);
+    }
+
+    fn discard(&mut self, counters: &mut Counters, reason: DropReason, frame: Frame) {
         counters.drop(reason);
         self.pool.put(frame);
     }

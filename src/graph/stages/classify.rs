@@ -32,8 +32,7 @@ impl Stage for Classify {
             };
             flow.class = [class_by(&cx.snapshot.rules, &facts, cx.counters); 2];
         }
-        for packet in batch.iter_mut() {
-            let meta = &mut packet.meta;
+        for meta in batch.metas_mut() {
             if meta.verdict != Verdict::Next {
                 continue;
             }

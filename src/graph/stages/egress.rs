@@ -2,40 +2,43 @@
 //! Ethernet header.
 
 use crate::base::Addr;
-use crate::flow::{FlowTable, Hop};
+use crate::base::mem::Arena;
+use crate::flow::{Flow, FlowTable, Hop};
 use crate::forward::icmp::{self, IcmpError};
 use crate::forward::{Egress, Routes, link};
 use crate::graph::{Cx, REPLIES_MAX, park};
+use crate::observe::Counters;
 use crate::packet::frame::HEADROOM;
 use crate::packet::{
-    Batch, Direction, DropReason, FlowRef, Packet, PacketFlags, PacketMeta, PortId, Verdict, scope,
+    Batch, Direction, DropReason, FlowRef, Frame, Packet, PacketFlags, PacketMeta, PacketMut,
+    PacketRef, Verdict, scope,
 };
 
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Way {
-    pub port: PortId,
-    pub to: To,
+    pub hop: Hop,
+    /// The neighbour whose MAC address is not known yet; the one in `hop` is none.
+    pub wait_for: Option<Addr>,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum To {
-    Mac([u8; 6]),
-    /// Its MAC address is not known yet.
-    Neighbour(Addr),
-}
+/// How many packets ahead a frame's header is asked for: frames lie at even distances, so that few
+/// of them fit the first-level cache at once.
+const AHEAD: usize = 4;
 
 /// Runs `step` over the packets that are undecided; an error drops the packet. So does another
-/// host's Ethernet destination ([`DropReason::NotOurMac`]): a promiscuous interface sees such
-/// packets too, and whom they are for will forward them.
-#[inline]
+/// host's Ethernet destination ([`PacketFlags::OTHER_HOST`]).
+#[inline(always)]
 pub(super) fn each_undecided(
     cx: &mut Cx<'_>,
     batch: &mut Batch,
-    mut step: impl FnMut(&mut Cx<'_>, &mut Packet) -> Result<(), DropReason>,
+    mut step: impl FnMut(&mut Cx<'_>, &mut PacketMut<'_>) -> Result<(), DropReason>,
 ) {
     each_overheard(cx, batch, |cx, packet| {
-        if is_for_us(cx, packet) { step(cx, packet) } else { Err(DropReason::NotOurMac) }
+        if packet.meta.flags.has(PacketFlags::OTHER_HOST) {
+            return Err(DropReason::NotOurMac);
+        }
+        step(cx, packet)
     });
 }
 
@@ -44,36 +47,34 @@ pub(super) fn each_undecided(
 /// Opening a flow may push an older, half-open one out of the table. From then on what the batch
 /// was looked up to be can't be trusted, so the rest is looked up again, also for the stages
 /// behind.
-#[inline]
+#[inline(always)]
 pub(super) fn each_overheard(
     cx: &mut Cx<'_>,
     batch: &mut Batch,
-    mut step: impl FnMut(&mut Cx<'_>, &mut Packet) -> Result<(), DropReason>,
+    mut step: impl FnMut(&mut Cx<'_>, &mut PacketMut<'_>) -> Result<(), DropReason>,
 ) {
     let evicted = cx.flows.half_open_evicted();
-    for packet in batch.iter_mut() {
+    let (frames, metas) = batch.parts_mut();
+    frames.iter().take(AHEAD).for_each(|frame| frame.prefetch(cx.arena));
+    for i in 0..frames.len().min(metas.len()) {
+        if let Some(later) = frames.get(i + AHEAD) {
+            later.prefetch(cx.arena);
+        }
+        let mut packet = PacketMut { frame: &mut frames[i], meta: &mut metas[i] };
         if packet.meta.verdict != Verdict::Next {
             continue;
         }
         if cx.flows.half_open_evicted() != evicted {
-            look_up_again(cx.flows, &mut packet.meta);
+            look_up_again(cx.flows, packet.meta);
         }
-        if let Err(reason) = step(cx, packet) {
+        if let Err(reason) = step(cx, &mut packet) {
             packet.meta.drop_for(reason);
         }
     }
     if cx.flows.half_open_evicted() != evicted {
-        let left = batch.iter_mut().filter(|p| p.meta.verdict == Verdict::Next);
-        left.for_each(|p| look_up_again(cx.flows, &mut p.meta));
+        let left = metas.iter_mut().filter(|meta| meta.verdict == Verdict::Next);
+        left.for_each(|meta| look_up_again(cx.flows, meta));
     }
-}
-
-/// Whether the packet's Ethernet destination is the port it came in by. A port whose address is not
-/// known (all zero) takes everything.
-#[inline(always)]
-fn is_for_us(cx: &Cx<'_>, packet: &Packet) -> bool {
-    let own = cx.snapshot.routes.egress(packet.meta.in_port).map_or([0; 6], |port| port.mac);
-    packet.frame.bytes(cx.arena).starts_with(&own) || own == [0; 6]
 }
 
 #[cold]
@@ -82,30 +83,20 @@ fn look_up_again(flows: &FlowTable, meta: &mut PacketMeta) {
     (meta.flow, meta.direction) = found.unwrap_or((FlowRef::NONE, Direction::Forward));
 }
 
-/// The way to `target` for packets of a flow. Remembered in the flow until routes change, so that
-/// most packets need no lookup.
+/// Finds the way to `target` for packets of a flow anew, and has the flow remember it until routes
+/// change, so that most packets need no lookup.
 ///
 /// # Errors
 /// As [`Routes::resolve`].
-#[inline]
 pub(super) fn way_of_flow(
-    cx: &mut Cx<'_>,
-    flow: FlowRef,
+    routes: &Routes,
+    flow: &mut Flow,
     direction: Direction,
     target: Addr,
 ) -> Result<Way, DropReason> {
-    let routes: &Routes = &cx.snapshot.routes;
-    let direction = direction as usize;
-    let known = cx.flows.get(flow);
-    if known.hop_generation[direction] == routes.generation() {
-        let hop = known.hop[direction];
-        return Ok(Way { port: hop.port, to: To::Mac(hop.mac) });
-    }
     let way = way_to(routes, target)?;
-    if let To::Mac(mac) = way.to {
-        let known = cx.flows.get_mut(flow);
-        known.hop[direction] = Hop { mac, port: way.port };
-        known.hop_generation[direction] = routes.generation();
+    if way.wait_for.is_none() {
+        flow.set_hop(direction, way.hop, routes.generation());
     }
     Ok(way)
 }
@@ -116,8 +107,15 @@ pub(super) fn way_of_flow(
 /// As [`Routes::resolve`].
 pub(super) fn way_to(routes: &Routes, target: Addr) -> Result<Way, DropReason> {
     let resolved = routes.resolve(target)?;
-    let to = resolved.mac.map_or(To::Neighbour(resolved.next_hop), To::Mac);
-    Ok(Way { port: resolved.port, to })
+    let hop = Hop { mac: resolved.mac.unwrap_or_default(), port: resolved.port };
+    Ok(Way { hop, wait_for: resolved.mac.is_none().then_some(resolved.next_hop) })
+}
+
+/// Has a packet that was sent wait for its neighbour, where it must.
+pub(super) fn wait(meta: &mut PacketMeta, way: &Way) {
+    if let Some(next_hop) = way.wait_for {
+        park(meta, way.hop.port, next_hop);
+    }
 }
 
 /// For first packets: those of a flow come from where its first one came from.
@@ -129,63 +127,53 @@ pub(super) fn may_cross(meta: &PacketMeta) -> Result<(), DropReason> {
     if scope::is_link_local(meta.key.src) { Err(DropReason::Martian) } else { Ok(()) }
 }
 
-/// Whether the packet, still as it was received, may leave by `port`; if not, its sender is told.
-///
-/// # Errors
-/// [`DropReason::TtlExceeded`] and [`DropReason::TooBig`].
-#[inline]
-pub(super) fn admit(cx: &mut Cx<'_>, packet: &Packet, port: PortId) -> Result<Egress, DropReason> {
-    let meta = &packet.meta;
-    let egress = *cx.snapshot.routes.egress(port).ok_or(DropReason::NotOurPort)?;
+/// What the packet's sender is to be told if the packet, still as it was received, may not leave by
+/// a port.
+#[inline(always)]
+pub(super) fn forbidden(meta: &PacketMeta, egress: &Egress) -> Option<IcmpError> {
     if meta.ttl <= 1 {
-        answer(cx, packet, IcmpError::TimeExceeded);
-        return Err(DropReason::TtlExceeded);
+        return Some(IcmpError::TimeExceeded);
     }
-    if meta.end.saturating_sub(meta.l3) > egress.mtu {
-        answer(cx, packet, IcmpError::TooBig { mtu: egress.mtu });
-        return Err(DropReason::TooBig);
-    }
-    Ok(egress)
+    (meta.end.saturating_sub(meta.l3) > egress.mtu).then_some(IcmpError::TooBig { mtu: egress.mtu })
 }
 
-/// Takes tags off, has `rewrite` change the IP packet, writes the Ethernet header, and decides.
-///
-/// # Errors
-/// Those of `rewrite`.
-#[inline]
-pub(super) fn send(
-    cx: &mut Cx<'_>,
-    packet: &mut Packet,
-    egress: Egress,
-    way: Way,
-    rewrite: impl FnOnce(&mut [u8], &mut PacketMeta) -> Result<(), DropReason>,
-) -> Result<(), DropReason> {
-    let Packet { frame, meta } = packet;
-    link::strip_tags(frame, cx.arena, meta);
+/// Takes tags off, and returns the packet's bytes for rewriting.
+#[inline(always)]
+pub(super) fn begin<'a>(
+    arena: &'a Arena,
+    counters: &mut Counters,
+    frame: &'a mut Frame,
+    meta: &mut PacketMeta,
+) -> &'a mut [u8] {
+    link::strip_tags(frame, arena, meta);
     if meta.flags.has(PacketFlags::PARTIAL_CHECKSUM) {
-        cx.counters.checksums_completed += 1;
+        counters.checksums_completed += 1;
     }
-    let bytes = frame.bytes_mut(cx.arena);
-    rewrite(bytes, meta)?;
-    match way.to {
-        To::Mac(mac) => {
-            link::set_addresses(bytes, mac, egress.mac);
-            meta.out_port = way.port;
-            meta.verdict = Verdict::Output;
-        }
-        To::Neighbour(next_hop) => {
-            link::set_addresses(bytes, [0; 6], egress.mac);
-            park(meta, way.port, next_hop);
-        }
-    }
-    Ok(())
+    frame.bytes_mut(arena)
+}
+
+/// Writes the Ethernet header, and decides.
+#[inline(always)]
+pub(super) fn send(bytes: &mut [u8], meta: &mut PacketMeta, egress: Egress, hop: Hop) {
+    link::set_addresses(bytes, hop.mac, egress.mac);
+    meta.out_port = hop.port;
+    meta.verdict = Verdict::Output;
 }
 
 /// Sends an ICMP error about a packet, where that is allowed, back to the neighbour that sent it.
+/// Returns why the packet is dropped.
 #[cold]
 #[inline(never)]
-fn answer(cx: &mut Cx<'_>, packet: &Packet, error: IcmpError) {
-    let meta = &packet.meta;
+pub(super) fn refuse(cx: &mut Cx<'_>, packet: PacketRef<'_>, error: IcmpError) -> DropReason {
+    answer(cx, packet, error);
+    match error {
+        IcmpError::TooBig { .. } => DropReason::TooBig,
+        _ => DropReason::TtlExceeded,
+    }
+}
+
+fn answer(cx: &mut Cx<'_>, packet: PacketRef<'_>, error: IcmpError) {
+    let meta = packet.meta;
     let bytes = packet.frame.bytes(cx.arena);
     if !icmp::may_answer(bytes, meta) {
         return;

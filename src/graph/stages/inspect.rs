@@ -9,7 +9,9 @@ use crate::inspect::Peek;
 use crate::inspect::tls::{self, Failure, HelloParser};
 use crate::observe::Counters;
 use crate::packet::tcp::{self, flag};
-use crate::packet::{Batch, Direction, FlowKey, FlowRef, Packet, PacketFlags, PacketMeta, Verdict};
+use crate::packet::{
+    Batch, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketRef, Verdict,
+};
 
 /// [`Flow::inspection`] of a flow that was not looked at yet.
 pub const NOT_YET: u16 = u16::MAX;
@@ -104,8 +106,8 @@ impl Inspect {
     }
 
     /// A client's packet of a known flow whose inspection is not done, or that opens it again.
-    fn look(&mut self, cx: &mut Cx<'_>, packet: &Packet) {
-        let meta = &packet.meta;
+    fn look(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) {
+        let meta = packet.meta;
         if opens(meta) {
             self.reopen(cx.flows.get_mut(meta.flow), meta);
             return;
@@ -250,7 +252,7 @@ impl Stage for Inspect {
         cx.names.sightings.clear();
         self.sweep(cx);
         for packet in batch.iter() {
-            let meta = &packet.meta;
+            let meta = packet.meta;
             let segment = meta.key.proto == tcp::PROTOCOL && !meta.flags.has(PacketFlags::FRAGMENT);
             if !segment || meta.verdict != Verdict::Next {
                 continue;

@@ -1,11 +1,13 @@
 //! Forwards by the kernel's routing table what no stage before has taken.
 
-use super::egress::{admit, each_undecided, may_cross, send, way_of_flow, way_to};
+use super::egress::{
+    begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow, way_to,
+};
 use super::transit::{has_flow, open};
-use crate::flow::FlowKind;
-use crate::forward::nat;
+use crate::flow::{FlowKind, Hop};
+use crate::forward::{Egress, nat};
 use crate::graph::{Cx, Stage};
-use crate::packet::{Batch, Direction, DropReason, FlowRef, Packet};
+use crate::packet::{Batch, Direction, DropReason, FlowRef, PacketMut};
 
 /// The router. It keeps nothing itself.
 ///
@@ -30,22 +32,60 @@ impl Stage for Route {
     }
 }
 
-#[inline]
-fn established(cx: &mut Cx<'_>, packet: &mut Packet, flow: FlowRef) -> Result<(), DropReason> {
+#[inline(always)]
+fn established(
+    cx: &mut Cx<'_>,
+    packet: &mut PacketMut<'_>,
+    flow: FlowRef,
+) -> Result<(), DropReason> {
     let meta = &packet.meta;
     if cx.flows.get(flow).kind != FlowKind::Transit {
         // A service's flow in a pipeline that does not balance.
         return Err(DropReason::NotHandled);
     }
-    cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
-    let way = way_of_flow(cx, flow, meta.direction, meta.key.dst)?;
-    let egress = admit(cx, packet, way.port)?;
-    send(cx, packet, egress, way, nat::hop)
+    let known = cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
+    match known.hop(meta.direction, cx.snapshot.routes.generation()) {
+        Some(hop) => leave(cx, packet, hop),
+        None => find_way(cx, packet, flow),
+    }
+}
+
+/// Where the flow's next hop is not known.
+#[inline(never)]
+fn find_way(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, flow: FlowRef) -> Result<(), DropReason> {
+    let (known, direction) = (cx.flows.get_mut(flow), packet.meta.direction);
+    let way = way_of_flow(&cx.snapshot.routes, known, direction, packet.meta.key.dst)?;
+    leave(cx, packet, way.hop)?;
+    wait(packet.meta, &way);
+    Ok(())
+}
+
+/// Sends a packet to its next hop, unless it may not go there.
+#[inline(always)]
+fn leave(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, hop: Hop) -> Result<(), DropReason> {
+    let egress = *cx.snapshot.routes.egress(hop.port).ok_or(DropReason::NotOurPort)?;
+    if let Some(error) = forbidden(packet.meta, &egress) {
+        return Err(refuse(cx, packet.as_ref(), error));
+    }
+    take_hop(cx, packet, egress, hop)
+}
+
+#[inline(always)]
+fn take_hop(
+    cx: &mut Cx<'_>,
+    packet: &mut PacketMut<'_>,
+    egress: Egress,
+    hop: Hop,
+) -> Result<(), DropReason> {
+    let bytes = begin(cx.arena, cx.counters, packet.frame, packet.meta);
+    nat::hop(bytes, packet.meta)?;
+    send(bytes, packet.meta, egress, hop);
+    Ok(())
 }
 
 /// A packet without a flow: opens one where it can be the first of one and may go where it wants.
 #[inline(never)]
-fn first(cx: &mut Cx<'_>, packet: &mut Packet) -> Result<(), DropReason> {
+fn first(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) -> Result<(), DropReason> {
     let meta = &packet.meta;
     let remember = has_flow(meta);
     // Earlier in this batch it may have been opened.
@@ -55,13 +95,18 @@ fn first(cx: &mut Cx<'_>, packet: &mut Packet) -> Result<(), DropReason> {
     }
     may_cross(meta)?;
     let way = way_to(&cx.snapshot.routes, meta.key.dst)?;
-    let egress = admit(cx, packet, way.port)?;
-    // What the table has no room for is routed all the same.
-    if remember && let Ok(flow) = open(cx, &packet.meta) {
-        (packet.meta.flow, packet.meta.direction) = (flow, Direction::Forward);
-        cx.flows.touch(cx.now, flow, &packet.meta, packet.frame.len() as u32);
+    let egress = *cx.snapshot.routes.egress(way.hop.port).ok_or(DropReason::NotOurPort)?;
+    if let Some(error) = forbidden(meta, &egress) {
+        return Err(refuse(cx, packet.as_ref(), error));
     }
-    send(cx, packet, egress, way, nat::hop)
+    // What the table has no room for is routed all the same.
+    if remember && let Ok(flow) = open(cx, packet.meta) {
+        (packet.meta.flow, packet.meta.direction) = (flow, Direction::Forward);
+        cx.flows.touch(cx.now, flow, packet.meta, packet.frame.len() as u32);
+    }
+    take_hop(cx, packet, egress, way.hop)?;
+    wait(packet.meta, &way);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::transit::{has_flow, open};
 use crate::flow::InsertError;
 use crate::graph::{Cx, Stage};
 use crate::packet::tcp::flag::{ACK, SYN};
-use crate::packet::{Batch, DropReason, FlowRef, Packet, PacketMeta, tcp};
+use crate::packet::{Batch, DropReason, FlowRef, PacketMeta, PacketMut, tcp};
 
 /// Ends every packet's way. It keeps nothing itself.
 ///
@@ -27,8 +27,8 @@ impl Stage for Tap {
     }
 }
 
-fn see(cx: &mut Cx<'_>, packet: &mut Packet) -> DropReason {
-    let meta = &mut packet.meta;
+fn see(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) -> DropReason {
+    let meta = &mut *packet.meta;
     // Earlier in this batch it may have been opened.
     if meta.flow == FlowRef::NONE
         && let Some((flow, direction)) = cx.flows.lookup(&meta.key, meta.hash)

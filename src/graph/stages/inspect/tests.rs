@@ -14,7 +14,7 @@ use crate::graph::Snapshot;
 use crate::graph::stages::classify::Classify;
 use crate::inspect::tls::tests::rustls_hello;
 use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
-use crate::packet::{ClassId, FramePool, ParseOptions, parse};
+use crate::packet::{ClassId, FramePool, Packet, ParseOptions, parse};
 use crate::policy::Rules;
 use crate::policy::spec::{NamePattern, RuleSpec};
 

@@ -1,17 +1,24 @@
 //! What inspection and classification cost: nanoseconds a ClientHello, over TCP or in QUIC's
 //! Initial packets (keys, decryption and hello), and a decision.
 //!
-//! `cargo bench --bench inspect`. Each figure is the best of several rounds, which interleave.
+//! `cargo bench --bench inspect -- [--only CASE] [--rounds N] [--json FILE] [--quick]`. Rounds
+//! interleave the cases.
+
+#[path = "common/mod.rs"]
+mod common;
 
 #[allow(dead_code, reason = "shared with tests")]
 #[path = "../tests/quic_support/mod.rs"]
 mod quic_support;
 
 use std::hint::black_box;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::Parser;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use serde_json::json;
 use tidegate::base::hash::Rng;
 use tidegate::base::{Addr, Prefix, Seed};
 use tidegate::flow::reassembly::Reassembler;
@@ -22,11 +29,21 @@ use tidegate::packet::{ClassId, FlowKey};
 use tidegate::policy::spec::{NamePattern, RuleSpec};
 use tidegate::policy::{Facts, Rules};
 
-const ROUNDS: usize = 7;
+use common::{Cli, Samples, machine};
+
 const HELLO_BYTES_MAX: u32 = 1 << 16;
 const FLOWS: usize = 4_096;
 
-fn main() {
+#[derive(Parser)]
+#[command(about = "Measures what inspection and classification cost")]
+struct Args {
+    #[command(flatten)]
+    cli: Cli,
+}
+
+fn main() -> ExitCode {
+    let Args { cli } = Args::parse();
+    println!("{}", machine());
     let small = rustls_hello("api.openai.com", 0);
     let large = rustls_hello("api.openai.com", 1_450);
     let segments: Vec<&[u8]> = large.chunks(500).collect();
@@ -43,16 +60,23 @@ fn main() {
             cases.push((format!("decide, {count} rules by {kind}"), decide(&specs)));
         }
     }
-    let mut best = vec![f64::INFINITY; cases.len()];
-    for _ in 0..ROUNDS {
-        for (best, (_, case)) in best.iter_mut().zip(&mut cases) {
-            *best = best.min(case());
+    cases.retain(|(name, _)| cli.wants(name));
+    let mut samples = vec![Samples::default(); cases.len()];
+    for _ in 0..cli.rounds() {
+        for (samples, (_, case)) in samples.iter_mut().zip(&mut cases) {
+            samples.add(case());
         }
     }
-    println!("{:<44} {:>8}", "case", "ns");
-    for ((name, _), ns) in cases.iter().zip(best) {
-        println!("{name:<44} {ns:>8.1}");
+    println!("{:<44} {:>20}", "case", "ns: median (least)");
+    for ((name, _), ns) in cases.iter().zip(&samples) {
+        println!("{name:<44} {ns:>20}");
     }
+    let rows: Vec<_> = cases
+        .iter()
+        .zip(&samples)
+        .map(|((name, _), ns)| json!({ "case": name, "ns": ns.json() }))
+        .collect();
+    cli.write("inspect", json!({ "rows": rows }))
 }
 
 /// Nanoseconds that one of `count` runs of `work` takes.

@@ -1,44 +1,93 @@
-//! What reading headers and finding flows cost, in nanoseconds a packet.
+//! What reading headers costs, in nanoseconds a packet, beside etherparse's `SlicedPacket` on the
+//! same packets, interleaved.
 //!
-//! Compares `packet::parse` with etherparse's `SlicedPacket` on the same packets, interleaved, and
-//! measures flow lookups at 1, 10 k and 1 M flows. Run: `cargo bench --bench parse`.
+//! `cargo bench --bench parse -- [--only KIND] [--rounds N] [--json FILE] [--quick]`. Flow lookups
+//! are in the pipeline bench.
+
+#[path = "common/mod.rs"]
+mod common;
 
 use std::hint::black_box;
+use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
+use serde_json::json;
 use tidegate::base::{Addr, Seed};
 use tidegate::packet::build::{LinkSpec, TcpSpec, UdpSpec, pad, tcp_packet, udp_packet};
 use tidegate::packet::{PacketMeta, ParseOptions, parse, tcp};
 
-/// Measurements of each contender; the median is printed.
-const REPETITIONS: usize = 25;
+use common::{Cli, Samples, machine};
+
 /// Packets a measurement.
 const PACKETS: usize = 64 * 1024;
 const BATCH: usize = 64;
+/// Measurements that make one round.
+const REPETITIONS: u32 = 3;
 const SEED: Seed = Seed(0x7469_6465_6761_7465);
 
-fn main() {
-    println!("ns a packet, median of {REPETITIONS} (least)");
-    println!(
-        "{:<24}{:>16}{:>16}{:>16}",
-        "64 B frames", "packet::parse", "with checksum", "etherparse"
-    );
-    for (name, frames) in kinds() {
-        parse_table_row(name, &frames);
+#[derive(Parser)]
+#[command(about = "Measures what reading a packet's headers costs")]
+struct Args {
+    #[command(flatten)]
+    cli: Cli,
+}
+
+struct Row {
+    kind: &'static str,
+    ours: Samples,
+    verified: Samples,
+    etherparse: Samples,
+}
+
+impl Row {
+    /// How much longer etherparse takes, which finds the headers and checks no more than lengths.
+    fn ratio(&self) -> f64 {
+        self.etherparse.median() / self.ours.median()
     }
 }
 
-fn parse_table_row(name: &str, frames: &[Vec<u8>]) {
+fn main() -> ExitCode {
+    let Args { cli } = Args::parse();
+    println!("{}", machine());
+    println!("ns a packet of 64 B: median (least)");
+    println!(
+        "{:<16}{:>16}{:>16}{:>16}{:>8}",
+        "", "packet::parse", "with checksum", "etherparse", "ratio"
+    );
+    let mut rows = Vec::new();
+    for (kind, frames) in kinds().into_iter().filter(|(kind, _)| cli.wants(kind)) {
+        let row = measure(kind, &frames, cli.rounds() * REPETITIONS);
+        let (ours, verified, theirs) = (&row.ours, &row.verified, &row.etherparse);
+        println!("{kind:<16}{ours:>16}{verified:>16}{theirs:>16}{:>8.1}", row.ratio());
+        rows.push(row);
+    }
+    let least = rows.iter().map(Row::ratio).fold(f64::INFINITY, f64::min);
+    let most = rows.iter().map(Row::ratio).fold(0.0, f64::max);
+    println!("etherparse takes {least:.1} to {most:.1} times as long as the project's own views");
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|r| {
+            json!({
+                "kind": r.kind, "ns": r.ours.json(), "ns_verifying": r.verified.json(),
+                "etherparse_ns": r.etherparse.json(), "etherparse_ratio": r.ratio(),
+            })
+        })
+        .collect();
+    cli.write("parse", json!({ "rows": rows }))
+}
+
+fn measure(kind: &'static str, frames: &[Vec<u8>], repetitions: u32) -> Row {
     let plain = ParseOptions::default();
     let verify = ParseOptions { verify_transport_checksum: true };
-    let mut results = [const { Vec::new() }; 3];
-    for _ in 0..REPETITIONS {
-        results[0].push(time(|| parse_all(frames, plain)));
-        results[1].push(time(|| parse_all(frames, verify)));
-        results[2].push(time(|| etherparse_all(frames)));
+    let new = Samples::default;
+    let mut row = Row { kind, ours: new(), verified: new(), etherparse: new() };
+    for _ in 0..repetitions {
+        row.ours.add(time(|| parse_all(frames, plain)));
+        row.verified.add(time(|| parse_all(frames, verify)));
+        row.etherparse.add(time(|| etherparse_all(frames)));
     }
-    let [ours, verified, theirs] = results.map(summary);
-    println!("{name:<24}{ours:>16}{verified:>16}{theirs:>16}");
+    row
 }
 
 fn parse_all(frames: &[Vec<u8>], opts: ParseOptions) {
@@ -67,12 +116,6 @@ fn time(mut one_batch: impl FnMut()) -> f64 {
         one_batch();
     }
     start.elapsed().as_nanos() as f64 / PACKETS as f64
-}
-
-/// The median, and the least in brackets: on a shared machine the latter is nearer the truth.
-fn summary(mut samples: Vec<f64>) -> String {
-    samples.sort_by(f64::total_cmp);
-    format!("{:.1} ({:.1})", samples[samples.len() / 2], samples[0])
 }
 
 /// 64 packets of 64 flows of each kind.

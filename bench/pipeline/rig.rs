@@ -28,11 +28,10 @@ use tidegate::worker::command::control_link;
 use tidegate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
 use tidegate::worker::{Blueprint, Clock, Handover, Own, Worker};
 
-use crate::traffic::{BACKENDS, CLIENTS, Mode, SERVERS, SERVICE_PORT, Traffic, VIP};
+use crate::traffic::{BACKENDS, CLIENTS, Mode, NAT, SERVERS, SERVICE_PORT, Traffic, VIP};
 
 const SEED: Seed = Seed(42);
 const FRAMES: u32 = 4_096;
-const NAT_ADDR: u32 = u32::from_be_bytes([192, 0, 2, 20]);
 /// Flows that are opened together: fewer than may be half open.
 const OPEN_AT_ONCE: u32 = 4_096;
 const RATE: BitRate = BitRate(400_000_000_000);
@@ -79,11 +78,7 @@ fn forward() -> ForwardSpec {
             name: "p".into(),
             backends: (0..BACKENDS).map(backend).collect(),
         }],
-        nat: Some(NatSpec {
-            addresses: vec![Addr::v4(NAT_ADDR)],
-            port_first: 1_024,
-            port_last: 65_535,
-        }),
+        nat: Some(NatSpec { addresses: vec![Addr::v4(NAT)], port_first: 1_024, port_last: 65_535 }),
         transit: vec![],
     }
 }
@@ -191,7 +186,7 @@ fn port_spec(id: u16) -> PortSpec {
 
 /// Whether packets are addressed to a service in this pipeline.
 fn is_balanced(stages: &[StageSpec]) -> bool {
-    !stages.contains(&StageSpec::Route)
+    !stages.iter().any(|stage| matches!(stage, StageSpec::Route | StageSpec::Tap))
 }
 
 /// A worker, its traffic, and its clock.
@@ -230,7 +225,9 @@ pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + 
         stats: Arc::new(SharedStats::new(2)),
     });
     let mut rig = Rig { worker, traffic, clock: Clock::new() };
-    if !stages.contains(&StageSpec::Tap) {
+    if stages.contains(&StageSpec::Tap) {
+        rig.traffic.borrow_mut().overhear();
+    } else {
         rig.open(flows);
     }
     rig.traffic.borrow_mut().set(Mode::Data, 0);

@@ -1,20 +1,26 @@
 //! 60-byte TCP packets (64 with FCS) of any number of flows, written for a few nanoseconds each.
 
 use tidegate::base::hash::{Rng, pick};
+use tidegate::base::mem::{huge_vec, prefetch};
 use tidegate::base::{Addr, Seed};
 use tidegate::packet::build::{TcpSpec, tcp_packet};
 use tidegate::packet::tcp::flag;
+use tidegate::packet::{FlowKey, tcp};
 
 pub const FRAME_LEN: usize = 60;
 pub const BACKENDS: u32 = 64;
 pub const SERVICE_PORT: u16 = 443;
 pub const VIP: u32 = u32::from_be_bytes([192, 0, 2, 10]);
 pub const CLIENTS: u32 = u32::from_be_bytes([10, 0, 0, 0]);
+/// The appliance's, toward the servers.
+pub const NAT: u32 = u32::from_be_bytes([192, 0, 2, 20]);
 pub const SERVERS: u32 = u32::from_be_bytes([10, 200, 0, 0]);
 
 const IP: usize = 14;
 const TCP: usize = 34;
 const PAYLOAD: usize = 54;
+/// Packets between choosing a flow and sending one of it.
+const AHEAD: usize = 32;
 
 /// What the ports receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +49,11 @@ pub struct Ends {
 impl Ends {
     fn reversed(self) -> Ends {
         Ends { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport }
+    }
+
+    fn key(self) -> FlowKey {
+        let (src, dst) = (Addr::v4(self.src), Addr::v4(self.dst));
+        FlowKey { src, dst, sport: self.sport, dport: self.dport, proto: tcp::PROTOCOL }
     }
 }
 
@@ -111,6 +122,8 @@ pub struct Traffic {
     balanced: bool,
     next: u32,
     rng: Rng,
+    upcoming: [u32; AHEAD],
+    at: usize,
     syn: Template,
     syn_ack: Template,
     ack: Template,
@@ -127,10 +140,12 @@ impl Traffic {
             balanced,
             next: 0,
             rng: Rng::new(Seed(7)),
+            upcoming: [0; AHEAD],
+            at: 0,
             syn: Template::new(flag::SYN),
             syn_ack: Template::new(flag::SYN | flag::ACK),
             ack: Template::new(flag::ACK),
-            inside: vec![Ends::default(); flows as usize],
+            inside: huge_vec(flows as usize, Ends::default()),
             seen: 0,
         }
     }
@@ -141,6 +156,16 @@ impl Traffic {
         self.next = first;
     }
 
+    /// A random flow. What is known of it was asked for some packets ago, so that a generator's
+    /// cache misses are not taken for the appliance's.
+    #[inline]
+    fn next_flow(&mut self) -> u32 {
+        let later = pick(self.rng.next_u64(), self.flows);
+        prefetch(&self.inside, later as usize);
+        self.at = self.at.wrapping_add(1);
+        std::mem::replace(&mut self.upcoming[self.at % AHEAD], later)
+    }
+
     fn outside(&self, flow: u32) -> Ends {
         let src = CLIENTS + flow;
         let sport = 10_000 + (flow & 0x3fff) as u16;
@@ -148,12 +173,33 @@ impl Traffic {
         Ends { src, dst, sport, dport: SERVICE_PORT }
     }
 
+    /// Decides how a flow is translated, without an appliance that does so: its key on the clients'
+    /// side, and as it is sent to the server.
+    pub fn translate(&mut self, flow: u32) -> (FlowKey, FlowKey) {
+        let inside = Ends {
+            src: NAT,
+            dst: SERVERS + flow % BACKENDS,
+            sport: 1_024 + (flow / BACKENDS) as u16,
+            dport: SERVICE_PORT,
+        };
+        self.inside[flow as usize] = inside;
+        (self.outside(flow).key(), inside.key())
+    }
+
+    /// Has servers' packets look as clients see them: as on a mirror port, where nothing is
+    /// translated.
+    pub fn overhear(&mut self) {
+        for flow in 0..self.flows {
+            self.inside[flow as usize] = self.outside(flow);
+        }
+    }
+
     /// A packet from a client.
     #[inline]
     pub fn client_packet(&mut self, out: &mut [u8]) -> usize {
         match self.mode {
             Mode::Data => {
-                let flow = pick(self.rng.next_u64(), self.flows);
+                let flow = self.next_flow();
                 self.ack.write(out, self.outside(flow), flow)
             }
             Mode::Open(end) | Mode::Confirm(end) if self.next < end => {
@@ -172,7 +218,7 @@ impl Traffic {
     pub fn server_packet(&mut self, out: &mut [u8]) -> usize {
         match self.mode {
             Mode::Data => {
-                let flow = pick(self.rng.next_u64(), self.flows);
+                let flow = self.next_flow();
                 self.ack.write(out, self.inside[flow as usize].reversed(), flow)
             }
             Mode::Accept(end) if self.next < end => {

@@ -138,3 +138,40 @@ impl<P: Port> Side<P> {
 fn bytes_of(frames: &[Frame]) -> u64 {
     frames.iter().map(|f| f.len() as u64).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nic::memory::MemoryPort;
+    use crate::packet::ClassId;
+
+    /// Past the queue, through it, and past it again, while the wire takes a few at a time.
+    #[test]
+    fn packets_leave_in_the_order_in_which_they_came() {
+        const PACKETS: u8 = 200;
+        let mut pool = FramePool::standalone(PACKETS.into(), 2048);
+        let (port, wire) = MemoryPort::pair(10);
+        let egress = EgressQueue::fifo(PACKETS.into());
+        let mut side = Side::new(port, egress, ParseOptions::default(), u64::MAX);
+        let mut counters = Counters::default();
+        let mut seen = Vec::new();
+        let mut turn = |side: &mut Side<MemoryPort>, pool: &mut FramePool| {
+            side.transmit(Nanos::ZERO, pool, &mut counters);
+            seen.extend(std::iter::from_fn(|| wire.recv()).map(|bytes| bytes[0]));
+        };
+        for i in 0..PACKETS {
+            let frame = pool.take_with(&[i]).expect("stock");
+            let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0 };
+            side.enqueue(Nanos::ZERO, packet, &mut pool, &mut Counters::default());
+            if i % 25 == 0 {
+                turn(&mut side, &mut pool);
+            }
+        }
+        assert!(!side.egress.is_empty() && side.staged.len() <= BATCH_MAX);
+        while side.held() > 0 {
+            turn(&mut side, &mut pool);
+        }
+        assert_eq!(seen, (0..PACKETS).collect::<Vec<_>>());
+        assert_eq!((counters.tx_packets, pool.outstanding()), (PACKETS.into(), 0));
+    }
+}

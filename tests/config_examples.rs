@@ -37,6 +37,16 @@ fn all_examples_load_without_a_warning() {
 }
 
 #[test]
+fn the_first_configuration_of_the_readme() {
+    let readme = std::fs::read_to_string(config_dir().join("../README.md")).expect("README.md");
+    let (_, text) = readme.split_once("```toml\n").expect("a configuration");
+    let (text, _) = text.split_once("```").expect("its end");
+    let c = load_text(Path::new("edge.toml"), text).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(c.warnings, []);
+    assert_eq!((c.forward.services.len(), c.rules.len(), c.class_names.len()), (1, 2, 3));
+}
+
+#[test]
 fn the_edge_example() {
     let c = example("example-llm-edge.toml");
     assert_eq!(c.pipeline.stages.len(), 4);

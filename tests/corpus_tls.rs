@@ -1,11 +1,15 @@
 //! ClientHellos of public captures, where `TIDEGATE_CORPUS` names a directory that holds them and a
 //! `truth.tsv` of what they say. Nothing is tested without it.
 
+#[path = "common/corpus.rs"]
+mod corpus;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use corpus::corpus;
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapReader;
 use tidegate::base::Addr;
@@ -74,7 +78,7 @@ impl Stream {
 
 #[test]
 fn hellos_of_public_captures_are_read() {
-    let Some(corpus) = std::env::var_os("TIDEGATE_CORPUS").map(PathBuf::from) else { return };
+    let Some(corpus) = corpus() else { return };
     let rows = truth(&corpus);
     let mut by_file: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in &rows {

@@ -16,7 +16,7 @@ use tidegate::graph::Snapshot;
 use tidegate::graph::spec::{PipelineSpec, StageSpec};
 use tidegate::nic::Port;
 use tidegate::nic::memory::RecyclePort;
-use tidegate::nic::spec::{AttachMode, CopyMode, PortSpec};
+use tidegate::nic::spec::PortSpec;
 use tidegate::observe::SharedStats;
 use tidegate::packet::batch::BATCH_MAX;
 use tidegate::packet::build::LinkSpec;
@@ -171,17 +171,7 @@ fn workers(flows: u32) -> WorkersSpec {
 }
 
 fn port_spec(id: u16) -> PortSpec {
-    PortSpec {
-        id: PortId(id),
-        name: format!("p{id}"),
-        interface: format!("p{id}"),
-        attach: AttachMode::Auto,
-        copy: CopyMode::Auto,
-        rx_ring: 0,
-        tx_ring: 0,
-        busy_poll: None,
-        verify_checksums: false,
-    }
+    PortSpec::in_memory(PortId(id), format!("p{id}"))
 }
 
 /// Whether packets are addressed to a service in this pipeline.

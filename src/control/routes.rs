@@ -123,7 +123,6 @@ mod tests {
     use super::*;
     use crate::control::netlink::mirror::{Fact, Insert};
     use crate::control::netlink::{Link, Neighbour, NeighbourState, NextHop, RouteKey};
-    use crate::nic::spec::{AttachMode, CopyMode};
     use crate::packet::{DropReason, PortId};
 
     fn addr(s: &str) -> Addr {
@@ -131,17 +130,8 @@ mod tests {
     }
 
     fn port(id: u16, interface: &str) -> PortSpec {
-        PortSpec {
-            id: PortId(id),
-            name: format!("p{id}"),
-            interface: interface.into(),
-            attach: AttachMode::Auto,
-            copy: CopyMode::Auto,
-            rx_ring: 64,
-            tx_ring: 64,
-            busy_poll: None,
-            verify_checksums: false,
-        }
+        let spec = PortSpec::in_memory(PortId(id), format!("p{id}"));
+        PortSpec { interface: interface.into(), ..spec }
     }
 
     fn route(prefix: &str, table: u8, metric: u32, kind: RouteKind, via: Option<&str>) -> Fact {

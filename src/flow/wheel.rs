@@ -140,8 +140,9 @@ mod tests {
         t.arm(3, 5);
         t.disarm(3);
         assert_eq!(t.pop(2), None);
-        assert_eq!(t.pop(10), Some(1));
-        assert_eq!(t.pop(10), Some(0));
+        assert_eq!(t.pop(3), Some(1));
+        assert_eq!(t.pop(4), None);
+        assert_eq!(t.pop(5), Some(0));
         assert_eq!(t.pop(10), None);
         // Beyond the turn: at its end at the latest, to be looked at and armed again.
         assert_eq!(t.pop(SLOTS + 10), Some(2));

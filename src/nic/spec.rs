@@ -49,3 +49,21 @@ pub struct PortSpec {
     /// Verify transport checksums on receive; partial ones are completed either way.
     pub verify_checksums: bool,
 }
+
+impl PortSpec {
+    /// A port in memory, for simulations: there is no interface to open.
+    pub fn in_memory(id: PortId, name: impl Into<String>) -> PortSpec {
+        let name = name.into();
+        PortSpec {
+            id,
+            interface: name.clone(),
+            name,
+            attach: AttachMode::default(),
+            copy: CopyMode::default(),
+            rx_ring: 0,
+            tx_ring: 0,
+            busy_poll: None,
+            verify_checksums: false,
+        }
+    }
+}

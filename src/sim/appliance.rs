@@ -13,7 +13,7 @@ use crate::forward::{RoutesBuilder, Tables};
 use crate::graph::Snapshot;
 use crate::graph::spec::PipelineSpec;
 use crate::nic::memory::{MemoryEnd, MemoryPort};
-use crate::nic::spec::{AttachMode, CopyMode, PortSpec};
+use crate::nic::spec::PortSpec;
 use crate::observe::{Counters, SharedStats};
 use crate::packet::{FramePool, PortId};
 use crate::policy::Rules;
@@ -79,17 +79,7 @@ impl Setup {
     }
 
     fn port_specs(&self) -> Vec<PortSpec> {
-        let spec = |link: &PortLink| PortSpec {
-            id: link.id,
-            name: link.name.clone(),
-            interface: link.name.clone(),
-            attach: AttachMode::Auto,
-            copy: CopyMode::Auto,
-            rx_ring: 0,
-            tx_ring: 0,
-            busy_poll: None,
-            verify_checksums: false,
-        };
+        let spec = |link: &PortLink| PortSpec::in_memory(link.id, &link.name);
         self.ports.iter().map(spec).collect()
     }
 }

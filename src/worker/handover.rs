@@ -160,8 +160,11 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::base::mem::Arena;
+    use crate::nic::wake::Sleeper;
     use crate::packet::PacketMeta;
 
     fn two_workers(frames: u32) -> (Vec<Handover>, FramePool, FramePool) {
@@ -209,6 +212,24 @@ mod tests {
         mesh[1].close(&mut b);
         mesh[0].close(&mut a);
         assert_eq!((a.outstanding(), b.outstanding()), (0, 0));
+    }
+
+    #[test]
+    fn who_is_given_packets_is_woken() {
+        let (mut mesh, mut a, _b) = two_workers(64);
+        let mut sleeper = Sleeper::new().expect("eventfd");
+        mesh[0].set_wakers(&[Sleeper::new().expect("eventfd").waker(), sleeper.waker()]);
+        let start = Instant::now();
+        let sleep = std::thread::spawn(move || sleeper.sleep(20_000_000_000, || false));
+        // It may not sleep yet, so there is more until it wakes.
+        while !sleep.is_finished() {
+            if let Err(packet) = mesh[0].give(1, packet(&mut a, 1)) {
+                a.put(packet.frame);
+            }
+            mesh[0].settle(&mut a);
+            std::thread::yield_now();
+        }
+        assert!(start.elapsed() < Duration::from_secs(15), "it woke by itself");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tidegate::forward::spec::{
 use tidegate::forward::{PortLink, RouteKind, RouteSpec, RoutesBuilder, Tables};
 use tidegate::graph::Snapshot;
 use tidegate::graph::spec::{PipelineSpec, StageSpec};
-use tidegate::nic::spec::{AttachMode, CopyMode, PortSpec};
+use tidegate::nic::spec::PortSpec;
 use tidegate::packet::{ClassId, PortId, tcp, udp};
 use tidegate::policy::spec::{NamePattern, RuleSpec};
 use tidegate::qos::spec::{ClassSpec, PortQosSpec};
@@ -183,15 +183,8 @@ impl Parts {
             drain_limit: Duration::from_secs(1),
         };
         let port = |id: u16| PortSpec {
-            id: PortId(id),
-            name: format!("p{id}"),
-            interface: format!("p{id}"),
-            attach: AttachMode::Auto,
-            copy: CopyMode::Auto,
-            rx_ring: 0,
-            tx_ring: 0,
-            busy_poll: None,
             verify_checksums: variant.verify_checksums,
+            ..PortSpec::in_memory(PortId(id), format!("p{id}"))
         };
         let qos = [qos(0, variant.services), qos(1, variant.services)];
         Parts { workers, ports: [port(0), port(1)], pipeline: variant.pipeline(), qos }

@@ -32,8 +32,8 @@ pub enum Pushed {
 
 /// Streams by slot number. All memory is taken at construction.
 pub struct Reassembler {
-    streams: Box<[Stream]>,
-    pages: Box<[Page]>,
+    streams: Vec<Stream>,
+    pages: Vec<Page>,
     free: Vec<u16>,
 }
 
@@ -44,6 +44,8 @@ struct Stream {
     /// Bytes delivered, modulo 2^32: places bytes in pages.
     offset: u32,
     pages_held: u16,
+    /// Two copies of a byte differed.
+    conflicts: bool,
     pages: [u16; WINDOW_PAGES],
 }
 
@@ -57,14 +59,30 @@ struct Page {
 impl Reassembler {
     /// `pages` are shared by all `streams`; 65,535 at most are made.
     pub fn new(streams: usize, pages: usize) -> Reassembler {
-        let pages = pages.min(usize::from(NO_PAGE));
-        let stream = Stream { next: 0, offset: 0, pages_held: 0, pages: [NO_PAGE; WINDOW_PAGES] };
-        let page = Page { held: [0; WORDS], bytes: [0; PAGE_BYTES] };
-        Reassembler {
-            streams: vec![stream; streams].into_boxed_slice(),
-            pages: vec![page; pages].into_boxed_slice(),
-            free: (0..pages as u16).rev().collect(),
-        }
+        let mut reassembler =
+            Reassembler { streams: Vec::new(), pages: Vec::new(), free: Vec::new() };
+        reassembler.grow(streams, pages);
+        reassembler
+    }
+
+    /// Takes memory for more streams and pages, as [`Reassembler::new`] does: only for those who
+    /// may allocate as they go.
+    pub fn grow(&mut self, streams: usize, pages: usize) {
+        let pages_none = [NO_PAGE; WINDOW_PAGES];
+        let stream =
+            Stream { next: 0, offset: 0, pages_held: 0, conflicts: false, pages: pages_none };
+        self.streams.resize(self.streams.len() + streams, stream);
+        let from = self.pages.len();
+        let to = (from + pages).min(usize::from(NO_PAGE));
+        self.pages.resize(to, Page { held: [0; WORDS], bytes: [0; PAGE_BYTES] });
+        // Room for all of them, so that giving one back never allocates.
+        self.free.reserve_exact(to - self.free.len());
+        self.free.extend((from as u16..to as u16).rev());
+    }
+
+    /// Pages made so far.
+    pub fn pages_made(&self) -> usize {
+        self.pages.len()
     }
 
     /// Begins a stream in a slot, giving up what the slot held. `first` is the sequence number of
@@ -77,6 +95,7 @@ impl Reassembler {
         let stream = &mut self.streams[slot];
         stream.next = first;
         stream.offset = 0;
+        stream.conflicts = false;
     }
 
     /// Gives the slot's pages back.
@@ -113,6 +132,9 @@ impl Reassembler {
             return Pushed::Old;
         }
         deliver(fresh);
+        if stream.pages_held > 0 {
+            stream.conflicts |= stream.contradicts(fresh, &self.pages);
+        }
         stream.advance(fresh.len(), &mut self.pages, &mut self.free);
         while let Some((page, from)) = stream.current() {
             let run = self.pages[page].run(from);
@@ -144,6 +166,12 @@ impl Reassembler {
         self.streams[slot].pages_held > 0
     }
 
+    /// Whether copies of the same byte differed, one of which waited to be delivered. Of bytes that
+    /// were delivered no copy is kept to compare with.
+    pub fn conflicts(&self, slot: usize) -> bool {
+        self.streams[slot].conflicts
+    }
+
     /// Keeps what lies `ahead` bytes beyond the next expected one.
     fn hold(&mut self, slot: usize, ahead: usize, payload: &[u8]) -> Pushed {
         if payload.is_empty() {
@@ -164,7 +192,8 @@ impl Reassembler {
                 stream.pages[place] = page;
                 stream.pages_held += 1;
             }
-            self.pages[usize::from(stream.pages[place])].fill(from, &rest[..n]);
+            let same = self.pages[usize::from(stream.pages[place])].fill(from, &rest[..n]);
+            stream.conflicts |= !same;
             rest = &rest[n..];
             offset = offset.wrapping_add(n);
         }
@@ -185,6 +214,18 @@ impl Stream {
         let (place, from) = locate(self.offset);
         let page = self.pages[place];
         (page != NO_PAGE).then_some((usize::from(page), from))
+    }
+
+    /// Whether bytes that are delivered now differ from copies that wait.
+    fn contradicts(&self, fresh: &[u8], pages: &[Page]) -> bool {
+        let (_, from) = locate(self.offset);
+        let (first, rest) = fresh.split_at(fresh.len().min(PAGE_BYTES - from));
+        let parts = std::iter::once((from, first)).chain(rest.chunks(PAGE_BYTES).map(|c| (0, c)));
+        let first_place = locate(self.offset).0;
+        parts.take(WINDOW_PAGES).enumerate().any(|(i, (from, part))| {
+            let page = self.pages[(first_place + i) % WINDOW_PAGES];
+            pages.get(usize::from(page)).is_some_and(|page| !page.agrees(from, part))
+        })
     }
 
     /// Moves on by `n` delivered bytes, giving back the pages that are behind.
@@ -211,15 +252,26 @@ impl Stream {
 }
 
 impl Page {
-    /// Keeps bytes from place `from` on, except where some are held already.
-    fn fill(&mut self, from: usize, bytes: &[u8]) {
+    /// Keeps bytes from place `from` on, except where some are held already. `false` where those
+    /// differ.
+    fn fill(&mut self, from: usize, bytes: &[u8]) -> bool {
+        let mut same = true;
         for (at, &byte) in (from..).zip(bytes) {
             let bit = 1u64 << (at % 64);
             if self.held[at / 64] & bit == 0 {
                 self.held[at / 64] |= bit;
                 self.bytes[at] = byte;
+            } else {
+                same &= self.bytes[at] == byte;
             }
         }
+        same
+    }
+
+    /// Whether the bytes held from place `from` on are these.
+    fn agrees(&self, from: usize, bytes: &[u8]) -> bool {
+        let held = |at: usize| self.held[at / 64] & 1u64 << (at % 64) != 0;
+        (from..).zip(bytes).all(|(at, &byte)| !held(at) || self.bytes[at] == byte)
     }
 
     /// Whether no byte is held at place `from` or later.
@@ -351,9 +403,12 @@ mod tests {
     }
 
     impl Model {
-        fn push(&mut self, at: usize, payload: &[u8]) {
+        /// Whether a byte differs from one that waits.
+        fn push(&mut self, at: usize, payload: &[u8]) -> bool {
             let next = self.got.len();
+            let mut differs = false;
             for (i, &byte) in (at..).zip(payload) {
+                differs |= i >= next && self.held.get(&i).is_some_and(|&held| held != byte);
                 if at > next && i < next + WINDOW_BYTES {
                     self.held.entry(i).or_insert(byte);
                 } else if at <= next && i >= next {
@@ -363,6 +418,7 @@ mod tests {
             while let Some(&byte) = self.held.get(&self.got.len()).filter(|_| at <= next) {
                 self.got.push(byte);
             }
+            differs
         }
     }
 
@@ -400,11 +456,13 @@ mod tests {
             segments in prop::collection::vec((0usize..9_000, 0usize..3_000, any::<u8>()), 1..60),
         ) {
             let mut rig = Rig::new(77, WINDOW_PAGES);
-            let mut model = Model::default();
+            let (mut model, mut conflicts) = (Model::default(), false);
             for (at, len, fill) in segments {
                 let payload = vec![fill; len];
                 rig.push(77 + at as u32, &payload);
-                model.push(at, &payload);
+                let differs = model.push(at, &payload);
+                conflicts |= differs;
+                prop_assert_eq!(rig.reassembler.conflicts(1), conflicts);
                 prop_assert_eq!(&rig.got, &model.got);
             }
         }

@@ -6,6 +6,7 @@
 //! primary; its other conditions are then checked by binary search in the lists of the values that
 //! were hit.
 
+pub mod catalogue;
 mod compile;
 mod names;
 mod prefixes;

@@ -1,0 +1,145 @@
+//! The catalogue's file: read, checked, compiled.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use super::pattern::{HostPattern, PathPattern};
+use super::{Api, Catalogue, Provider};
+use crate::base::diag::{Diagnostics, Source};
+use crate::base::tomlfile;
+
+/// Class of a provider's connections whose operation is not seen, unless the file says otherwise.
+const CLASS_DEFAULT: &str = "interactive";
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// Messages in, a message out.
+    Chat,
+    /// Text in, text out.
+    Completion,
+    Embedding,
+    Rerank,
+    Image,
+    Audio,
+    /// Work to be done later.
+    Batch,
+    Files,
+    /// What there is, and what is loaded.
+    Models,
+}
+
+impl Operation {
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Chat => "chat",
+            Operation::Completion => "completion",
+            Operation::Embedding => "embedding",
+            Operation::Rerank => "rerank",
+            Operation::Image => "image",
+            Operation::Audio => "audio",
+            Operation::Batch => "batch",
+            Operation::Files => "files",
+            Operation::Models => "models",
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct FileCatalogue {
+    class: BTreeMap<Operation, String>,
+    api: BTreeMap<String, FileApi>,
+    provider: BTreeMap<String, FileProvider>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileApi {
+    server: String,
+    path: BTreeMap<String, Spanned<Operation>>,
+    host_path: BTreeMap<String, Spanned<Operation>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileProvider {
+    host: Vec<Spanned<String>>,
+    api: Vec<Spanned<String>>,
+    class: Option<String>,
+}
+
+/// Reads a file, and checks its patterns.
+pub(super) fn read(source: &Source, faults: &mut Diagnostics) -> Option<FileCatalogue> {
+    let file: FileCatalogue = tomlfile::read(source, faults)?.value;
+    for api in file.api.values() {
+        for (path, operation) in api.path.iter().chain(&api.host_path) {
+            if let Err(what) = PathPattern::new(path) {
+                faults.error(source, &operation.span(), format!("path {path:?} {what}"));
+            }
+        }
+    }
+    for host in file.provider.values().flat_map(|provider| &provider.host) {
+        if let Err(what) = HostPattern::new(host.as_ref()) {
+            faults.error(source, &host.span(), format!("host {:?} {what}", host.as_ref()));
+        }
+    }
+    Some(file)
+}
+
+impl FileCatalogue {
+    /// What `more` names anew takes the place of what is here.
+    pub(super) fn extend(&mut self, more: FileCatalogue) {
+        self.class.extend(more.class);
+        self.api.extend(more.api);
+        self.provider.extend(more.provider);
+    }
+
+    /// Whether the APIs that providers name are there; `source` is the file read last.
+    pub(super) fn check(&self, source: &Source, faults: &mut Diagnostics) {
+        for api in self.provider.values().flat_map(|provider| &provider.api) {
+            if !self.api.contains_key(api.as_ref()) {
+                let known: Vec<&str> = self.api.keys().map(String::as_str).collect();
+                let what = format!("unknown API {:?}; known: {}", api.as_ref(), known.join(", "));
+                faults.error(source, &api.span(), what);
+            }
+        }
+    }
+
+    /// Patterns that are none were reported and are left out.
+    pub(super) fn compile(self) -> Catalogue {
+        let index = |name: &str| self.api.keys().position(|known| known == name);
+        let (mut providers, mut hosts) = (Vec::new(), HashMap::<Box<[u8]>, Vec<_>>::new());
+        for (name, provider) in &self.provider {
+            let patterns = provider.host.iter().map(|host| HostPattern::new(host.as_ref()));
+            for pattern in patterns.flatten() {
+                hosts.entry(pattern.tail()).or_default().push((pattern, providers.len()));
+            }
+            providers.push(Provider {
+                name: name.clone(),
+                class: provider.class.clone().unwrap_or_else(|| CLASS_DEFAULT.to_owned()),
+                apis: provider.api.iter().filter_map(|api| index(api.as_ref())).collect(),
+            });
+        }
+        hosts.values_mut().for_each(|patterns| patterns.sort_by_key(|(p, _)| p.looseness()));
+        let apis = self.api.iter().map(|(name, api)| Api {
+            server: if api.server.is_empty() { name.clone() } else { api.server.clone() },
+            paths: compile_paths(&api.path),
+            host_paths: compile_paths(&api.host_path),
+        });
+        let apis = apis.collect();
+        Catalogue { providers, apis, hosts, classes: self.class.into_iter().collect() }
+    }
+}
+
+fn compile_paths(paths: &BTreeMap<String, Spanned<Operation>>) -> Vec<(PathPattern, Operation)> {
+    let compiled = paths
+        .iter()
+        .filter_map(|(path, operation)| Some((PathPattern::new(path).ok()?, *operation.as_ref())));
+    let mut compiled: Vec<_> = compiled.collect();
+    compiled.sort_by_key(|(pattern, _)| pattern.looseness());
+    compiled
+}

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod base;
+pub mod capture;
 pub mod config;
 pub mod control;
 pub mod flow;

@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use tidegate::base::Addr;
 use tidegate::lab::{Namespace, Process};
+use tidegate::packet::build::{TcpSpec, tcp_packet};
+use tidegate::packet::tcp::flag;
 
 const BIN: &str = env!("CARGO_BIN_EXE_tidegate");
-const COMMANDS: [&str; 8] = ["run", "check", "show", "reload", "stop", "doctor", "pktgen", "demo"];
+const COMMANDS: [&str; 9] =
+    ["run", "check", "show", "reload", "stop", "doctor", "inspect", "pktgen", "demo"];
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 fn tidegate(args: &[&str]) -> Output {
@@ -353,4 +357,50 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = Command::new("bash").args(["-c", &line]).output().expect("bash");
     assert_eq!(stdout(&output), "0\n", "{}", stderr(&output));
     assert!(Path::new(&file).exists());
+}
+
+/// A capture of one request over IPv4, Ethernet.
+fn capture() -> Vec<u8> {
+    let client = (Addr::v4(0x0a00_0001), 40_000);
+    let server = (Addr::v4(0x0a00_0002), 80);
+    let get = b"POST /v1/messages HTTP/1.1\r\nHost: api.anthropic.com\r\n\r\n";
+    let frame = tcp_packet(&TcpSpec::new(client, server, flag::ACK, get));
+    let mut file = Vec::new();
+    let len = frame.len() as u32;
+    for n in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1, 0, 0, len, len] {
+        file.extend(n.to_le_bytes());
+    }
+    [file, frame].concat()
+}
+
+#[test]
+fn a_capture_is_told_of_and_a_damaged_one_as_far_as_it_was_read() {
+    let place = Place::new();
+    let file = place.path("a.pcap");
+    let inspect = |bytes: &[u8], more: &[&str]| {
+        std::fs::write(&file, bytes).expect("write");
+        tidegate(&[&["inspect", file.to_str().expect("UTF-8")][..], more].concat())
+    };
+    let whole = inspect(&capture(), &["--json"]);
+    assert_eq!(code(&whole), 0, "{}", stderr(&whole));
+    let flow: serde_json::Value = serde_json::from_str(&stdout(&whole)).expect("one object");
+    for (key, value) in [
+        ("app", "http1"),
+        ("http_authority", "api.anthropic.com"),
+        ("provider", "anthropic"),
+        ("operation", "chat"),
+        ("class", "interactive"),
+        ("encap", "eth/ip"),
+    ] {
+        assert_eq!(flow[key], value, "{flow}");
+    }
+    let damaged = inspect(&[&capture()[..], &[7; 9]].concat(), &[]);
+    assert_eq!(code(&damaged), 1);
+    assert!(stdout(&damaged).contains("anthropic chat"), "{}", stdout(&damaged));
+    assert!(stderr(&damaged).contains("ends within a packet"), "{}", stderr(&damaged));
+    assert_eq!(code(&inspect(b"no capture", &[])), 1);
+    let own = place.write("[provider.x]\nhost = [\"com\"]\n");
+    let refused = inspect(&capture(), &["--catalogue", &own]);
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("edge.toml:2:9: error: host"), "{}", stderr(&refused));
 }

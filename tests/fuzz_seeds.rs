@@ -115,6 +115,16 @@ fn quic() {
 }
 
 #[test]
+fn inspector() {
+    run_all("inspector", 2_000);
+}
+
+#[test]
+fn capture() {
+    run_all("capture", 1_000);
+}
+
+#[test]
 fn config() {
     run_all("config", 1_000);
 }

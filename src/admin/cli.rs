@@ -110,6 +110,23 @@ pub enum Command {
         output: OutputArgs,
     },
 
+    /// Tell what the connections of a capture are: names, protocols, requests
+    #[command(after_help = "Examples:\n  \
+        tidegate inspect trace.pcapng\n  \
+        tidegate inspect trace.pcap.gz --json | jq 'select(.provider == \"openai\")'\n\n\
+        Reads pcap and pcapng, gzipped too, and looks through VLAN, MPLS, PPPoE, GRE, VXLAN, \
+        Geneve,\nGTP-U and IP-in-IP. A damaged capture ends with what was read, and exit code 1.")]
+    Inspect {
+        /// The capture
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Providers and APIs besides those that are built in, or in place of them (TOML)
+        #[arg(long, value_name = "FILE")]
+        catalogue: Option<PathBuf>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
     /// Generate and measure packets over AF_XDP, for the lab
     Pktgen(PktgenArgs),
 
@@ -175,6 +192,14 @@ mod tests {
         let cli = parse("tidegate doctor --interface a --interface b").expect("doctor");
         assert!(matches!(cli.command, Command::Doctor { interface, .. } if
             interface == ["a", "b"]));
+    }
+
+    #[test]
+    fn a_capture_is_inspected() {
+        let cli = parse("tidegate inspect a.pcap --json --catalogue own.toml").expect("inspect");
+        let Command::Inspect { file, catalogue, output } = cli.command else { panic!("inspect") };
+        assert!(file.as_os_str() == "a.pcap" && output.json);
+        assert_eq!(catalogue, Some("own.toml".into()));
     }
 
     #[test]

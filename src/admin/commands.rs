@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::cli::{Cli, Command, SocketArgs};
 use super::client::{self, ClientError};
 use super::protocol::{Ask, What};
-use super::{check, demo, doctor, logs, pktgen, run, show};
+use super::{check, demo, doctor, inspect, logs, pktgen, run, show};
 use crate::control::view::ReloadView;
 
 /// Why a command did not succeed.
@@ -80,6 +80,9 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Doctor { interface, restore, output } => examine(&interface, restore, output.json),
+        Command::Inspect { file, catalogue, output } => {
+            inspect::run(&file, catalogue.as_deref(), output.json)
+        }
         Command::Pktgen(args) => Ok(pktgen::run(args)?),
         Command::Demo(args) => Ok(demo::run(&args)?),
     }

@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod h2;
 pub mod hpack;
 pub mod http1;
+pub mod inspector;
 pub mod quic;
 pub mod tls;
 

@@ -225,6 +225,11 @@ impl HelloParser {
         self.outcome == Some(Ok(()))
     }
 
+    /// Whether what was read begins as a ClientHello does, whatever became of it.
+    pub fn has_begun(&self) -> bool {
+        self.step != Step::MessageType || self.ssl2 && self.message_end != NO_END
+    }
+
     /// The server name as sent; `None` where the hello has none or is not complete.
     pub fn sni(&self) -> Option<&[u8]> {
         let found = self.is_complete() && self.name_len > 0;

@@ -3,9 +3,11 @@
 //! Shared by the fuzz crate beside this folder and by `tests/fuzz_seeds.rs`, which runs all seeds
 //! and some mutations of them on stable Rust.
 
+pub mod capture;
 pub mod client_hello;
 pub mod config;
 pub mod hello;
+pub mod inspector;
 pub mod parse;
 pub mod pcap;
 pub mod pipeline;
@@ -21,11 +23,13 @@ pub mod setup;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is that of their folder of seeds.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("pipeline", pipeline::run),
     ("parse", parse::run),
     ("hello", hello::run),
     ("quic", quic::run),
+    ("inspector", inspector::run),
+    ("capture", capture::run),
     ("config", config::run),
     ("pcap", pcap::run),
 ];

@@ -32,6 +32,8 @@ pub fn all() -> Vec<Seed> {
         ("parse", frames()),
         ("hello", hellos()),
         ("quic", super::quic::seeds()),
+        ("inspector", super::inspector::seeds()),
+        ("capture", super::capture::seeds()),
         ("config", texts()),
         ("pcap", captures()),
     ];

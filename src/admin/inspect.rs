@@ -1,0 +1,159 @@
+//! `tidegate inspect`: what a capture's connections are, one line each.
+
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::Path;
+
+use super::check::tell;
+use super::commands::Failure;
+use super::table::Table;
+use crate::capture::{CaptureFile, FlowRecord, inspect};
+use crate::policy::catalogue::Catalogue;
+
+/// Captures of fewer bytes are read before a bar would be of use.
+const PROGRESS_BYTES_MIN: u64 = 32 << 20;
+const BAR_COLUMNS: u64 = 40;
+/// Lines of a table at most: it is laid out as a whole. `--json` has no such limit.
+const ROWS_MAX: usize = 1_000_000;
+/// Characters of a path that are shown.
+const PATH_COLUMNS: usize = 48;
+
+/// Tells of each connection of a capture.
+///
+/// # Errors
+/// A file that is no capture. With a damaged one, all that was read before the damage is told of
+/// first.
+pub fn run(path: &Path, catalogue: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let catalogue = read_catalogue(catalogue)?;
+    let name = path.display();
+    let failed = |error: &dyn std::fmt::Display| Failure::Failed(format!("{name}: {error}"));
+    let bar = progress_of(path);
+    let mut file = CaptureFile::open(path, bar).map_err(|error| failed(&error))?;
+    let mut table = Table::new(&HEADINGS);
+    let (mut out, mut rows) = (BufWriter::new(std::io::stdout().lock()), 0);
+    let end = inspect(&mut file, &catalogue, |record| {
+        rows += 1;
+        if json {
+            // A reader that has gone, such as `head`, is no error.
+            let _ = serde_json::to_writer(&mut out, &record).map(|()| out.write_all(b"\n"));
+        } else if rows <= ROWS_MAX {
+            table.row(cells(&record));
+        }
+    });
+    // The bar's line is cleared.
+    drop(file);
+    if !json && !table.is_empty() {
+        let _ = write!(out, "{table}");
+        if rows > ROWS_MAX {
+            let _ = writeln!(out, "... {} more: use --json", rows - ROWS_MAX);
+        }
+    }
+    let _ = out.flush();
+    end.map_err(|error| failed(&format!("{error}; {rows} flows were read before")))
+}
+
+fn read_catalogue(path: Option<&Path>) -> Result<Catalogue, Failure> {
+    let Some(path) = path else { return Ok(Catalogue::builtin()) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+    Catalogue::with(Some((path, &text))).map_err(|mut faults| {
+        faults.sort();
+        tell(faults.iter());
+        Failure::Told(2)
+    })
+}
+
+const HEADINGS: [&str; 8] =
+    ["CLIENT", "SERVER", "L4", "APP", "NAME", "REQUEST", ">REQUESTS", "PROVIDER"];
+
+fn cells(record: &FlowRecord) -> [String; 8] {
+    let end = |ip: &str, port: u16| match ip.contains(':') {
+        true => format!("[{ip}]:{port}"),
+        false => format!("{ip}:{port}"),
+    };
+    let seen = &record.seen;
+    let name = if seen.sni.is_empty() { &seen.http_authority } else { &seen.sni };
+    let app = match seen.reason {
+        Some(reason) => format!("{} ({reason})", seen.app),
+        None => seen.app.to_owned(),
+    };
+    let request = format!("{} {}", seen.http_method, seen.http_path);
+    [
+        end(&record.client_ip, record.client_port),
+        end(&record.server_ip, record.server_port),
+        record.l4.to_owned(),
+        app,
+        name.clone(),
+        request.trim().chars().take(PATH_COLUMNS).collect(),
+        seen.http_requests.map_or(String::new(), |n| n.to_string()),
+        format!("{} {}", seen.provider, seen.operation).trim().to_owned(),
+    ]
+}
+
+/// What hears of the bytes read.
+fn progress_of(path: &Path) -> impl FnMut(usize) + Send + 'static {
+    let total = std::fs::metadata(path).map_or(0, |m| m.len());
+    let shown = total >= PROGRESS_BYTES_MIN && std::io::stderr().is_terminal();
+    let mut bar = shown.then_some(Bar { total, read: 0, drawn: u64::MAX });
+    move |bytes| {
+        if let Some(bar) = &mut bar {
+            bar.advance(bytes);
+        }
+    }
+}
+
+/// How far a file was read, on a terminal's standard error; its line is cleared at the end.
+struct Bar {
+    total: u64,
+    read: u64,
+    drawn: u64,
+}
+
+impl Bar {
+    fn advance(&mut self, bytes: usize) {
+        self.read += bytes as u64;
+        let percent = (self.read * 100 / self.total).min(100);
+        if percent != self.drawn {
+            self.drawn = percent;
+            let _ = write!(std::io::stderr(), "\r{}", self.line(percent));
+        }
+    }
+
+    fn line(&self, percent: u64) -> String {
+        let full = (percent * BAR_COLUMNS / 100) as usize;
+        let (done, left) = ("#".repeat(full), " ".repeat(BAR_COLUMNS as usize - full));
+        format!("[{done}{left}] {percent:>3} % of {} MB", self.total >> 20)
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_grows_with_what_was_read() {
+        let bar = Bar { total: 100 << 20, read: 0, drawn: 0 };
+        assert_eq!(bar.line(0), format!("[{}]   0 % of 100 MB", " ".repeat(40)));
+        assert_eq!(bar.line(50), format!("[{}{}]  50 % of 100 MB", "#".repeat(20), " ".repeat(20)));
+        assert_eq!(bar.line(100), format!("[{}] 100 % of 100 MB", "#".repeat(40)));
+        std::mem::forget(bar);
+    }
+
+    #[test]
+    fn a_line_names_both_ends_and_what_was_asked() {
+        let mut record = FlowRecord { l4: "tcp", ..FlowRecord::default() };
+        record.client_ip = "2001:db8::1".to_owned();
+        record.seen.app = "http1";
+        record.seen.http_method = "GET".to_owned();
+        record.seen.http_path = "/".to_owned();
+        record.seen.http_authority = "a.example".to_owned();
+        let [client, _, l4, app, name, request, ..] = cells(&record);
+        assert_eq!([&client[..], &l4, &app], ["[2001:db8::1]:0", "tcp", "http1"]);
+        assert_eq!([&name[..], &request], ["a.example", "GET /"]);
+    }
+}

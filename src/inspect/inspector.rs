@@ -1,0 +1,407 @@
+//! One connection's inspection: finds out which protocol it speaks and follows it as far as there
+//! is something to see.
+//!
+//! Sans-io: takes what each side sent, in order, and answers with what is known. The parsers of
+//! HTTP are large, so they come from a [`Pool`] when a connection begins as HTTP does.
+
+use super::Peek;
+use super::h2;
+use super::http1::{self, Next};
+use super::quic::{CryptoStream, InitialReader, Proof};
+use super::tls::{Carrier, Failure, HelloParser, Ja4, ServerHello};
+use crate::flow::reassembly::Reassembler;
+
+mod parts;
+
+pub use super::http1::Side;
+pub use parts::{Pool, Request, Rooms};
+
+use parts::HttpPart;
+
+/// Bytes of a ClientHello at most, record headers included.
+pub const HELLO_BYTES_MAX: u32 = 1 << 17;
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum App {
+    /// Nothing that is known, or nothing yet.
+    #[default]
+    None,
+    Tls,
+    Quic,
+    /// Headers of QUIC that nothing could be decrypted behind.
+    QuicMaybe,
+    Http1,
+    /// HTTP/2 without TLS, with prior knowledge.
+    H2c,
+    /// HTTP/2 without TLS that HTTP/1 was upgraded to.
+    H2cUpgrade,
+    /// HTTP/2 without TLS, joined later than its beginning.
+    H2cMid,
+    /// TLS through a tunnel that CONNECT made.
+    ConnectTls,
+}
+
+impl App {
+    pub fn name(self) -> &'static str {
+        match self {
+            App::None => "none",
+            App::Tls => "tls",
+            App::Quic => "quic",
+            App::QuicMaybe => "quic?",
+            App::Http1 => "http1",
+            App::H2c => "h2c",
+            App::H2cUpgrade => "h2c-upgrade",
+            App::H2cMid => "h2c-mid",
+            App::ConnectTls => "http1-connect+tls",
+        }
+    }
+}
+
+/// Why a connection's protocol stays unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    HelloTooLong,
+    HeadMalformed,
+    HeadTooLong,
+    /// Neither within the bytes that are looked at.
+    StreamTooLong,
+    /// Segments were missing, or came in an order that no room was left for.
+    Gaps,
+    /// All parsers were in use.
+    Crowded,
+}
+
+impl Unknown {
+    pub fn name(self) -> &'static str {
+        match self {
+            Unknown::HelloTooLong => "hello-too-long",
+            Unknown::HeadMalformed => "head-malformed",
+            Unknown::HeadTooLong => "head-too-long",
+            Unknown::StreamTooLong => "stream-too-long",
+            Unknown::Gaps => "gaps",
+            Unknown::Crowded => "crowded",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was sent by the client.
+    Start,
+    Hello,
+    /// The hello was read: the answer to it is looked for.
+    Answer,
+    Datagrams,
+    Http1,
+    Http2,
+    /// The client's bytes are of a tunnel that HTTP/1 made.
+    Tunnel,
+    Done,
+}
+
+/// Follows one connection.
+#[derive(Debug)]
+pub struct Inspector {
+    stage: Stage,
+    /// The stream's beginning was not seen.
+    joined: bool,
+    /// The server speaks HTTP/2: from its first byte on, or from an answer 101.
+    server_http2: Option<bool>,
+    app: App,
+    unknown: Option<Unknown>,
+    hello: HelloParser,
+    answer: ServerHello,
+    initials: InitialReader,
+    http: Option<Box<HttpPart>>,
+}
+
+impl Inspector {
+    /// `joined`: what is given first may not be what was sent first.
+    pub fn new(joined: bool) -> Inspector {
+        Inspector {
+            stage: Stage::Start,
+            joined,
+            server_http2: None,
+            app: App::None,
+            unknown: None,
+            hello: HelloParser::new(HELLO_BYTES_MAX),
+            answer: ServerHello::default(),
+            initials: InitialReader::new(),
+            http: None,
+        }
+    }
+
+    /// The next bytes of a TCP stream.
+    pub fn stream(&mut self, pool: &mut Pool, from: Side, bytes: &[u8]) {
+        match (self.stage, from) {
+            (Stage::Done, _) => {}
+            (Stage::Start, Side::Client) => {
+                let Some(&first) = bytes.first() else { return };
+                self.begin(pool, first);
+                if self.stage != Stage::Start {
+                    self.stream(pool, from, bytes);
+                }
+            }
+            (Stage::Hello | Stage::Tunnel, Side::Client) => self.hello(bytes),
+            (Stage::Http1, Side::Client) => self.http1(pool, bytes),
+            (Stage::Start | Stage::Http1 | Stage::Http2, Side::Server) => {
+                self.http_answer(pool, bytes);
+            }
+            (Stage::Http2, Side::Client) => self.http2(pool, bytes),
+            (Stage::Hello | Stage::Answer, Side::Server) => {
+                let peek = self.answer.feed(bytes);
+                if self.stage == Stage::Answer && peek != Peek::NeedMore {
+                    self.stage = Stage::Done;
+                }
+            }
+            (Stage::Tunnel | Stage::Datagrams, Side::Server)
+            | (Stage::Answer | Stage::Datagrams, Side::Client) => {}
+        }
+    }
+
+    /// The next datagram of a UDP flow. The handshake stream is put in order in this slot of the
+    /// reassembler, which is the connection's own.
+    pub fn datagram(
+        &mut self,
+        pool: &mut Pool,
+        reassembler: &mut Reassembler,
+        slot: usize,
+        from: Side,
+        bytes: &[u8],
+    ) {
+        if self.stage == Stage::Start {
+            self.stage = Stage::Datagrams;
+            reassembler.open(slot, 0);
+        }
+        if self.stage != Stage::Datagrams {
+            return;
+        }
+        let mut stream = CryptoStream { reassembler, slot, hello: &mut self.hello };
+        let scratch = pool.scratch();
+        match self.initials.datagram(from == Side::Client, bytes, &mut stream, scratch) {
+            Peek::NeedMore => return,
+            Peek::Found(()) => self.app = App::Quic,
+            Peek::NotThis => self.app = self.unread_quic(),
+        }
+        reassembler.close(slot);
+        self.stage = Stage::Done;
+    }
+
+    /// What a client speaks whose hello was not read.
+    fn unread_quic(&self) -> App {
+        match self.initials.proof() {
+            Proof::None => App::None,
+            Proof::Header => App::QuicMaybe,
+            Proof::Tag => App::Quic,
+        }
+    }
+
+    /// It is undecided and will not be looked at any longer.
+    pub fn give_up(&mut self, why: Unknown) {
+        if !self.knows() && self.stage != Stage::Start {
+            self.unknown = self.unknown.or(Some(why));
+        }
+    }
+
+    /// Whether the protocol is known.
+    pub fn knows(&self) -> bool {
+        self.app != App::None
+    }
+
+    /// Nothing that follows changes what is known.
+    pub fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    pub fn app(&self) -> App {
+        match self.stage {
+            Stage::Datagrams => self.unread_quic(),
+            // A part of a hello is of TLS too.
+            Stage::Hello if self.hello.has_begun() => App::Tls,
+            _ => self.app,
+        }
+    }
+
+    /// The version of QUIC.
+    pub fn quic_version(&self) -> Option<u32> {
+        self.initials.version()
+    }
+
+    /// Why the protocol was not found out, where it looked like one that is known.
+    pub fn unknown(&self) -> Option<Unknown> {
+        self.unknown.filter(|_| !self.knows())
+    }
+
+    /// The ClientHello, once it is complete.
+    pub fn client_hello(&self) -> Option<&HelloParser> {
+        self.hello.is_complete().then_some(&self.hello)
+    }
+
+    /// The ServerHello, as far as it was seen.
+    pub fn server_hello(&self) -> Option<&ServerHello> {
+        self.client_hello().map(|_| &self.answer)
+    }
+
+    pub fn ja4(&self) -> Option<Ja4> {
+        let carrier = if self.app == App::Quic { Carrier::Quic } else { Carrier::Tcp };
+        self.client_hello()?.ja4(carrier)
+    }
+
+    /// The first request.
+    pub fn request(&self) -> Option<Request<'_>> {
+        let known = self.knows();
+        self.http.as_ref().filter(|_| known)?.first()
+    }
+
+    /// Requests seen.
+    pub fn requests(&self) -> u64 {
+        let [http1, http2] = self.http.as_ref().map_or([0; 2], |http| http.requests());
+        match self.app {
+            App::Http1 | App::ConnectTls => http1,
+            // The one of HTTP/1 counts among those of HTTP/2, but not those before it.
+            App::H2cUpgrade => http1.saturating_sub(1) + http2,
+            _ => http2,
+        }
+    }
+
+    /// Ends, and gives the parsers back.
+    pub fn give_back(self, pool: &mut Pool) {
+        if let Some(http) = self.http {
+            pool.put(http);
+        }
+    }
+
+    /// The client's first byte tells TLS and HTTP apart.
+    fn begin(&mut self, pool: &mut Pool, first: u8) {
+        const HANDSHAKE: u8 = 22;
+        self.stage = match first {
+            HANDSHAKE | 0x80.. => Stage::Hello,
+            // A token, or empty lines before it (RFC 9112, sections 2.2 and 3.1).
+            b'\r' | b'\n' | b'!'..=b'~' => match self.http.take().or_else(|| pool.take()) {
+                Some(http) => {
+                    self.http = Some(http);
+                    Stage::Http1
+                }
+                None => {
+                    self.unknown = Some(Unknown::Crowded);
+                    Stage::Done
+                }
+            },
+            // The length of a frame that isn't huge.
+            0 if self.joined => match self.http.take().or_else(|| pool.take()) {
+                Some(mut http) => {
+                    http.begin_http2(true);
+                    self.http = Some(http);
+                    self.server_http2 = Some(true);
+                    Stage::Http2
+                }
+                None => Stage::Done,
+            },
+            _ => Stage::Done,
+        };
+    }
+
+    fn hello(&mut self, bytes: &[u8]) {
+        match self.hello.feed(bytes) {
+            Peek::NeedMore => {}
+            Peek::Found(()) => {
+                let tunnel = self.stage == Stage::Tunnel;
+                self.app = if tunnel { App::ConnectTls } else { App::Tls };
+                let answered = self.answer.feed(&[]) != Peek::NeedMore;
+                self.stage = if tunnel || answered { Stage::Done } else { Stage::Answer };
+            }
+            Peek::NotThis => {
+                match self.hello.failure() {
+                    // It is TLS, and nothing that it says can be trusted.
+                    Some(Failure::Malformed) if self.stage == Stage::Hello => self.app = App::Tls,
+                    Some(Failure::TooLong) => self.unknown = Some(Unknown::HelloTooLong),
+                    _ => {}
+                }
+                self.stage = Stage::Done;
+            }
+        }
+    }
+
+    fn http1(&mut self, pool: &Pool, bytes: &[u8]) {
+        let Some(http) = &mut self.http else { return };
+        let fed = http.feed_http1(Side::Client, bytes, pool.wanted());
+        if self.app == App::None && http.is_http() {
+            self.app = App::Http1;
+        }
+        let Some(next) = fed.next else { return };
+        let rest = bytes.get(fed.used..).unwrap_or_default();
+        match next {
+            Next::Tunnel => {
+                self.stage = Stage::Tunnel;
+                self.hello(rest);
+            }
+            Next::Http2 => {
+                self.begin_http2(pool);
+                self.http2(pool, rest);
+            }
+            Next::Upgraded => self.stage = Stage::Done,
+            Next::Failed(failure) => {
+                self.unknown = match failure {
+                    http1::Failure::NotHttp => None,
+                    http1::Failure::Malformed | http1::Failure::Ambiguous => {
+                        Some(Unknown::HeadMalformed)
+                    }
+                    http1::Failure::TooLong => Some(Unknown::HeadTooLong),
+                };
+                self.stage = Stage::Done;
+            }
+        }
+    }
+
+    /// The client's preface was read: what follows is HTTP/2.
+    fn begin_http2(&mut self, pool: &Pool) {
+        let Some(http) = &mut self.http else { return };
+        self.stage = Stage::Http2;
+        if self.app == App::None {
+            self.app = App::H2c;
+            let _ = http.feed_http2(Side::Client, h2::PREFACE, pool.wanted());
+        } else {
+            self.app = App::H2cUpgrade;
+            if self.server_http2 != Some(true) {
+                http.upgrade();
+                self.server_http2 = Some(true);
+            }
+        }
+    }
+
+    fn http2(&mut self, pool: &Pool, bytes: &[u8]) {
+        let Some(http) = &mut self.http else { return };
+        let failed = http.feed_http2(Side::Client, bytes, pool.wanted()).is_err();
+        if self.app == App::None && http.is_http() {
+            self.app = App::H2cMid;
+        }
+        if failed {
+            self.stage = Stage::Done;
+        }
+    }
+
+    /// The server's bytes, of HTTP/1 or 2.
+    fn http_answer(&mut self, pool: &mut Pool, bytes: &[u8]) {
+        let Some(first) = bytes.first() else { return };
+        // The length of a frame that isn't huge; an answer of HTTP/1 begins with a letter.
+        let is_http2 = *self.server_http2.get_or_insert(*first == 0);
+        // A server of HTTP/2 may send its settings before the client says anything.
+        if self.stage == Stage::Start && self.http.is_none() && is_http2 && !self.joined {
+            self.http = pool.take();
+        }
+        let Some(http) = &mut self.http else { return };
+        if is_http2 {
+            // Damage in the answers changes nothing about the requests.
+            let _ = http.feed_http2(Side::Server, bytes, pool.wanted());
+            return;
+        }
+        let fed = http.feed_http1(Side::Server, bytes, pool.wanted());
+        if fed.next == Some(Next::Http2) && self.stage == Stage::Http1 {
+            self.server_http2 = Some(true);
+            http.upgrade();
+            let rest = bytes.get(fed.used..).unwrap_or_default();
+            let _ = http.feed_http2(Side::Server, rest, pool.wanted());
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The parsers of HTTP, kept for whoever needs one next.
+
+use crate::inspect::fields::{Fields, NameId, Wanted};
+use crate::inspect::h2::{self, Block, Start};
+use crate::inspect::http1::{self, Side};
+use crate::inspect::quic::Scratch;
+
+/// Room for a method and for a host: as much as the parsers keep.
+const METHOD_BYTES: usize = 32;
+const HOST_BYTES: usize = 264;
+const SETTINGS_BYTES: usize = 256;
+
+/// The methods that are registered (IANA registry "HTTP Method Registry").
+const METHODS: [&[u8]; 40] = [
+    b"ACL",
+    b"BASELINE-CONTROL",
+    b"BIND",
+    b"CHECKIN",
+    b"CHECKOUT",
+    b"CONNECT",
+    b"COPY",
+    b"DELETE",
+    b"GET",
+    b"HEAD",
+    b"LABEL",
+    b"LINK",
+    b"LOCK",
+    b"MERGE",
+    b"MKACTIVITY",
+    b"MKCALENDAR",
+    b"MKCOL",
+    b"MKREDIRECTREF",
+    b"MKWORKSPACE",
+    b"MOVE",
+    b"OPTIONS",
+    b"ORDERPATCH",
+    b"PATCH",
+    b"POST",
+    b"PROPFIND",
+    b"PROPPATCH",
+    b"PUT",
+    b"QUERY",
+    b"REBIND",
+    b"REPORT",
+    b"SEARCH",
+    b"TRACE",
+    b"UNBIND",
+    b"UNCHECKOUT",
+    b"UNLINK",
+    b"UNLOCK",
+    b"UPDATE",
+    b"UPDATEREDIRECTREF",
+    b"VERSION-CONTROL",
+    b"PURGE",
+];
+
+/// Parsers that are not in use, and what all share.
+#[derive(Debug)]
+pub struct Pool {
+    wanted: Wanted,
+    rooms: Rooms,
+    #[allow(clippy::vec_box, reason = "a parser is lent as it is, not moved about")]
+    free: Vec<Box<HttpPart>>,
+    /// How many more may be made.
+    unmade: usize,
+    scratch: Scratch,
+}
+
+/// How much a parser keeps, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rooms {
+    /// Of a request's target.
+    pub target: usize,
+    /// Of each direction's header table (RFC 7541, section 4.2); where a connection has a larger
+    /// one, it is not followed.
+    pub table: usize,
+}
+
+impl Pool {
+    /// At most `parts` parsers, made when they are needed first.
+    pub fn growing(wanted: Wanted, rooms: Rooms, parts: usize) -> Pool {
+        let (free, scratch) = (Vec::with_capacity(parts), Scratch::new());
+        Pool { wanted, rooms, free, unmade: parts, scratch }
+    }
+
+    /// As many, all made now.
+    pub fn filled(wanted: Wanted, rooms: Rooms, parts: usize) -> Pool {
+        let mut pool = Pool::growing(wanted, rooms, parts);
+        while let Some(part) = pool.make() {
+            pool.free.push(part);
+        }
+        pool
+    }
+
+    /// All are in use.
+    pub fn is_empty(&self) -> bool {
+        self.free.is_empty() && self.unmade == 0
+    }
+
+    pub(super) fn take(&mut self) -> Option<Box<HttpPart>> {
+        let mut part = self.free.pop().or_else(|| self.make())?;
+        part.reset();
+        Some(part)
+    }
+
+    pub(super) fn put(&mut self, part: Box<HttpPart>) {
+        self.free.push(part);
+    }
+
+    /// Memory to decrypt in.
+    pub(super) fn scratch(&mut self) -> &mut Scratch {
+        &mut self.scratch
+    }
+
+    pub(super) fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    fn make(&mut self) -> Option<Box<HttpPart>> {
+        self.unmade = self.unmade.checked_sub(1)?;
+        let Rooms { target, table } = self.rooms;
+        Some(Box::new(HttpPart {
+            http1: http1::Connection::new(&self.wanted, target),
+            http2: h2::Connection::new(&self.wanted, target, table),
+            first: First::new(target),
+        }))
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    pub method: &'a [u8],
+    /// `Host`, or `:authority` of HTTP/2; `None` where it is absent.
+    pub authority: Option<&'a [u8]>,
+    /// The target as sent, or `:path`; `None` where it is absent, as CONNECT of HTTP/2 has it.
+    pub path: Option<&'a [u8]>,
+}
+
+/// The parsers of HTTP, and the first request that they read.
+#[derive(Debug)]
+pub(super) struct HttpPart {
+    http1: http1::Connection,
+    http2: h2::Connection,
+    first: First,
+}
+
+#[derive(Debug)]
+struct First {
+    seen: bool,
+    method: Text,
+    authority: Text,
+    path: Text,
+    /// Of HTTP/2, where it asks for that.
+    settings: Text,
+}
+
+/// A value that may be absent.
+#[derive(Debug)]
+struct Text {
+    bytes: Box<[u8]>,
+    len: usize,
+    present: bool,
+}
+
+impl HttpPart {
+    pub(super) fn feed_http1(&mut self, from: Side, bytes: &[u8], wanted: &Wanted) -> http1::Fed {
+        let first = &mut self.first;
+        self.http1.feed(from, bytes, wanted, |event| {
+            if let http1::Event::Request { fields, .. } = event {
+                first.set(fields);
+            }
+        })
+    }
+
+    pub(super) fn feed_http2(
+        &mut self,
+        from: Side,
+        bytes: &[u8],
+        wanted: &Wanted,
+    ) -> Result<(), h2::Failure> {
+        let first = &mut self.first;
+        self.http2.feed(from, bytes, wanted, |event| {
+            if let h2::Event::Headers { block: Block::Request, fields, .. } = event {
+                first.set(fields);
+            }
+        })
+    }
+
+    /// Begins to read HTTP/2.
+    pub(super) fn begin_http2(&mut self, joined: bool) {
+        self.http2.reset(if joined { Start::Joined } else { Start::Preface });
+    }
+
+    /// Begins to read HTTP/2 behind an upgrade.
+    pub(super) fn upgrade(&mut self) {
+        self.http2.reset(Start::Upgraded(self.first.settings.get().unwrap_or_default()));
+    }
+
+    /// A request was read. One by a method that nobody has registered, for no host, is of some
+    /// other protocol that looks alike. Nobody may ask by the method of HTTP/2's preface (RFC 9113,
+    /// section 11.6).
+    pub(super) fn is_http(&self) -> bool {
+        let First { seen, method, authority, .. } = &self.first;
+        let Some(method) = method.get().filter(|_| *seen) else { return false };
+        method != b"PRI" && (authority.get().is_some() || METHODS.contains(&method))
+    }
+
+    /// Requests of HTTP/1, and of HTTP/2.
+    pub(super) fn requests(&self) -> [u64; 2] {
+        [self.http1.requests(), self.http2.requests()]
+    }
+
+    pub(super) fn first(&self) -> Option<Request<'_>> {
+        let First { seen, method, authority, path, .. } = &self.first;
+        seen.then(|| Request {
+            method: method.get().unwrap_or_default(),
+            authority: authority.get(),
+            path: path.get(),
+        })
+    }
+
+    fn reset(&mut self) {
+        self.http1.reset();
+        self.http2.reset(Start::Preface);
+        self.first.seen = false;
+    }
+}
+
+impl First {
+    fn new(target_bytes: usize) -> First {
+        First {
+            seen: false,
+            method: Text::new(METHOD_BYTES),
+            authority: Text::new(HOST_BYTES),
+            path: Text::new(target_bytes),
+            settings: Text::new(SETTINGS_BYTES),
+        }
+    }
+
+    /// A request; one joined in its midst may say nothing of what it asks for.
+    fn set(&mut self, fields: &Fields) {
+        if self.seen || fields.method().is_none() {
+            return;
+        }
+        self.seen = true;
+        self.method.set(fields.method());
+        self.authority.set(fields.authority());
+        self.path.set(fields.path());
+        self.settings.set(fields.get(NameId::HTTP2_SETTINGS));
+    }
+}
+
+impl Text {
+    fn new(room: usize) -> Text {
+        Text { bytes: vec![0; room].into_boxed_slice(), len: 0, present: false }
+    }
+
+    fn set(&mut self, value: Option<&[u8]>) {
+        self.present = value.is_some();
+        let value = value.unwrap_or_default();
+        self.len = value.len().min(self.bytes.len());
+        self.bytes[..self.len].copy_from_slice(&value[..self.len]);
+    }
+
+    fn get(&self) -> Option<&[u8]> {
+        self.present.then(|| &self.bytes[..self.len])
+    }
+}

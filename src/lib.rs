@@ -5,6 +5,10 @@
 
 #![deny(unsafe_code)]
 
+// What tests share with those in `tests` calls the crate by its name.
+#[cfg(test)]
+extern crate self as tidegate;
+
 pub mod admin;
 pub mod base;
 pub mod capture;

@@ -3,6 +3,8 @@
 //!
 //! A counting allocator watches every turn of the loop, from the first one on.
 
+#[allow(dead_code)] // the tests of QUIC use more of it
+mod quic_support;
 #[path = "sim/world.rs"]
 #[allow(dead_code)] // the simulations use more of it
 mod world;
@@ -26,6 +28,7 @@ use tidegate::sim::{Appliance, Setup, Spread};
 use tidegate::worker::WorkerCommand;
 use tidegate::worker::command::FlowList;
 
+use quic_support::{Initial, V1, crypto};
 use world::{CLIENTS, Family, SERVERS, TCP_PORT, UDP_PORT, box_mac, inspect, setup, stages};
 
 thread_local! {
@@ -171,7 +174,8 @@ fn everything(bench: &mut Bench, family: Family, routed: bool) {
             let mut hello = TcpSpec::new(src, to, flag::ACK, HELLO_START);
             (hello.seq, hello.ack) = (1, 1);
             bench.send(CLIENTS, &tcp_packet(&hello));
-            let mut udp = UdpSpec::new(src, (target, UDP_PORT), &[7; 100]);
+            let datagram = if i % 3 == 0 { quic(i) } else { vec![7; 100] };
+            let mut udp = UdpSpec::new(src, (target, UDP_PORT), &datagram);
             udp.checksum = if i % 2 == 0 { ChecksumFill::Partial } else { ChecksumFill::Full };
             bench.send(CLIENTS, &udp_packet(&udp));
             bench.turns(1, 20);
@@ -194,6 +198,12 @@ fn target(family: Family, routed: bool, i: u16) -> Addr {
 
 /// The beginning of a ClientHello: a record header and some of its body.
 const HELLO_START: &[u8] = &[0x16, 0x03, 0x01, 0x01, 0x00, 0x01, 0x00, 0x00, 0xfc, 0x03, 0x03];
+
+/// A client's first datagram: the beginning of its hello, or a later part.
+fn quic(i: u16) -> Vec<u8> {
+    let offset = if i.is_multiple_of(2) { 0 } else { 50 };
+    Initial::new(V1, b"8 bytes!").seal(&crypto(offset, &HELLO_START[5..]))
+}
 
 fn oddities(bench: &mut Bench, src: (Addr, u16), to: (Addr, u16)) {
     let mut dying = TcpSpec::new(src, to, flag::ACK, &[1; 10]);

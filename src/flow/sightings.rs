@@ -10,7 +10,10 @@ pub const ALPN_BYTES_MAX: usize = 128;
 /// What a flow's ClientHello said.
 #[derive(Clone, Debug)]
 pub struct Sighting {
+    /// [`FlowRef::NONE`] where the hello came before its flow was in the table.
     pub flow: FlowRef,
+    /// Of such a hello: the place of its packet in the batch.
+    packet: u16,
     /// Code point of the packet that completed the hello.
     pub dscp: u8,
     sni_len: u8,
@@ -52,6 +55,15 @@ impl Sightings {
 
     /// Adds one; what is longer than the field is left out, beyond a batch's worth nothing is kept.
     pub fn report(&mut self, flow: FlowRef, dscp: u8, sni: Option<&[u8]>, alpn_wire: &[u8]) {
+        self.add(flow, u16::MAX, dscp, sni, alpn_wire);
+    }
+
+    /// The same for the packet at this place in the batch, whose flow isn't in the table yet.
+    pub fn report_packet(&mut self, at: usize, dscp: u8, sni: Option<&[u8]>, alpn_wire: &[u8]) {
+        self.add(FlowRef::NONE, at as u16, dscp, sni, alpn_wire);
+    }
+
+    fn add(&mut self, flow: FlowRef, packet: u16, dscp: u8, sni: Option<&[u8]>, alpn_wire: &[u8]) {
         if self.list.len() == BATCH_MAX {
             return;
         }
@@ -59,6 +71,7 @@ impl Sightings {
         let alpn = if alpn_wire.len() <= ALPN_BYTES_MAX { alpn_wire } else { &[] };
         let mut sighting = Sighting {
             flow,
+            packet,
             dscp,
             sni_len: sni.len() as u8,
             alpn_len: alpn.len() as u8,
@@ -70,8 +83,15 @@ impl Sightings {
         self.list.push(sighting);
     }
 
-    pub fn iter(&self) -> std::slice::Iter<'_, Sighting> {
-        self.list.iter()
+    /// Those of flows.
+    pub fn iter(&self) -> impl Iterator<Item = &Sighting> {
+        self.list.iter().filter(|sighting| sighting.flow.is_some())
+    }
+
+    /// That of the packet at this place in the batch.
+    #[inline]
+    pub fn of_packet(&self, at: usize) -> Option<&Sighting> {
+        self.list.iter().find(|s| !s.flow.is_some() && usize::from(s.packet) == at)
     }
 }
 
@@ -93,5 +113,9 @@ mod tests {
         sightings.report(FlowRef(1), 0, None, &[0; ALPN_BYTES_MAX + 1]);
         let none = sightings.iter().next().expect("one");
         assert_eq!((none.sni(), none.alpn_wire()), (None, &b""[..]));
+        sightings.clear();
+        sightings.report_packet(7, 1, Some(b"b.test"), b"");
+        assert!(sightings.iter().next().is_none() && sightings.of_packet(1).is_none());
+        assert_eq!(sightings.of_packet(7).and_then(Sighting::sni), Some(&b"b.test"[..]));
     }
 }

@@ -1,13 +1,15 @@
 //! Gives each flow its class by the rules.
 
+use crate::flow::Sighting;
 use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
 use crate::observe::Counters;
 use crate::packet::{Batch, ClassId, Verdict};
 use crate::policy::{Facts, Rules};
 
-/// The classifier. A flow's class is decided on its first packet, and again when its ClientHello
-/// has been read; in between a packet only takes over what its flow has.
+/// The classifier. A flow's class is decided on its first packet, which of QUIC may hold the whole
+/// ClientHello, and again when that has been read; in between a packet only takes over what its
+/// flow has.
 ///
 /// The stage that enters a new flow into the table copies the class of its first packet into both
 /// directions, so that replies have it too.
@@ -32,7 +34,7 @@ impl Stage for Classify {
             };
             flow.class = [class_by(&cx.snapshot.rules, &facts, cx.counters); 2];
         }
-        for meta in batch.metas_mut() {
+        for (at, meta) in batch.metas_mut().iter_mut().enumerate() {
             if meta.verdict != Verdict::Next {
                 continue;
             }
@@ -40,8 +42,13 @@ impl Stage for Classify {
                 meta.class = cx.flows.get(meta.flow).class[meta.direction as usize];
                 continue;
             }
-            let (key, dscp) = (&meta.key, meta.dscp());
-            let facts = Facts { key, dscp, sni: None, alpn: AlpnList::EMPTY };
+            let sighting = cx.names.sightings.of_packet(at);
+            let facts = Facts {
+                key: &meta.key,
+                dscp: meta.dscp(),
+                sni: sighting.and_then(Sighting::sni),
+                alpn: sighting.map_or(AlpnList::EMPTY, |s| AlpnList::from_wire(s.alpn_wire())),
+            };
             meta.class = class_by(&cx.snapshot.rules, &facts, cx.counters);
         }
     }

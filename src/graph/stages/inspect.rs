@@ -1,4 +1,5 @@
-//! Reads the ClientHello of new TCP flows, on the way and without holding a packet back.
+//! Reads the ClientHello of new flows, TLS over TCP and QUIC, on the way and without holding a
+//! packet back.
 
 use crate::base::Nanos;
 use crate::flow::names::NAME_BYTES_MAX;
@@ -9,9 +10,14 @@ use crate::inspect::Peek;
 use crate::inspect::tls::{self, Failure, HelloParser};
 use crate::observe::Counters;
 use crate::packet::tcp::{self, flag};
+use crate::packet::udp;
 use crate::packet::{
     Batch, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketRef, Verdict,
 };
+
+mod datagrams;
+
+use datagrams::Datagrams;
 
 /// [`Flow::inspection`] of a flow that was not looked at yet.
 pub const NOT_YET: u16 = u16::MAX;
@@ -53,11 +59,14 @@ pub struct Inspect {
     /// Where the search for stalled flows goes on.
     hand: usize,
     openings: Openings,
+    datagrams: Datagrams,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Slot {
     taken: bool,
+    /// Of a UDP flow: its hello was read before it was in the table.
+    told: bool,
     strays: u8,
     /// Sequence number of the stream's first byte.
     first: u32,
@@ -80,6 +89,7 @@ impl Inspect {
             free: (0..flows as u16).rev().collect(),
             hand: 0,
             openings: Openings::new(flows),
+            datagrams: Datagrams::new(flows),
         }
     }
 
@@ -177,17 +187,24 @@ impl Inspect {
 
     /// Takes a slot for a flow that sends its first payload.
     fn begin(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {
+        // Without a SYN that was seen, the stream begins here as far as can be told.
+        let first = self.openings.first_byte(meta).unwrap_or(meta.tcp_seq);
+        let slot = self.take_slot(cx, meta, first);
+        cx.flows.get_mut(meta.flow).inspection = slot as u16;
+        slot
+    }
+
+    /// A free slot, or that of a flow which stalls, for one whose stream begins at `first`.
+    fn take_slot(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, first: u32) -> usize {
         let slot = match self.free.pop() {
             Some(slot) => usize::from(slot),
             None => self.crowd_out(cx),
         };
-        // Without a SYN that was seen, the stream begins here as far as can be told.
-        let first = self.openings.first_byte(meta).unwrap_or(meta.tcp_seq);
         let (key, hash, progress_at) = (meta.key, meta.hash, cx.now);
-        self.slots[slot] = Slot { taken: true, strays: 0, first, key, hash, progress_at };
+        self.slots[slot] =
+            Slot { taken: true, told: false, strays: 0, first, key, hash, progress_at };
         self.parsers[slot] = HelloParser::new(self.hello_bytes_max);
         self.reassembler.open(slot, first);
-        cx.flows.get_mut(meta.flow).inspection = slot as u16;
         slot
     }
 
@@ -210,7 +227,7 @@ impl Inspect {
             self.hand = (self.hand + 1) % self.slots.len();
             let slot = &self.slots[self.hand];
             if slot.taken && cx.now.since(slot.progress_at) > STALL_NS_MAX {
-                cx.counters.hellos_stalled += 1;
+                cx.counters.hellos_stalled += u64::from(!slot.told);
                 self.give_up(cx.flows, self.hand);
             }
         }
@@ -251,10 +268,15 @@ impl Stage for Inspect {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
         cx.names.sightings.clear();
         self.sweep(cx);
-        for packet in batch.iter() {
+        for (at, packet) in batch.iter().enumerate() {
             let meta = packet.meta;
-            let segment = meta.key.proto == tcp::PROTOCOL && !meta.flags.has(PacketFlags::FRAGMENT);
-            if !segment || meta.verdict != Verdict::Next {
+            if meta.verdict != Verdict::Next || meta.flags.has(PacketFlags::FRAGMENT) {
+                continue;
+            }
+            if meta.key.proto == udp::PROTOCOL && meta.direction == Direction::Forward {
+                self.datagram(cx, at, packet);
+            }
+            if meta.key.proto != tcp::PROTOCOL {
                 continue;
             }
             if !meta.flow.is_some() {

@@ -18,6 +18,11 @@ use crate::packet::{ClassId, FramePool, Packet, ParseOptions, parse};
 use crate::policy::Rules;
 use crate::policy::spec::{NamePattern, RuleSpec};
 
+mod quic;
+#[allow(dead_code, reason = "other tests use it")]
+#[path = "../../../../tests/quic_support/mod.rs"]
+mod quic_support;
+
 const SEED: Seed = Seed(5);
 const BY_NAME: ClassId = ClassId(1);
 const BY_PORT: ClassId = ClassId(2);

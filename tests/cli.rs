@@ -382,7 +382,7 @@ fn a_capture_is_told_of_and_a_damaged_one_as_far_as_it_was_read() {
         tidegate(&[&["inspect", file.to_str().expect("UTF-8")][..], more].concat())
     };
     let whole = inspect(&capture(), &["--json"]);
-    assert_eq!(code(&whole), 0, "{}", stderr(&whole));
+    assert_eq!((code(&whole), &stderr(&whole)[..]), (0, ""), "no bar where nobody sees it");
     let flow: serde_json::Value = serde_json::from_str(&stdout(&whole)).expect("one object");
     for (key, value) in [
         ("app", "http1"),

@@ -93,7 +93,7 @@ fn cells(record: &FlowRecord) -> [String; 8] {
 fn progress_of(path: &Path) -> impl FnMut(usize) + Send + 'static {
     let total = std::fs::metadata(path).map_or(0, |m| m.len());
     let shown = total >= PROGRESS_BYTES_MIN && std::io::stderr().is_terminal();
-    let mut bar = shown.then_some(Bar { total, read: 0, drawn: u64::MAX });
+    let mut bar = shown.then(|| Bar { total, read: 0, drawn: u64::MAX });
     move |bytes| {
         if let Some(bar) = &mut bar {
             bar.advance(bytes);

@@ -25,10 +25,10 @@ const OVERHEAD: u16 = 24;
 const BURST: usize = 32;
 /// Virtual nanoseconds in which the port sends one burst.
 const BURST_NS: u64 = (LEN as u64 + OVERHEAD as u64) * 8 * BURST as u64 * 1_000_000_000 / PORT.0;
-/// The median of so many rounds counts.
+/// The best of so many rounds counts: what else runs on the machine can only take time away.
 const ROUNDS: usize = 9;
 const PACKETS_A_ROUND: usize = 500_000;
-const SIZES: [(u16, u16); 3] = [(2, 4), (32, 32), (128, 128)];
+const SIZES: [(u16, u16); 3] = [(2, 4), (32, 32), (256, 250)];
 const FLOWS: [u32; 3] = [1, 1_000, 100_000];
 
 #[derive(Clone, Copy)]
@@ -155,14 +155,19 @@ fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
     let mut dropped = Vec::with_capacity(BURST);
     let mut out: Vec<Frame> = Vec::with_capacity(BURST);
     let mut now = Nanos(0);
+    let mut batch = Vec::with_capacity(BURST);
     let mut offer = |scheduler: &mut Scheduler, pool: &mut FramePool, now, packets: usize| {
         for _ in 0..packets {
             let (Some(slot), Some(&(class, flow_hash))) = (pool.take_slot(), next.next()) else {
-                return;
+                break;
             };
             let frame = Frame::new(slot, HEADROOM, LEN);
-            scheduler.enqueue(now, Queued { frame, class, flow_hash }, &mut dropped);
+            batch.push(Queued { frame, class, flow_hash });
+            if batch.len() == BURST {
+                scheduler.enqueue_all(now, &mut batch, &mut dropped);
+            }
         }
+        scheduler.enqueue_all(now, &mut batch, &mut dropped);
     };
     offer(&mut scheduler, &mut pool, now, backlog);
     let mut rounds = Vec::with_capacity(ROUNDS);
@@ -179,8 +184,7 @@ fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
     }
     scheduler.drain(&mut out);
     out.drain(..).for_each(|frame| pool.put(frame));
-    rounds.sort_by(f64::total_cmp);
-    rounds[ROUNDS / 2]
+    rounds.into_iter().fold(f64::INFINITY, f64::min)
 }
 
 /// What this thread has had of a CPU: other programs on the machine don't count, but for the cache

@@ -1,11 +1,11 @@
 //! From the configured classes to the tree.
 
 use super::bucket::{Bucket, Rate};
-use super::class::{Buckets, Class, Inner};
+use super::class::{Buckets, Class, Traits};
 use super::queues::LeafSettings;
 use super::spec::{ClassSpec, DEPTH_MAX, PRIORITIES, PortQosSpec};
 use super::tree::{ROOT, Tree};
-use super::wheel::{TICK_NS, Wheel};
+use super::wheel::TICK_NS;
 use crate::base::Nanos;
 use crate::packet::ClassId;
 
@@ -17,10 +17,12 @@ pub(super) const QUANTUM_MIN: u32 = 256;
 /// A tree with what else the scheduler keeps by class.
 pub(super) struct Compiled {
     pub tree: Tree,
-    /// By class id: the leaf's index, that of the default leaf for ids that are no leaf here.
+    /// By class id: the leaf's class, the default one's for ids that are no leaf here.
     pub leaf_of: Vec<u32>,
     pub default_leaf: u32,
+    /// By class, as what follows.
     pub leaves: Vec<LeafSettings>,
+    pub ids: Vec<ClassId>,
     pub lengths: Lengths,
 }
 
@@ -46,33 +48,76 @@ impl Lengths {
     }
 }
 
-/// Lays out the classes of `spec`, each before its children.
+/// Lays out the classes of `spec`, level by level.
 ///
 /// What `validate` refuses is still built into something that works: a class whose parent is
 /// unknown stands under the port, one nested too deep beside its parent, and a port without a leaf
 /// gets one.
 pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
-    let mut builder = Builder::new(spec, now);
-    builder.subtree(ROOT, 0, 0);
-    builder.finish()
+    let shape = Shape::new(spec);
+    let lengths = Lengths::new(spec);
+    let rate = Rate::new(spec.rate);
+    let bucket = Bucket::new(rate, cap(lengths, rate, spec.burst));
+    let root = Class::new(ROOT, bucket, bucket, Traits::new(false, Buckets::Ceil, 0));
+    let mut out = Compiled {
+        tree: Tree::new(root, now),
+        leaf_of: vec![u32::MAX; shape.ids],
+        default_leaf: u32::MAX,
+        leaves: vec![LeafSettings::NONE],
+        ids: vec![ClassId::UNSET],
+        lengths,
+    };
+    // By class: its position in the specification, 0 being the port.
+    let mut positions = vec![0];
+    let mut at = 0;
+    while let Some(&position) = positions.get(at) {
+        let children = &shape.children[position];
+        if !children.is_empty() {
+            let first = out.tree.classes.len() as u32;
+            out.children(spec, &shape, at as u32, children);
+            let count = children.len() as u32;
+            out.tree.adopt(at as u32, first, count, shape.priorities[position]);
+            positions.extend(children);
+        } else if at == ROOT as usize {
+            let traits = Traits::new(true, Buckets::Rate, 0);
+            out.add(Class::new(ROOT, bucket, bucket, traits), ClassId::UNSET, lengths.largest);
+            out.leaves.push(LeafSettings { limit: u32::MAX });
+            out.tree.adopt(ROOT, ROOT + 1, 1, 1);
+            break;
+        }
+        at += 1;
+    }
+    if out.default_leaf == u32::MAX {
+        let first = out.tree.classes.iter().position(|class| class.traits.is_leaf());
+        out.default_leaf = first.unwrap_or(0) as u32;
+    }
+    for entry in &mut out.leaf_of {
+        if *entry == u32::MAX {
+            *entry = out.default_leaf;
+        }
+    }
+    out
 }
 
-struct Builder<'s> {
-    spec: &'s PortQosSpec,
-    lengths: Lengths,
+/// Who stands below whom.
+struct Shape {
+    /// One more than the largest class id.
+    ids: usize,
     /// By position in the specification, 0 being the port: positions of the children.
     children: Vec<Vec<usize>>,
-    out: Compiled,
+    /// As above: priorities of the leaves below, or of the leaf itself.
+    priorities: Vec<u8>,
 }
 
-impl<'s> Builder<'s> {
-    fn new(spec: &'s PortQosSpec, now: Nanos) -> Builder<'s> {
+impl Shape {
+    fn new(spec: &PortQosSpec) -> Shape {
         let classes = &spec.classes;
         let ids = classes.iter().map(|c| usize::from(c.id.0) + 1).max().unwrap_or(0);
         let mut position = vec![0usize; ids];
         let mut depth = vec![0usize; classes.len() + 1];
         let mut parents = vec![0usize; classes.len() + 1];
         let mut children = vec![Vec::new(); classes.len() + 1];
+        let mut order = Vec::with_capacity(classes.len());
         for (i, class) in classes.iter().enumerate() {
             let at = i + 1;
             if position[usize::from(class.id.0)] != 0 {
@@ -87,115 +132,74 @@ impl<'s> Builder<'s> {
             depth[at] = depth[parent] + 1;
             children[parent].push(at);
             position[usize::from(class.id.0)] = at;
+            order.push(at);
         }
-        let lengths = Lengths::new(spec);
-        let mut builder = Builder {
-            spec,
-            lengths,
-            children,
-            out: Compiled {
-                tree: Tree::new(
-                    Vec::with_capacity(classes.len() + 2),
-                    Vec::new(),
-                    Vec::new(),
-                    Wheel::new(now),
-                ),
-                leaf_of: vec![u32::MAX; ids],
-                default_leaf: 0,
-                leaves: Vec::new(),
-                lengths,
-            },
-        };
-        let rate = Rate::new(spec.rate);
-        let bucket = Bucket::new(rate, builder.cap(rate, spec.burst));
-        let mut root = Class::new(ClassId::UNSET, ROOT, 0, bucket, bucket);
-        root.buckets = Buckets::Ceil;
-        builder.add(root, None);
-        builder
-    }
-
-    /// What a bucket holds at most. A packet is sent at zero and above and may take the bucket one
-    /// packet below, so that this, and not the burst itself, bounds what goes at once to the burst.
-    /// Never less than what comes while a timer's tick passes: less would lose rate.
-    fn cap(&self, rate: Rate, burst: u32) -> u32 {
-        let tick = u32::try_from(rate.bytes_in(2 * TICK_NS)).unwrap_or(u32::MAX);
-        burst.saturating_sub(self.lengths.largest).max(tick)
-    }
-
-    /// Everything below the class at `position`, which is node `parent`.
-    fn subtree(&mut self, parent: u32, position: usize, depth: u8) {
-        let children = std::mem::take(&mut self.children[position]);
-        let spec = self.spec;
-        let weights = children.iter().map(|&at| u64::from(spec.classes[at - 1].weight.max(1)));
-        let lightest = weights.clone().min().unwrap_or(1);
-        let heaviest = weights.max().unwrap_or(1);
-        for at in children {
-            let class = &spec.classes[at - 1];
-            let (rate, ceil) = (Rate::new(class.rate), Rate::new(class.ceil.max(class.rate)));
-            let rate = Bucket::new(rate, self.cap(rate, class.burst));
-            let ceil = Bucket::new(ceil, self.cap(ceil, class.cburst));
-            let mut node = Class::new(class.id, parent, depth + 1, rate, ceil);
-            node.quantum = self.quantum(u64::from(class.weight.max(1)), lightest, heaviest);
-            if ceil.is_at_least(&self.out.tree.classes[parent as usize].ceil) {
-                node.buckets = Buckets::Rate;
+        let mut priorities = vec![0u8; classes.len() + 1];
+        for &at in order.iter().rev() {
+            if children[at].is_empty() {
+                priorities[at] = 1 << priority(&classes[at - 1]);
             }
-            let leaf = self.children[at].is_empty().then(|| settings(class));
-            let node = self.add(node, leaf);
-            self.subtree(node, at, depth + 1);
+            priorities[parents[at]] |= priorities[at];
         }
-    }
-
-    /// One frame a round for the lightest, in proportion for the others; where that would be over
-    /// the maximum for the heaviest, the maximum for it and in proportion for the others.
-    fn quantum(&self, weight: u64, lightest: u64, heaviest: u64) -> u32 {
-        let frame = u64::from(self.lengths.largest);
-        let most = u64::from(QUANTUM_MAX).max(frame);
-        let quantum = if heaviest * frame <= most * lightest {
-            weight * frame / lightest
-        } else {
-            (weight * most / heaviest).max(u64::from(QUANTUM_MIN))
-        };
-        quantum as u32
-    }
-
-    fn add(&mut self, mut class: Class, leaf: Option<LeafSettings>) -> u32 {
-        let tree = &mut self.out.tree;
-        let at = tree.classes.len() as u32;
-        if let Some(settings) = leaf {
-            let index = tree.leaves.len() as u32;
-            if let Some(entry) = self.out.leaf_of.get_mut(usize::from(class.id.0)) {
-                *entry = index;
-            }
-            if class.id == self.spec.default_class {
-                self.out.default_leaf = index;
-            }
-            tree.leaves.push(at);
-            self.out.leaves.push(settings);
-            (class.body, class.is_leaf) = (index, true);
-        } else {
-            class.body = tree.inners.len() as u32;
-            tree.inners.push(Inner::new());
-        }
-        tree.classes.push(class);
-        at
-    }
-
-    fn finish(mut self) -> Compiled {
-        if self.out.leaves.is_empty() {
-            let root = &self.out.tree.classes[ROOT as usize];
-            let mut whole = Class::new(ClassId::UNSET, ROOT, 1, root.rate, root.ceil);
-            whole.quantum = self.lengths.largest;
-            self.add(whole, Some(LeafSettings { limit: u32::MAX, priority: 0 }));
-        }
-        for entry in &mut self.out.leaf_of {
-            if *entry == u32::MAX {
-                *entry = self.out.default_leaf;
-            }
-        }
-        self.out
+        Shape { ids, children, priorities }
     }
 }
 
-fn settings(class: &ClassSpec) -> LeafSettings {
-    LeafSettings { limit: class.limit, priority: class.priority.min(PRIORITIES as u8 - 1) }
+impl Compiled {
+    /// Adds the children of a class.
+    fn children(&mut self, spec: &PortQosSpec, shape: &Shape, parent: u32, children: &[usize]) {
+        let lengths = self.lengths;
+        let weights = children.iter().map(|&at| u64::from(spec.classes[at - 1].weight.max(1)));
+        let lightest = weights.clone().min().unwrap_or(1);
+        let heaviest = weights.max().unwrap_or(1);
+        for &at in children {
+            let class = &spec.classes[at - 1];
+            let (rate, ceil) = (Rate::new(class.rate), Rate::new(class.ceil.max(class.rate)));
+            let rate = Bucket::new(rate, cap(lengths, rate, class.burst));
+            let ceil = Bucket::new(ceil, cap(lengths, ceil, class.cburst));
+            let is_leaf = shape.children[at].is_empty();
+            let above = &self.tree.classes[parent as usize].ceil;
+            let buckets = if ceil.is_at_least(above) { Buckets::Rate } else { Buckets::Both };
+            let traits = Traits::new(is_leaf, buckets, priority(class));
+            let quantum = quantum(lengths, u64::from(class.weight.max(1)), lightest, heaviest);
+            let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
+            self.leaves.push(LeafSettings { limit: class.limit });
+            if is_leaf {
+                self.leaf_of[usize::from(class.id.0)] = node;
+            }
+            if class.id == spec.default_class && is_leaf {
+                self.default_leaf = node;
+            }
+        }
+    }
+
+    fn add(&mut self, class: Class, id: ClassId, quantum: u32) -> u32 {
+        self.ids.push(id);
+        self.tree.add(class, quantum)
+    }
+}
+
+/// What a bucket holds at most. A packet is sent at zero and above and may take the bucket one
+/// packet below, so that this, and not the burst itself, bounds what goes at once to the burst.
+/// Never less than what comes while a timer's tick passes: less would lose rate.
+fn cap(lengths: Lengths, rate: Rate, burst: u32) -> u32 {
+    let tick = u32::try_from(rate.bytes_in(2 * TICK_NS)).unwrap_or(u32::MAX);
+    burst.saturating_sub(lengths.largest).max(tick)
+}
+
+/// One frame a round for the lightest, in proportion for the others; where that would be over the
+/// maximum for the heaviest, the maximum for it and in proportion for the others.
+fn quantum(lengths: Lengths, weight: u64, lightest: u64, heaviest: u64) -> u32 {
+    let frame = u64::from(lengths.largest);
+    let most = u64::from(QUANTUM_MAX).max(frame);
+    let quantum = if heaviest * frame <= most * lightest {
+        weight * frame / lightest
+    } else {
+        (weight * most / heaviest).max(u64::from(QUANTUM_MIN))
+    };
+    quantum as u32
+}
+
+fn priority(class: &ClassSpec) -> u8 {
+    class.priority.min(PRIORITIES as u8 - 1)
 }

@@ -1,14 +1,12 @@
-//! One class at work: its buckets, what they allow, and its place among its siblings.
+//! One class at work: its buckets and what they allow.
 
 use super::bucket::Bucket;
-use super::spec::{DEPTH_MAX, PRIORITIES};
-use super::wheel::{NIL, Timer};
+use super::spec::PRIORITIES;
 use crate::base::Nanos;
-use crate::packet::ClassId;
 
-/// Index of the lists of children that send within rates at or below themselves.
+/// Index of the sets of children that send within rates at or below themselves.
 pub(super) const OWN: usize = 0;
-/// Index of the lists of children that need tokens from above themselves.
+/// Index of the sets of children that need tokens from above themselves.
 pub(super) const LOAN: usize = 1;
 
 /// What a class may do now.
@@ -25,7 +23,6 @@ pub(super) enum Mode {
 
 /// Which of its buckets a class needs: one that can never be the first to run dry is left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Buckets {
     Both,
     /// The ceil is the parent's, so the parent's bucket always holds less.
@@ -34,7 +31,51 @@ pub(super) enum Buckets {
     Ceil,
 }
 
-/// Two cache lines: what every packet touches, and what decides on turns.
+/// What never changes of a class, in one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Traits(u8);
+
+impl Traits {
+    const LEAF: u8 = 1;
+    /// The ceil is the parent's, so the parent's bucket always holds less: rate only.
+    const NO_CEIL: u8 = 2;
+    /// The port, whose rate is its ceil: ceil only.
+    const NO_RATE: u8 = 4;
+    const PRIORITY_SHIFT: u32 = 3;
+
+    pub fn new(is_leaf: bool, buckets: Buckets, priority: u8) -> Traits {
+        let buckets = match buckets {
+            Buckets::Both => 0,
+            Buckets::Rate => Traits::NO_CEIL,
+            Buckets::Ceil => Traits::NO_RATE,
+        };
+        let priority = priority.min(PRIORITIES as u8 - 1) << Traits::PRIORITY_SHIFT;
+        Traits(u8::from(is_leaf) | buckets | priority)
+    }
+
+    #[inline(always)]
+    pub fn is_leaf(self) -> bool {
+        self.0 & Traits::LEAF != 0
+    }
+
+    #[inline(always)]
+    fn has_rate(self) -> bool {
+        self.0 & Traits::NO_RATE == 0
+    }
+
+    #[inline(always)]
+    fn has_ceil(self) -> bool {
+        self.0 & Traits::NO_CEIL == 0
+    }
+
+    /// Of a leaf.
+    #[inline(always)]
+    pub fn priority(self) -> u8 {
+        self.0 >> Traits::PRIORITY_SHIFT
+    }
+}
+
+/// One cache line: all that a packet touches of a class beside the rounds of its parent.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Class {
@@ -47,40 +88,14 @@ pub(super) struct Class {
     /// Priorities at which something below wants to send, by `OWN` and `LOAN`. A leaf that holds
     /// packets wants its own priority as a `LOAN`.
     pub want: [u8; 2],
-    pub buckets: Buckets,
-    pub timer: Timer,
-    /// The next in the circle of its parent's `OWN` and `LOAN` list; `NIL` when not in it. Of a
-    /// leaf: an inner class is in lists of several priorities, see `Inner`.
-    pub next: [u32; 2],
-    /// Bytes left in this round of the `LOAN` list. Of a leaf, as above.
-    pub deficit: i32,
-    /// Bytes a round among its siblings.
-    pub quantum: u32,
-    /// Index among leaves or among inner classes.
-    pub body: u32,
-    pub id: ClassId,
-    pub is_leaf: bool,
-    /// Steps below the port.
-    pub depth: u8,
+    pub traits: Traits,
 }
 
-/// What an inner class has besides.
-#[derive(Clone, Debug)]
-pub(super) struct Inner {
-    /// The last of each circle of children.
-    pub tails: [[u32; PRIORITIES]; 2],
-    /// Its own places in its parent's circles, by priority.
-    pub next: [[u32; PRIORITIES]; 2],
-    pub deficits: [i32; PRIORITIES],
-}
-
-const _: () = assert!(size_of::<Class>() == 128);
-const _: () = assert!(size_of::<Inner>() <= 192);
-const _: () = assert!(PRIORITIES == 8, "sets of priorities are bytes");
-const _: () = assert!(DEPTH_MAX < u8::MAX as usize);
+const _: () = assert!(size_of::<Class>() == 64);
+const _: () = assert!(PRIORITIES == 8, "sets of priorities are bytes, a priority is three bits");
 
 impl Class {
-    pub fn new(id: ClassId, parent: u32, depth: u8, rate: Bucket, ceil: Bucket) -> Class {
+    pub fn new(parent: u32, rate: Bucket, ceil: Bucket, traits: Traits) -> Class {
         Class {
             rate,
             ceil,
@@ -88,15 +103,7 @@ impl Class {
             parent,
             mode: Mode::CanSend,
             want: [0; 2],
-            buckets: Buckets::Both,
-            timer: Timer::IDLE,
-            next: [NIL; 2],
-            deficit: 0,
-            quantum: 0,
-            body: 0,
-            id,
-            is_leaf: false,
-            depth,
+            traits,
         }
     }
 
@@ -106,10 +113,10 @@ impl Class {
         if elapsed == 0 {
             return;
         }
-        if self.buckets != Buckets::Ceil {
+        if self.traits.has_rate() {
             self.rate.refill(elapsed);
         }
-        if self.buckets != Buckets::Rate {
+        if self.traits.has_ceil() {
             self.ceil.refill(elapsed);
         }
         self.settled = now;
@@ -118,10 +125,10 @@ impl Class {
     /// Takes over the tokens of the class that this one replaces. A bucket that was not needed, or
     /// is not any more, stays full.
     pub fn inherit(&mut self, old: &Class) {
-        if self.buckets != Buckets::Ceil && old.buckets != Buckets::Ceil {
+        if self.traits.has_rate() && old.traits.has_rate() {
             self.rate.inherit(&old.rate);
         }
-        if self.buckets != Buckets::Rate && old.buckets != Buckets::Rate {
+        if self.traits.has_ceil() && old.traits.has_ceil() {
             self.ceil.inherit(&old.ceil);
         }
     }
@@ -129,10 +136,10 @@ impl Class {
     /// Takes a packet off the ceil, and off the rate if it goes at this class's expense.
     #[inline(always)]
     pub fn charge(&mut self, bytes: u32, pays: bool) {
-        if pays && self.buckets != Buckets::Ceil {
+        if pays && self.traits.has_rate() {
             self.rate.charge(bytes);
         }
-        if self.buckets != Buckets::Rate {
+        if self.traits.has_ceil() {
             self.ceil.charge(bytes);
         }
     }
@@ -165,25 +172,24 @@ impl Class {
         }
     }
 
+    /// Whether it belongs to its parent's `OWN` set of one priority.
+    #[inline(always)]
+    pub fn offers_own(&self, priority: u8) -> bool {
+        match self.mode {
+            Mode::Blocked => false,
+            Mode::MayBorrow => self.want[OWN] & priority != 0,
+            Mode::CanSend => (self.want[OWN] | self.want[LOAN]) & priority != 0,
+        }
+    }
+
+    /// Whether it belongs to its parent's `LOAN` set of one priority.
+    #[inline(always)]
+    pub fn offers_loan(&self, priority: u8) -> bool {
+        self.mode == Mode::MayBorrow && self.want[LOAN] & priority != 0
+    }
+
     #[inline(always)]
     pub fn wants(&self) -> bool {
         self.want != [0, 0]
-    }
-}
-
-impl Inner {
-    pub fn new() -> Inner {
-        Inner {
-            tails: [[NIL; PRIORITIES]; 2],
-            next: [[NIL; PRIORITIES]; 2],
-            deficits: [0; PRIORITIES],
-        }
-    }
-}
-
-impl AsMut<Timer> for Class {
-    #[inline(always)]
-    fn as_mut(&mut self) -> &mut Timer {
-        &mut self.timer
     }
 }

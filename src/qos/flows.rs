@@ -1,9 +1,11 @@
 //! The flows that hold packets now: one arena for all leaves of a scheduler, found by leaf and flow
-//! hash through a table of open addressing.
+//! hash through a table of open addressing. A leaf goes by the index of its class, which has 16 bits
+//! as class ids have.
 
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::base::hash::fold;
+use crate::base::mem::prefetch;
 
 const MIX: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
@@ -19,31 +21,39 @@ pub(super) enum Standing {
 
 /// One flow. Two flows of a leaf with the same hash share their queue.
 #[derive(Clone, Debug)]
+#[repr(C, align(32))]
 pub(super) struct Flow {
     pub hash: u32,
-    /// Index among leaves.
-    pub leaf: u32,
+    pub leaf: u16,
+    pub standing: Standing,
+    /// On which of its leaf's lists of fat flows it stands, counted from 1; 0: on none.
+    pub fat: u8,
     /// First and last cell of its packets.
     pub head: u32,
     pub tail: u32,
-    /// Neighbours in the leaf's list of new or old flows; `next` also links free flows.
-    pub prev: u32,
+    /// The next in the leaf's list of new or old flows, or the next free flow.
     pub next: u32,
-    /// Neighbours among the leaf's fat flows of about this size.
-    pub fat_prev: u32,
-    pub fat_next: u32,
     /// Bytes left in this round.
     pub deficit: i32,
     /// Bytes that wait, as counted.
     pub bytes: u32,
-    pub standing: Standing,
 }
 
-const _: () = assert!(size_of::<Flow>() <= 48);
+/// What only long queues need of a flow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fat {
+    /// Neighbours among the leaf's fat flows of about this size.
+    pub prev: u32,
+    pub next: u32,
+}
+
+const _: () = assert!(size_of::<Flow>() == 32);
+const _: () = assert!(size_of::<Flow>() + size_of::<Fat>() <= 48);
 
 /// The arena and its table.
 pub(super) struct Flows {
     arena: Vec<Flow>,
+    fat: Vec<Fat>,
     free: u32,
     used: u32,
     /// `tag << 32 | flow`, or `VACANT`. At most half full.
@@ -59,20 +69,19 @@ impl Flows {
     pub fn new(flows_max: u32, seed: Seed) -> Flows {
         let blank = |i| Flow {
             hash: 0,
-            leaf: NIL,
+            leaf: 0,
+            standing: Standing::Free,
+            fat: 0,
             head: NIL,
             tail: NIL,
-            prev: NIL,
             next: if i + 1 < flows_max { i + 1 } else { NIL },
-            fat_prev: NIL,
-            fat_next: NIL,
             deficit: 0,
             bytes: 0,
-            standing: Standing::Free,
         };
         let slots = (u64::from(flows_max) * 2).next_power_of_two().clamp(2, 1 << 32) as usize;
         Flows {
             arena: (0..flows_max).map(blank).collect(),
+            fat: vec![Fat { prev: NIL, next: NIL }; flows_max as usize],
             free: if flows_max > 0 { 0 } else { NIL },
             used: 0,
             table: vec![VACANT; slots],
@@ -89,6 +98,35 @@ impl Flows {
     #[inline(always)]
     pub fn at_mut(&mut self, flow: u32) -> &mut Flow {
         &mut self.arena[flow as usize]
+    }
+
+    #[inline(always)]
+    pub fn fat(&self, flow: u32) -> &Fat {
+        &self.fat[flow as usize]
+    }
+
+    #[inline(always)]
+    pub fn fat_mut(&mut self, flow: u32) -> &mut Fat {
+        &mut self.fat[flow as usize]
+    }
+
+    /// Asks the cache for a flow.
+    #[inline(always)]
+    pub fn prefetch(&self, flow: u32) {
+        prefetch(&self.arena, flow as usize);
+    }
+
+    /// Asks the cache for the place in the table of a flow that may be known.
+    #[inline(always)]
+    pub fn prefetch_entry(&self, leaf: u32, hash: u32) {
+        prefetch(&self.table, (self.tag(leaf, hash) & self.mask) as usize);
+    }
+
+    /// Asks the cache for the flow that is known at that place, if any.
+    #[inline(always)]
+    pub fn prefetch_known(&self, leaf: u32, hash: u32) {
+        let entry = self.table[(self.tag(leaf, hash) & self.mask) as usize];
+        prefetch(&self.arena, entry as u32 as usize);
     }
 
     #[cfg(test)]
@@ -113,7 +151,7 @@ impl Flows {
             }
             if (entry >> 32) as u32 == tag {
                 let flow = &self.arena[entry as u32 as usize];
-                if flow.hash == hash && flow.leaf == leaf {
+                if flow.hash == hash && u32::from(flow.leaf) == leaf {
                     return Some((entry as u32, false));
                 }
             }
@@ -122,7 +160,7 @@ impl Flows {
         let at = self.free;
         let flow = self.arena.get_mut(at as usize)?;
         self.free = flow.next;
-        (flow.hash, flow.leaf, flow.next) = (hash, leaf, NIL);
+        (flow.hash, flow.leaf, flow.next) = (hash, leaf as u16, NIL);
         self.table[slot] = u64::from(tag) << 32 | u64::from(at);
         self.used += 1;
         Some((at, true))
@@ -131,7 +169,7 @@ impl Flows {
     /// Frees an entry that holds no packets and stands in no list.
     pub fn remove(&mut self, at: u32) {
         let Flow { hash, leaf, .. } = self.arena[at as usize];
-        let tag = self.tag(leaf, hash);
+        let tag = self.tag(u32::from(leaf), hash);
         let entry = u64::from(tag) << 32 | u64::from(at);
         let mut slot = (tag & self.mask) as usize;
         while self.table[slot] != entry {
@@ -144,7 +182,6 @@ impl Flows {
         self.close_gap(slot);
         let flow = &mut self.arena[at as usize];
         flow.standing = Standing::Free;
-        flow.leaf = NIL;
         flow.next = self.free;
         self.free = at;
         self.used -= 1;

@@ -24,8 +24,7 @@ impl Scheduler {
                 let mut at = leaf.lists[list].head;
                 while at != NIL {
                     let flow = self.queues.flows.at(at);
-                    assert_eq!((flow.prev, flow.standing), (previous, standing));
-                    assert_eq!(flow.leaf, index as u32);
+                    assert_eq!((flow.standing, usize::from(flow.leaf)), (standing, index));
                     let (mut cell, mut last, mut flow_bytes) = (flow.head, NIL, 0);
                     while cell != NIL {
                         let len = self.queues.packets.frame_len(cell);
@@ -44,29 +43,31 @@ impl Scheduler {
             assert_eq!((leaf.packets, leaf.bytes), (held, held_bytes));
             packets += held;
             bytes += held_bytes;
-            let node = self.tree.leaves[index];
-            assert_eq!(self.tree.classes[node as usize].wants(), held > 0, "leaf {index}");
+            let class = &self.tree.classes[index];
+            if class.traits.is_leaf() {
+                assert_eq!(class.wants(), held > 0, "leaf {index}");
+            }
         }
         assert_eq!((self.queues.packets.len(), self.queues.bytes), (packets, bytes));
         assert_eq!((self.queues.flows.len(), self.queues.empty), (flows, empty));
-        assert!(empty <= self.queues.empty_max);
+        assert!(flows <= self.queues.flows.capacity());
         self.check_tree();
     }
 
-    /// Whoever has something to offer stands on its parent's lists; whoever waits has a timer.
+    /// Whoever has something to offer is in its parent's sets; whoever waits has a timer.
     fn check_tree(&mut self) {
         for at in 0..self.tree.classes.len() as u32 {
             let class = self.tree.classes[at as usize].clone();
             if class.wants() && class.mode != Mode::CanSend {
-                assert!(class.timer.is_armed(), "class {at} waits for ever");
+                assert!(self.tree.timers[at as usize].is_armed(), "class {at} waits for ever");
             }
             if at == ROOT {
                 continue;
             }
             for (kind, set) in class.offers().into_iter().enumerate() {
                 for priority in (0..8).filter(|p| set & (1 << p) != 0) {
-                    let next = *self.tree.next(at, kind, priority);
-                    assert!(next != NIL, "class {at} has to offer, and is on no list");
+                    let offered = self.tree.is_offered(at, kind, priority);
+                    assert!(offered, "class {at} has to offer, and is in no set");
                     let parent = &self.tree.classes[class.parent as usize];
                     assert!(parent.want[kind] & (1 << priority) != 0);
                 }

@@ -13,6 +13,7 @@ mod invariants;
 mod packets;
 mod queues;
 mod scheduler;
+mod sets;
 pub mod spec;
 mod stats;
 mod tree;

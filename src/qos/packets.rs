@@ -1,6 +1,7 @@
 //! The cells that queued packets lie in, linked to one queue a flow.
 
 use super::wheel::NIL;
+use crate::base::mem::prefetch;
 use crate::packet::Frame;
 
 struct Cell {
@@ -67,6 +68,12 @@ impl Packets {
     #[inline(always)]
     pub fn next(&self, at: u32) -> u32 {
         self.cells[at as usize].next
+    }
+
+    /// Asks the cache for a cell.
+    #[inline(always)]
+    pub fn prefetch(&self, at: u32) {
+        prefetch(&self.cells, at as usize);
     }
 
     /// Length of a queued frame; 0 for a free cell.

@@ -1,10 +1,10 @@
 //! The shaper of one port in one worker.
 
 use super::build::{Compiled, Lengths, compile};
-use super::queues::{Leaf, Queues};
+use super::queues::{Move, Queues};
 use super::spec::PortQosSpec;
 use super::stats::ClassStats;
-use super::tree::{ROOT, Tree};
+use super::tree::{Choice, ROOT, Tree};
 use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame};
 
@@ -15,6 +15,12 @@ const DROPS_MAX: usize = 64;
 const WAKES_BASE: usize = 1024;
 /// A packet sends at most each class on its way to sleep.
 const WAKES_PER_PACKET: usize = super::spec::DEPTH_MAX + 1;
+/// Packets after which the flow, and after which the next packet, of a leaf that is likely to have
+/// its turn soon is fetched into the cache; what is asked for has come by then.
+const FLOW_AHEAD: usize = 4;
+const PACKET_AHEAD: usize = 8;
+/// Leaves remembered for that.
+const AHEAD: usize = 16;
 
 /// A packet on its way into the scheduler.
 #[derive(Debug)]
@@ -39,20 +45,64 @@ pub struct Scheduler {
     pub(super) queues: Queues,
     leaf_of: Vec<u32>,
     default_leaf: u32,
+    /// By class.
+    ids: Vec<ClassId>,
     pub(super) lengths: Lengths,
     seed: Seed,
     /// The latest time seen: a clock that steps back is ignored.
     now: Nanos,
+    /// Leaves likely to have their turn soon, in a ring.
+    ahead: [u32; AHEAD],
+    ahead_at: usize,
 }
+
+const _: () = assert!(FLOW_AHEAD < PACKET_AHEAD && PACKET_AHEAD < AHEAD);
+const _: () = assert!(AHEAD.is_power_of_two());
 
 impl Scheduler {
     /// A scheduler for at most `packets_max` packets, buckets full. `spec` has passed
     /// [`validate`](super::validate()); another one is bent into something that works.
     pub fn new(spec: &PortQosSpec, packets_max: u32, seed: Seed) -> Scheduler {
         let now = Nanos::ZERO;
-        let Compiled { tree, leaf_of, default_leaf, leaves, lengths } = compile(spec, now);
+        let Compiled { tree, leaf_of, default_leaf, leaves, ids, lengths } = compile(spec, now);
         let queues = Queues::new(&leaves, packets_max, lengths.largest, seed);
-        Scheduler { tree, queues, leaf_of, default_leaf, lengths, seed, now }
+        Scheduler {
+            tree,
+            queues,
+            leaf_of,
+            default_leaf,
+            ids,
+            lengths,
+            seed,
+            now,
+            ahead: [default_leaf; AHEAD],
+            ahead_at: 0,
+        }
+    }
+
+    /// Takes packets in, in order, as [`Scheduler::enqueue`] does. What they will touch is fetched
+    /// into the cache for all of them first.
+    pub fn enqueue_all(
+        &mut self,
+        now: Nanos,
+        packets: &mut Vec<Queued>,
+        dropped: &mut Vec<(Frame, DropReason)>,
+    ) {
+        for q in packets.iter() {
+            let leaf = self.leaf(q.class);
+            self.queues.prefetch_leaf(leaf);
+            self.queues.flows.prefetch_entry(leaf, q.flow_hash);
+        }
+        for q in packets.iter() {
+            let leaf = self.leaf(q.class);
+            self.queues.flows.prefetch_known(leaf, q.flow_hash);
+            if self.queues.leaves[leaf as usize].packets == 0 {
+                self.tree.prefetch(leaf);
+            }
+        }
+        for q in packets.drain(..) {
+            self.enqueue(now, q, dropped);
+        }
     }
 
     /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses packets,
@@ -68,7 +118,7 @@ impl Scheduler {
         }
         let was_idle = self.queues.leaves[leaf as usize].packets == 0;
         if let Err(frame) = self.queues.push(leaf, q.flow_hash, q.frame, bytes) {
-            self.queues.leaves[leaf as usize].dropped.add(bytes);
+            self.queues.losses[leaf as usize].dropped.add(bytes);
             dropped.push((frame, DropReason::QueueFull));
             return;
         }
@@ -80,11 +130,9 @@ impl Scheduler {
             let Some(frame) = self.queues.shed(leaf, |len| lengths.counted(len)) else { break };
             dropped.push((frame, DropReason::QueueFull));
         }
-        let held = &self.queues.leaves[leaf as usize];
-        let node = self.tree.leaves[leaf as usize];
-        match (was_idle, held.packets == 0) {
-            (true, false) => self.tree.activate(now, node, held.settings.priority),
-            (false, true) => self.tree.deactivate(node),
+        match (was_idle, self.queues.leaves[leaf as usize].packets == 0) {
+            (true, false) => self.tree.activate(now, leaf),
+            (false, true) => self.tree.deactivate(leaf),
             _ => {}
         }
     }
@@ -109,18 +157,20 @@ impl Scheduler {
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
-            let Some((frame, counted)) = self.queues.pop(choice.leaf, |len| lengths.counted(len))
+            let Some((frame, counted)) = self.queues.pop(choice.class, |len| lengths.counted(len))
             else {
                 debug_assert!(false, "a leaf that wants to send holds nothing");
                 self.tree.deactivate(choice.class);
                 continue;
             };
-            let leaf = &mut self.queues.leaves[choice.leaf as usize];
+            let leaf = &mut self.queues.leaves[choice.class as usize];
             leaf.sent.add(counted);
-            if choice.is_borrowed {
+            if choice.is_borrowed() {
                 leaf.borrowed_bytes += u64::from(counted);
             }
-            self.tree.charge(now, choice, counted, leaf.packets == 0);
+            let emptied = leaf.packets == 0;
+            self.tree.charge(now, choice, counted, emptied);
+            self.look_ahead(choice);
             packets += 1;
             bytes += frame.len() as u64;
             out.push(frame);
@@ -166,14 +216,16 @@ impl Scheduler {
     /// All classes of the port with what they have done, each before those below it.
     pub fn classes(&self) -> impl Iterator<Item = (ClassId, ClassStats)> {
         let first = ROOT as usize + 1;
-        (first..self.tree.classes.len()).map(|at| (self.tree.classes[at].id, self.stats_below(at)))
+        (first..self.ids.len()).map(|at| (self.ids[at], self.stats_of(at)))
     }
 
     /// Takes all packets out, in no order, whatever the rates say. Allocates.
     pub fn drain(&mut self, out: &mut Vec<Frame>) {
         self.queues.drain(self.seed, out);
-        for at in 0..self.tree.leaves.len() {
-            self.tree.deactivate(self.tree.leaves[at]);
+        for at in 0..self.ids.len() as u32 {
+            if self.tree.classes[at as usize].traits.is_leaf() {
+                self.tree.deactivate(at);
+            }
         }
     }
 
@@ -184,36 +236,49 @@ impl Scheduler {
     /// as it is. Allocates, and takes time in proportion to classes and packets.
     pub fn reconfigure(&mut self, now: Nanos, spec: &PortQosSpec) {
         let now = self.advance(now);
-        let Compiled { mut tree, leaf_of, default_leaf, leaves, lengths } = compile(spec, now);
-        let mut leaves: Vec<Leaf> = leaves.into_iter().map(Leaf::new).collect();
-        let mut map = vec![default_leaf; self.tree.leaves.len()];
+        let Compiled { mut tree, leaf_of, default_leaf, leaves, ids, lengths } =
+            compile(spec, now);
+        let mut moves = vec![Move { leaf: default_leaf, keeps_counters: false }; self.ids.len()];
         let mut old_by_id = vec![None; usize::from(u16::MAX) + 1];
-        for (at, class) in self.tree.classes.iter().enumerate() {
-            old_by_id[usize::from(class.id.0)].get_or_insert(at);
+        for (at, id) in self.ids.iter().enumerate().skip(1) {
+            old_by_id[usize::from(id.0)].get_or_insert(at);
         }
-        for class in &mut tree.classes {
+        // The port's id is no class's, and its bucket is kept.
+        old_by_id[usize::from(ClassId::UNSET.0)] = Some(ROOT as usize);
+        for (at, class) in tree.classes.iter_mut().enumerate() {
             class.settled = now;
-            let Some(old) = old_by_id[usize::from(class.id.0)] else { continue };
-            let old = &mut self.tree.classes[old];
+            let Some(from) = old_by_id[usize::from(ids[at].0)] else { continue };
+            let old = &mut self.tree.classes[from];
             old.settle(now);
             class.inherit(old);
-            if old.is_leaf && class.is_leaf {
-                let (from, to) = (old.body as usize, class.body as usize);
-                map[from] = class.body;
-                leaves[to].take_counters(&self.queues.leaves[from]);
+            if old.traits.is_leaf() && class.traits.is_leaf() {
+                moves[from] = Move { leaf: at as u32, keeps_counters: true };
             }
         }
         self.queues.quantum = lengths.largest;
-        self.queues.rehouse(leaves, &map, self.seed, |len| lengths.counted(len));
+        self.queues.rehouse(&leaves, &moves, self.seed, |len| lengths.counted(len));
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
-        self.lengths = lengths;
+        (self.ids, self.lengths) = (ids, lengths);
+        self.ahead = [default_leaf; AHEAD];
         self.tree.look_again(now, ROOT);
-        for (leaf, held) in self.queues.leaves.iter().enumerate() {
-            if held.packets > 0 {
-                let node = self.tree.leaves[leaf];
-                self.tree.activate(now, node, held.settings.priority);
+        for leaf in 0..self.ids.len() as u32 {
+            if self.queues.leaves[leaf as usize].packets > 0 {
+                self.tree.activate(now, leaf);
             }
         }
+    }
+
+    /// Fetches into the cache what the leaf after `choice` will touch, in three steps as far apart
+    /// as it takes: each step finds the next one's address in what it fetched.
+    #[inline(always)]
+    fn look_ahead(&mut self, choice: Choice) {
+        let next = self.tree.foresee(choice);
+        self.queues.prefetch_leaf(next);
+        let at = self.ahead_at;
+        self.ahead[at % AHEAD] = next;
+        self.queues.prefetch_flow(self.ahead[(at + AHEAD - FLOW_AHEAD) % AHEAD]);
+        self.queues.prefetch_packet(self.ahead[(at + AHEAD - PACKET_AHEAD) % AHEAD]);
+        self.ahead_at = at.wrapping_add(1);
     }
 
     #[inline]
@@ -234,17 +299,19 @@ impl Scheduler {
             dropped.push((frame, DropReason::QueueFull));
         }
         if self.queues.leaves[donor as usize].packets == 0 {
-            self.tree.deactivate(self.tree.leaves[donor as usize]);
+            self.tree.deactivate(donor);
         }
     }
 
-    fn stats_below(&self, at: usize) -> ClassStats {
-        let classes = &self.tree.classes[at..];
-        let depth = classes[0].depth;
-        let below = classes.iter().skip(1).take_while(|c| c.depth > depth);
+    /// Sums over the leaves below a class, level by level.
+    fn stats_of(&self, at: usize) -> ClassStats {
         let mut sum = ClassStats::default();
-        for leaf in classes.iter().take(1).chain(below).filter(|c| c.is_leaf) {
-            sum += self.queues.leaves[leaf.body as usize].stats();
+        let mut level = at..at + 1;
+        while !level.is_empty() {
+            for leaf in level.clone() {
+                sum += self.queues.stats(leaf);
+            }
+            level = self.tree.children(level);
         }
         sum
     }

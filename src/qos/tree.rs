@@ -7,64 +7,143 @@
 //!
 //! Each class passes two sets of priorities up to its parent: those at which something below it can
 //! send within the class's own rate or a rate below it (`OWN`), and those at which something needs
-//! the parent's tokens (`LOAN`). A parent holds two lists a priority, one for each set, of the
-//! children to serve. Own rates go first everywhere, which is what keeps a guarantee from being
-//! starved by another's priority; among borrowers the priority decides, and among those of the same
-//! priority a deficit round robin at every level of the tree, so that a class's share does not
-//! depend on how many leaves it has (the kernel's sch_htb.c counts deficits at leaves only).
+//! the parent's tokens (`LOAN`). A parent holds two sets of children a priority, one of each kind.
+//! Own rates go first everywhere, which is what keeps a guarantee from being starved by another's
+//! priority; among borrowers the priority decides, and among those of the same priority a deficit
+//! round robin at every level of the tree, so that a class's share does not depend on how many
+//! leaves it has (the kernel's sch_htb.c counts deficits at leaves only).
 //!
-//! A class joins a list as soon as it has something to offer and leaves it when it is next looked
-//! at and has not: joining and leaving cost the same for any number of classes.
+//! A class joins a set as soon as it has something to offer and leaves it when it is next looked at
+//! and has not: joining and leaving cost the same for any number of classes. Siblings lie side by
+//! side, so that whose turn is next is known without touching them, and they are fetched ahead.
 
-use super::class::{Class, Inner, LOAN, Mode, OWN};
-use super::spec::DEPTH_MAX;
-use super::wheel::{NIL, Wheel};
+use super::class::{Class, LOAN, Mode, OWN};
+use super::sets::{Set, Sets};
+use super::spec::{DEPTH_MAX, PRIORITIES};
+use super::wheel::{Timer, Wheel};
 use crate::base::Nanos;
+use crate::base::mem::prefetch;
 
 /// The port itself.
 pub(super) const ROOT: u32 = 0;
 
 pub(super) struct Tree {
-    /// The port, then its classes, each before those below it and these before its next sibling.
+    /// The port, then its classes level by level, siblings side by side.
     pub classes: Vec<Class>,
-    pub inners: Vec<Inner>,
-    /// The class of each leaf.
-    pub leaves: Vec<u32>,
+    /// By class, as all that follow.
+    pub timers: Vec<Timer>,
+    shares: Vec<Share>,
+    /// Index among inner classes; 0 for leaves.
+    inner_of: Vec<u32>,
+    inners: Vec<Inner>,
+    sets: Sets,
     pub wheel: Wheel,
-    /// By depth, for the leaf chosen last: the list it was chosen from at each level.
+    /// By depth, for the leaf chosen last: the set it was chosen from at each level.
     turns: [Turn; DEPTH_MAX + 1],
 }
+
+/// A class in the rounds of its parent's `LOAN` sets.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// Bytes left in this round. Of a leaf: an inner class has one a priority.
+    deficit: i32,
+    /// Bytes a round.
+    quantum: u32,
+}
+
+/// What an inner class has besides.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+struct Inner {
+    rounds: [Round; PRIORITIES],
+    /// Its first child.
+    first: u32,
+}
+
+/// One priority below an inner class.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    /// Children with something to offer.
+    sets: [Set; 2],
+    /// Whose turn it is, as a distance from the first child.
+    cursors: [u32; 2],
+    /// Bytes left in its own round among its siblings.
+    deficit: i32,
+}
+
+const _: () = assert!(size_of::<Inner>() <= 256);
 
 /// A leaf chosen to send.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice {
     pub class: u32,
-    /// Index among leaves.
-    pub leaf: u32,
+    depth: u8,
     /// Depth of the nearest class above (or of the leaf itself) that has tokens: it and all above
     /// it pay from their rates, those below it only from their ceils.
     lender_depth: u8,
-    /// The lender is not the leaf itself.
-    pub is_borrowed: bool,
 }
 
 /// Whose round pays at one level.
 #[derive(Clone, Copy)]
 struct Turn {
     priority: u8,
-    /// From a `LOAN` list, at whose front the class still stands.
+    /// From a `LOAN` set, at whose cursor the class still stands.
     is_loan: bool,
 }
 
+impl Choice {
+    /// The lender is not the leaf itself.
+    #[inline(always)]
+    pub fn is_borrowed(self) -> bool {
+        self.lender_depth != self.depth
+    }
+}
+
 impl Tree {
-    pub fn new(classes: Vec<Class>, inners: Vec<Inner>, leaves: Vec<u32>, wheel: Wheel) -> Tree {
-        let turns = [Turn { priority: 0, is_loan: false }; DEPTH_MAX + 1];
-        Tree { classes, inners, leaves, wheel, turns }
+    /// A tree of the port alone.
+    pub fn new(root: Class, now: Nanos) -> Tree {
+        let mut tree = Tree {
+            classes: Vec::new(),
+            timers: Vec::new(),
+            shares: Vec::new(),
+            inner_of: Vec::new(),
+            inners: Vec::new(),
+            sets: Sets::default(),
+            wheel: Wheel::new(now),
+            turns: [Turn { priority: 0, is_loan: false }; DEPTH_MAX + 1],
+        };
+        tree.add(root, 0);
+        tree
+    }
+
+    /// Adds a class after its parent and its elder siblings. Returns its index.
+    pub fn add(&mut self, class: Class, quantum: u32) -> u32 {
+        let at = self.classes.len() as u32;
+        self.classes.push(class);
+        self.timers.push(Timer::IDLE);
+        self.shares.push(Share { deficit: 0, quantum });
+        self.inner_of.push(0);
+        at
+    }
+
+    /// Makes a class the parent of the `count` classes from `first` on. `priorities`: those of the
+    /// leaves anywhere below.
+    pub fn adopt(&mut self, parent: u32, first: u32, count: u32, priorities: u8) {
+        let none = Round { sets: [Set::NONE; 2], cursors: [0; 2], deficit: 0 };
+        let mut rounds = [none; PRIORITIES];
+        for (priority, round) in rounds.iter_mut().enumerate() {
+            if priorities & (1 << priority) != 0 {
+                round.sets = [self.sets.add(count), self.sets.add(count)];
+            }
+        }
+        self.inner_of[parent as usize] = self.inners.len() as u32;
+        self.inners.push(Inner { rounds, first });
     }
 
     /// A leaf has packets again.
     #[inline]
-    pub fn activate(&mut self, now: Nanos, class: u32, priority: u8) {
+    pub fn activate(&mut self, now: Nanos, class: u32) {
+        let priority = self.classes[class as usize].traits.priority();
         self.classes[class as usize].want[LOAN] = 1 << priority;
         self.look_again(now, class);
         self.announce(now, class);
@@ -86,7 +165,7 @@ impl Tree {
     /// Wakes classes whose tokens have come, `budget` at most.
     pub fn wake(&mut self, now: Nanos, budget: usize) {
         for _ in 0..budget {
-            let Some(class) = self.wheel.pop(&mut self.classes, now) else { return };
+            let Some(class) = self.wheel.pop(&mut self.timers, now) else { return };
             if self.classes[class as usize].wants() {
                 self.look_again(now, class);
                 self.announce(now, class);
@@ -114,21 +193,23 @@ impl Tree {
         if emptied {
             self.deactivate(choice.class);
         }
-        let mut at = choice.class;
+        let (mut at, mut depth) = (choice.class, choice.depth);
         let mut news = false;
         loop {
             let class = &mut self.classes[at as usize];
-            let (depth, parent, before) = (class.depth, class.parent, class.mode);
+            let (parent, before) = (class.parent, class.mode);
             class.settle(now);
             class.charge(bytes, depth <= choice.lender_depth);
             class.mode = class.mode_now();
             let changed = class.mode != before;
-            if class.mode != Mode::CanSend && (changed || !class.timer.is_armed()) && class.wants()
+            if class.mode != Mode::CanSend
+                && class.wants()
+                && (changed || !self.timers[at as usize].is_armed())
             {
                 let due = class.opens_at();
-                self.wheel.arm(&mut self.classes, at, due);
+                self.wheel.arm(&mut self.timers, at, due);
             }
-            if at == ROOT {
+            if depth == 0 {
                 return;
             }
             let turn = self.turns[usize::from(depth)];
@@ -136,8 +217,31 @@ impl Tree {
                 self.pay_round(parent, at, turn.priority, bytes);
             }
             news = (changed || news) && self.offer(at);
-            at = parent;
+            (at, depth) = (parent, depth - 1);
         }
+    }
+
+    /// Who is likely to have the turn after `choice` among its siblings, fetched into the cache.
+    #[inline]
+    pub fn foresee(&self, choice: Choice) -> u32 {
+        let parent = self.classes[choice.class as usize].parent as usize;
+        let turn = self.turns[usize::from(choice.depth)];
+        let inner = &self.inners[self.inner_of[parent] as usize];
+        let round = &inner.rounds[usize::from(turn.priority)];
+        let kind = usize::from(turn.is_loan);
+        let Some(i) = self.sets.next(round.sets[kind], round.cursors[kind]) else {
+            return choice.class;
+        };
+        let next = inner.first + i;
+        prefetch(&self.classes, next as usize);
+        prefetch(&self.shares, next as usize);
+        next
+    }
+
+    /// Asks the cache for a class.
+    #[inline(always)]
+    pub fn prefetch(&self, class: u32) {
+        prefetch(&self.classes, class as usize);
     }
 
     /// Settles a class and, where it must wait, sets its timer. One that is set already stays if it
@@ -148,103 +252,107 @@ impl Tree {
         class.mode = class.mode_now();
         if class.mode != Mode::CanSend {
             let due = class.opens_at();
-            self.wheel.arm(&mut self.classes, at, due);
+            self.wheel.arm(&mut self.timers, at, due);
         }
     }
 
     /// One walk from the port down. `None`: it ended at a class that had nothing to offer after
-    /// all, and took it off a list.
+    /// all, and took it off a set.
     #[inline]
     fn descend(&mut self) -> Option<Choice> {
         let mut lender_depth = None;
-        let mut at = ROOT;
+        let (mut at, mut depth) = (ROOT, 0);
         loop {
             let class = &self.classes[at as usize];
-            if class.is_leaf {
-                return Some(Choice {
-                    class: at,
-                    leaf: class.body,
-                    lender_depth: lender_depth.unwrap_or(class.depth),
-                    is_borrowed: lender_depth.is_some(),
-                });
+            if class.traits.is_leaf() {
+                let lender_depth = lender_depth.unwrap_or(depth);
+                return Some(Choice { class: at, depth, lender_depth });
             }
-            let (depth, body) = (class.depth, class.body);
-            let (kind, set) = if class.want[OWN] != 0 {
-                (OWN, class.want[OWN])
-            } else if lender_depth.is_some() || class.mode == Mode::CanSend {
-                (LOAN, class.want[LOAN])
+            let [own, loan] = class.want;
+            let is_loan = own == 0;
+            if is_loan && (loan == 0 || lender_depth.is_none() && class.mode != Mode::CanSend) {
+                return None;
+            }
+            let priority = if is_loan { loan } else { own }.trailing_zeros();
+            let next = if is_loan {
+                self.next_loan(at, priority as usize)
             } else {
-                return None;
+                self.next_own(at, priority as usize)
             };
-            if set == 0 {
-                return None;
-            }
-            let priority = set.trailing_zeros();
-            let Some(front) = self.front(at, body, kind, priority as usize) else { continue };
-            if kind == LOAN {
+            let Some(next) = next else { continue };
+            if is_loan {
                 lender_depth = lender_depth.or(Some(depth));
             }
-            self.turns[usize::from(depth) + 1] =
-                Turn { priority: priority as u8, is_loan: kind == LOAN };
-            at = front;
+            depth += 1;
+            self.turns[usize::from(depth)] = Turn { priority: priority as u8, is_loan };
+            at = next;
         }
     }
 
-    /// The child to serve next in one list of `at`, whose inner part is `body`. `None` when the
-    /// list has run empty: what it held had nothing to offer.
-    #[inline]
-    fn front(&mut self, at: u32, body: u32, kind: usize, priority: usize) -> Option<u32> {
-        let tail = self.inners[body as usize].tails[kind][priority];
-        let mut tail = tail;
+    /// The child of `at` to serve next on its own account. `None` when none has anything to offer
+    /// after all.
+    #[inline(always)]
+    fn next_own(&mut self, at: u32, priority: usize) -> Option<u32> {
+        let inner = &mut self.inners[self.inner_of[at as usize] as usize];
+        let (first, round) = (inner.first, &mut inner.rounds[priority]);
+        let set = round.sets[OWN];
         loop {
-            let front = *self.next(tail, kind, priority);
-            let class = &self.classes[front as usize];
-            if class.offers()[kind] & (1 << priority) == 0 {
-                let after = std::mem::replace(self.next(front, kind, priority), NIL);
-                if front == tail {
-                    self.inners[body as usize].tails[kind][priority] = NIL;
-                    self.classes[at as usize].want[kind] &= !(1 << priority);
-                    return None;
-                }
-                *self.next(tail, kind, priority) = after;
+            let Some(i) = self.sets.next(set, round.cursors[OWN]) else {
+                self.classes[at as usize].want[OWN] &= !(1 << priority);
+                return None;
+            };
+            if self.classes[(first + i) as usize].offers_own(1 << priority) {
+                // Own rates bound themselves: a packet in turn is enough.
+                round.cursors[OWN] = i + 1;
+                return Some(first + i);
+            }
+            self.sets.remove(set, i);
+        }
+    }
+
+    /// The child of `at` to serve next with tokens from above it. `None` as above.
+    #[inline(always)]
+    fn next_loan(&mut self, at: u32, priority: usize) -> Option<u32> {
+        let inner = self.inner_of[at as usize] as usize;
+        let (first, round) = (self.inners[inner].first, &self.inners[inner].rounds[priority]);
+        let (set, mut cursor) = (round.sets[LOAN], round.cursors[LOAN]);
+        loop {
+            let Some(i) = self.sets.next(set, cursor) else {
+                self.classes[at as usize].want[LOAN] &= !(1 << priority);
+                return None;
+            };
+            let child = first + i;
+            if !self.classes[child as usize].offers_loan(1 << priority) {
+                self.sets.remove(set, i);
                 continue;
             }
-            // Own rates bound themselves: a packet in turn is enough.
-            let turn_over = kind == OWN || {
-                let quantum = class.quantum as i32;
-                let deficit = self.deficit(front, priority);
-                if *deficit > 0 {
-                    self.inners[body as usize].tails[kind][priority] = tail;
-                    return Some(front);
-                }
-                *deficit += quantum;
-                false
-            };
-            tail = front;
-            if turn_over {
-                self.inners[body as usize].tails[kind][priority] = tail;
-                return Some(front);
+            let quantum = self.shares[child as usize].quantum as i32;
+            let deficit = self.deficit(child, priority);
+            if *deficit > 0 {
+                self.inners[inner].rounds[priority].cursors[LOAN] = i;
+                return Some(child);
             }
+            *deficit += quantum;
+            cursor = i + 1;
         }
     }
 
-    /// Takes a packet off the round of `front`, at the front of its parent's list. When the round
-    /// is used up, the next begins, at the end of the list: a class that is now blocked keeps that
-    /// turn if it can send again by then.
+    /// Takes a packet off the round of `child`, whose turn it is. When the round is used up, the
+    /// next begins: a class that is now blocked keeps that turn if it can send again by then.
     #[inline]
-    fn pay_round(&mut self, parent: u32, front: u32, priority: u8, bytes: u32) {
+    fn pay_round(&mut self, parent: u32, child: u32, priority: u8, bytes: u32) {
         let priority = usize::from(priority);
-        let quantum = self.classes[front as usize].quantum as i32;
-        let deficit = self.deficit(front, priority);
+        let quantum = self.shares[child as usize].quantum as i32;
+        let deficit = self.deficit(child, priority);
         *deficit -= bytes as i32;
         if *deficit <= 0 {
             *deficit += quantum;
-            let body = self.classes[parent as usize].body as usize;
-            self.inners[body].tails[LOAN][priority] = front;
+            let inner = &mut self.inners[self.inner_of[parent as usize] as usize];
+            inner.rounds[priority].cursors[LOAN] = child - inner.first + 1;
         }
     }
 
-    /// Puts a class on the lists it belongs on, and so upward as long as that is news to the
+    /// Puts a class in the sets it belongs in, and so upward as long as that is news to the
     /// parent.
     fn announce(&mut self, now: Nanos, class: u32) {
         let mut at = class;
@@ -261,52 +369,50 @@ impl Tree {
         }
     }
 
-    /// Puts a class on its parent's lists. Whether the parent's sets grew by that.
+    /// Puts a class in its parent's sets. Whether the parent's own wants grew by that.
     #[inline]
     fn offer(&mut self, at: u32) -> bool {
         let class = &self.classes[at as usize];
         let (offers, parent) = (class.offers(), class.parent as usize);
-        let body = self.classes[parent].body as usize;
-        let mut grew = false;
-        for (kind, mut set) in offers.into_iter().enumerate() {
-            while set != 0 {
-                let priority = set.trailing_zeros() as usize;
-                set &= set - 1;
-                if *self.next(at, kind, priority) != NIL {
-                    continue;
-                }
-                let last = std::mem::replace(&mut self.inners[body].tails[kind][priority], at);
-                let after = if last == NIL {
-                    self.classes[parent].want[kind] |= 1 << priority;
-                    grew = true;
-                    at
-                } else {
-                    std::mem::replace(self.next(last, kind, priority), at)
-                };
-                *self.next(at, kind, priority) = after;
+        let inner = &self.inners[self.inner_of[parent] as usize];
+        let want = &mut self.classes[parent].want;
+        let before = *want;
+        for (kind, mut priorities) in offers.into_iter().enumerate() {
+            while priorities != 0 {
+                let priority = priorities.trailing_zeros() as usize;
+                priorities &= priorities - 1;
+                self.sets.insert(inner.rounds[priority].sets[kind], at - inner.first);
+                want[kind] |= 1 << priority;
             }
         }
-        grew
-    }
-
-    /// Who follows a class in one of its parent's circles.
-    #[inline(always)]
-    pub fn next(&mut self, at: u32, kind: usize, priority: usize) -> &mut u32 {
-        let class = &mut self.classes[at as usize];
-        if class.is_leaf {
-            &mut class.next[kind]
-        } else {
-            &mut self.inners[class.body as usize].next[kind][priority]
-        }
+        *want != before
     }
 
     #[inline(always)]
     fn deficit(&mut self, at: u32, priority: usize) -> &mut i32 {
-        let class = &mut self.classes[at as usize];
-        if class.is_leaf {
-            &mut class.deficit
+        if self.classes[at as usize].traits.is_leaf() {
+            &mut self.shares[at as usize].deficit
         } else {
-            &mut self.inners[class.body as usize].deficits[priority]
+            &mut self.inners[self.inner_of[at as usize] as usize].rounds[priority].deficit
         }
+    }
+
+    /// The children of the classes of a range, which lie side by side too.
+    pub fn children(&self, of: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let inner = |at: &usize| !self.classes[*at].traits.is_leaf();
+        let first_of = |at: usize| self.inners[self.inner_of[at] as usize].first as usize;
+        let Some(first) = of.clone().find(inner) else { return 0..0 };
+        // Blocks of children lie in the order of their parents.
+        let after = (of.end..self.classes.len()).find(inner);
+        first_of(first)..after.map_or(self.classes.len(), first_of)
+    }
+
+    /// Whether a class is in a set of its parent.
+    #[cfg(test)]
+    pub fn is_offered(&self, at: u32, kind: usize, priority: usize) -> bool {
+        let parent = self.classes[at as usize].parent as usize;
+        let inner = &self.inners[self.inner_of[parent] as usize];
+        let i = at - inner.first;
+        self.sets.next(inner.rounds[priority].sets[kind], i) == Some(i)
     }
 }

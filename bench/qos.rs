@@ -8,6 +8,8 @@
 //! `cargo bench --bench qos [-- [CLASSES/FLOWS/CASE] [--json FILE]]`: the first picks rows by how
 //! their name begins.
 
+use std::sync::Arc;
+
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use tidegate::base::hash::Rng;
@@ -16,7 +18,7 @@ use tidegate::base::units::BitRate;
 use tidegate::base::{Nanos, Seed};
 use tidegate::packet::frame::HEADROOM;
 use tidegate::packet::{ClassId, Frame, FramePool, PortId};
-use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use tidegate::qos::{Queued, Scheduler};
 
 const PORT: BitRate = BitRate(100_000_000_000);
@@ -107,7 +109,9 @@ fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {
             cburst: 64 << 10,
             priority: 0,
             weight: 1,
+            quantum: None,
             limit: u32::MAX,
+            queue: QueueSpec::INTERNET,
         }
     };
     let tenant_rate = part(PORT, tenants);
@@ -139,7 +143,7 @@ fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
     let frames = backlog + 4 * BURST;
     // The scheduler never looks into a frame: slots may be smaller than what they stand for.
     let (arena, slots) = Arena::map(frames as u32, 64, false).expect("memory");
-    let mut pool = FramePool::new(arena, slots);
+    let mut pool = FramePool::new(Arc::clone(&arena), slots);
     let spec = tree(tenants, leaves, case);
     let mut scheduler = Scheduler::new(&spec, frames as u32, Seed(1));
     let mut rng = Rng::new(Seed(2));
@@ -154,6 +158,7 @@ fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
     let mut next = arrivals.iter().cycle();
     let mut dropped = Vec::with_capacity(BURST);
     let mut out: Vec<Frame> = Vec::with_capacity(BURST);
+    let mut lost = Vec::with_capacity(BURST);
     let mut now = Nanos(0);
     let mut batch = Vec::with_capacity(BURST);
     let mut offer = |scheduler: &mut Scheduler, pool: &mut FramePool, now, packets: usize| {
@@ -162,12 +167,12 @@ fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
                 break;
             };
             let frame = Frame::new(slot, HEADROOM, LEN);
-            batch.push(Queued { frame, class, flow_hash });
+            batch.push(Queued { frame, class, flow_hash, l3: 0 });
             if batch.len() == BURST {
-                scheduler.enqueue_all(now, &mut batch, &mut dropped);
+                scheduler.enqueue_all(now, &mut batch, &arena, &mut dropped);
             }
         }
-        scheduler.enqueue_all(now, &mut batch, &mut dropped);
+        scheduler.enqueue_all(now, &mut batch, &arena, &mut dropped);
     };
     offer(&mut scheduler, &mut pool, now, backlog);
     let mut rounds = Vec::with_capacity(ROUNDS);
@@ -175,10 +180,13 @@ fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
         let (mut moved, begin) = (0, cpu_ns());
         while moved < PACKETS_A_ROUND {
             now = now.saturating_add(BURST_NS);
-            let n = scheduler.dequeue(now, BURST, u64::MAX, &mut out);
+            let n = scheduler.dequeue(now, BURST, u64::MAX, &arena, &mut out, &mut lost);
+            let lost_now = lost.len();
+            lost.drain(..).for_each(|(frame, _)| pool.put(frame));
             out.drain(..).for_each(|frame| pool.put(frame));
-            offer(&mut scheduler, &mut pool, now, n);
-            moved += n;
+            let gone = n + lost_now;
+            offer(&mut scheduler, &mut pool, now, gone);
+            moved += gone;
         }
         rounds.push((cpu_ns() - begin) / moved as f64);
     }

@@ -252,7 +252,9 @@ fn qos(port: u16) -> PortQosSpec {
         cburst: 20_000,
         priority: id as u8,
         weight: 1,
+        quantum: None,
         limit: 50_000,
+        queue: Default::default(),
     };
     PortQosSpec {
         port: PortId(port),

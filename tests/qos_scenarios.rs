@@ -208,7 +208,7 @@ fn after_idling_no_more_than_the_burst_goes_at_once() {
                 link.offer(ClassId(W), i, 1_500);
             }
             let mut out = Vec::new();
-            let sent = link.scheduler.dequeue(link.now, 64, u64::MAX, &mut out);
+            let sent = link.dequeue(64, u64::MAX, &mut out);
             assert!(sent as u32 * 1_500 <= burst, "{sent} packets of a burst of {burst}");
             assert!(sent as u32 * 1_500 + 1_500 > burst, "{sent} packets of {burst}, {round}");
             out.into_iter().for_each(|frame| link.pool.put(frame));

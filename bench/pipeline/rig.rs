@@ -125,7 +125,9 @@ fn qos(port: u16) -> PortQosSpec {
         cburst: 1 << 20,
         priority: (id % 4) as u8,
         weight: 1,
+        quantum: None,
         limit: 4 << 20,
+        queue: Default::default(),
     };
     PortQosSpec {
         port: PortId(port),

@@ -329,12 +329,17 @@ fn classes(lines: &[ClassView]) -> String {
         ">sent packets",
         ">sent bytes",
         ">borrowed bytes",
-        ">dropped packets",
+        ">dropped",
+        ">by AQM",
+        ">marked",
         ">waiting packets",
         ">waiting bytes",
+        ">p50 us",
+        ">p99 us",
     ]);
     for c in lines {
-        let value = |name: &str| grouped(c.values.get(name).copied().unwrap_or(0));
+        let plain = |name: &str| c.values.get(name).copied().unwrap_or(0);
+        let value = |name: &str| grouped(plain(name));
         table.row([
             c.port.clone(),
             c.class.clone(),
@@ -342,8 +347,12 @@ fn classes(lines: &[ClassView]) -> String {
             value("sent_bytes"),
             value("borrowed_bytes"),
             value("dropped_packets"),
+            value("aqm_dropped_packets"),
+            value("marked_packets"),
             value("backlog_packets"),
             value("backlog_bytes"),
+            grouped(plain("sojourn_p50_ns") / 1_000),
+            grouped(plain("sojourn_p99_ns") / 1_000),
         ]);
     }
     or_none(&table, "no port has classes")

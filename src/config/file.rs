@@ -185,7 +185,18 @@ pub struct FileClass {
     pub cburst: Noted<Bytes>,
     pub priority: Plain<i64>,
     pub weight: Plain<i64>,
+    pub quantum: Noted<Bytes>,
     pub limit: Noted<Bytes>,
+    pub queue: Plain<FileQueue>,
+    pub target: Noted<Duration>,
+    pub interval: Noted<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileQueue {
+    FqCodel,
+    Fifo,
 }
 
 #[derive(Debug, Default, Deserialize)]

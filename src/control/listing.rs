@@ -166,16 +166,20 @@ fn state_text(state: TcpState) -> &'static str {
 }
 
 /// What is shown of a class: name, meaning, and whether it is a gauge.
-pub const CLASS_VALUES: [(&str, &str, bool); 9] = [
+pub const CLASS_VALUES: [(&str, &str, bool); 13] = [
     ("enqueued_packets", "Packets that arrived, whatever became of them.", false),
     ("enqueued_bytes", "Bytes that arrived, whatever became of them.", false),
     ("sent_packets", "Packets sent.", false),
     ("sent_bytes", "Bytes sent.", false),
-    ("dropped_packets", "Packets lost to overload.", false),
-    ("dropped_bytes", "Bytes lost to overload.", false),
+    ("dropped_packets", "Packets lost, to overload or to the queue management.", false),
+    ("dropped_bytes", "Bytes lost, to overload or to the queue management.", false),
+    ("aqm_dropped_packets", "Packets that the queue management dropped.", false),
+    ("marked_packets", "Packets sent with a mark of congestion (ECN).", false),
     ("borrowed_bytes", "Bytes sent on the rate of a class above.", false),
     ("backlog_packets", "Packets waiting.", true),
     ("backlog_bytes", "Bytes waiting.", true),
+    ("sojourn_p50_ns", "Half of the packets sent waited less.", true),
+    ("sojourn_p99_ns", "99 of 100 packets sent waited less.", true),
 ];
 
 fn class_values(s: &ClassStats) -> Values {
@@ -186,9 +190,13 @@ fn class_values(s: &ClassStats) -> Values {
         s.sent_bytes,
         s.dropped_packets,
         s.dropped_bytes,
+        s.aqm_dropped_packets,
+        s.marked_packets,
         s.borrowed_bytes,
         s.backlog_packets,
         s.backlog_bytes,
+        s.sojourn.quantile_ns(0.5),
+        s.sojourn.quantile_ns(0.99),
     ];
     CLASS_VALUES.iter().map(|(name, ..)| (*name).to_string()).zip(values).collect()
 }

@@ -3,7 +3,7 @@
 use super::bucket::{Bucket, Rate};
 use super::class::{Buckets, Class, Traits};
 use super::queues::LeafSettings;
-use super::spec::{ClassSpec, DEPTH_MAX, PRIORITIES, PortQosSpec};
+use super::spec::{ClassSpec, DEPTH_MAX, PRIORITIES, PortQosSpec, QueueSpec};
 use super::tree::{ROOT, Tree};
 use super::wheel::TICK_NS;
 use crate::base::Nanos;
@@ -13,6 +13,9 @@ use crate::packet::ClassId;
 pub(super) const QUANTUM_MAX: u32 = 64 << 10;
 /// The least a class gets a round. Weights up to 256 times apart are honoured exactly.
 pub(super) const QUANTUM_MIN: u32 = 256;
+
+/// The most that may be configured: deficits must stay far from the ends of their range.
+const QUANTUM_MOST: u32 = 1 << 28;
 
 /// A tree with what else the scheduler keeps by class.
 pub(super) struct Compiled {
@@ -81,7 +84,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         } else if at == ROOT as usize {
             let traits = Traits::new(true, Buckets::Rate, 0);
             out.add(Class::new(ROOT, bucket, bucket, traits), ClassId::UNSET, lengths.largest);
-            out.leaves.push(LeafSettings { limit: u32::MAX });
+            out.leaves.push(LeafSettings::new(u32::MAX, QueueSpec::Fifo));
             out.tree.adopt(ROOT, ROOT + 1, 1, 1);
             break;
         }
@@ -161,9 +164,10 @@ impl Compiled {
             let above = &self.tree.classes[parent as usize].ceil;
             let buckets = if ceil.is_at_least(above) { Buckets::Rate } else { Buckets::Both };
             let traits = Traits::new(is_leaf, buckets, priority(class));
-            let quantum = quantum(lengths, u64::from(class.weight.max(1)), lightest, heaviest);
+            let weighed = quantum(lengths, u64::from(class.weight.max(1)), lightest, heaviest);
+            let quantum = class.quantum.unwrap_or(weighed).clamp(QUANTUM_MIN, QUANTUM_MOST);
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
-            self.leaves.push(LeafSettings { limit: class.limit });
+            self.leaves.push(LeafSettings::new(class.limit, class.queue));
             if is_leaf {
                 self.leaf_of[usize::from(class.id.0)] = node;
             }

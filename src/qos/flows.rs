@@ -2,6 +2,7 @@
 //! hash through a table of open addressing. A leaf goes by the index of its class, which has 16 bits
 //! as class ids have.
 
+use super::codel::{Above, Codel};
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::base::hash::fold;
@@ -37,23 +38,25 @@ pub(super) struct Flow {
     pub deficit: i32,
     /// Bytes that wait, as counted.
     pub bytes: u32,
+    pub above: Above,
 }
 
-/// What only long queues need of a flow.
+/// What only standing queues need of a flow.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fat {
+pub(super) struct Queue {
     /// Neighbours among the leaf's fat flows of about this size.
-    pub prev: u32,
-    pub next: u32,
+    pub fat_prev: u32,
+    pub fat_next: u32,
+    pub codel: Codel,
 }
 
 const _: () = assert!(size_of::<Flow>() == 32);
-const _: () = assert!(size_of::<Flow>() + size_of::<Fat>() <= 48);
+const _: () = assert!(size_of::<Flow>() + size_of::<Queue>() == 48);
 
 /// The arena and its table.
 pub(super) struct Flows {
     arena: Vec<Flow>,
-    fat: Vec<Fat>,
+    queues: Vec<Queue>,
     free: u32,
     used: u32,
     /// `tag << 32 | flow`, or `VACANT`. At most half full.
@@ -77,11 +80,15 @@ impl Flows {
             next: if i + 1 < flows_max { i + 1 } else { NIL },
             deficit: 0,
             bytes: 0,
+            above: Above::default(),
         };
         let slots = (u64::from(flows_max) * 2).next_power_of_two().clamp(2, 1 << 32) as usize;
         Flows {
             arena: (0..flows_max).map(blank).collect(),
-            fat: vec![Fat { prev: NIL, next: NIL }; flows_max as usize],
+            queues: vec![
+                Queue { fat_prev: NIL, fat_next: NIL, codel: Codel::default() };
+                flows_max as usize
+            ],
             free: if flows_max > 0 { 0 } else { NIL },
             used: 0,
             table: vec![VACANT; slots],
@@ -101,13 +108,19 @@ impl Flows {
     }
 
     #[inline(always)]
-    pub fn fat(&self, flow: u32) -> &Fat {
-        &self.fat[flow as usize]
+    pub fn queue(&self, flow: u32) -> &Queue {
+        &self.queues[flow as usize]
     }
 
     #[inline(always)]
-    pub fn fat_mut(&mut self, flow: u32) -> &mut Fat {
-        &mut self.fat[flow as usize]
+    pub fn queue_mut(&mut self, flow: u32) -> &mut Queue {
+        &mut self.queues[flow as usize]
+    }
+
+    /// The two parts of a flow's state for its queue management.
+    #[inline(always)]
+    pub fn codel_mut(&mut self, flow: u32) -> (&mut Above, &mut Codel) {
+        (&mut self.arena[flow as usize].above, &mut self.queues[flow as usize].codel)
     }
 
     /// Asks the cache for a flow.

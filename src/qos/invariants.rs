@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::class::Mode;
 use super::flows::Standing;
-use super::spec::{ClassSpec, PortQosSpec};
+use super::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use super::tree::ROOT;
 use super::wheel::NIL;
 use super::{Queued, Scheduler};
@@ -114,7 +114,9 @@ fn tree() -> impl Strategy<Value = PortQosSpec> {
                 cburst: sizes.1,
                 priority,
                 weight,
+                quantum: (sizes.2 % 5 == 0).then_some(sizes.0),
                 limit: sizes.2,
+                queue: queue(sizes.1),
             });
         PortQosSpec {
             port: PortId(0),
@@ -127,6 +129,14 @@ fn tree() -> impl Strategy<Value = PortQosSpec> {
             classes: classes.collect(),
         }
     })
+}
+
+fn queue(any: u32) -> QueueSpec {
+    match any % 3 {
+        0 => QueueSpec::Fifo,
+        1 => QueueSpec::FqCodel { target: 20_000, interval: 100_000 },
+        _ => QueueSpec::INTERNET,
+    }
 }
 
 /// The scheduler with what a run keeps beside it.
@@ -149,7 +159,20 @@ impl Run {
             Step::Dequeue { packets } => {
                 let mut out = Vec::new();
                 let ready = self.scheduler.next_event(self.now);
-                let sent = self.scheduler.dequeue(self.now, packets, u64::MAX, &mut out);
+                let arena = self.pool.arena().clone();
+                let mut dropped = Vec::new();
+                let sent = self.scheduler.dequeue(
+                    self.now,
+                    packets,
+                    u64::MAX,
+                    &arena,
+                    &mut out,
+                    &mut dropped,
+                );
+                for (frame, reason) in dropped {
+                    assert_eq!(reason, DropReason::AqmDrop);
+                    self.put(frame);
+                }
                 assert_eq!(sent, out.len());
                 assert!(
                     sent == 0 || ready.is_some_and(|at| at <= self.now),
@@ -192,8 +215,9 @@ impl Run {
         self.next_seq += 1;
         let mut dropped = Vec::new();
         // Flows that share a leaf must not share a hash, or their order could not be told.
-        let q = Queued { frame, class: ClassId(class), flow_hash: flow << 8 | u32::from(class) };
-        self.scheduler.enqueue(self.now, q, &mut dropped);
+        let flow_hash = flow << 8 | u32::from(class);
+        let q = Queued { frame, class: ClassId(class), flow_hash, l3: 14 };
+        self.scheduler.enqueue(self.now, q, &arena, &mut dropped);
         for (frame, reason) in dropped {
             assert_eq!(reason, DropReason::QueueFull);
             self.put(frame);
@@ -248,7 +272,11 @@ proptest! {
         // Left alone, everything goes in the end: no class waits for ever.
         let (mut out, mut idle) = (Vec::new(), 0);
         while let Some(at) = run.scheduler.next_event(run.now) {
-            let sent = run.scheduler.dequeue(at, 8, u64::MAX, &mut out);
+            let arena = run.pool.arena().clone();
+            let mut dropped = Vec::new();
+            let sent =
+                run.scheduler.dequeue(at, 8, u64::MAX, &arena, &mut out, &mut dropped);
+            out.extend(dropped.into_iter().map(|(frame, _)| frame));
             idle = if sent == 0 && at <= run.now { idle + 1 } else { 0 };
             prop_assert!(idle < 3, "nothing goes and no time passes");
             run.now = at;

@@ -7,13 +7,18 @@
 mod bucket;
 mod build;
 mod class;
+mod codel;
+mod ecn;
 mod flows;
 #[cfg(test)]
 mod invariants;
 mod packets;
 mod queues;
+mod rehouse;
 mod scheduler;
 mod sets;
+mod shed;
+mod sojourn;
 pub mod spec;
 mod stats;
 mod tree;
@@ -21,5 +26,7 @@ mod validate;
 mod wheel;
 
 pub use scheduler::{Queued, Scheduler};
+pub use shed::DROPS_PER_ARRIVAL;
+pub use sojourn::Sojourn;
 pub use stats::ClassStats;
 pub use validate::validate;

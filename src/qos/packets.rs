@@ -1,5 +1,6 @@
 //! The cells that queued packets lie in, linked to one queue a flow.
 
+use super::codel::Ticks;
 use super::wheel::NIL;
 use crate::base::mem::prefetch;
 use crate::packet::Frame;
@@ -9,9 +10,19 @@ struct Cell {
     frame: Option<Frame>,
     /// The next packet of the flow, or the next free cell.
     next: u32,
+    note: Note,
 }
 
-const _: () = assert!(size_of::<Cell>() == 16);
+/// What is kept beside a queued frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Note {
+    /// When it came.
+    pub since: Ticks,
+    /// Where its IP header begins; 0 where there is none.
+    pub l3: u16,
+}
+
+const _: () = assert!(size_of::<Cell>() == 24);
 
 /// A fixed number of cells.
 pub(super) struct Packets {
@@ -22,7 +33,8 @@ pub(super) struct Packets {
 
 impl Packets {
     pub fn new(packets_max: u32) -> Packets {
-        let cell = |i| Cell { frame: None, next: if i + 1 < packets_max { i + 1 } else { NIL } };
+        let next = |i| if i + 1 < packets_max { i + 1 } else { NIL };
+        let cell = |i| Cell { frame: None, next: next(i), note: Note::default() };
         let free = if packets_max > 0 { 0 } else { NIL };
         Packets { cells: (0..packets_max).map(cell).collect(), free, used: 0 }
     }
@@ -39,11 +51,12 @@ impl Packets {
 
     /// Puts a frame into a free cell. Gives it back where there is none.
     #[inline]
-    pub fn insert(&mut self, frame: Frame) -> Result<u32, Frame> {
+    pub fn insert(&mut self, frame: Frame, note: Note) -> Result<u32, Frame> {
         let at = self.free;
         let Some(cell) = self.cells.get_mut(at as usize) else { return Err(frame) };
         self.free = std::mem::replace(&mut cell.next, NIL);
         cell.frame = Some(frame);
+        cell.note = note;
         self.used += 1;
         Ok(at)
     }
@@ -58,6 +71,12 @@ impl Packets {
         self.free = at;
         self.used -= 1;
         (frame, next)
+    }
+
+    /// What was noted with the frame in a cell.
+    #[inline(always)]
+    pub fn note(&self, at: u32) -> Note {
+        self.cells[at as usize].note
     }
 
     #[inline(always)]
@@ -102,17 +121,20 @@ mod tests {
     fn cells_are_used_again_and_never_more_of_them() {
         let mut pool = FramePool::standalone(4, 512);
         let mut packets = Packets::new(2);
-        let a = packets.insert(pool.take_with(b"a").expect("stock")).expect("room");
-        let b = packets.insert(pool.take_with(b"bb").expect("stock")).expect("room");
+        let a =
+            packets.insert(pool.take_with(b"a").expect("stock"), Note::default()).expect("room");
+        let b =
+            packets.insert(pool.take_with(b"bb").expect("stock"), Note::default()).expect("room");
         packets.link(a, b);
         assert!(packets.is_full());
-        let refused = packets.insert(pool.take().expect("stock")).expect_err("full");
+        let refused =
+            packets.insert(pool.take().expect("stock"), Note::default()).expect_err("full");
         pool.put(refused);
         assert_eq!((packets.frame_len(b), packets.next(a)), (2, b));
         let (frame, next) = packets.remove(a);
         assert_eq!(next, b);
         pool.put(frame.expect("queued"));
-        assert_eq!(packets.insert(pool.take().expect("stock")).expect("room"), a);
+        assert_eq!(packets.insert(pool.take().expect("stock"), Note::default()).expect("room"), a);
         let mut out = Vec::new();
         packets.drain(&mut out);
         assert_eq!((out.len(), packets.len()), (2, 0));

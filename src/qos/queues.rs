@@ -5,39 +5,54 @@
 //! queue stand in a list of their own and are served first, once; the others take turns, a quantum
 //! each.
 
-use super::flows::{Fat, Flow, Flows, Standing};
-use super::packets::Packets;
+use super::build::Lengths;
+use super::codel::{Above, Ticks};
+use super::ecn;
+use super::flows::{Flows, Standing};
+use super::packets::{Note, Packets};
+use super::sojourn::Sojourn;
+use super::spec::QueueSpec;
 use super::stats::ClassStats;
-use super::wheel::NIL;
+use super::wheel::{NIL, TICK_BITS};
 use crate::base::Seed;
-use crate::base::mem::prefetch;
-use crate::packet::Frame;
+use crate::base::mem::{Arena, prefetch};
+use crate::packet::{DropReason, Frame};
 
 /// Sizes of flows are told apart by powers of two, from 4 KiB on; the last takes all from 4 MiB on.
-const FAT_SIZES: usize = 11;
+pub(super) const FAT_SIZES: usize = 11;
 const FAT_BITS_MIN: u32 = 12;
-/// Flows looked at, in one list, for the fattest.
-const FAT_SCAN: usize = 8;
-/// Leaves looked at for the fattest, each time the scheduler is full.
-const DONOR_SCAN: usize = 8;
 /// Flows that hold no packet but still stand in a list, at most this many: 1 in so many of the
 /// packets held. Those above are forgotten at once.
 const EMPTY_SHARE: u32 = 4;
 
 /// Index of a leaf's list of new flows, and of its old ones.
-const NEW: usize = 0;
-const OLD: usize = 1;
+pub(super) const NEW: usize = 0;
+pub(super) const OLD: usize = 1;
 
 /// What a leaf takes from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LeafSettings {
     /// Bytes, as counted, that it may hold.
     pub limit: u32,
+    pub target: Ticks,
+    pub interval: Ticks,
 }
+
+/// The target of a leaf without queue management: nothing waits that long.
+const NO_TARGET: Ticks = Ticks::MAX;
 
 impl LeafSettings {
     /// Of an inner class.
-    pub const NONE: LeafSettings = LeafSettings { limit: 0 };
+    pub const NONE: LeafSettings = LeafSettings { limit: 0, target: NO_TARGET, interval: 0 };
+
+    pub fn new(limit: u32, queue: QueueSpec) -> LeafSettings {
+        let ticks = |ns: u64| u32::try_from(ns >> TICK_BITS).unwrap_or(u32::MAX).clamp(1, 1 << 30);
+        let (target, interval) = match queue {
+            QueueSpec::FqCodel { target, interval } => (ticks(target), ticks(interval)),
+            QueueSpec::Fifo => (NO_TARGET, 0),
+        };
+        LeafSettings { limit, target, interval }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,31 +83,39 @@ pub(super) struct Leaf {
     /// Of new flows and of old ones.
     pub lists: [List; 2],
     pub bytes: u64,
-    pub settings: LeafSettings,
-    pub packets: u32,
     pub sent: Tally,
     pub borrowed_bytes: u64,
+    pub packets: u32,
+    pub limit: u32,
+    /// Packets of a flow that wait longer are too many.
+    pub target: Ticks,
     /// Sizes of which there are fat flows.
-    fat_sizes: u16,
+    pub fat_sizes: u16,
 }
 
-/// What losses need of a leaf.
+/// What standing queues and losses need of a leaf.
 #[derive(Clone, Debug)]
 pub(super) struct Losses {
+    pub settings: LeafSettings,
     pub dropped: Tally,
+    pub aqm_dropped: u64,
+    pub marked: u64,
     /// The first fat flow of each size.
-    fat: [u32; FAT_SIZES],
+    pub fat: [u32; FAT_SIZES],
 }
 
 const _: () = assert!(size_of::<Leaf>() == 64);
+const _: () = assert!(size_of::<Losses>() <= 96);
 const _: () = assert!(FAT_SIZES <= u16::BITS as usize);
 
-/// Where the flows of an old leaf go.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Move {
-    pub leaf: u32,
-    /// It is the same class.
-    pub keeps_counters: bool,
+/// Where packets go that leave a leaf otherwise than by being sent, and what is needed to mark one.
+pub(super) struct Exit<'a> {
+    pub now: Ticks,
+    pub lengths: Lengths,
+    pub arena: &'a Arena,
+    pub dropped: &'a mut Vec<(Frame, DropReason)>,
+    /// Packets that the queue management may still drop; beyond that they are sent.
+    pub drops_left: usize,
 }
 
 /// All leaves of one scheduler.
@@ -100,6 +123,7 @@ pub(super) struct Queues {
     /// By class; those of inner classes stay empty.
     pub leaves: Vec<Leaf>,
     pub losses: Vec<Losses>,
+    pub sojourns: Vec<Sojourn>,
     pub flows: Flows,
     pub packets: Packets,
     /// Flows that hold no packet but stand in a list.
@@ -108,9 +132,9 @@ pub(super) struct Queues {
     /// Bytes a round for a flow: the largest frame.
     pub quantum: u32,
     /// The leaf that is known to hold, or to have held, most.
-    fattest: u32,
+    pub fattest: u32,
     /// Where the search for a fatter leaf goes on.
-    donor_scan: u32,
+    pub donor_scan: u32,
     pub bytes: u64,
 }
 
@@ -119,18 +143,26 @@ impl Leaf {
         Leaf {
             lists: [List { head: NIL, tail: NIL }; 2],
             bytes: 0,
-            settings,
-            packets: 0,
             sent: Tally::default(),
             borrowed_bytes: 0,
+            packets: 0,
+            limit: settings.limit,
+            target: settings.target,
             fat_sizes: 0,
         }
+    }
+
+    #[inline(always)]
+    pub fn is_fifo(&self) -> bool {
+        self.target == NO_TARGET
     }
 }
 
 impl Losses {
-    pub const NONE: Losses =
-        Losses { dropped: Tally { packets: 0, bytes: 0 }, fat: [NIL; FAT_SIZES] };
+    pub fn new(settings: LeafSettings) -> Losses {
+        let dropped = Tally::default();
+        Losses { settings, dropped, aqm_dropped: 0, marked: 0, fat: [NIL; FAT_SIZES] }
+    }
 }
 
 impl Queues {
@@ -138,7 +170,8 @@ impl Queues {
         let empty_max = packets_max / EMPTY_SHARE + 1;
         Queues {
             leaves: leaves.iter().map(|&settings| Leaf::new(settings)).collect(),
-            losses: vec![Losses::NONE; leaves.len()],
+            losses: leaves.iter().map(|&settings| Losses::new(settings)).collect(),
+            sojourns: vec![Sojourn::default(); leaves.len()],
             // A flow holds a packet or is one of the empty ones, of which a few more may lie
             // between others in a leaf that is over its limit.
             flows: Flows::new(packets_max.saturating_add(empty_max.saturating_mul(2)), seed),
@@ -153,18 +186,21 @@ impl Queues {
     }
 
     pub fn stats(&self, leaf: usize) -> ClassStats {
-        let (held, dropped) = (&self.leaves[leaf], self.losses[leaf].dropped);
+        let (held, losses) = (&self.leaves[leaf], &self.losses[leaf]);
         let (backlog_packets, backlog_bytes) = (u64::from(held.packets), held.bytes);
         ClassStats {
-            enqueued_packets: held.sent.packets + dropped.packets + backlog_packets,
-            enqueued_bytes: held.sent.bytes + dropped.bytes + backlog_bytes,
+            enqueued_packets: held.sent.packets + losses.dropped.packets + backlog_packets,
+            enqueued_bytes: held.sent.bytes + losses.dropped.bytes + backlog_bytes,
             sent_packets: held.sent.packets,
             sent_bytes: held.sent.bytes,
-            dropped_packets: dropped.packets,
-            dropped_bytes: dropped.bytes,
+            dropped_packets: losses.dropped.packets,
+            dropped_bytes: losses.dropped.bytes,
+            aqm_dropped_packets: losses.aqm_dropped,
+            marked_packets: losses.marked,
             borrowed_bytes: held.borrowed_bytes,
             backlog_packets,
             backlog_bytes,
+            sojourn: self.sojourns[leaf],
         }
     }
 
@@ -191,18 +227,25 @@ impl Queues {
 
     /// Appends a packet to its flow. Gives the frame back when there is no room.
     #[inline]
-    pub fn push(&mut self, leaf: u32, hash: u32, frame: Frame, bytes: u32) -> Result<(), Frame> {
+    pub fn push(
+        &mut self,
+        leaf: u32,
+        hash: u32,
+        frame: Frame,
+        bytes: u32,
+        note: Note,
+    ) -> Result<(), Frame> {
         if self.packets.is_full() {
             return Err(frame);
         }
         let Some((flow, fresh)) = self.flows.find_or_insert(leaf, hash) else {
             return Err(frame);
         };
-        let cell = self.packets.insert(frame)?;
+        let cell = self.packets.insert(frame, note)?;
         if fresh {
             let entry = self.flows.at_mut(flow);
             (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
-            entry.deficit = self.quantum as i32;
+            (entry.deficit, entry.above) = (self.quantum as i32, Above::default());
             self.append(leaf, flow, Standing::New);
         } else if self.flows.at(flow).head == NIL {
             self.empty -= 1;
@@ -223,9 +266,10 @@ impl Queues {
         Ok(())
     }
 
-    /// The packet that the leaf sends next.
+    /// The packet that the leaf sends next, and its bytes as counted. `None` when it holds none, or
+    /// none any more: the queue management may drop some.
     #[inline]
-    pub fn pop(&mut self, leaf: u32, counted: impl Fn(usize) -> u32) -> Option<(Frame, u32)> {
+    pub fn pop(&mut self, leaf: u32, exit: &mut Exit<'_>) -> Option<(Frame, u32)> {
         loop {
             let lists = &self.leaves[leaf as usize].lists;
             let list = usize::from(lists[NEW].head == NIL);
@@ -236,159 +280,67 @@ impl Queues {
             let entry = self.flows.at_mut(flow);
             if entry.head == NIL {
                 self.rest(leaf, list);
-            } else if entry.deficit <= 0 {
+                continue;
+            }
+            if entry.deficit <= 0 {
                 entry.deficit += self.quantum as i32;
                 self.unlink_first(leaf, list);
                 self.append(leaf, flow, Standing::Old);
-            } else {
-                let (frame, bytes) = self.shift(leaf, flow, counted)?;
-                let entry = self.flows.at_mut(flow);
-                entry.deficit -= bytes as i32;
-                self.flows.prefetch(self.flows.at(flow).next);
-                if self.flows.at(flow).head == NIL {
-                    self.empty += 1;
-                    if self.leaves[leaf as usize].packets == 0 || self.empty > self.empty_max {
-                        self.forget_first(leaf, list);
-                    }
-                }
-                return Some((frame, bytes));
+                continue;
             }
-        }
-    }
-
-    /// Takes the oldest packet of the leaf's fattest flow, to be dropped. The fattest within a
-    /// factor of four, except among the few largest, where it is exact; a drop costs the same for
-    /// any number of flows.
-    pub fn shed(&mut self, leaf: u32, counted: impl Fn(usize) -> u32) -> Option<Frame> {
-        for list in [OLD, NEW] {
-            while let Some(first) = self.first_of(leaf, list)
-                && self.flows.at(first).head == NIL
-            {
-                self.forget_first(leaf, list);
-            }
-        }
-        let flow = self.fattest_flow(leaf)?;
-        let (frame, bytes) = self.shift(leaf, flow, counted)?;
-        self.losses[leaf as usize].dropped.add(bytes);
-        if self.flows.at(flow).head == NIL {
-            self.empty += 1;
-            for list in [OLD, NEW] {
-                if self.first_of(leaf, list) == Some(flow) {
+            let Note { since, l3 } = self.packets.note(entry.head);
+            let (mut frame, bytes) = self.shift(leaf, flow, exit.lengths)?;
+            let waited = exit.now.wrapping_sub(since);
+            let late = waited >= self.leaves[leaf as usize].target;
+            let drops = (late || self.flows.at(flow).above.is_set())
+                && self.signals(leaf, flow, late, exit)
+                && !self.mark(leaf, &mut frame, l3, exit);
+            let entry = self.flows.at_mut(flow);
+            entry.deficit -= if drops { 0 } else { bytes as i32 };
+            let (next, is_empty) = (entry.next, entry.head == NIL);
+            self.flows.prefetch(next);
+            if is_empty {
+                self.empty += 1;
+                if self.leaves[leaf as usize].packets == 0 || self.empty > self.empty_max {
                     self.forget_first(leaf, list);
                 }
             }
-        }
-        Some(frame)
-    }
-
-    /// The leaf that gives up a packet when the scheduler is full: the fattest as far as is known.
-    /// Each call looks at a few more leaves, so that one that grew fat and then fell silent is
-    /// found however many there are. `None`: no leaf that is known holds anything.
-    pub fn donor(&mut self, arriving: u32) -> Option<u32> {
-        let held = |leaf: u32| self.leaves[leaf as usize].bytes;
-        let mut fattest = self.fattest;
-        for _ in 0..DONOR_SCAN {
-            self.donor_scan = (self.donor_scan + 1) % self.leaves.len() as u32;
-            if held(self.donor_scan) > held(fattest) {
-                fattest = self.donor_scan;
+            if !drops {
+                self.sojourns[leaf as usize].record(waited);
+                return Some((frame, bytes));
             }
-        }
-        if held(arriving) > held(fattest) {
-            fattest = arriving;
-        }
-        self.fattest = fattest;
-        (self.leaves[fattest as usize].packets > 0).then_some(fattest)
-    }
-
-    /// Takes everything out, in no order, and forgets all flows. Counters stay. Allocates.
-    pub fn drain(&mut self, seed: Seed, out: &mut Vec<Frame>) {
-        self.packets.drain(out);
-        self.flows = Flows::new(self.flows.capacity(), seed);
-        (self.bytes, self.empty) = (0, 0);
-        (self.fattest, self.donor_scan) = (0, 0);
-        for leaf in &mut self.leaves {
-            let Leaf { settings, sent, borrowed_bytes, .. } = *leaf;
-            *leaf = Leaf { sent, borrowed_bytes, ..Leaf::new(settings) };
-        }
-        for losses in &mut self.losses {
-            *losses = Losses { dropped: losses.dropped, ..Losses::NONE };
+            let losses = &mut self.losses[leaf as usize];
+            losses.dropped.add(bytes);
+            losses.aqm_dropped += 1;
+            exit.drops_left -= 1;
+            exit.dropped.push((frame, DropReason::AqmDrop));
         }
     }
 
-    /// Puts `leaves` in the place of the old ones; flows of old leaf `i` move to leaf `map[i]` in
-    /// their order. A flow that the target has already gets the
-    /// packets behind its own. Nothing is dropped, even over a limit. Allocates.
-    pub fn rehouse(
-        &mut self,
-        leaves: &[LeafSettings],
-        map: &[Move],
-        seed: Seed,
-        counted: impl Fn(usize) -> u32,
-    ) {
-        let fresh = leaves.iter().map(|&settings| Leaf::new(settings)).collect();
-        let old_leaves = std::mem::replace(&mut self.leaves, fresh);
-        let old_losses = std::mem::replace(&mut self.losses, vec![Losses::NONE; leaves.len()]);
-        let fresh = Flows::new(self.flows.capacity(), seed);
-        let old_flows = std::mem::replace(&mut self.flows, fresh);
-        (self.bytes, self.empty) = (0, 0);
-        (self.fattest, self.donor_scan) = (0, 0);
-        for ((from, losses), to) in old_leaves.iter().zip(&old_losses).zip(map) {
-            if to.keeps_counters {
-                let leaf = &mut self.leaves[to.leaf as usize];
-                (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
-                self.losses[to.leaf as usize].dropped = losses.dropped;
-            }
-            for list in from.lists {
-                let mut at = list.head;
-                while at != NIL {
-                    let flow = old_flows.at(at);
-                    if flow.head != NIL {
-                        self.settle_in(to.leaf, flow, &counted);
-                    }
-                    at = flow.next;
-                }
-            }
-        }
+    /// Whether the queue management has something to tell the flow that a packet was taken from.
+    #[cold]
+    fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
+        // What is left of a frame or less does not stand.
+        let late = late && self.leaves[leaf as usize].bytes > u64::from(self.quantum);
+        let interval = self.losses[leaf as usize].settings.interval;
+        let (above, codel) = self.flows.codel_mut(flow);
+        codel.signals(above, late, exit.now, interval)
     }
 
-    fn settle_in(&mut self, leaf: u32, old: &Flow, counted: &impl Fn(usize) -> u32) {
-        let Some((flow, fresh)) = self.flows.find_or_insert(leaf, old.hash) else {
-            debug_assert!(false, "as many flows as before do not fit");
-            return;
-        };
-        if fresh {
-            let entry = self.flows.at_mut(flow);
-            (entry.head, entry.tail) = (old.head, old.tail);
-            (entry.bytes, entry.fat) = (0, 0);
-            entry.deficit = old.deficit.min(self.quantum as i32);
-            self.append(leaf, flow, old.standing);
-        } else {
-            let entry = self.flows.at_mut(flow);
-            let tail = std::mem::replace(&mut entry.tail, old.tail);
-            self.packets.link(tail, old.head);
+    /// Marks a packet to tell its flow; one that can't be dropped any more is sent as it is.
+    /// `false`: drop it.
+    #[cold]
+    fn mark(&mut self, leaf: u32, frame: &mut Frame, l3: u16, exit: &Exit<'_>) -> bool {
+        if l3 > 0 && ecn::mark(frame.bytes_mut(exit.arena), usize::from(l3)) {
+            self.losses[leaf as usize].marked += 1;
+            return true;
         }
-        let (mut bytes, mut packets, mut cell) = (0i64, 0, old.head);
-        while cell != NIL {
-            bytes += i64::from(counted(self.packets.frame_len(cell)));
-            packets += 1;
-            cell = if cell == old.tail { NIL } else { self.packets.next(cell) };
-        }
-        self.resize(leaf, flow, bytes);
-        let held = &mut self.leaves[leaf as usize];
-        held.packets += packets;
-        if held.bytes > self.leaves[self.fattest as usize].bytes {
-            self.fattest = leaf;
-        }
+        exit.drops_left == 0
     }
 
     /// Takes the first packet of a flow that holds one.
     #[inline]
-    fn shift(
-        &mut self,
-        leaf: u32,
-        flow: u32,
-        counted: impl Fn(usize) -> u32,
-    ) -> Option<(Frame, u32)> {
+    pub fn shift(&mut self, leaf: u32, flow: u32, lengths: Lengths) -> Option<(Frame, u32)> {
         let entry = self.flows.at_mut(flow);
         let (frame, next) = self.packets.remove(entry.head);
         entry.head = next;
@@ -396,7 +348,7 @@ impl Queues {
             entry.tail = NIL;
         }
         let frame = frame?;
-        let bytes = counted(frame.len());
+        let bytes = lengths.counted(frame.len());
         self.leaves[leaf as usize].packets -= 1;
         self.resize(leaf, flow, -i64::from(bytes));
         Some((frame, bytes))
@@ -404,7 +356,7 @@ impl Queues {
 
     /// Counts bytes that come to a flow or leave it, and keeps it among those of about its size.
     #[inline]
-    fn resize(&mut self, leaf: u32, flow: u32, change: i64) {
+    pub fn resize(&mut self, leaf: u32, flow: u32, change: i64) {
         let held = &mut self.leaves[leaf as usize];
         held.bytes = held.bytes.wrapping_add_signed(change);
         self.bytes = self.bytes.wrapping_add_signed(change);
@@ -414,64 +366,6 @@ impl Queues {
         let (least, most) = (fat_size(entry.bytes), fat_size(entry.bytes.saturating_mul(2)));
         if entry.fat < least || entry.fat > most {
             self.change_size(leaf, flow, least);
-        }
-    }
-
-    #[cold]
-    fn change_size(&mut self, leaf: u32, flow: u32, size: u8) {
-        let (held, losses) = (&mut self.leaves[leaf as usize], &mut self.losses[leaf as usize]);
-        let before = std::mem::replace(&mut self.flows.at_mut(flow).fat, size);
-        if let Some(size) = before.checked_sub(1) {
-            let Fat { prev, next } = *self.flows.fat_mut(flow);
-            if next != NIL {
-                self.flows.fat_mut(next).prev = prev;
-            }
-            if prev != NIL {
-                self.flows.fat_mut(prev).next = next;
-            } else {
-                losses.fat[usize::from(size)] = next;
-                if next == NIL {
-                    held.fat_sizes &= !(1 << size);
-                }
-            }
-        }
-        if let Some(size) = size.checked_sub(1) {
-            let next = std::mem::replace(&mut losses.fat[usize::from(size)], flow);
-            held.fat_sizes |= 1 << size;
-            *self.flows.fat_mut(flow) = Fat { prev: NIL, next };
-            if next != NIL {
-                self.flows.fat_mut(next).prev = flow;
-            }
-        }
-    }
-
-    fn fattest_flow(&self, leaf: u32) -> Option<u32> {
-        let held = &self.leaves[leaf as usize];
-        let fattest_of = |start: u32, next: &dyn Fn(u32) -> u32| {
-            let mut best: Option<u32> = None;
-            let mut at = start;
-            for _ in 0..FAT_SCAN {
-                if at == NIL {
-                    break;
-                }
-                if self.flows.at(at).bytes > best.map_or(0, |b| self.flows.at(b).bytes) {
-                    best = Some(at);
-                }
-                at = next(at);
-            }
-            best
-        };
-        if held.fat_sizes != 0 {
-            let first = self.losses[leaf as usize].fat[held.fat_sizes.ilog2() as usize];
-            return fattest_of(first, &|flow| self.flows.fat(flow).next);
-        }
-        // All are thin: the one that has waited longest is as good as any.
-        let next = |flow: u32| self.flows.at(flow).next;
-        let old = fattest_of(held.lists[OLD].head, &next);
-        let new = fattest_of(held.lists[NEW].head, &next);
-        match (old, new) {
-            (Some(a), Some(b)) if self.flows.at(b).bytes > self.flows.at(a).bytes => Some(b),
-            (a, b) => a.or(b),
         }
     }
 
@@ -487,19 +381,19 @@ impl Queues {
     }
 
     /// Removes the first flow of a list, which holds no packets.
-    fn forget_first(&mut self, leaf: u32, list: usize) {
+    pub fn forget_first(&mut self, leaf: u32, list: usize) {
         self.empty -= 1;
         let flow = self.unlink_first(leaf, list);
         self.flows.remove(flow);
     }
 
     #[inline(always)]
-    fn first_of(&self, leaf: u32, list: usize) -> Option<u32> {
+    pub fn first_of(&self, leaf: u32, list: usize) -> Option<u32> {
         let head = self.leaves[leaf as usize].lists[list].head;
         (head != NIL).then_some(head)
     }
 
-    fn append(&mut self, leaf: u32, flow: u32, standing: Standing) {
+    pub fn append(&mut self, leaf: u32, flow: u32, standing: Standing) {
         let list = &mut self.leaves[leaf as usize].lists[list_of(standing)];
         let last = std::mem::replace(&mut list.tail, flow);
         if last == NIL {

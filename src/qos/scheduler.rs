@@ -1,15 +1,21 @@
 //! The shaper of one port in one worker.
 
 use super::build::{Compiled, Lengths, compile};
-use super::queues::{Move, Queues};
+use super::codel::Ticks;
+use super::packets::Note;
+use super::queues::{Exit, Queues};
+use super::rehouse::Move;
+use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
 use super::stats::ClassStats;
 use super::tree::{Choice, ROOT, Tree};
+use super::wheel::TICK_BITS;
+use crate::base::mem::Arena;
 use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame};
 
-/// Packets that one arrival may push out of a leaf that is over its limit.
-const DROPS_MAX: usize = 64;
+/// Packets that the queue management drops in one call of `dequeue` at most.
+const AQM_DROPS_MAX: usize = 64;
 /// Classes that one call of `dequeue` wakes at most, besides some for each packet it may send. What
 /// is left over is woken by the next call.
 const WAKES_BASE: usize = 1024;
@@ -30,6 +36,8 @@ pub struct Queued {
     pub class: ClassId,
     /// Tells the flows of a leaf apart; packets with the same hash stay in order.
     pub flow_hash: u32,
+    /// Where the IP header begins in the frame, for marking; 0: there is none.
+    pub l3: u16,
 }
 
 /// A hierarchical token bucket over queues by flow.
@@ -86,6 +94,7 @@ impl Scheduler {
         &mut self,
         now: Nanos,
         packets: &mut Vec<Queued>,
+        arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
         for q in packets.iter() {
@@ -101,34 +110,52 @@ impl Scheduler {
             }
         }
         for q in packets.drain(..) {
-            self.enqueue(now, q, dropped);
+            self.enqueue(now, q, arena, dropped);
         }
     }
 
-    /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses packets,
-    /// the oldest first (RFC 8290, section 4.1); where the scheduler is full, the fattest leaf's
-    /// fattest flow loses one. What is lost, this packet perhaps, goes to `dropped`.
-    pub fn enqueue(&mut self, now: Nanos, q: Queued, dropped: &mut Vec<(Frame, DropReason)>) {
+    /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses half of what
+    /// it holds, the oldest first (RFC 8290, section 4.1), 64 packets at most; where the scheduler
+    /// is full, the fattest leaf's fattest flow does. What is lost, this packet perhaps, goes to
+    /// `dropped`.
+    pub fn enqueue(
+        &mut self,
+        now: Nanos,
+        q: Queued,
+        arena: &Arena,
+        dropped: &mut Vec<(Frame, DropReason)>,
+    ) {
         let now = self.advance(now);
         let leaf = self.leaf(q.class);
-        let lengths = self.lengths;
-        let bytes = lengths.counted(q.frame.len());
-        if self.queues.packets.is_full() {
-            self.make_room(leaf, dropped);
+        let bytes = self.lengths.counted(q.frame.len());
+        let mut exit = Exit {
+            now: ticks(now),
+            lengths: self.lengths,
+            arena,
+            dropped,
+            drops_left: AQM_DROPS_MAX,
+        };
+        let held = &self.queues.leaves[leaf as usize];
+        let is_fifo = held.is_fifo();
+        let is_over = held.bytes + u64::from(bytes) > u64::from(held.limit);
+        if self.queues.packets.is_full() && !(is_fifo && is_over) {
+            self.make_room(leaf, &mut exit);
         }
         let was_idle = self.queues.leaves[leaf as usize].packets == 0;
-        if let Err(frame) = self.queues.push(leaf, q.flow_hash, q.frame, bytes) {
+        let hash = if is_fifo { 0 } else { q.flow_hash };
+        let note = Note { since: exit.now, l3: q.l3 };
+        let refused = if is_fifo && is_over {
+            Some(q.frame)
+        } else {
+            self.queues.push(leaf, hash, q.frame, bytes, note).err()
+        };
+        if let Some(frame) = refused {
             self.queues.losses[leaf as usize].dropped.add(bytes);
-            dropped.push((frame, DropReason::QueueFull));
+            exit.dropped.push((frame, DropReason::QueueFull));
             return;
         }
-        for _ in 0..DROPS_MAX {
-            let held = &self.queues.leaves[leaf as usize];
-            if held.bytes <= u64::from(held.settings.limit) {
-                break;
-            }
-            let Some(frame) = self.queues.shed(leaf, |len| lengths.counted(len)) else { break };
-            dropped.push((frame, DropReason::QueueFull));
+        if is_over {
+            self.queues.shed_to_limit(leaf, &mut exit);
         }
         match (was_idle, self.queues.leaves[leaf as usize].packets == 0) {
             (true, false) => self.tree.activate(now, leaf),
@@ -138,14 +165,17 @@ impl Scheduler {
     }
 
     /// Moves packets that may go now to `out`, until there are none, or `packets_max` have gone, or
-    /// at least `bytes_max` bytes (of frames, without overhead) have. Returns how many. `out` must
-    /// have room for `packets_max`, or it allocates.
+    /// at least `bytes_max` bytes (of frames, without overhead) have. Returns how many. What the
+    /// queue management drops goes to `dropped`, at most 64 packets. `out` must have room for
+    /// `packets_max`, or it allocates.
     pub fn dequeue(
         &mut self,
         now: Nanos,
         packets_max: usize,
         bytes_max: u64,
+        arena: &Arena,
         out: &mut Vec<Frame>,
+        dropped: &mut Vec<(Frame, DropReason)>,
     ) -> usize {
         let now = self.advance(now);
         if self.is_empty() {
@@ -154,12 +184,12 @@ impl Scheduler {
         let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
         self.tree.wake(now, wakes);
         let lengths = self.lengths;
+        let drops_left = AQM_DROPS_MAX;
+        let mut exit = Exit { now: ticks(now), lengths, arena, dropped, drops_left };
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
-            let Some((frame, counted)) = self.queues.pop(choice.class, |len| lengths.counted(len))
-            else {
-                debug_assert!(false, "a leaf that wants to send holds nothing");
+            let Some((frame, counted)) = self.queues.pop(choice.class, &mut exit) else {
                 self.tree.deactivate(choice.class);
                 continue;
             };
@@ -236,8 +266,7 @@ impl Scheduler {
     /// as it is. Allocates, and takes time in proportion to classes and packets.
     pub fn reconfigure(&mut self, now: Nanos, spec: &PortQosSpec) {
         let now = self.advance(now);
-        let Compiled { mut tree, leaf_of, default_leaf, leaves, ids, lengths } =
-            compile(spec, now);
+        let Compiled { mut tree, leaf_of, default_leaf, leaves, ids, lengths } = compile(spec, now);
         let mut moves = vec![Move { leaf: default_leaf, keeps_counters: false }; self.ids.len()];
         let mut old_by_id = vec![None; usize::from(u16::MAX) + 1];
         for (at, id) in self.ids.iter().enumerate().skip(1) {
@@ -256,7 +285,7 @@ impl Scheduler {
             }
         }
         self.queues.quantum = lengths.largest;
-        self.queues.rehouse(&leaves, &moves, self.seed, |len| lengths.counted(len));
+        self.queues.rehouse(&leaves, &moves, self.seed, lengths);
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
         (self.ids, self.lengths) = (ids, lengths);
         self.ahead = [default_leaf; AHEAD];
@@ -292,12 +321,10 @@ impl Scheduler {
         self.leaf_of.get(usize::from(class.0)).copied().unwrap_or(self.default_leaf)
     }
 
-    fn make_room(&mut self, arriving: u32, dropped: &mut Vec<(Frame, DropReason)>) {
+    #[cold]
+    fn make_room(&mut self, arriving: u32, exit: &mut Exit<'_>) {
         let Some(donor) = self.queues.donor(arriving) else { return };
-        let lengths = self.lengths;
-        if let Some(frame) = self.queues.shed(donor, |len| lengths.counted(len)) {
-            dropped.push((frame, DropReason::QueueFull));
-        }
+        self.queues.shed(donor, DROPS_MAX, exit);
         if self.queues.leaves[donor as usize].packets == 0 {
             self.tree.deactivate(donor);
         }
@@ -315,4 +342,8 @@ impl Scheduler {
         }
         sum
     }
+}
+
+fn ticks(now: Nanos) -> Ticks {
+    (now.0 >> TICK_BITS) as Ticks
 }

@@ -67,7 +67,8 @@ impl Sets {
             return Some(word * BITS + here.trailing_zeros());
         }
         let words = set.size.div_ceil(BITS);
-        let word = self.next_word(set, word + 1, words).or_else(|| self.next_word(set, 0, words))?;
+        let word =
+            self.next_word(set, word + 1, words).or_else(|| self.next_word(set, 0, words))?;
         Some(word * BITS + self.words[(set.at + word) as usize].trailing_zeros())
     }
 

@@ -27,8 +27,38 @@ pub struct ClassSpec {
     pub priority: u8,
     /// Share of borrowed bandwidth relative to siblings of the same priority.
     pub weight: u32,
-    /// Bytes the leaf may hold; beyond that its fattest flow loses packets.
+    /// Bytes a round among siblings that borrow; `None`: as `weight` says.
+    pub quantum: Option<u32>,
+    /// Bytes the leaf may hold; beyond that packets are lost.
     pub limit: u32,
+    /// How the leaf holds its packets.
+    pub queue: QueueSpec,
+}
+
+/// How a leaf holds its packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueSpec {
+    /// FQ-CoDel (RFC 8290): flows take turns, and one whose packets wait too long is told so. When
+    /// the leaf is over its limit, its fattest flow loses packets.
+    FqCodel {
+        /// Nanoseconds that packets of a flow may wait.
+        target: u64,
+        /// Nanoseconds that they may wait longer, before the flow is told.
+        interval: u64,
+    },
+    /// First in, first out. A packet that would bring the leaf over its limit is lost.
+    Fifo,
+}
+
+impl QueueSpec {
+    /// For the way to clients on the Internet: the defaults of RFC 8290, section 5.2.
+    pub const INTERNET: QueueSpec = QueueSpec::FqCodel { target: 5_000_000, interval: 100_000_000 };
+}
+
+impl Default for QueueSpec {
+    fn default() -> QueueSpec {
+        QueueSpec::INTERNET
+    }
 }
 
 /// The shaper of one port. The same class ids stand under several ports if configured so.

@@ -2,6 +2,8 @@
 
 use std::ops::AddAssign;
 
+use super::sojourn::Sojourn;
+
 /// Counters of one class; of an inner class, the sums over the leaves below it. Bytes are as the
 /// scheduler counts them: with the port's overhead, and the minimum at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,14 +14,20 @@ pub struct ClassStats {
     pub enqueued_bytes: u64,
     pub sent_packets: u64,
     pub sent_bytes: u64,
-    /// Lost to overload.
+    /// Lost, for whatever reason.
     pub dropped_packets: u64,
     pub dropped_bytes: u64,
+    /// Of those, the ones that the queue management chose; the others were lost to overload.
+    pub aqm_dropped_packets: u64,
+    /// Sent with a mark of congestion (ECN) instead of being dropped.
+    pub marked_packets: u64,
     /// Of those sent, what went on the rate of a class above.
     pub borrowed_bytes: u64,
     /// Waiting now.
     pub backlog_packets: u64,
     pub backlog_bytes: u64,
+    /// How long those sent have waited.
+    pub sojourn: Sojourn,
 }
 
 impl AddAssign for ClassStats {
@@ -30,8 +38,11 @@ impl AddAssign for ClassStats {
         self.sent_bytes += other.sent_bytes;
         self.dropped_packets += other.dropped_packets;
         self.dropped_bytes += other.dropped_bytes;
+        self.aqm_dropped_packets += other.aqm_dropped_packets;
+        self.marked_packets += other.marked_packets;
         self.borrowed_bytes += other.borrowed_bytes;
         self.backlog_packets += other.backlog_packets;
         self.backlog_bytes += other.backlog_bytes;
+        self.sojourn += other.sojourn;
     }
 }

@@ -7,7 +7,7 @@ use crate::base::Nanos;
 pub(super) const NIL: u32 = u32::MAX;
 
 /// A tick is 2^10 ns. A class wakes up to one tick late, which its bucket makes up for.
-const TICK_BITS: u32 = 10;
+pub(super) const TICK_BITS: u32 = 10;
 pub(super) const TICK_NS: u64 = 1 << TICK_BITS;
 /// Slots of one tick: 4.2 ms.
 const NEAR_BITS: u32 = 12;

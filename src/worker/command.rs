@@ -251,7 +251,7 @@ impl<P: Port> Worker<P> {
                 let mut frames = Vec::with_capacity(egress.len());
                 egress.drain(&mut frames);
                 for frame in frames {
-                    let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0 };
+                    let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 };
                     side.enqueue(now, packet, &mut self.parts.pool, &mut self.counters);
                 }
             }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::base::Nanos;
+use crate::base::mem::Arena;
 use crate::packet::{DropReason, Frame};
 use crate::qos::{Queued, Scheduler};
 
@@ -26,16 +27,25 @@ impl EgressQueue {
         EgressQueue::Fifo(Fifo { queue, packets_max, bytes: 0 })
     }
 
-    /// Takes a packet; what has to go for it, or it itself, is added to `dropped`.
+    /// Takes packets, in order; what has to go for them, or they themselves, are added to
+    /// `dropped`.
     #[inline]
-    pub fn enqueue(&mut self, now: Nanos, packet: Queued, dropped: &mut Vec<(Frame, DropReason)>) {
+    pub fn enqueue(
+        &mut self,
+        now: Nanos,
+        packets: &mut Vec<Queued>,
+        arena: &Arena,
+        dropped: &mut Vec<(Frame, DropReason)>,
+    ) {
         match self {
-            EgressQueue::Fifo(fifo) if fifo.queue.len() < fifo.packets_max => {
-                fifo.bytes += packet.frame.len() as u64;
-                fifo.queue.push_back(packet.frame);
+            EgressQueue::Fifo(fifo) => {
+                for packet in packets.drain(..) {
+                    if let Err(frame) = fifo.enqueue(packet.frame) {
+                        dropped.push((frame, DropReason::QueueFull));
+                    }
+                }
             }
-            EgressQueue::Fifo(_) => dropped.push((packet.frame, DropReason::QueueFull)),
-            EgressQueue::Tree(tree) => tree.enqueue(now, packet, dropped),
+            EgressQueue::Tree(tree) => tree.enqueue_all(now, packets, arena, dropped),
         }
     }
 
@@ -48,11 +58,15 @@ impl EgressQueue {
         now: Nanos,
         packets_max: usize,
         bytes_max: u64,
+        arena: &Arena,
         out: &mut Vec<Frame>,
+        dropped: &mut Vec<(Frame, DropReason)>,
     ) -> usize {
         match self {
             EgressQueue::Fifo(fifo) => fifo.dequeue(packets_max, bytes_max, out),
-            EgressQueue::Tree(tree) => tree.dequeue(now, packets_max, bytes_max, out),
+            EgressQueue::Tree(tree) => {
+                tree.dequeue(now, packets_max, bytes_max, arena, out, dropped)
+            }
         }
     }
 
@@ -106,6 +120,16 @@ impl EgressQueue {
 
 impl Fifo {
     #[inline]
+    fn enqueue(&mut self, frame: Frame) -> Result<(), Frame> {
+        if self.queue.len() == self.packets_max {
+            return Err(frame);
+        }
+        self.bytes += frame.len() as u64;
+        self.queue.push_back(frame);
+        Ok(())
+    }
+
+    #[inline]
     fn dequeue(&mut self, packets_max: usize, bytes_max: u64, out: &mut Vec<Frame>) -> usize {
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
@@ -131,19 +155,25 @@ mod tests {
         let mut pool = FramePool::standalone(4, 2048);
         let mut egress = EgressQueue::fifo(3);
         let mut dropped = Vec::new();
+        let arena = pool.arena().clone();
+        let mut packets = Vec::new();
         for i in 0..4u8 {
             let frame = pool.take_with(&[i; 100]).expect("stock");
-            let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0 };
-            egress.enqueue(T, packet, &mut dropped);
+            packets.push(Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 });
         }
+        egress.enqueue(T, &mut packets, &arena, &mut dropped);
         assert_eq!((egress.len(), egress.backlog_bytes()), (3, 300));
         assert_eq!(dropped.len(), 1);
         assert_eq!(dropped[0].1, DropReason::QueueFull);
         assert_eq!(egress.next_event(T), Some(T));
         let mut out = Vec::new();
-        assert_eq!(egress.dequeue(T, 64, 101, &mut out), 2, "the second overshoots");
-        assert_eq!(egress.dequeue(T, 64, 0, &mut out), 0);
-        assert_eq!(egress.dequeue(T, 0, 1000, &mut out), 0);
+        assert_eq!(
+            egress.dequeue(T, 64, 101, &arena, &mut out, &mut dropped),
+            2,
+            "the second overshoots"
+        );
+        assert_eq!(egress.dequeue(T, 64, 0, &arena, &mut out, &mut dropped), 0);
+        assert_eq!(egress.dequeue(T, 0, 1000, &arena, &mut out, &mut dropped), 0);
         egress.drain(&mut out);
         assert_eq!((egress.len(), egress.backlog_bytes(), egress.next_event(T)), (0, 0, None));
         let order: Vec<_> = out.iter().map(|f| f.bytes(pool.arena())[0]).collect();

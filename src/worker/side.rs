@@ -6,7 +6,7 @@ use crate::nic::Port;
 use crate::observe::{Counters, PortGauges};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{DropReason, Frame, FramePool, ParseOptions};
-use crate::qos::Queued;
+use crate::qos::{DROPS_PER_ARRIVAL, Queued};
 
 /// Bursts sent in one turn at most: several ports may fill one.
 const TX_BURSTS: usize = 8;
@@ -18,6 +18,8 @@ pub struct Side<P> {
     pub options: ParseOptions,
     /// Bytes that the device may hold: what it holds, the class tree can't reorder any more.
     pub in_flight_max: u64,
+    /// On their way into `egress`, which takes them together.
+    arrivals: Vec<Queued>,
     /// Chosen by `egress`, or let past it; not yet taken by the port.
     staged: Vec<Frame>,
     /// Given up by `egress` while it was asked for packets or given one.
@@ -27,13 +29,14 @@ pub struct Side<P> {
 impl<P: Port> Side<P> {
     pub fn new(port: P, egress: EgressQueue, options: ParseOptions, in_flight_max: u64) -> Side<P> {
         let staged = Vec::with_capacity(BATCH_MAX);
-        let dropped = Vec::with_capacity(2 * BATCH_MAX);
-        Side { port, egress, options, in_flight_max, staged, dropped }
+        let arrivals = Vec::with_capacity(BATCH_MAX);
+        let dropped = Vec::with_capacity(BATCH_MAX * DROPS_PER_ARRIVAL);
+        Side { port, egress, options, in_flight_max, arrivals, staged, dropped }
     }
 
     /// Packets that wait here.
     pub fn held(&self) -> usize {
-        self.egress.len() + self.staged.len()
+        self.arrivals.len() + self.egress.len() + self.staged.len()
     }
 
     /// Takes a packet. Where nothing waits and nothing shapes, it goes straight to what the port
@@ -46,11 +49,21 @@ impl<P: Port> Side<P> {
         pool: &mut FramePool,
         counters: &mut Counters,
     ) {
-        if self.egress.is_empty_fifo() && self.staged.len() < BATCH_MAX {
+        let is_idle = self.arrivals.is_empty() && self.egress.is_empty_fifo();
+        if is_idle && self.staged.len() < BATCH_MAX {
             self.staged.push(packet.frame);
             return;
         }
-        self.egress.enqueue(now, packet, &mut self.dropped);
+        self.arrivals.push(packet);
+        if self.arrivals.len() == BATCH_MAX {
+            self.admit(now, pool, counters);
+        }
+    }
+
+    /// Queues what has come.
+    #[inline]
+    fn admit(&mut self, now: Nanos, pool: &mut FramePool, counters: &mut Counters) {
+        self.egress.enqueue(now, &mut self.arrivals, pool.arena(), &mut self.dropped);
         if !self.dropped.is_empty() {
             self.count_dropped(pool, counters);
         }
@@ -58,9 +71,12 @@ impl<P: Port> Side<P> {
 
     /// Sends what may go and returns how many packets the port took.
     pub fn transmit(&mut self, now: Nanos, pool: &mut FramePool, counters: &mut Counters) -> usize {
+        if !self.arrivals.is_empty() {
+            self.admit(now, pool, counters);
+        }
         let mut sent = 0;
         for _ in 0..TX_BURSTS {
-            let wanted = self.stage(now);
+            let wanted = self.stage(now, pool);
             if !self.dropped.is_empty() {
                 self.count_dropped(pool, counters);
             }
@@ -81,7 +97,7 @@ impl<P: Port> Side<P> {
 
     /// Fills `staged` as far as the port has room; `false` where nothing more is to be had now.
     #[inline]
-    fn stage(&mut self, now: Nanos) -> bool {
+    fn stage(&mut self, now: Nanos, pool: &FramePool) -> bool {
         if self.egress.is_empty() {
             return false;
         }
@@ -91,7 +107,9 @@ impl<P: Port> Side<P> {
         if room == 0 || bytes_max == 0 {
             return false;
         }
-        self.egress.dequeue(now, room, bytes_max, &mut self.staged) == room
+        let arena = pool.arena();
+        let Side { egress, staged, dropped, .. } = self;
+        egress.dequeue(now, room, bytes_max, arena, staged, dropped) == room
     }
 
     #[cold]
@@ -104,11 +122,16 @@ impl<P: Port> Side<P> {
 
     /// When the next packet may go; `None` where none waits.
     pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
-        if self.staged.is_empty() { self.egress.next_event(now) } else { Some(now) }
+        if self.staged.is_empty() && self.arrivals.is_empty() {
+            self.egress.next_event(now)
+        } else {
+            Some(now)
+        }
     }
 
     /// Gives all frames back: what still waits is dropped.
     pub fn close(&mut self, pool: &mut FramePool, counters: &mut Counters) {
+        self.staged.extend(self.arrivals.drain(..).map(|packet| packet.frame));
         self.egress.drain(&mut self.staged);
         for frame in self.staged.drain(..) {
             counters.drop(DropReason::Shutdown);

@@ -332,8 +332,9 @@ impl<P: Port> WorkerParts<P> {
     ) {
         match meta.verdict {
             Verdict::Output => {
-                let (port, class, flow_hash) = (meta.out_port, meta.class, meta.hash as u32);
-                self.output(now, counters, port, Queued { frame, class, flow_hash });
+                let (class, flow_hash, l3) = (meta.class, meta.hash as u32, meta.l3);
+                let packet = Queued { frame, class, flow_hash, l3 };
+                self.output(now, counters, meta.out_port, packet);
             }
             Verdict::Park => self.park(now, counters, Packet { frame, meta: meta.clone() }),
             Verdict::Drop(reason) => self.discard(counters, reason, frame),

@@ -7,8 +7,11 @@ use std::collections::HashMap;
 use tidegate::base::units::BitRate;
 use tidegate::base::{Nanos, Seed};
 use tidegate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
-use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use tidegate::qos::{Queued, Scheduler};
+
+/// Nanoseconds longer than any run: sources that keep a class busy are not to be told.
+const NEVER: u64 = 1 << 40;
 
 /// Megabytes a second.
 pub fn mb(n: f64) -> BitRate {
@@ -30,7 +33,9 @@ pub fn class(id: u16, rate_mb: f64) -> Class {
         cburst: 20_000,
         priority: 1,
         weight: 1,
+        quantum: None,
         limit: 1 << 20,
+        queue: QueueSpec::FqCodel { target: NEVER, interval: NEVER },
     })
 }
 
@@ -53,6 +58,10 @@ impl Class {
     }
     pub fn bursts(mut self, bytes: u32) -> Class {
         (self.0.burst, self.0.cburst) = (bytes, bytes);
+        self
+    }
+    pub fn queue(mut self, queue: QueueSpec) -> Class {
+        self.0.queue = queue;
         self
     }
     pub fn limit(mut self, bytes: u32) -> Class {
@@ -97,6 +106,9 @@ pub fn greedy(class: u16) -> Source {
     Source { class: ClassId(class), flows: 3, lengths: vec![1_500] }
 }
 
+/// Where packets that understand marks have their IP header, behind the tag.
+const IP_AT: usize = 14;
+
 /// Packets of each source that wait at any time.
 const WAITING: u64 = 24;
 
@@ -119,6 +131,8 @@ pub struct Link {
     seqs: HashMap<(ClassId, u32), u64>,
     pub offered: u64,
     pub dropped: Vec<(ClassId, u32)>,
+    /// Sent with a mark of congestion.
+    pub marked: u32,
 }
 
 impl Link {
@@ -132,23 +146,50 @@ impl Link {
             seqs: HashMap::new(),
             offered: 0,
             dropped: Vec::new(),
+            marked: 0,
         }
     }
 
     pub fn offer(&mut self, class: ClassId, flow: u32, len: usize) {
+        self.offer_ip(class, flow, len, false);
+    }
+
+    /// As [`Link::offer`]; the packet's flow understands marks, or not.
+    pub fn offer_ip(&mut self, class: ClassId, flow: u32, len: usize, ecn: bool) {
         let seq = self.seqs.entry((class, flow)).or_default();
-        let frame = tagged(&mut self.pool, class, flow, *seq, len);
+        let mut frame = tagged(&mut self.pool, class, flow, *seq, len);
+        if ecn {
+            let ip = &mut frame.bytes_mut(self.pool.arena())[IP_AT..];
+            (ip[0], ip[1]) = (0x45, 0b10);
+        }
         *seq += 1;
         self.offered += 1;
         let mut dropped = Vec::new();
-        let q = Queued { frame, class, flow_hash: flow.wrapping_mul(0x9e37_79b9) };
-        self.scheduler.enqueue(self.now, q, &mut dropped);
+        let q =
+            Queued { frame, class, flow_hash: flow.wrapping_mul(0x9e37_79b9), l3: IP_AT as u16 };
+        let arena = self.pool.arena().clone();
+        self.scheduler.enqueue(self.now, q, &arena, &mut dropped);
         for (frame, reason) in dropped {
             assert_eq!(reason, DropReason::QueueFull);
             let (class, flow, ..) = tag(&frame, &self.pool);
             self.dropped.push((class, flow));
             self.pool.put(frame);
         }
+    }
+
+    /// As [`Scheduler::dequeue`], now; what the queue management drops is put away.
+    pub fn dequeue(&mut self, packets_max: usize, bytes_max: u64, out: &mut Vec<Frame>) -> usize {
+        let arena = self.pool.arena().clone();
+        let mut dropped = Vec::new();
+        let sent =
+            self.scheduler.dequeue(self.now, packets_max, bytes_max, &arena, out, &mut dropped);
+        for (frame, reason) in dropped {
+            assert_eq!(reason, DropReason::AqmDrop);
+            let (class, flow, ..) = tag(&frame, &self.pool);
+            self.dropped.push((class, flow));
+            self.pool.put(frame);
+        }
+        sent
     }
 
     /// Sends until `until`, sources topped up after each packet.
@@ -169,7 +210,7 @@ impl Link {
                     waiting[i] += 1;
                 }
             }
-            if self.scheduler.dequeue(self.now, 1, u64::MAX, &mut out) == 0 {
+            if self.dequeue(1, u64::MAX, &mut out) == 0 {
                 let next = self.scheduler.next_event(self.now).unwrap_or(until);
                 assert!(next > self.now || out.is_empty());
                 // One step at least: an event may turn out to be nothing.
@@ -179,6 +220,8 @@ impl Link {
             for frame in out.drain(..) {
                 let (class, flow, seq, len) = tag(&frame, &self.pool);
                 self.now = self.now.saturating_add((u64::from(len) * self.ns_per_byte) >> 16);
+                let ip = frame.bytes(self.pool.arena()).get(IP_AT..IP_AT + 2);
+                self.marked += u32::from(ip == Some(&[0x45, 0b11]));
                 if let Some(i) = sources.iter().position(|s| s.class == class) {
                     waiting[i] = waiting[i].saturating_sub(1);
                 }

@@ -54,7 +54,9 @@ fn qos(port: u16, mbit: u32) -> PortQosSpec {
         cburst: 20_000,
         priority: id as u8,
         weight: 1,
+        quantum: None,
         limit: 200_000,
+        queue: Default::default(),
     };
     PortQosSpec {
         port: PortId(port),

@@ -4,6 +4,7 @@ mod admin;
 mod classes;
 mod fit;
 mod forward;
+mod leaf;
 mod ports;
 mod qos;
 mod rules;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use super::classes::{CLASSES_MAX, Classes};
+use super::leaf::queue_of;
 use super::{Build, index};
 use crate::base::units::{BitRate, ByteSize};
 use crate::config::atoms::{Bytes, Rate};
@@ -34,6 +35,7 @@ const LIMIT_MS: u64 = 100;
 const LIMIT_MIN: u64 = 64 << 10;
 const LIMIT_MAX_DEFAULT: u64 = 16 << 20;
 const BYTES_MAX: u64 = u32::MAX as u64;
+const QUANTUM_BYTES_MAX: u64 = 16 << 20;
 const WEIGHT_MAX: i64 = 1_000_000;
 
 /// All ports' trees, and the names of their classes.
@@ -287,9 +289,6 @@ impl Tree<'_> {
             above.cburst,
         );
         let limit_default = bytes_in(ceil, LIMIT_MS).clamp(LIMIT_MIN, LIMIT_MAX_DEFAULT);
-        if let (Some(limit), true) = (&c.limit, has_children) {
-            b.warning(&limit.span(), "a class with classes below it holds no packets: no effect");
-        }
         self.built[i] = Some(Above {
             name: format!("`{}`", key.get_ref()),
             rate,
@@ -309,7 +308,9 @@ impl Tree<'_> {
             cburst,
             priority: b.number(&c.priority, 0..=PRIORITIES as i64 - 1, 0u8),
             weight: b.number(&c.weight, 1..=WEIGHT_MAX, 1u32),
+            quantum: quantum_of(b, &c.quantum, self.frame),
             limit: bytes(b, &c.limit, self.frame, limit_default),
+            queue: queue_of(b, c, has_children),
         }
     }
 }
@@ -331,6 +332,19 @@ fn bytes(b: &mut Build<'_>, given: &Noted<Bytes>, low: u64, default: u64) -> u32
         None => default,
     };
     u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// Bytes a round, where they are given: a frame at least, or a turn might send nothing.
+fn quantum_of(b: &mut Build<'_>, given: &Noted<Bytes>, frame: u64) -> Option<u32> {
+    let given = given.as_ref()?;
+    let n = given.get_ref().0.0;
+    if (frame..=QUANTUM_BYTES_MAX).contains(&n) {
+        return Some(n as u32);
+    }
+    let (shown, most) = (ByteSize(n), ByteSize(QUANTUM_BYTES_MAX));
+    let what = format!("{shown} is not within {frame}B (one frame) to {most}");
+    b.error(&given.span(), what);
+    None
 }
 
 /// A burst or cburst, which may not be over the parent's.

@@ -362,7 +362,9 @@ fn qos(port: u16, variant: usize) -> PortQosSpec {
         cburst: 3_000,
         priority: (id % 3) as u8,
         weight: 1 + u32::from(id),
+        quantum: None,
         limit: 40_000,
+        queue: Default::default(),
     };
     let mut classes =
         vec![class(4, None, 2), class(0, Some(4), 4), class(1, Some(4), 8), class(2, None, 8)];

@@ -1,0 +1,98 @@
+//! Packets on their way from one tree's leaves to another's, or out of all of them.
+
+use super::build::Lengths;
+use super::codel::Above;
+use super::flows::{Flow, Flows};
+use super::queues::{Leaf, LeafSettings, Losses, Queues};
+use super::sojourn::Sojourn;
+use super::wheel::NIL;
+use crate::base::Seed;
+use crate::packet::Frame;
+
+/// Where the flows of an old leaf go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Move {
+    pub leaf: u32,
+    /// It is the same class.
+    pub keeps_counters: bool,
+}
+
+impl Queues {
+    /// Takes everything out, in no order, and forgets all flows. Counters stay. Allocates.
+    pub fn drain(&mut self, seed: Seed, out: &mut Vec<Frame>) {
+        self.packets.drain(out);
+        self.flows = Flows::new(self.flows.capacity(), seed);
+        (self.bytes, self.empty) = (0, 0);
+        (self.fattest, self.donor_scan) = (0, 0);
+        for (leaf, losses) in self.leaves.iter_mut().zip(&mut self.losses) {
+            let Leaf { sent, borrowed_bytes, .. } = *leaf;
+            *leaf = Leaf { sent, borrowed_bytes, ..Leaf::new(losses.settings) };
+            losses.fat = Losses::new(losses.settings).fat;
+        }
+    }
+
+    /// Puts `leaves` in the place of the old ones; flows of old leaf `i` move to leaf `map[i]` in
+    /// their order. A flow that the target has already gets the
+    /// packets behind its own. Nothing is dropped, even over a limit. Allocates.
+    pub fn rehouse(&mut self, leaves: &[LeafSettings], map: &[Move], seed: Seed, lengths: Lengths) {
+        let fresh = leaves.iter().map(|&settings| Leaf::new(settings)).collect();
+        let old_leaves: Vec<Leaf> = std::mem::replace(&mut self.leaves, fresh);
+        let fresh = leaves.iter().map(|&settings| Losses::new(settings)).collect();
+        let old_losses: Vec<Losses> = std::mem::replace(&mut self.losses, fresh);
+        let fresh = vec![Sojourn::default(); leaves.len()];
+        let old_sojourns = std::mem::replace(&mut self.sojourns, fresh);
+        let fresh = Flows::new(self.flows.capacity(), seed);
+        let old_flows = std::mem::replace(&mut self.flows, fresh);
+        (self.bytes, self.empty) = (0, 0);
+        (self.fattest, self.donor_scan) = (0, 0);
+        for (i, (from, to)) in old_leaves.iter().zip(map).enumerate() {
+            let at = to.leaf as usize;
+            if to.keeps_counters {
+                let (leaf, losses) = (&mut self.leaves[at], &mut self.losses[at]);
+                (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
+                *losses = Losses { settings: losses.settings, fat: losses.fat, ..old_losses[i] };
+                self.sojourns[at] = old_sojourns[i];
+            }
+            for list in from.lists {
+                let mut at = list.head;
+                while at != NIL {
+                    let flow = old_flows.at(at);
+                    if flow.head != NIL {
+                        self.settle_in(to.leaf, flow, lengths);
+                    }
+                    at = flow.next;
+                }
+            }
+        }
+    }
+
+    fn settle_in(&mut self, leaf: u32, old: &Flow, lengths: Lengths) {
+        let Some((flow, fresh)) = self.flows.find_or_insert(leaf, old.hash) else {
+            debug_assert!(false, "as many flows as before do not fit");
+            return;
+        };
+        if fresh {
+            let entry = self.flows.at_mut(flow);
+            (entry.head, entry.tail) = (old.head, old.tail);
+            (entry.bytes, entry.fat, entry.above) = (0, 0, Above::default());
+            entry.deficit = old.deficit.min(self.quantum as i32);
+            self.append(leaf, flow, old.standing);
+        } else {
+            let entry = self.flows.at_mut(flow);
+            let tail = std::mem::replace(&mut entry.tail, old.tail);
+            self.packets.link(tail, old.head);
+        }
+        let (mut bytes, mut packets, mut cell) = (0i64, 0, old.head);
+        while cell != NIL {
+            bytes += i64::from(lengths.counted(self.packets.frame_len(cell)));
+            packets += 1;
+            cell = if cell == old.tail { NIL } else { self.packets.next(cell) };
+        }
+        self.resize(leaf, flow, bytes);
+        let held = &mut self.leaves[leaf as usize];
+        held.packets += packets;
+        if held.bytes > self.leaves[self.fattest as usize].bytes {
+            self.fattest = leaf;
+        }
+    }
+}

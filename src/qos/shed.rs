@@ -1,0 +1,144 @@
+//! Who loses packets when there is no room for all.
+
+use super::flows::Queue;
+use super::queues::{Exit, NEW, OLD, Queues};
+use super::wheel::NIL;
+use crate::packet::DropReason;
+
+/// Packets that one arrival may push out.
+pub(super) const DROPS_MAX: usize = 64;
+/// Packets that may be lost because one arrives: from a full scheduler, from a leaf over its limit,
+/// and the packet itself.
+pub const DROPS_PER_ARRIVAL: usize = 2 * DROPS_MAX + 1;
+/// Flows looked at, in one list, for the fattest.
+const FAT_SCAN: usize = 8;
+/// Leaves looked at for the fattest, each time the scheduler is full.
+const DONOR_SCAN: usize = 8;
+
+impl Queues {
+    /// Drops packets of a leaf that is over its limit, `DROPS_MAX` at most.
+    #[cold]
+    pub fn shed_to_limit(&mut self, leaf: u32, exit: &mut Exit<'_>) {
+        let mut left = DROPS_MAX;
+        while left > 0 {
+            let held = &self.leaves[leaf as usize];
+            if held.bytes <= u64::from(held.limit) {
+                return;
+            }
+            match self.shed(leaf, left, exit) {
+                0 => return,
+                dropped => left -= dropped,
+            }
+        }
+    }
+
+    /// Drops the oldest packets of the leaf's fattest flow, until half of what it held is left, or
+    /// `packets_max` have gone. Returns how many. The fattest within a factor of four, except among
+    /// the few largest, where it is exact; it is found at once among any number of flows.
+    pub fn shed(&mut self, leaf: u32, packets_max: usize, exit: &mut Exit<'_>) -> usize {
+        for list in [OLD, NEW] {
+            while let Some(first) = self.first_of(leaf, list)
+                && self.flows.at(first).head == NIL
+            {
+                self.forget_first(leaf, list);
+            }
+        }
+        let Some(flow) = self.fattest_flow(leaf) else { return 0 };
+        let half = self.flows.at(flow).bytes / 2;
+        let mut dropped = 0;
+        while dropped < packets_max && self.flows.at(flow).bytes > half {
+            let Some((frame, bytes)) = self.shift(leaf, flow, exit.lengths) else { break };
+            self.losses[leaf as usize].dropped.add(bytes);
+            exit.dropped.push((frame, DropReason::QueueFull));
+            dropped += 1;
+        }
+        if self.flows.at(flow).head == NIL {
+            self.empty += 1;
+            for list in [OLD, NEW] {
+                if self.first_of(leaf, list) == Some(flow) {
+                    self.forget_first(leaf, list);
+                }
+            }
+        }
+        dropped
+    }
+
+    /// The leaf that gives up packets when the scheduler is full: the fattest as far as is known.
+    /// Each call looks at a few more leaves, so that one that grew fat and then fell silent is
+    /// found however many there are. `None`: no leaf that is known holds anything.
+    pub fn donor(&mut self, arriving: u32) -> Option<u32> {
+        let held = |leaf: u32| self.leaves[leaf as usize].bytes;
+        let mut fattest = self.fattest;
+        for _ in 0..DONOR_SCAN {
+            self.donor_scan = (self.donor_scan + 1) % self.leaves.len() as u32;
+            if held(self.donor_scan) > held(fattest) {
+                fattest = self.donor_scan;
+            }
+        }
+        if held(arriving) > held(fattest) {
+            fattest = arriving;
+        }
+        self.fattest = fattest;
+        (self.leaves[fattest as usize].packets > 0).then_some(fattest)
+    }
+
+    /// Puts a flow on the list of those of about its size.
+    #[cold]
+    pub fn change_size(&mut self, leaf: u32, flow: u32, size: u8) {
+        let (held, losses) = (&mut self.leaves[leaf as usize], &mut self.losses[leaf as usize]);
+        let before = std::mem::replace(&mut self.flows.at_mut(flow).fat, size);
+        if let Some(size) = before.checked_sub(1) {
+            let Queue { fat_prev: prev, fat_next: next, .. } = *self.flows.queue(flow);
+            if next != NIL {
+                self.flows.queue_mut(next).fat_prev = prev;
+            }
+            if prev != NIL {
+                self.flows.queue_mut(prev).fat_next = next;
+            } else {
+                losses.fat[usize::from(size)] = next;
+                if next == NIL {
+                    held.fat_sizes &= !(1 << size);
+                }
+            }
+        }
+        if let Some(size) = size.checked_sub(1) {
+            let next = std::mem::replace(&mut losses.fat[usize::from(size)], flow);
+            held.fat_sizes |= 1 << size;
+            let queue = self.flows.queue_mut(flow);
+            (queue.fat_prev, queue.fat_next) = (NIL, next);
+            if next != NIL {
+                self.flows.queue_mut(next).fat_prev = flow;
+            }
+        }
+    }
+
+    fn fattest_flow(&self, leaf: u32) -> Option<u32> {
+        let held = &self.leaves[leaf as usize];
+        let fattest_of = |start: u32, next: &dyn Fn(u32) -> u32| {
+            let mut best: Option<u32> = None;
+            let mut at = start;
+            for _ in 0..FAT_SCAN {
+                if at == NIL {
+                    break;
+                }
+                if self.flows.at(at).bytes > best.map_or(0, |b| self.flows.at(b).bytes) {
+                    best = Some(at);
+                }
+                at = next(at);
+            }
+            best
+        };
+        if held.fat_sizes != 0 {
+            let first = self.losses[leaf as usize].fat[held.fat_sizes.ilog2() as usize];
+            return fattest_of(first, &|flow| self.flows.queue(flow).fat_next);
+        }
+        // All are thin: the one that has waited longest is as good as any.
+        let next = |flow: u32| self.flows.at(flow).next;
+        let old = fattest_of(held.lists[OLD].head, &next);
+        let new = fattest_of(held.lists[NEW].head, &next);
+        match (old, new) {
+            (Some(a), Some(b)) if self.flows.at(b).bytes > self.flows.at(a).bytes => Some(b),
+            (a, b) => a.or(b),
+        }
+    }
+}

@@ -95,6 +95,7 @@ impl Appliance {
             rules: Arc::new(Rules::compile(&config.rules)),
             seed,
             worker_count: config.workers.count,
+            shared_ports: Default::default(),
         };
         let links_up = vec![true; config.ports.len()];
         let mut appliance = Appliance {

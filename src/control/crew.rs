@@ -165,6 +165,7 @@ pub(super) mod tests {
             rules: Arc::new(Rules::compile(&config.rules)),
             seed,
             worker_count: 1,
+            shared_ports: Default::default(),
         };
         let sleeper = Sleeper::new().expect("eventfd");
         let (control, link) = control_link(Some(sleeper.waker()));

@@ -9,6 +9,7 @@ use crate::forward::{IcmpLimiter, Routes, Tables};
 use crate::observe::Counters;
 use crate::packet::{Batch, FramePool, Packet, PacketMeta, PortId, Verdict};
 use crate::policy::Rules;
+use crate::qos::SharedPorts;
 
 /// Packets that the stages may make for one batch: one answer to each packet.
 pub const REPLIES_MAX: usize = crate::packet::batch::BATCH_MAX;
@@ -24,6 +25,8 @@ pub struct Snapshot {
     /// The process's seed: the same in every snapshot, since hashes of flows depend on it.
     pub seed: Seed,
     pub worker_count: u16,
+    /// What workers of one port have in common when they shape its egress.
+    pub shared_ports: SharedPorts,
 }
 
 /// The worker's state, lent to a stage for one batch.

@@ -54,6 +54,16 @@ impl Bucket {
         Bucket { tokens: i64::from(cap) << TOKEN_BITS, rate, cap, carry: 0 }
     }
 
+    /// Most tokens, in bytes.
+    pub fn cap(&self) -> u32 {
+        self.cap
+    }
+
+    /// Whole bytes that come in `ns`.
+    pub fn bytes_in(&self, ns: u64) -> u64 {
+        self.rate.bytes_in(ns)
+    }
+
     /// Adds what `elapsed` nanoseconds bring. The product of two 64-bit numbers fits 128 bits, so
     /// no elapsed time is too long; what is over the cap is lost, carry included.
     #[inline(always)]

@@ -1,5 +1,5 @@
-//! CoDel (RFC 8289): when a queue has stood above its target delay for an interval, it signals once,
-//! then ever more often until the delay is gone.
+//! CoDel (RFC 8289): when a queue has stood above its target delay for an interval, it signals
+//! once, then ever more often until the delay is gone.
 
 /// Time in steps of 2^10 ns, modulo 2^32 (73 min).
 pub(super) type Ticks = u32;

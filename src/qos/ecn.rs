@@ -11,8 +11,8 @@ const IPV4_CHECKSUM: usize = 10;
 /// The traffic class lies across the first two bytes of an IPv6 header.
 const IPV6_SHIFT: u32 = 4;
 
-/// Marks a packet whose IP header begins at `l3`, and mends the checksum of an IPv4 header. `false`,
-/// changing nothing, where the flow does not understand it, or there is no IP header.
+/// Marks a packet whose IP header begins at `l3`, and mends the checksum of an IPv4 header.
+/// `false`, changing nothing, where the flow does not understand it, or there is no IP header.
 pub(super) fn mark(frame: &mut [u8], l3: usize) -> bool {
     let Some(ip) = frame.get_mut(l3..).filter(|ip| ip.len() >= IPV4_HEADER) else { return false };
     match ip[0] >> 4 {

@@ -1,6 +1,6 @@
-//! The flows that hold packets now: one arena for all leaves of a scheduler, found by leaf and flow
-//! hash through a table of open addressing. A leaf goes by the index of its class, which has 16 bits
-//! as class ids have.
+//! The flows that hold packets now: one arena for all leaves of a scheduler, found by leaf and
+//! flow hash through a table of open addressing. A leaf goes by the index of its class, which has
+//! 16 bits as class ids have.
 
 use super::codel::{Above, Codel};
 use super::wheel::NIL;

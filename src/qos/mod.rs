@@ -1,8 +1,8 @@
 //! The hierarchical token bucket on each port's egress: who may send, how much, and whose packets
 //! are lost when too many come.
 //!
-//! One [`Scheduler`] a port and worker. [`validate()`] says what a class tree must fulfil for its
-//! promises to hold.
+//! One [`Scheduler`] a port and worker; those of a port share its tree, a [`Shared`].
+//! [`validate()`] says what a class tree must fulfil for its promises to hold.
 
 mod bucket;
 mod build;
@@ -12,11 +12,13 @@ mod ecn;
 mod flows;
 #[cfg(test)]
 mod invariants;
+mod member;
 mod packets;
 mod queues;
 mod rehouse;
 mod scheduler;
 mod sets;
+mod shared;
 mod shed;
 mod sojourn;
 pub mod spec;
@@ -26,6 +28,7 @@ mod validate;
 mod wheel;
 
 pub use scheduler::{Queued, Scheduler};
+pub use shared::{Shared, SharedPorts};
 pub use shed::DROPS_PER_ARRIVAL;
 pub use sojourn::Sojourn;
 pub use stats::ClassStats;

@@ -91,6 +91,8 @@ pub(super) struct Leaf {
     pub target: Ticks,
     /// Sizes of which there are fat flows.
     pub fat_sizes: u16,
+    /// Flows that hold packets, modulo 2^16: a weight among workers.
+    pub flows: u16,
 }
 
 /// What standing queues and losses need of a leaf.
@@ -149,6 +151,7 @@ impl Leaf {
             limit: settings.limit,
             target: settings.target,
             fat_sizes: 0,
+            flows: 0,
         }
     }
 
@@ -204,6 +207,17 @@ impl Queues {
         }
     }
 
+    /// Counts a packet that was sent. Returns its leaf.
+    #[inline(always)]
+    pub fn count_sent(&mut self, leaf: u32, bytes: u32, is_borrowed: bool) -> &Leaf {
+        let leaf = &mut self.leaves[leaf as usize];
+        leaf.sent.add(bytes);
+        if is_borrowed {
+            leaf.borrowed_bytes += u64::from(bytes);
+        }
+        leaf
+    }
+
     /// Asks the cache for what the leaf's next packet touches, in three steps.
     #[inline(always)]
     pub fn prefetch_leaf(&self, leaf: u32) {
@@ -254,6 +268,7 @@ impl Queues {
         let tail = std::mem::replace(&mut entry.tail, cell);
         if tail == NIL {
             entry.head = cell;
+            self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_add(1);
         } else {
             self.packets.link(tail, cell);
         }
@@ -346,6 +361,7 @@ impl Queues {
         entry.head = next;
         if next == NIL {
             entry.tail = NIL;
+            self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_sub(1);
         }
         let frame = frame?;
         let bytes = lengths.counted(frame.len());

@@ -74,6 +74,7 @@ impl Queues {
         if fresh {
             let entry = self.flows.at_mut(flow);
             (entry.head, entry.tail) = (old.head, old.tail);
+            self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_add(1);
             (entry.bytes, entry.fat, entry.above) = (0, 0, Above::default());
             entry.deficit = old.deficit.min(self.quantum as i32);
             self.append(leaf, flow, old.standing);

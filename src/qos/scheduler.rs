@@ -1,10 +1,14 @@
 //! The shaper of one port in one worker.
 
+use std::sync::Arc;
+
 use super::build::{Compiled, Lengths, compile};
 use super::codel::Ticks;
+use super::member::Member;
 use super::packets::Note;
 use super::queues::{Exit, Queues};
 use super::rehouse::Move;
+use super::shared::Shared;
 use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
 use super::stats::ClassStats;
@@ -57,6 +61,8 @@ pub struct Scheduler {
     ids: Vec<ClassId>,
     pub(super) lengths: Lengths,
     seed: Seed,
+    /// Where several workers share a tree; `tree` then only tells who stands below whom.
+    member: Option<Member>,
     /// The latest time seen: a clock that steps back is ignored.
     now: Nanos,
     /// Leaves likely to have their turn soon, in a ring.
@@ -82,10 +88,25 @@ impl Scheduler {
             ids,
             lengths,
             seed,
+            member: None,
             now,
             ahead: [default_leaf; AHEAD],
             ahead_at: 0,
         }
+    }
+
+    /// One of several workers' schedulers for a port, with the limits of `spec` for all of them
+    /// together. `shared` was made for the same `spec`. Where this one is later reconfigured, it
+    /// sends nothing until `shared` was too.
+    pub fn member(
+        spec: &PortQosSpec,
+        packets_max: u32,
+        seed: Seed,
+        shared: Arc<Shared>,
+    ) -> Scheduler {
+        let alone = Scheduler::new(spec, packets_max, seed);
+        let member = Member::new(shared, spec, alone.ids.len());
+        Scheduler { member: Some(member), ..alone }
     }
 
     /// Takes packets in, in order, as [`Scheduler::enqueue`] does. What they will touch is fetched
@@ -114,10 +135,10 @@ impl Scheduler {
         }
     }
 
-    /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses half of what
-    /// it holds, the oldest first (RFC 8290, section 4.1), 64 packets at most; where the scheduler
-    /// is full, the fattest leaf's fattest flow does. What is lost, this packet perhaps, goes to
-    /// `dropped`.
+    /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses half of
+    /// what it holds, the oldest first (RFC 8290, section 4.1), 64 packets at most; where the
+    /// scheduler is full, the fattest leaf's fattest flow does. What is lost, this packet perhaps,
+    /// goes to `dropped`.
     pub fn enqueue(
         &mut self,
         now: Nanos,
@@ -157,6 +178,10 @@ impl Scheduler {
         if is_over {
             self.queues.shed_to_limit(leaf, &mut exit);
         }
+        if let Some(member) = &mut self.member {
+            member.changed(leaf);
+            return;
+        }
         match (was_idle, self.queues.leaves[leaf as usize].packets == 0) {
             (true, false) => self.tree.activate(now, leaf),
             (false, true) => self.tree.deactivate(leaf),
@@ -178,14 +203,16 @@ impl Scheduler {
         dropped: &mut Vec<(Frame, DropReason)>,
     ) -> usize {
         let now = self.advance(now);
+        let (lengths, drops_left) = (self.lengths, AQM_DROPS_MAX);
+        let mut exit = Exit { now: ticks(now), lengths, arena, dropped, drops_left };
+        if self.member.is_some() {
+            return self.dequeue_leased(now, packets_max, bytes_max, &mut exit, out);
+        }
         if self.is_empty() {
             return 0;
         }
         let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
         self.tree.wake(now, wakes);
-        let lengths = self.lengths;
-        let drops_left = AQM_DROPS_MAX;
-        let mut exit = Exit { now: ticks(now), lengths, arena, dropped, drops_left };
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
@@ -193,14 +220,51 @@ impl Scheduler {
                 self.tree.deactivate(choice.class);
                 continue;
             };
-            let leaf = &mut self.queues.leaves[choice.class as usize];
-            leaf.sent.add(counted);
-            if choice.is_borrowed() {
-                leaf.borrowed_bytes += u64::from(counted);
-            }
+            let leaf = self.queues.count_sent(choice.class, counted, choice.is_borrowed());
             let emptied = leaf.packets == 0;
             self.tree.charge(now, choice, counted, emptied);
             self.look_ahead(choice);
+            packets += 1;
+            bytes += frame.len() as u64;
+            out.push(frame);
+        }
+        packets
+    }
+
+    /// As [`Scheduler::dequeue`], on what the shared tree grants.
+    fn dequeue_leased(
+        &mut self,
+        now: Nanos,
+        packets_max: usize,
+        bytes_max: u64,
+        exit: &mut Exit<'_>,
+        out: &mut Vec<Frame>,
+    ) -> usize {
+        let Scheduler { member, queues, lengths, .. } = self;
+        let Some(member) = member else { return 0 };
+        if queues.packets.len() == 0 && !member.has_news() {
+            return 0;
+        }
+        let room = (packets_max as u64).saturating_mul(u64::from(lengths.largest));
+        member.visit(now, queues, room.min(bytes_max));
+        let (mut packets, mut bytes) = (0, 0);
+        while packets < packets_max && bytes < bytes_max {
+            let Some((lease, left)) = member.current() else { break };
+            if left <= 0 {
+                member.finish();
+                continue;
+            }
+            let drops_left = exit.drops_left;
+            let popped = queues.pop(lease.leaf, exit);
+            if exit.drops_left < drops_left {
+                member.changed(lease.leaf);
+            }
+            let Some((frame, counted)) = popped else {
+                member.finish();
+                continue;
+            };
+            queues.count_sent(lease.leaf, counted, lease.is_borrowed);
+            member.pay(lease.leaf, counted);
             packets += 1;
             bytes += frame.len() as u64;
             out.push(frame);
@@ -215,6 +279,9 @@ impl Scheduler {
             return None;
         }
         let now = now.max(self.now);
+        if let Some(member) = &self.member {
+            return Some(member.next_event(now));
+        }
         if self.tree.is_ready() {
             return Some(now);
         }
@@ -255,6 +322,9 @@ impl Scheduler {
         for at in 0..self.ids.len() as u32 {
             if self.tree.classes[at as usize].traits.is_leaf() {
                 self.tree.deactivate(at);
+                if let Some(member) = &mut self.member {
+                    member.changed(at);
+                }
             }
         }
     }
@@ -267,21 +337,13 @@ impl Scheduler {
     pub fn reconfigure(&mut self, now: Nanos, spec: &PortQosSpec) {
         let now = self.advance(now);
         let Compiled { mut tree, leaf_of, default_leaf, leaves, ids, lengths } = compile(spec, now);
+        tree.inherit(now, &ids, &mut self.tree, &self.ids);
         let mut moves = vec![Move { leaf: default_leaf, keeps_counters: false }; self.ids.len()];
-        let mut old_by_id = vec![None; usize::from(u16::MAX) + 1];
-        for (at, id) in self.ids.iter().enumerate().skip(1) {
-            old_by_id[usize::from(id.0)].get_or_insert(at);
-        }
-        // The port's id is no class's, and its bucket is kept.
-        old_by_id[usize::from(ClassId::UNSET.0)] = Some(ROOT as usize);
-        for (at, class) in tree.classes.iter_mut().enumerate() {
-            class.settled = now;
-            let Some(from) = old_by_id[usize::from(ids[at].0)] else { continue };
-            let old = &mut self.tree.classes[from];
-            old.settle(now);
-            class.inherit(old);
-            if old.traits.is_leaf() && class.traits.is_leaf() {
-                moves[from] = Move { leaf: at as u32, keeps_counters: true };
+        for (from, id) in self.ids.iter().enumerate().skip(1) {
+            let to = leaf_of.get(usize::from(id.0)).copied().unwrap_or(default_leaf);
+            let both = self.tree.classes[from].traits.is_leaf() && ids[to as usize] == *id;
+            if both {
+                moves[from] = Move { leaf: to, keeps_counters: true };
             }
         }
         self.queues.quantum = lengths.largest;
@@ -289,7 +351,10 @@ impl Scheduler {
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
         (self.ids, self.lengths) = (ids, lengths);
         self.ahead = [default_leaf; AHEAD];
-        self.tree.look_again(now, ROOT);
+        if let Some(member) = &mut self.member {
+            member.reconfigure(spec, &self.queues);
+            return;
+        }
         for leaf in 0..self.ids.len() as u32 {
             if self.queues.leaves[leaf as usize].packets > 0 {
                 self.tree.activate(now, leaf);
@@ -325,7 +390,9 @@ impl Scheduler {
     fn make_room(&mut self, arriving: u32, exit: &mut Exit<'_>) {
         let Some(donor) = self.queues.donor(arriving) else { return };
         self.queues.shed(donor, DROPS_MAX, exit);
-        if self.queues.leaves[donor as usize].packets == 0 {
+        if let Some(member) = &mut self.member {
+            member.changed(donor);
+        } else if self.queues.leaves[donor as usize].packets == 0 {
             self.tree.deactivate(donor);
         }
     }

@@ -1,5 +1,5 @@
-//! How long packets waited, in buckets of fixed number whose width grows with the time: four in each
-//! power of two, so that a quantile is right to an eighth.
+//! How long packets waited, in buckets of fixed number whose width grows with the time: four in
+//! each power of two, so that a quantile is right to an eighth.
 
 use std::ops::AddAssign;
 

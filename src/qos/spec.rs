@@ -9,7 +9,7 @@ pub const DEPTH_MAX: usize = 8;
 pub const PRIORITIES: usize = 8;
 
 /// One class, inner or leaf. A class with children carries no packets of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClassSpec {
     pub id: ClassId,
     pub name: String,
@@ -36,7 +36,7 @@ pub struct ClassSpec {
 }
 
 /// How a leaf holds its packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QueueSpec {
     /// FQ-CoDel (RFC 8290): flows take turns, and one whose packets wait too long is told so. When
     /// the leaf is over its limit, its fattest flow loses packets.
@@ -62,7 +62,7 @@ impl Default for QueueSpec {
 }
 
 /// The shaper of one port. The same class ids stand under several ports if configured so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PortQosSpec {
     pub port: PortId,
     /// The root's rate and ceil: what the link, or the contract behind it, carries.

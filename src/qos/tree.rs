@@ -23,6 +23,7 @@ use super::spec::{DEPTH_MAX, PRIORITIES};
 use super::wheel::{Timer, Wheel};
 use crate::base::Nanos;
 use crate::base::mem::prefetch;
+use crate::packet::ClassId;
 
 /// The port itself.
 pub(super) const ROOT: u32 = 0;
@@ -138,6 +139,24 @@ impl Tree {
         }
         self.inner_of[parent as usize] = self.inners.len() as u32;
         self.inners.push(Inner { rounds, first });
+    }
+
+    /// Takes over the tokens of the classes of another tree that are in this one too. `ids`: by
+    /// class, of this tree and of the old one; the port's is [`ClassId::UNSET`].
+    pub fn inherit(&mut self, now: Nanos, ids: &[ClassId], old: &mut Tree, old_ids: &[ClassId]) {
+        let mut old_by_id = vec![None; usize::from(u16::MAX) + 1];
+        for (at, id) in old_ids.iter().enumerate() {
+            old_by_id[usize::from(id.0)].get_or_insert(at);
+        }
+        for (class, id) in self.classes.iter_mut().zip(ids) {
+            class.settled = now;
+            if let Some(from) = old_by_id[usize::from(id.0)] {
+                let old = &mut old.classes[from];
+                old.settle(now);
+                class.inherit(old);
+            }
+        }
+        self.look_again(now, ROOT);
     }
 
     /// A leaf has packets again.

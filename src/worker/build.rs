@@ -8,7 +8,6 @@ use super::handover::Handover;
 use super::side::Side;
 use super::spec::WorkersSpec;
 use super::turn::{Worker, WorkerParts};
-use crate::base::units::BitRate;
 use crate::flow::{FlowLimits, FlowTable, Names, Timeouts};
 use crate::forward::{IcmpLimiter, Parking};
 use crate::graph::spec::PipelineSpec;
@@ -27,7 +26,8 @@ const NAMES_MAX: u32 = 16_384;
 const QUEUE_PACKETS_MIN: usize = BATCH_MAX;
 /// Packets that a port's queue holds at most: 40 ms of 10 Gbit/s at 1500 B.
 const QUEUE_PACKETS_MAX: usize = 32_768;
-/// A shaped port's device holds this many microseconds of the port's rate at most ...
+/// A shaped port's device holds this many microseconds of the port's rate at most, over all
+/// workers' queues ...
 const IN_FLIGHT_US: u64 = 1_000;
 /// ... or this many bytes, where that is more: a few bursts keep the device busy.
 const IN_FLIGHT_BYTES_MIN: u64 = 32 * 1024;
@@ -91,7 +91,12 @@ impl Blueprint<'_> {
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
                 (None, None) => EgressUpdate::Keep,
                 (Some(new), Some(old)) if new == old => EgressUpdate::Keep,
-                (Some(new), Some(_)) => EgressUpdate::Reconfigure(self.share(new)),
+                (Some(new), Some(_)) => {
+                    if self.shares() {
+                        self.snapshot.shared_ports.tree(port, new);
+                    }
+                    EgressUpdate::Reconfigure(new.clone())
+                }
                 _ => EgressUpdate::Replace(self.egress(port)),
             });
         Update { snapshot: self.snapshot.clone(), pipeline, egress: egress.collect() }
@@ -101,8 +106,8 @@ impl Blueprint<'_> {
         let verify = self.ports.get(index).is_some_and(|p| p.verify_checksums);
         let options = ParseOptions { verify_transport_checksum: verify };
         let in_flight_max = self.shaper(index).map_or(u64::MAX, |spec| {
-            (self.share(spec).rate.bytes_per_sec() * IN_FLIGHT_US / 1_000_000)
-                .max(IN_FLIGHT_BYTES_MIN)
+            let all = spec.rate.bytes_per_sec().saturating_mul(IN_FLIGHT_US) / 1_000_000;
+            (all / u64::from(self.workers.count.max(1))).max(IN_FLIGHT_BYTES_MIN)
         });
         Side::new(port, self.egress(index), options, in_flight_max)
     }
@@ -111,8 +116,13 @@ impl Blueprint<'_> {
         let packets_max = self.queue_packets_max();
         match self.shaper(port) {
             Some(spec) => {
-                let spec = self.share(spec);
-                let tree = Scheduler::new(&spec, packets_max as u32, self.snapshot.seed);
+                let (packets_max, seed) = (packets_max as u32, self.snapshot.seed);
+                let tree = if self.shares() {
+                    let shared = self.snapshot.shared_ports.tree(port, spec);
+                    Scheduler::member(spec, packets_max, seed, shared)
+                } else {
+                    Scheduler::new(spec, packets_max, seed)
+                };
                 EgressQueue::Tree(Box::new(tree))
             }
             None => EgressQueue::fifo(packets_max),
@@ -125,18 +135,9 @@ impl Blueprint<'_> {
         self.qos.iter().find(|q| shaped && usize::from(q.port.0) == port)
     }
 
-    /// A worker's share of a port's rates: an equal part, since flows spread over the workers by
-    /// hash.
-    fn share(&self, spec: &PortQosSpec) -> PortQosSpec {
-        let workers = u64::from(self.workers.count.max(1));
-        let part = |rate: BitRate| BitRate((rate.bits_per_sec() / workers).max(1));
-        let mut spec = spec.clone();
-        spec.rate = part(spec.rate);
-        for class in &mut spec.classes {
-            class.rate = part(class.rate);
-            class.ceil = part(class.ceil);
-        }
-        spec
+    /// Whether several workers shape a port together.
+    fn shares(&self) -> bool {
+        self.workers.count > 1
     }
 
     /// What queues may hold without starving the rings and the reserve of frames.

@@ -184,7 +184,7 @@ mod tests {
         };
         for i in 0..PACKETS {
             let frame = pool.take_with(&[i]).expect("stock");
-            let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0 };
+            let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 };
             side.enqueue(Nanos::ZERO, packet, &mut pool, &mut Counters::default());
             if i % 25 == 0 {
                 turn(&mut side, &mut pool);

@@ -110,6 +110,7 @@ impl Rig {
                 rules: Arc::new(Rules::compile(&[])),
                 seed,
                 worker_count: 2,
+                shared_ports: Default::default(),
             },
             routes,
             counters: Counters::default(),

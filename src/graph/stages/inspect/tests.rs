@@ -56,6 +56,7 @@ impl Rig {
                 rules: Arc::new(Rules::compile(&rules())),
                 seed: SEED,
                 worker_count: 1,
+                shared_ports: Default::default(),
             },
             counters: Counters::default(),
         }

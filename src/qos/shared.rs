@@ -1,0 +1,353 @@
+//! One class tree for all workers of a port.
+//!
+//! Each worker keeps its own packets, in its own queues, and sends them itself. What they share is
+//! the tree: buckets, rounds, priorities. Its leaves hold no packets but what workers still want to
+//! send, and what it hands out is not a packet's turn but a lease: so many bytes of this class by
+//! that worker, paid for in advance. So classes get their shares, and limits hold, whichever
+//! workers their packets lie in; within a class, workers are served by how many flows wait there.
+//!
+//! A worker visits the tree once a burst, and never waits for it: when another is there, it goes on
+//! with what it was granted. Whoever is there serves all, so that a lease is in the right order
+//! whoever polls most often. A worker that does not send what it was granted is passed over until
+//! it has, and costs the others no more than [`Global::lease_max`].
+
+use std::collections::VecDeque;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use super::build::{Compiled, compile};
+use super::spec::PortQosSpec;
+use super::tree::{ROOT, Tree};
+use crate::base::Nanos;
+use crate::packet::ClassId;
+
+/// Leases that one worker holds, or has waiting to be fetched, at most.
+pub(super) const LEASES_MAX: usize = 512;
+/// A lease is at most what its class is guaranteed in this time ...
+const LEASE_NS: u64 = 200_000;
+/// ... or this share of its burst, or this many bytes. A frame is always leased.
+const LEASE_BURST_SHARE: u32 = 8;
+const LEASE_BYTES_MAX: u32 = 512 << 10;
+/// Leases that one visit hands out at most.
+const LEASES_A_VISIT: usize = 256;
+/// Classes that one visit wakes at most.
+const WAKES_A_VISIT: usize = 2_048;
+
+/// The tree that the workers of one port share. Made by the control plane, before the workers.
+pub struct Shared {
+    global: Mutex<Global>,
+}
+
+/// The trees that workers share, by port. The same for all workers, from start to end.
+#[derive(Clone, Default)]
+pub struct SharedPorts {
+    ports: Arc<Mutex<Vec<Option<Arc<Shared>>>>>,
+}
+
+impl SharedPorts {
+    /// The tree of a port, which is made, or changed to `spec`, if need be. For the control plane.
+    pub fn tree(&self, port: usize, spec: &PortQosSpec) -> Arc<Shared> {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if ports.len() <= port {
+            ports.resize(port + 1, None);
+        }
+        let shared = ports[port].get_or_insert_with(|| Shared::new(spec));
+        shared.reconfigure(spec);
+        Arc::clone(shared)
+    }
+}
+
+/// The right to send so many bytes of a class.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lease {
+    pub leaf: u32,
+    pub bytes: u32,
+    /// On the rate of a class above.
+    pub is_borrowed: bool,
+}
+
+pub(super) struct Global {
+    /// Of the specification: members that know another one get nothing until they know this.
+    pub fingerprint: u64,
+    ids: Vec<ClassId>,
+    pub tree: Tree,
+    /// By class.
+    lease_bytes: Vec<u32>,
+    /// By class and member.
+    demands: Vec<Demand>,
+    /// By class: the member whose turn it is.
+    turns: Vec<u16>,
+    /// By number; those that left have no queue.
+    members: Vec<Option<Account>>,
+    /// Bytes that a member may be granted beyond what it has sent.
+    lease_max: u32,
+    frame: u32,
+    now: Nanos,
+}
+
+/// What one member wants of one class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Demand {
+    /// Bytes that wait there, beyond what was leased for them.
+    bytes: u32,
+    /// Flows that wait there.
+    flows: u32,
+    /// Bytes left in this round among the members.
+    deficit: i32,
+    /// It is on its member's list of those passed over.
+    is_passed: bool,
+}
+
+/// A member's leases.
+struct Account {
+    leases: VecDeque<Lease>,
+    /// Leases that it has fetched and not used up, as it told last.
+    held: usize,
+    /// Bytes leased and not known to be sent.
+    unsent: u32,
+    /// Classes of which it gets nothing more until it has sent some.
+    passed: Vec<u32>,
+}
+
+impl Shared {
+    /// For workers that shape `spec` together.
+    pub fn new(spec: &PortQosSpec) -> Arc<Shared> {
+        Arc::new(Shared { global: Mutex::new(Global::new(spec, Nanos::ZERO)) })
+    }
+
+    /// Changes to another tree, with the tokens of the classes that stay. Members follow when they
+    /// are reconfigured themselves; until then their packets wait. Nothing happens if the tree is
+    /// that of `spec` already.
+    pub fn reconfigure(&self, spec: &PortQosSpec) {
+        if self.lock().fingerprint == fingerprint(spec) {
+            return;
+        }
+        let mut new = Global::new(spec, Nanos::ZERO);
+        self.lock().replace(&mut new);
+    }
+
+    /// A new member's number.
+    pub(super) fn join(&self) -> usize {
+        self.lock().join()
+    }
+
+    pub(super) fn leave(&self, member: usize) {
+        self.lock().members[member] = None;
+    }
+
+    /// For the control plane, and when a member comes or goes.
+    fn lock(&self) -> MutexGuard<'_, Global> {
+        self.global.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: another is there.
+    #[inline]
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Global>> {
+        match self.global.try_lock() {
+            Ok(global) => Some(global),
+            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Global {
+    fn new(spec: &PortQosSpec, now: Nanos) -> Global {
+        let Compiled { tree, ids, lengths, .. } = compile(spec, now);
+        let frame = lengths.largest;
+        let lease = |class: &super::class::Class| {
+            let most = (class.rate.cap().max(frame) / LEASE_BURST_SHARE).min(LEASE_BYTES_MAX);
+            (class.rate.bytes_in(LEASE_NS).min(u64::from(most)) as u32).max(frame)
+        };
+        let port = &tree.classes[ROOT as usize];
+        Global {
+            fingerprint: fingerprint(spec),
+            lease_bytes: tree.classes.iter().map(lease).collect(),
+            demands: Vec::new(),
+            turns: vec![0; ids.len()],
+            members: Vec::new(),
+            lease_max: lease(port).max(2 * frame),
+            frame,
+            ids,
+            tree,
+            now,
+        }
+    }
+
+    /// Puts a new tree in this one's place; the old one is left in `new`, to be freed elsewhere.
+    fn replace(&mut self, new: &mut Global) {
+        new.now = self.now;
+        new.tree.inherit(self.now, &new.ids, &mut self.tree, &self.ids);
+        for member in std::mem::take(&mut self.members) {
+            new.members.push(member.map(|_| Account::new(new.ids.len())));
+        }
+        new.resize();
+        std::mem::swap(self, new);
+    }
+
+    fn join(&mut self) -> usize {
+        let free = self.members.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.members.len());
+        if at == self.members.len() {
+            self.members.push(None);
+            // Rows grow: everyone's demands are told again.
+            self.resize();
+        }
+        let members = self.members.len();
+        // What one who left wanted, or was passed over for, is not the new one's.
+        self.demands.iter_mut().skip(at).step_by(members).for_each(|d| *d = Demand::default());
+        self.members[at] = Some(Account::new(self.ids.len()));
+        at
+    }
+
+    fn resize(&mut self) {
+        let old = std::mem::take(&mut self.demands);
+        let (classes, members) = (self.ids.len(), self.members.len());
+        self.demands = vec![Demand::default(); classes * members];
+        if !old.is_empty() {
+            let before = old.len() / classes;
+            for class in 0..classes {
+                let row = &old[class * before..][..before.min(members)];
+                self.demands[class * members..][..row.len()].copy_from_slice(row);
+            }
+        }
+    }
+
+    /// Moves on to `now`; a clock that steps back is ignored.
+    pub fn advance(&mut self, now: Nanos) {
+        self.now = self.now.max(now);
+        self.tree.wake(self.now, WAKES_A_VISIT);
+    }
+
+    /// Takes what a member was granted while it was away.
+    pub fn collect(&mut self, member: usize, into: &mut VecDeque<Lease>) {
+        if let Some(account) = &mut self.members[member] {
+            into.extend(account.leases.drain(..));
+        }
+    }
+
+    /// A member tells what it holds of its leases, so that it gets more of what it was passed over
+    /// for.
+    pub fn report(&mut self, member: usize, held: usize, unsent: u32) {
+        let Some(account) = &mut self.members[member] else { return };
+        (account.held, account.unsent) = (held, unsent);
+        if !account.has_room(self.lease_max) {
+            return;
+        }
+        while let Some(leaf) = self.members[member].as_mut().and_then(|a| a.passed.pop()) {
+            let at = leaf as usize * self.members.len() + member;
+            self.demands[at].is_passed = false;
+            if self.demands[at].bytes > 0 {
+                self.tree.activate(self.now, leaf);
+            }
+        }
+    }
+
+    /// A member tells what waits of a class, beyond its leases.
+    pub fn want(&mut self, member: usize, leaf: u32, bytes: u32, flows: u32) {
+        let demand = &mut self.demands[leaf as usize * self.members.len() + member];
+        let before = demand.bytes;
+        (demand.bytes, demand.flows) = (bytes, flows.max(1));
+        if before == 0 && bytes > 0 && !demand.is_passed {
+            self.tree.activate(self.now, leaf);
+        }
+    }
+
+    /// Hands leases out, to all, until nothing may go or `member` has as many bytes as it can use.
+    pub fn serve(&mut self, member: usize, bytes: u64) {
+        let mut left = bytes;
+        for _ in 0..LEASES_A_VISIT {
+            let Some(choice) = self.tree.choose() else { return };
+            let leaf = choice.class;
+            let Some(next) = self.next_member(leaf) else {
+                self.tree.deactivate(leaf);
+                continue;
+            };
+            let demand = &mut self.demands[leaf as usize * self.members.len() + next];
+            let granted = demand.bytes.min(self.lease_bytes[leaf as usize]);
+            demand.bytes -= granted;
+            demand.deficit -= granted as i32;
+            if let Some(account) = &mut self.members[next] {
+                let lease = Lease { leaf, bytes: granted, is_borrowed: choice.is_borrowed() };
+                account.leases.push_back(lease);
+                account.unsent = account.unsent.saturating_add(granted);
+            }
+            let row = leaf as usize * self.members.len();
+            let emptied = self.demands[row..][..self.members.len()].iter().all(|d| d.bytes == 0);
+            self.tree.charge(self.now, choice, granted, emptied);
+            if next == member {
+                left = left.saturating_sub(u64::from(granted));
+                if left == 0 {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// When there is something to hand out; it may turn out to be nothing.
+    pub fn next_event(&self) -> Option<Nanos> {
+        if self.tree.is_ready() { Some(self.now) } else { self.tree.wheel.next() }
+    }
+
+    /// The member to serve next of those that want to send of a class: a deficit round robin whose
+    /// quanta are as their flows. `None`: all that want to are passed over.
+    fn next_member(&mut self, leaf: u32) -> Option<usize> {
+        let (count, row) = (self.members.len(), leaf as usize * self.members.len());
+        let mut most_flows = 0;
+        for member in 0..count {
+            let demand = &mut self.demands[row + member];
+            if demand.bytes == 0 || demand.is_passed {
+                continue;
+            }
+            match &mut self.members[member] {
+                Some(account) if account.has_room(self.lease_max) => {
+                    most_flows = most_flows.max(demand.flows);
+                }
+                Some(account) => {
+                    demand.is_passed = true;
+                    account.passed.push(leaf);
+                }
+                None => demand.bytes = 0,
+            }
+        }
+        if most_flows == 0 {
+            return None;
+        }
+        let turn = &mut self.turns[leaf as usize];
+        loop {
+            let member = usize::from(*turn) % count;
+            let demand = &mut self.demands[row + member];
+            if demand.bytes > 0 && !demand.is_passed {
+                if demand.deficit > 0 {
+                    return Some(member);
+                }
+                let share = u64::from(self.frame) * u64::from(demand.flows);
+                demand.deficit += (share / u64::from(most_flows)).max(1) as i32;
+            }
+            *turn = ((member + 1) % count) as u16;
+        }
+    }
+}
+
+impl Account {
+    fn new(classes: usize) -> Account {
+        Account {
+            leases: VecDeque::with_capacity(LEASES_MAX),
+            held: 0,
+            unsent: 0,
+            passed: Vec::with_capacity(classes),
+        }
+    }
+
+    fn has_room(&self, lease_max: u32) -> bool {
+        self.unsent < lease_max && self.held + self.leases.len() < LEASES_MAX
+    }
+}
+
+/// Two specifications with the same one lay out the same tree.
+pub(super) fn fingerprint(spec: &PortQosSpec) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    spec.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,333 @@
+//! Several workers under one port's limits: the HTB manual's shares again, now with each class's
+//! flows spread unevenly over the workers, which look at their queues at different times.
+
+mod qos_support;
+
+use std::sync::Arc;
+
+use qos_support::{Class, class, port, tag, tagged};
+use tidegate::base::hash::Rng;
+use tidegate::base::{Nanos, Seed};
+use tidegate::packet::{ClassId, Frame, FramePool};
+use tidegate::qos::spec::PortQosSpec;
+use tidegate::qos::{Queued, Scheduler, Shared};
+
+const W: u16 = 1;
+const O: u16 = 2;
+const B: u16 = 3;
+const A: u16 = 4;
+const LEN: usize = 1_500;
+/// Packets of a class that wait in a worker at any time, a flow of it at least one.
+const WAITING: usize = 40;
+const FRAMES: u32 = 2_048;
+/// One more than the largest class id.
+const CLASSES: usize = 16;
+
+/// A class's flows in each worker.
+type Spread<'a> = &'a [(u16, &'a [u32])];
+
+struct Worker {
+    scheduler: Scheduler,
+    pool: FramePool,
+    /// Nanoseconds between two looks.
+    every: u64,
+    at: Nanos,
+    offered: u32,
+    /// Packets of each class.
+    waiting: [usize; CLASSES],
+}
+
+struct Workers {
+    all: Vec<Worker>,
+    shared: Arc<Shared>,
+    now: Nanos,
+}
+
+impl Workers {
+    /// Workers that look every 11 us, 18 us, 25 us, and so on.
+    fn new(spec: &PortQosSpec, count: usize) -> Workers {
+        let shared = Shared::new(spec);
+        let all = (0..count).map(|i| Workers::worker(spec, &shared, i)).collect();
+        Workers { all, shared, now: Nanos::from_secs(1) }
+    }
+
+    fn worker(spec: &PortQosSpec, shared: &Arc<Shared>, i: usize) -> Worker {
+        Worker {
+            scheduler: Scheduler::member(spec, FRAMES - 64, Seed(1), Arc::clone(shared)),
+            pool: FramePool::standalone(FRAMES, 2_048),
+            every: 11_000 + 7_000 * i as u64,
+            waiting: [0; CLASSES],
+            at: Nanos::from_secs(1),
+            offered: 0,
+        }
+    }
+
+    /// Runs for so long with all flows of `spread` backlogged; bytes sent by worker and class.
+    fn run(&mut self, ns: u64, spread: Spread<'_>) -> Vec<Vec<u64>> {
+        let until = self.now.saturating_add(ns);
+        let mut sent = vec![vec![0; spread.len()]; self.all.len()];
+        while self.now < until {
+            for (i, worker) in self.all.iter_mut().enumerate() {
+                if worker.at > self.now {
+                    continue;
+                }
+                worker.at = self.now.saturating_add(worker.every);
+                for &(class, flows) in spread {
+                    worker.offer(self.now, class, flows[i]);
+                }
+                for frame in worker.take(self.now, 64) {
+                    let class = tag(&frame, &worker.pool).0;
+                    worker.waiting[usize::from(class.0)] -= 1;
+                    let c = spread.iter().position(|s| ClassId(s.0) == class).expect("known");
+                    sent[i][c] += frame.len() as u64;
+                    worker.pool.put(frame);
+                }
+            }
+            self.now = self.all.iter().map(|w| w.at).min().expect("a worker");
+        }
+        sent
+    }
+
+    fn finish(self) {
+        for Worker { scheduler, mut pool, .. } in self.all {
+            release(scheduler, &mut pool);
+        }
+    }
+}
+
+fn release(mut scheduler: Scheduler, pool: &mut FramePool) {
+    let mut out = Vec::new();
+    scheduler.drain(&mut out);
+    out.into_iter().for_each(|frame| pool.put(frame));
+    assert_eq!(pool.outstanding(), 0, "frames leaked");
+}
+
+impl Worker {
+    fn offer(&mut self, now: Nanos, class: u16, flows: u32) {
+        if flows == 0 {
+            return;
+        }
+        let arena = self.pool.arena().clone();
+        let mut dropped = Vec::new();
+        let waiting = &mut self.waiting[usize::from(class)];
+        while *waiting < WAITING.max(flows as usize * 2) {
+            let (class, flow) = (ClassId(class), self.offered % flows);
+            let frame = tagged(&mut self.pool, class, flow, u64::from(self.offered), LEN);
+            let q = Queued { frame, class, flow_hash: flow.wrapping_mul(0x9e37_79b9), l3: 0 };
+            self.scheduler.enqueue(now, q, &arena, &mut dropped);
+            self.offered += 1;
+            *waiting += 1;
+        }
+        assert!(dropped.is_empty());
+    }
+
+    fn take(&mut self, now: Nanos, packets_max: usize) -> Vec<Frame> {
+        let arena = self.pool.arena().clone();
+        let (mut out, mut dropped) = (Vec::new(), Vec::new());
+        self.scheduler.dequeue(now, packets_max, u64::MAX, &arena, &mut out, &mut dropped);
+        assert!(dropped.is_empty());
+        out
+    }
+}
+
+/// MB/s by class, over so much time after 0.2 s.
+fn shares(spec: &PortQosSpec, count: usize, spread: Spread<'_>, ns: u64) -> Vec<f64> {
+    let mut workers = Workers::new(spec, count);
+    workers.run(200_000_000, spread);
+    let (start, sent) = (workers.now, workers.run(ns, spread));
+    let ns = workers.now.since(start) as f64;
+    workers.finish();
+    (0..spread.len()).map(|c| sent.iter().map(|s| s[c]).sum::<u64>() as f64 * 1e3 / ns).collect()
+}
+
+/// Each class's share within half a percent, on two and on four workers, flows spread `{6, 5, 1}`
+/// in one order or another; those with nothing to send want 0.
+fn check(spec: &PortQosSpec, expected: &[(u16, f64)]) {
+    const SKEWS: [[u32; 4]; 3] = [[6, 5, 1, 3], [1, 6, 5, 0], [0, 1, 6, 9]];
+    for count in [2, 4] {
+        let spread: Vec<(u16, &[u32])> = expected
+            .iter()
+            .enumerate()
+            .filter(|(_, e)| e.1 > 0.0)
+            .map(|(i, e)| (e.0, &SKEWS[i % 3][..count]))
+            .collect();
+        // Long enough for half a percent of the smallest share to be several frames.
+        let smallest = expected.iter().map(|e| e.1).filter(|&e| e > 0.0).fold(100.0, f64::min);
+        let got =
+            shares(spec, count, &spread, if smallest < 5.0 { 2_000_000_000 } else { 500_000_000 });
+        for (&(class, _), &share) in spread.iter().zip(&got) {
+            let want = expected.iter().find(|e| e.0 == class).expect("known").1;
+            assert!(
+                (share - want).abs() <= 0.005 * want,
+                "class {class} on {count} workers: {share:.2}, want {want}: {got:?}"
+            );
+        }
+    }
+}
+
+fn w() -> Class {
+    class(W, 30.0).weight(3)
+}
+fn o() -> Class {
+    class(O, 10.0).weight(1)
+}
+fn b() -> Class {
+    class(B, 60.0).weight(6)
+}
+fn a() -> Class {
+    class(A, 40.0).weight(4)
+}
+
+#[test]
+fn rows_1_to_4_flat() {
+    let flat = port(100.0, &[w(), o(), b()]);
+    check(&flat, &[(W, 30.0), (O, 10.0), (B, 60.0)]);
+    check(&flat, &[(W, 0.0), (O, 100.0 / 7.0), (B, 600.0 / 7.0)]);
+    check(&flat, &[(W, 100.0 / 3.0), (O, 0.0), (B, 200.0 / 3.0)]);
+    check(&flat, &[(W, 75.0), (O, 25.0), (B, 0.0)]);
+}
+
+#[test]
+fn rows_5_to_8_inner_classes_and_ceils() {
+    let inner = port(100.0, &[a(), w().below(A), o().below(A), b()]);
+    check(&inner, &[(W, 0.0), (O, 40.0), (B, 60.0)]);
+    check(&inner, &[(W, 40.0), (O, 0.0), (B, 60.0)]);
+    let capped = port(100.0, &[a().ceil(60.0), w().below(A), o().below(A).ceil(20.0), b()]);
+    check(&capped, &[(W, 0.0), (O, 20.0), (B, 80.0)]);
+    check(&capped, &[(W, 45.0), (O, 15.0), (B, 0.0)]);
+}
+
+#[test]
+fn rows_9_to_11_priorities_and_equal_weights() {
+    let spec = port(100.0, &[w(), o().priority(0), b()]);
+    check(&spec, &[(W, 30.0), (O, 70.0), (B, 0.0)]);
+    let spec = port(100.0, &[w().weight(1), o().weight(1), b().weight(1)]);
+    check(&spec, &[(W, 60.0), (O, 40.0), (B, 0.0)]);
+    for batch in [20.0, 1.0] {
+        let spec = port(100.0, &[class(W, 10.0).priority(0), class(O, batch).priority(7)]);
+        check(&spec, &[(W, 100.0 - batch), (O, batch)]);
+    }
+}
+
+#[test]
+fn row_13_many_leaves_against_one() {
+    let leaves = (10..14).map(|id| class(id, 10.0).below(A));
+    let mut classes = vec![class(A, 40.0), class(B, 40.0), class(O, 20.0)];
+    classes.extend(leaves);
+    let mut expected = vec![(B, 50.0)];
+    expected.extend((10..14).map(|id| (id, 12.5)));
+    check(&port(100.0, &classes), &expected);
+}
+
+#[test]
+fn workers_are_served_by_their_flows_and_an_idle_one_costs_nothing() {
+    let spec = port(100.0, &[class(W, 60.0), class(O, 40.0)]);
+    let mut workers = Workers::new(&spec, 3);
+    let spread: Spread<'_> = &[(W, &[6, 5, 1])];
+    workers.run(100_000_000, spread);
+    let sent = workers.run(500_000_000, spread);
+    let all: u64 = sent.iter().map(|s| s[0]).sum();
+    for (bytes, flows) in sent.iter().map(|s| s[0]).zip([6.0, 5.0, 1.0]) {
+        let (share, want) = (bytes as f64 / all as f64, flows / 12.0);
+        assert!((share - want).abs() < 0.01 * want, "{share} of {flows} flows");
+    }
+    // All but one fall silent: what they still hold goes out, and the one has it all.
+    workers.run(300_000_000, &[(W, &[0, 0, 1])]);
+    let sent = workers.run(500_000_000, &[(W, &[0, 0, 1])]);
+    assert!((49_750_000..50_250_000).contains(&sent[2][0]), "{sent:?}");
+    workers.finish();
+}
+
+#[test]
+fn a_worker_that_hangs_holds_nobody_up() {
+    let spec = port(100.0, &[class(W, 60.0), class(O, 40.0)]);
+    let mut workers = Workers::new(&spec, 2);
+    let spread: Spread<'_> = &[(W, &[2, 2]), (O, &[2, 2])];
+    workers.run(100_000_000, spread);
+    workers.all[1].at = Nanos::MAX;
+    workers.run(50_000_000, spread);
+    let sent = workers.run(500_000_000, spread);
+    let got = [sent[0][0] as f64 / 5e5, sent[0][1] as f64 / 5e5];
+    assert!((got[0] - 60.0).abs() < 0.3 && (got[1] - 40.0).abs() < 0.2, "{got:?}");
+    workers.finish();
+}
+
+#[test]
+fn who_takes_the_place_of_one_that_hung_is_served() {
+    let spec = port(100.0, &[class(W, 60.0), class(O, 40.0)]);
+    let mut workers = Workers::new(&spec, 2);
+    let spread: Spread<'_> = &[(W, &[2, 2])];
+    workers.run(50_000_000, spread);
+    workers.all[1].at = Nanos::MAX;
+    workers.run(50_000_000, spread);
+    let fresh = Workers::worker(&spec, &workers.shared, 1);
+    let Worker { scheduler, mut pool, .. } = std::mem::replace(&mut workers.all[1], fresh);
+    workers.all[1].at = workers.now;
+    release(scheduler, &mut pool);
+    // The number of the one before is free now, and is taken by the next.
+    let fresh = Workers::worker(&spec, &workers.shared, 1);
+    let Worker { scheduler, mut pool, .. } = std::mem::replace(&mut workers.all[1], fresh);
+    workers.all[1].at = workers.now;
+    release(scheduler, &mut pool);
+    workers.run(50_000_000, spread);
+    let sent = workers.run(500_000_000, spread);
+    let got = [0, 1].map(|i| sent[i][0] as f64 / 5e5);
+    assert!(got.iter().all(|share| (share - 50.0).abs() < 0.5), "{got:?}");
+    workers.finish();
+}
+
+#[test]
+fn together_they_never_exceed_a_limit_in_any_window() {
+    // Bursts at random, and silence: sent <= R t + B + N L at any time after any other.
+    let spec = port(50.0, &[class(W, 20.0).ceil(25.0), class(O, 20.0)]);
+    let mut workers = Workers::new(&spec, 4);
+    let mut rng = Rng::new(Seed(5));
+    let (start, mut sent, mut low) = (workers.now, [0f64; 2], [0f64; 2]);
+    for _ in 0..3_000 {
+        let flows = [rng.below(3), rng.below(2), rng.below(2), 0];
+        let step = workers.run(10_000 + u64::from(rng.below(200_000)), &[(W, &flows), (O, &flows)]);
+        let of_w: u64 = step.iter().map(|s| s[0]).sum();
+        let all: u64 = step.iter().map(|s| s[0] + s[1]).sum();
+        let t = workers.now.since(start) as f64 / 1e3;
+        for (i, (bytes, rate, burst)) in [(of_w, 25.0, 20e3), (all, 50.0, 40e3)].iter().enumerate()
+        {
+            sent[i] += *bytes as f64;
+            let over = sent[i] - rate * t;
+            let leases = 4.0 * (burst / 8.0 + LEN as f64);
+            // A step begins where the one before ended, up to a look later.
+            assert!(over - low[i] <= burst + leases + rate * 33.0, "{i}: {over} over {}", low[i]);
+            low[i] = low[i].min(over);
+        }
+    }
+    assert!(sent[1] > 5e6, "{sent:?}");
+    workers.finish();
+}
+
+#[test]
+fn a_new_tree_finds_packets_and_tokens_where_they_were() {
+    let before = port(100.0, &[w(), o(), b()]);
+    let after = port(100.0, &[w().weight(1), b().weight(1), class(9, 10.0)]);
+    let mut workers = Workers::new(&before, 2);
+    let spread: Spread<'_> = &[(W, &[3, 2]), (B, &[1, 4])];
+    workers.run(100_000_000, spread);
+    for round in 0..20 {
+        let spec = if round % 2 == 0 { &after } else { &before };
+        workers.shared.reconfigure(spec);
+        // One hears of it later than the other.
+        for i in 0..2 {
+            let held = workers.all[i].scheduler.len();
+            workers.all[i].scheduler.reconfigure(workers.now, spec);
+            assert_eq!(workers.all[i].scheduler.len(), held);
+            workers.run(1_000_000, spread);
+        }
+    }
+    workers.shared.reconfigure(&after);
+    for worker in &mut workers.all {
+        worker.scheduler.reconfigure(workers.now, &after);
+    }
+    workers.run(100_000_000, spread);
+    let sent = workers.run(500_000_000, spread);
+    let got = [0, 1].map(|c| sent.iter().map(|s| s[c]).sum::<u64>() as f64 / 5e5);
+    assert!((got[0] - 35.0).abs() < 0.35 && (got[1] - 65.0).abs() < 0.5, "{got:?}");
+    workers.finish();
+}

@@ -121,8 +121,9 @@ impl Wanted {
     pub fn new<'a>(extra: impl IntoIterator<Item = &'a str>) -> Result<Wanted, WantedError> {
         let mut names: Vec<Box<[u8]>> = FIXED.iter().map(|f| f.name.as_bytes().into()).collect();
         for name in extra {
-            let is_pseudo = FIXED.iter().any(|f| f.name == name);
-            if !is_pseudo && (name.is_empty() || !name.bytes().all(is_token)) {
+            // As pseudo-headers of HTTP/2 have it, a colon may be first.
+            let token = name.strip_prefix(':').unwrap_or(name);
+            if token.is_empty() || !token.bytes().all(is_token) {
                 return Err(WantedError::NotAName(name.to_owned()));
             }
             if name.len() > NAME_BYTES_MAX {
@@ -425,7 +426,7 @@ mod tests {
         let long = "a".repeat(NAME_BYTES_MAX + 1);
         let error = |name: &str| Wanted::new([name]).unwrap_err();
         assert_eq!(error(&long), WantedError::TooLong(long.clone()));
-        for name in ["", "a b", ":other", "é"] {
+        for name in ["", "a b", ":", "a:b", "é"] {
             assert_eq!(error(name), WantedError::NotAName(name.to_owned()));
         }
         let many: Vec<String> = (0..=EXTRA_NAMES_MAX).map(|i| format!("x-{i}")).collect();

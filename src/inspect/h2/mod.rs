@@ -61,8 +61,6 @@ pub enum Failure {
     NotHttp2,
     /// Its receiver must end the connection with this code.
     Connection(ErrorCode),
-    /// Its header table is larger than there is room for.
-    NoRoom,
 }
 
 /// What a block of header fields is.
@@ -467,11 +465,8 @@ impl<F: Message> Half<F> {
 }
 
 /// Any error of decoding ends the connection (RFC 9113, section 4.3).
-fn compression(error: hpack::Error) -> Failure {
-    match error {
-        hpack::Error::NoRoom => Failure::NoRoom,
-        _ => Failure::Connection(ErrorCode::COMPRESSION_ERROR),
-    }
+fn compression(_: hpack::Error) -> Failure {
+    Failure::Connection(ErrorCode::COMPRESSION_ERROR)
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@
 //! sizes of all, in memory taken when the decoder is made.
 //!
 //! **Joining late.** Indices count from the newest entry, so those added since the stream was
-//! joined resolve exactly; older ones are told as [`NameId::UNKNOWN`]. No wrong answer is given:
-//! after an [`Error`] the decoder gives none at all.
+//! joined resolve exactly; older ones are told as [`NameId::UNKNOWN`]. So it is with a table larger
+//! than there is room for: what does not fit is unknown. No wrong answer is given: after an
+//! [`Error`] the decoder gives none at all.
 
 use super::fields::{NAME_BYTES_MAX, NameId, Sink, Wanted};
 
@@ -44,8 +45,6 @@ pub enum Error {
     SizeMisplaced,
     /// The block ends within a field.
     CutOff,
-    /// Allowed, but larger than the decoder has room for: given up, not an error of the sender.
-    NoRoom,
 }
 
 /// What comes next of a block.
@@ -320,9 +319,6 @@ impl Decoder {
     fn resize(&mut self, size: u32) -> Result<(), Error> {
         if size > self.limit {
             return Err(Error::SizeNotAllowed);
-        }
-        if size as usize > self.table.room() {
-            return Err(Error::NoRoom);
         }
         self.table.resize(size as usize);
         self.update_due = false;

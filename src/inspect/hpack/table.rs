@@ -32,7 +32,7 @@ pub enum Found {
     Static(usize),
     /// The place of an entry in the ring.
     Dynamic(usize),
-    /// From before the stream was joined.
+    /// From before the stream was joined, or beyond the room.
     Unknown,
     /// There is no such entry.
     Nothing,
@@ -61,6 +61,11 @@ pub struct Table {
     size_max: usize,
     /// What was added before the stream was joined is not known.
     joined: bool,
+    /// The sender's table is larger than there is room for: its oldest entries may not be known.
+    ///
+    /// What is left out, for either reason, is always older than all that is known, so that the
+    /// indices of the known entries are right.
+    capped: bool,
     /// The entry that is being added, if it may still fit.
     adding: Option<Entry>,
 }
@@ -95,13 +100,15 @@ impl Table {
             size: 0,
             size_max: bytes,
             joined: false,
+            capped: false,
             adding: None,
         }
     }
 
     pub fn reset(&mut self, size_max: usize, joined: bool) {
         (self.newest, self.count, self.head, self.size) = (0, 0, 0, 0);
-        (self.size_max, self.joined, self.adding) = (size_max, joined, None);
+        (self.size_max, self.joined, self.capped) = (size_max, joined, false);
+        self.adding = None;
     }
 
     /// The largest size there is room for.
@@ -113,9 +120,10 @@ impl Table {
         self.size_max
     }
 
-    /// Not beyond [`Table::room`].
     pub fn resize(&mut self, size_max: usize) {
-        self.size_max = size_max;
+        // Evicted to a size that there is room for, both tables hold the same again.
+        self.capped = size_max > self.room();
+        self.size_max = size_max.min(self.room());
         self.evict();
         // Of an empty table, everything is known.
         self.joined &= size_max > 0;
@@ -131,7 +139,7 @@ impl Table {
         if age < self.count {
             return Found::Dynamic(self.place(age));
         }
-        if self.joined { Found::Unknown } else { Found::Nothing }
+        if self.joined || self.capped { Found::Unknown } else { Found::Nothing }
     }
 
     pub fn name(&self, found: Found, wanted: &Wanted) -> Name {

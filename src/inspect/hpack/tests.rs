@@ -244,12 +244,6 @@ fn limits_of_the_receiver() {
     // 100, then 4096.
     assert_eq!(decode(&mut decoder, &hex("3f 45 3f e1 1f 82"), 1), Ok(pairs(&[GET])));
     assert_eq!(decode(&mut decoder, &hex("3f ea 26 82"), 1), Err(Error::SizeNotAllowed));
-    decoder.reset(false);
-    decoder.set_limit(5_000);
-    assert_eq!(decode(&mut decoder, &hex("3f e2 1f 82"), 1), Err(Error::NoRoom));
-    let mut decoder = Decoder::new(5_000);
-    decoder.set_limit(5_000);
-    assert_eq!(decode(&mut decoder, &hex("3f e2 1f 82"), 1), Ok(pairs(&[GET])));
 }
 
 #[test]
@@ -265,6 +259,24 @@ fn a_late_join_resolves_what_came_since() {
     assert_eq!(decode(&mut decoder, &block, 1), Ok(expected));
     // Emptied, everything is known.
     assert_eq!(decode(&mut decoder, &hex("20 3f e1 1f be"), 1), Err(Error::BadIndex));
+}
+
+#[test]
+fn of_a_table_beyond_the_room_the_oldest_entries_are_unknown() {
+    let mut decoder = Decoder::new(TABLE_BYTES);
+    decoder.set_limit(65_536);
+    let resized = decode(&mut decoder, &hex("40 03 782d61 01 31 be 82"), 1);
+    assert_eq!(resized, Ok(pairs(&[("x-a", "1"), ("x-a", "1"), GET])));
+    // 65536; an entry of 4,099 bytes; a small one.
+    let mut block = hex("3f e1 ff 03 40 03 782d61 7f e1 1e");
+    block.extend([b'v'; 4_064]);
+    block.extend(hex("40 03 782d62 01 32 be bf c0"));
+    let told = decode(&mut decoder, &block, 50).unwrap();
+    let unknown = ("unknown", "");
+    assert_eq!(told[1..], pairs(&[("x-b", "2"), ("x-b", "2"), unknown, unknown]));
+    // Back to 4096, all is known again.
+    assert_eq!(decode(&mut decoder, &hex("3f e1 1f be"), 1), Ok(pairs(&[("x-b", "2")])));
+    assert_eq!(decode(&mut decoder, &hex("bf"), 1), Err(Error::BadIndex));
 }
 
 #[test]
@@ -399,9 +411,9 @@ fn any_how() -> impl Strategy<Value = How> {
 
 type Blocks = Vec<(Option<usize>, Vec<(Field, How)>)>;
 
-fn any_blocks() -> impl Strategy<Value = Blocks> {
+fn any_blocks(size_max: usize) -> impl Strategy<Value = Blocks> {
     let fields = prop::collection::vec((any_field(), any_how()), 0..12);
-    let resize = prop::option::weighted(0.2, 0usize..=TABLE_BYTES);
+    let resize = prop::option::weighted(0.2, 0..=size_max);
     prop::collection::vec((resize, fields), 1..20)
 }
 
@@ -426,7 +438,7 @@ fn told(wanted: &Wanted, (name, value): &Field) -> Field {
 
 proptest! {
     #[test]
-    fn what_was_encoded_comes_back(blocks in any_blocks(), piece in 1usize..300) {
+    fn what_was_encoded_comes_back(blocks in any_blocks(TABLE_BYTES), piece in 1usize..300) {
         let (wanted, mut encoder) = (wanted(), Encoder::new(TABLE_BYTES));
         let mut decoder = Decoder::new(TABLE_BYTES);
         for blocks in &blocks {
@@ -436,11 +448,16 @@ proptest! {
         }
     }
 
+    /// Joined with the block `from`, or from the first one with tables beyond the room.
     #[test]
-    fn a_late_join_never_tells_wrong(blocks in any_blocks(), from in 1usize..10) {
+    fn what_is_not_known_is_never_told_wrong(
+        blocks in any_blocks(3 * TABLE_BYTES),
+        from in 0usize..10,
+    ) {
         let (wanted, mut encoder) = (wanted(), Encoder::new(TABLE_BYTES));
         let mut decoder = Decoder::new(TABLE_BYTES);
-        decoder.reset(true);
+        decoder.reset(from > 0);
+        decoder.set_limit(u32::MAX);
         for (i, blocks) in blocks.iter().enumerate() {
             let block = write(&mut encoder, blocks);
             if i < from {

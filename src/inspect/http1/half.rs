@@ -166,7 +166,7 @@ impl Half {
             }
             Step::LineFeed | Step::HeadLineFeed => self.line_feed(&mut part).map_err(Next::Failed),
             _ if self.side == Side::Client => self.request_line(&mut part, fields),
-            _ => self.status_line(&mut part, fields).map_err(Next::Failed),
+            _ => self.status_line(&mut part, fields),
         };
         let used = before - part.len();
         self.head_bytes += used as u32;
@@ -293,11 +293,12 @@ impl Half {
         (self.matched, self.step) = (1, Step::Target);
     }
 
-    fn status_line(&mut self, part: &mut &[u8], fields: &mut Fields) -> Result<bool, Failure> {
+    fn status_line(&mut self, part: &mut &[u8], fields: &mut Fields) -> Result<bool, Next> {
         match self.step {
+            // A server of HTTP/2 may speak first. Its SETTINGS begin with a zero, no answer does.
+            Step::Start if part[0] == 0 && self.messages == 0 => return Err(Next::Http2),
             Step::Start => {
-                // Without a switch asked of this side, starting can't fail.
-                if self.start(part).unwrap_or(true) {
+                if self.start(part)? {
                     fields.clear();
                     self.begin(Step::StatusVersion);
                 }
@@ -331,11 +332,11 @@ impl Half {
                 let end = memchr::memchr2(b'\r', b'\n', part).unwrap_or(part.len());
                 *part = &part[end..];
                 if !part.is_empty() {
-                    self.line_end(part, Failure::Malformed)?;
+                    self.line_end(part, Failure::Malformed).map_err(Next::Failed)?;
                 }
                 return Ok(false);
             }
-            _ => return Err(Failure::NotHttp),
+            _ => return Err(Next::Failed(Failure::NotHttp)),
         }
         *part = &part[1..];
         Ok(false)

@@ -85,7 +85,8 @@ pub enum Failure {
 /// What a direction became.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// HTTP/2. The client's preface has been read; of the server, the 101 answer.
+    /// HTTP/2. The client's preface has been read; of the server, the 101 answer, or nothing where
+    /// its SETTINGS came before any answer.
     Http2,
     /// The tunnel that a CONNECT request asked for.
     Tunnel,

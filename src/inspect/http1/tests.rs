@@ -190,6 +190,9 @@ fn what_is_no_http() {
 fn http2_with_prior_knowledge() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0";
     client(preface, &["Client Http2: \0\0\0"]);
+    let settings = b"\0\0\0\x04\0\0\0\0\0";
+    let told = "Server Http2: \0\0\0\u{4}\0\0\0\0\0";
+    expect(&[(Server, settings)], &[told]);
     let late = [&b"GET / HTTP/1.1\r\n\r\n"[..], preface].concat();
     client(&late, &["0 GET / - Empty", "Client NotHttp"]);
 }

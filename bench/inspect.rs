@@ -1,11 +1,12 @@
 //! What inspection and classification cost: nanoseconds a ClientHello, over TCP or in QUIC's
-//! Initial packets (keys, decryption and hello), and a decision.
+//! Initial packets (keys, decryption and hello), an HTTP message, and a decision.
 //!
 //! `cargo bench --bench inspect -- [--only CASE] [--rounds N] [--json FILE] [--quick]`. Rounds
 //! interleave the cases.
 
 #[path = "common/mod.rs"]
 mod common;
+mod http;
 
 #[allow(dead_code, reason = "shared with tests")]
 #[path = "../tests/quic_support/mod.rs"]
@@ -31,6 +32,9 @@ use tidegate::policy::{Facts, Rules};
 
 use common::{Cli, Samples, machine};
 
+/// What is measured, and a round of it: nanoseconds.
+type Case = (String, Box<dyn FnMut() -> f64>);
+
 const HELLO_BYTES_MAX: u32 = 1 << 16;
 const FLOWS: usize = 4_096;
 
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
     let small = rustls_hello("api.openai.com", 0);
     let large = rustls_hello("api.openai.com", 1_450);
     let segments: Vec<&[u8]> = large.chunks(500).collect();
-    let mut cases: Vec<(String, Box<dyn FnMut() -> f64>)> = vec![
+    let mut cases: Vec<Case> = vec![
         (format!("hello, {} B, one segment", small.len()), parse(&[&small])),
         (format!("hello, {} B, one segment", large.len()), parse(&[&large])),
         (format!("hello, {} B, segments of 500 B", large.len()), parse(&segments)),
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         (format!("hello, {} B, one QUIC Initial", small.len()), initials(&small, small.len())),
         (format!("hello, {} B, two QUIC Initials", large.len()), initials(&large, 1_000)),
     ];
+    cases.extend(http::cases());
     for count in [10, 1_000, 10_000] {
         for (kind, specs) in rule_sets(count) {
             cases.push((format!("decide, {count} rules by {kind}"), decide(&specs)));

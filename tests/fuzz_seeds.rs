@@ -125,6 +125,21 @@ fn capture() {
 }
 
 #[test]
+fn http1() {
+    run_all("http1", 2_000);
+}
+
+#[test]
+fn hpack() {
+    run_all("hpack", 2_000);
+}
+
+#[test]
+fn h2() {
+    run_all("h2", 2_000);
+}
+
+#[test]
 fn config() {
     run_all("config", 1_000);
 }

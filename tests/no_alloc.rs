@@ -17,6 +17,8 @@ use tidegate::base::hash::Rng;
 use tidegate::base::{Addr, Nanos, Seed};
 use tidegate::forward::spec::ForwardMode;
 use tidegate::graph::spec::StageSpec;
+use tidegate::inspect::fields::Wanted;
+use tidegate::inspect::{h2, hpack, http1};
 use tidegate::observe::Counters;
 use tidegate::packet::build::{
     ChecksumFill, IcmpSpec, TcpSpec, UdpSpec, icmp_packet, tcp_packet, udp_packet,
@@ -297,6 +299,31 @@ fn seen(counters: &Counters, reasons: &[DropReason]) {
 fn the_allocator_is_watched() {
     assert_eq!(allocations(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(10)))), 2);
     assert_eq!(allocations(|| ()), 0);
+}
+
+#[test]
+fn http_parsers() {
+    let wanted = Wanted::new(["x-tenant"]).expect("a name");
+    let mut http1 = http1::Connection::new(&wanted, 64);
+    let mut http2 = h2::Connection::new(&wanted, 64, hpack::TABLE_BYTES);
+    let request = b"POST /v1 HTTP/1.1\r\nHost: a\r\nX-Tenant: t\r\nContent-Length: 1\r\n\r\nb";
+    // :method, :path and x-tenant added to the table; the same by indices.
+    let block = b"\x83\x44\x03/v1\x40\x08x-tenant\x81\x4f\xbe\xbf";
+    let frame = [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1][..], block].concat();
+    let (mut told, side) = (0, http1::Side::Client);
+    let allocated = allocations(|| {
+        for _ in 0..3 {
+            http1.reset();
+            http2.reset(h2::Start::BehindPreface);
+            for byte in request.iter().chain(request) {
+                http1.feed(side, &[*byte], &wanted, |_| told += 1);
+            }
+            for byte in &frame {
+                let _ = http2.feed(side, &[*byte], &wanted, |_| told += 1);
+            }
+        }
+    });
+    assert_eq!((allocated, told), (0, 9));
 }
 
 #[test]

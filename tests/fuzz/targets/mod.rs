@@ -7,6 +7,8 @@ pub mod capture;
 pub mod client_hello;
 pub mod config;
 pub mod hello;
+pub mod http;
+pub mod http_seeds;
 pub mod inspector;
 pub mod parse;
 pub mod pcap;
@@ -23,13 +25,16 @@ pub mod setup;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is that of their folder of seeds.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("pipeline", pipeline::run),
     ("parse", parse::run),
     ("hello", hello::run),
     ("quic", quic::run),
     ("inspector", inspector::run),
     ("capture", capture::run),
+    ("http1", http::http1),
+    ("hpack", http::hpack),
+    ("h2", http::h2),
     ("config", config::run),
     ("pcap", pcap::run),
 ];

@@ -15,6 +15,7 @@ use tidegate::packet::eth::{Tag, ethertype};
 use tidegate::packet::tcp::flag::{ACK, FIN, PSH, RST, SYN};
 
 use super::client_hello::ClientHello;
+use super::http_seeds;
 use super::script::{endpoint, hello_stream, op, shape, to};
 use super::setup::{V4, V6, addr};
 
@@ -34,6 +35,9 @@ pub fn all() -> Vec<Seed> {
         ("quic", super::quic::seeds()),
         ("inspector", super::inspector::seeds()),
         ("capture", super::capture::seeds()),
+        ("http1", http_seeds::http1()),
+        ("hpack", http_seeds::hpack()),
+        ("h2", http_seeds::h2()),
         ("config", texts()),
         ("pcap", captures()),
     ];

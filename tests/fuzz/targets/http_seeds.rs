@@ -4,7 +4,8 @@ use super::http::SERVER;
 
 type Named = (String, Vec<u8>);
 /// Whether it is the server's, and bytes.
-type Segments<'a> = &'a [(bool, &'a [u8])];
+type Segment<'a> = (bool, &'a [u8]);
+type Segments<'a> = &'a [Segment<'a>];
 
 /// Pieces of 3, 1 and 20 bytes, then segments.
 fn script(segments: Segments<'_>) -> Vec<u8> {
@@ -103,7 +104,7 @@ const BLOCKS: [&[u8]; 4] = [
 /// Header blocks.
 pub fn hpack() -> Vec<Named> {
     let long = [&b"\x40\x08x-tenant\x7f\x81\x07"[..], &[b'v'; 1_024]].concat();
-    let four: Vec<(bool, &[u8])> = vec![(false, &long); 4];
+    let four: Vec<Segment<'_>> = vec![(false, &long); 4];
     let mut all = named(&[
         ("examples", &BLOCKS.map(|block| (false, block))),
         ("resized", &[(false, BLOCKS[0]), (false, b"\x20\x3f\xe1\x1f\x82"), (false, b"\xbe")]),
@@ -125,11 +126,11 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
-fn client(bytes: &[u8]) -> (bool, &[u8]) {
+fn client(bytes: &[u8]) -> Segment<'_> {
     (false, bytes)
 }
 
-fn server(bytes: &[u8]) -> (bool, &[u8]) {
+fn server(bytes: &[u8]) -> Segment<'_> {
     (true, bytes)
 }
 
@@ -153,7 +154,7 @@ pub fn h2() -> Vec<Named> {
         frame(7, 0, 0, b"\0\0\0\x01\0\0\0\0debug"),
     ]
     .concat();
-    let seeds: [(&str, u8, Vec<(bool, &[u8])>); 12] = [
+    let seeds: [(&str, u8, Vec<Segment<'_>>); 12] = [
         ("requests", 0, vec![client(&open), client(&get), client(&again)]),
         ("answers", 0, vec![client(&open), client(&get), server(&answer), server(&trailers)]),
         ("continued", 0, vec![client(&open), client(&cut)]),

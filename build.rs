@@ -1,20 +1,26 @@
-//! Compiles the XDP program with clang into `$OUT_DIR/steer.o`, which `src/nic/steer.rs` embeds.
+//! Compiles the XDP programs with clang into `$OUT_DIR`: `steer.o`, which `src/nic/steer.rs` embeds,
+//! and `flood.o` of `src/nic/flood.rs`.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
-const SOURCE: &str = "src/nic/bpf/steer.c";
+const FOLDER: &str = "src/nic/bpf";
+const PROGRAMS: [&str; 2] = ["steer", "flood"];
 
 fn main() {
-    println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-env-changed=CLANG");
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("steer.o");
-    if let Err(reason) = compile(Path::new(SOURCE), &out) {
-        eprintln!("error: the XDP program {SOURCE} could not be built: {reason}");
-        eprintln!("help: it needs clang and the BPF headers; on Debian and Ubuntu:");
-        eprintln!("      apt-get install clang llvm libbpf-dev linux-libc-dev");
-        exit(1);
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    for program in PROGRAMS {
+        let source = Path::new(FOLDER).join(program).with_extension("c");
+        println!("cargo:rerun-if-changed={}", source.display());
+        if let Err(reason) = compile(&source, &out.join(program).with_extension("o")) {
+            let source = source.display();
+            eprintln!("error: the XDP program {source} could not be built: {reason}");
+            eprintln!("help: it needs clang and the BPF headers; on Debian and Ubuntu:");
+            eprintln!("      apt-get install clang llvm libbpf-dev linux-libc-dev");
+            exit(1);
+        }
     }
 }
 

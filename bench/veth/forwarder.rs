@@ -25,7 +25,10 @@ const DPDK: &str = "dpdk-testpmd";
 pub enum Kind {
     /// With this pipeline.
     Tidegate(&'static str),
-    Dpdk,
+    Dpdk {
+        /// Without its busy polling, which is on by default and costs system calls here.
+        tuned: bool,
+    },
     Kernel {
         placement: Placement,
         dnat: bool,
@@ -35,7 +38,7 @@ pub enum Kind {
 impl Kind {
     pub fn all() -> Vec<Kind> {
         let mut all: Vec<Kind> = ["l4-balancer", "llm-edge", "router"].map(Kind::Tidegate).into();
-        all.push(Kind::Dpdk);
+        all.extend([false, true].map(|tuned| Kind::Dpdk { tuned }));
         for dnat in [false, true] {
             all.extend(Placement::ALL.map(|placement| Kind::Kernel { placement, dnat }));
         }
@@ -45,7 +48,8 @@ impl Kind {
     pub fn name(self) -> String {
         match self {
             Kind::Tidegate(pipeline) => format!("tidegate {pipeline}"),
-            Kind::Dpdk => "DPDK testpmd, macfwd".to_owned(),
+            Kind::Dpdk { tuned: false } => "DPDK testpmd, macfwd".to_owned(),
+            Kind::Dpdk { tuned: true } => "DPDK testpmd, busy_budget=0".to_owned(),
             Kind::Kernel { placement, dnat } => {
                 let what = if dnat { "nftables DNAT" } else { "ip_forward" };
                 format!("Linux {what}, {}", placement.name())
@@ -55,7 +59,7 @@ impl Kind {
 
     pub fn translation(self) -> Translation {
         match self {
-            Kind::Tidegate("router") | Kind::Dpdk | Kind::Kernel { dnat: false, .. } => {
+            Kind::Tidegate("router") | Kind::Dpdk { .. } | Kind::Kernel { dnat: false, .. } => {
                 Translation::None
             }
             Kind::Tidegate(_) => Translation::Full,
@@ -70,6 +74,8 @@ pub struct Forwarder {
     pub kind: Kind,
     pub bed: Bed,
     process: Option<Process>,
+    /// The kernel's threads that forward, where it has some of its own for that.
+    kernel_threads: Vec<i32>,
     /// Its configuration, socket and output.
     _dir: TempDir,
 }
@@ -80,19 +86,22 @@ impl Forwarder {
     pub fn start(kind: Kind) -> anyhow::Result<Forwarder> {
         let bed = Bed::new()?;
         let dir = tempfile::tempdir()?;
+        let mut kernel_threads = Vec::new();
         let process = match kind {
             Kind::Tidegate(pipeline) => Some(start_tidegate(&bed, pipeline, dir.path())?),
-            Kind::Dpdk => Some(start_dpdk(&bed, dir.path())?),
+            Kind::Dpdk { tuned } => Some(start_dpdk(&bed, tuned, dir.path())?),
             Kind::Kernel { placement, dnat } => {
-                kernel::forward(&bed.router, placement, dnat)?;
+                kernel_threads = kernel::forward(&bed.router, placement, dnat)?;
                 None
             }
         };
-        Ok(Forwarder { kind, bed, process, _dir: dir })
+        Ok(Forwarder { kind, bed, process, kernel_threads, _dir: dir })
     }
 
-    pub fn process_id(&self) -> Option<u32> {
-        self.process.as_ref().map(Process::id)
+    /// What does the forwarding, as processes: of the kernel's ways only the one with threads.
+    pub fn process_ids(&self) -> Vec<i32> {
+        let process = self.process.as_ref().map(|p| p.id().cast_signed());
+        process.into_iter().chain(self.kernel_threads.iter().copied()).collect()
     }
 
     /// # Errors
@@ -190,10 +199,10 @@ vip = "203.0.113.10"
 class = "bulk"
 "#;
 
-fn start_dpdk(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
+fn start_dpdk(bed: &Bed, tuned: bool, dir: &Path) -> anyhow::Result<Process> {
     let log = dir.join("testpmd.log");
     let mut command = Command::new("sh");
-    command.env("RUNTIME_DIRECTORY", dir).args(["-c", &dpdk_command(&log)]);
+    command.env("RUNTIME_DIRECTORY", dir).args(["-c", &dpdk_command(tuned, &log)]);
     let mut process = bed.router.spawn(command)?;
     let read = || fs::read_to_string(&log).unwrap_or_default();
     let forwards = wait_for(START_LIMIT, DPDK, || {
@@ -215,9 +224,10 @@ fn start_dpdk(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
 }
 
 /// The forwarding thread has the router's core; the first core's only waits.
-fn dpdk_command(log: &Path) -> String {
+fn dpdk_command(tuned: bool, log: &Path) -> String {
+    let options = if tuned { ",busy_budget=0" } else { "" };
     let port = |n: u8, interface: &str| {
-        format!("--vdev net_af_xdp{n},iface={interface},start_queue=0,queue_count=1")
+        format!("--vdev net_af_xdp{n},iface={interface},start_queue=0,queue_count=1{options}")
     };
     format!(
         "exec {DPDK} -l {GENERATOR_CORE},{ROUTER_CORE} --no-huge -m 256 --no-pci --no-shconf \
@@ -239,6 +249,7 @@ pub fn check_programs() -> anyhow::Result<()> {
         ("ip", "iproute2"),
         ("ethtool", "ethtool"),
         ("taskset", "util-linux"),
+        ("renice", "bsdutils"),
     ];
     let path = std::env::var_os("PATH").context("no PATH")?;
     let dirs: Vec<_> = std::env::split_paths(&path).collect();

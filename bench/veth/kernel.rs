@@ -18,8 +18,7 @@ pub enum Placement {
     SameCore,
     /// Receive packet steering (Documentation/networking/scaling.rst) to the router's core.
     Rps,
-    /// Threaded NAPI (Documentation/networking/napi.rst), its thread on the router's core; with
-    /// GRO, without which a veth device has no NAPI.
+    /// Threaded NAPI (Documentation/networking/napi.rst), its thread on the router's core.
     Threaded,
 }
 
@@ -35,25 +34,32 @@ impl Placement {
     }
 }
 
-/// Switches forwarding on, and destination NAT if asked for.
+/// Switches forwarding on, and destination NAT if asked for. Returns the threads that the kernel
+/// forwards with.
 ///
 /// # Errors
 /// What `nft` or the kernel say.
-pub fn forward(router: &Namespace, placement: Placement, dnat: bool) -> anyhow::Result<()> {
+pub fn forward(
+    router: &Namespace,
+    placement: Placement,
+    dnat: bool,
+) -> anyhow::Result<Vec<i32>> {
     router.sysctl("net.ipv4.ip_forward", "1")?;
+    // Without GRO or a program a veth device has no NAPI, and takes no XDP frames.
+    router.run("ethtool", &["-K", "wan", "gro", "on"])?;
     if dnat {
         let rules = dnat_rules();
         router.run("nft", &[&rules]).context("`nft` is of the package nftables")?;
     }
     match placement {
-        Placement::SameCore => {}
+        Placement::SameCore => Ok(Vec::new()),
         Placement::Rps => {
             let mask = format!("{:x}", 1 << ROUTER_CORE);
             write_sysfs(router, "class/net/wan/queues/rx-0/rps_cpus", &mask)?;
+            Ok(Vec::new())
         }
-        Placement::Threaded => thread_napi(router)?,
+        Placement::Threaded => thread_napi(router),
     }
-    Ok(())
 }
 
 /// Each flow to one of the backends, as the balancers do it.
@@ -69,22 +75,24 @@ fn dnat_rules() -> String {
     )
 }
 
-fn thread_napi(router: &Namespace) -> anyhow::Result<()> {
+fn thread_napi(router: &Namespace) -> anyhow::Result<Vec<i32>> {
     let before = napi_threads()?;
-    router.run("ethtool", &["-K", "wan", "gro", "on"])?;
     write_sysfs(router, "class/net/wan/threaded", "1")?;
-    let mut new = Vec::new();
+    let mut new: Vec<i32> = Vec::new();
     let started = wait_for(Duration::from_secs(2), "NAPI's thread", || {
-        new = napi_threads().unwrap_or_default().difference(&before).copied().collect();
+        let now = napi_threads().unwrap_or_default();
+        new = now.difference(&before).copied().collect();
         !new.is_empty()
     });
     started.context("threaded NAPI (Linux 5.12)")?;
     let mut core = CpuSet::new();
     core.set(ROUTER_CORE)?;
-    for id in new {
+    for &id in &new {
         sched_setaffinity(Pid::from_raw(id), &core).context("pinning NAPI's thread")?;
+        // As high as the other forwarders are.
+        router.run("renice", &["-n", "-20", "-p", &id.to_string()])?;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// All threads that poll devices called `wan`: those that appear when ours is switched are ours.

@@ -9,6 +9,7 @@ mod bed;
 mod forwarder;
 mod kernel;
 mod measure;
+mod priority;
 mod report;
 mod sink;
 
@@ -68,6 +69,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     ensure!(cores > bed::ROUTER_CORE, "a generator's and a router's core are needed: two at least");
     check_programs()?;
+    let _priority = priority::raise()?;
     let (rounds, seconds) = if cli.quick { (1, 0.3) } else { (cli.rounds, cli.seconds) };
     ensure!(rounds > 0 && (0.05..=60.0).contains(&seconds), "nothing to measure, or too much");
     let window = Duration::from_secs_f64(seconds);

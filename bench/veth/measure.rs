@@ -28,6 +28,16 @@ pub struct Sample {
     pub forwarded: f64,
     /// Share of all cores that other programs had meanwhile.
     pub disturbed: f64,
+    /// Processor time that the forwarder's own threads took, and how much of it inside the kernel.
+    /// `None` where they are not told apart from the generator's.
+    pub cost: Option<Cost>,
+}
+
+/// Of the router's core.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    pub ns_per_packet: f64,
+    pub kernel_share: f64,
 }
 
 impl Sample {
@@ -60,17 +70,53 @@ fn run(f: &Forwarder, traffic: Traffic, window: Duration) -> anyhow::Result<Samp
         anyhow::bail!("nothing comes to the sink");
     }
     sleep(WARM_UP);
-    let load = Load::read(f.process_id());
+    let ids = f.process_ids();
+    let (load, spent) = (Load::read(&ids), Spent::read(&ids));
     let (from, start) = (received()?, Instant::now());
     sleep(window);
     let (to, elapsed) = (received()?, start.elapsed());
-    let disturbed = Load::read(f.process_id()).others_since(&load, elapsed);
+    let disturbed = Load::read(&ids).others_since(&load, elapsed);
+    let cost = (!ids.is_empty()).then(|| Spent::read(&ids).since(&spent, to - from));
     let report = sending.finish()?;
     Ok(Sample {
         offered: report.tx.packets_per_second,
         forwarded: (to - from) as f64 / elapsed.as_secs_f64(),
         disturbed,
+        cost,
     })
+}
+
+/// Processor time of processes: nanoseconds of all their threads (schedstat), and ticks in user and
+/// in kernel mode.
+struct Spent {
+    ns: u64,
+    user: u64,
+    kernel: u64,
+}
+
+impl Spent {
+    fn read(processes: &[i32]) -> Spent {
+        let mut spent = Spent { ns: 0, user: 0, kernel: 0 };
+        for &id in processes {
+            let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten();
+            for thread in threads.flatten() {
+                let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+                let ran = stat.split_whitespace().next().and_then(|n| n.parse().ok());
+                spent.ns += ran.unwrap_or(0);
+            }
+            let [user, kernel] = times(&id.to_string());
+            (spent.user, spent.kernel) = (spent.user + user, spent.kernel + kernel);
+        }
+        spent
+    }
+
+    fn since(&self, earlier: &Spent, packets: u64) -> Cost {
+        let (user, kernel) = (self.user - earlier.user, self.kernel - earlier.kernel);
+        Cost {
+            ns_per_packet: (self.ns - earlier.ns) as f64 / packets.max(1) as f64,
+            kernel_share: kernel as f64 / (user + kernel).max(1) as f64,
+        }
+    }
 }
 
 /// Time in user mode, in clock ticks: of all programs, and of those that belong to the measurement.
@@ -82,7 +128,7 @@ struct Load {
 }
 
 impl Load {
-    fn read(forwarder: Option<u32>) -> Load {
+    fn read(forwarder: &[i32]) -> Load {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         let of: Vec<u64> = stat
             .lines()
@@ -90,7 +136,8 @@ impl Load {
             .map(|l| l.split_whitespace().filter_map(|n| n.parse().ok()).collect())
             .unwrap_or_default();
         let at = |i: usize| of.get(i).copied().unwrap_or(0);
-        let ours = user_time("self") + forwarder.map_or(0, |id| user_time(&id.to_string()));
+        let theirs: u64 = forwarder.iter().map(|id| times(&id.to_string())[0]).sum();
+        let ours = times("self")[0] + theirs;
         Load { all: at(0) + at(1), stolen: at(7), ours }
     }
 
@@ -103,9 +150,10 @@ impl Load {
     }
 }
 
-/// `utime` of proc_pid_stat(5): the 12th field after the name.
-fn user_time(process: &str) -> u64 {
+/// `utime` and `stime` of proc_pid_stat(5), the 12th and the 13th field after the name.
+fn times(process: &str) -> [u64; 2] {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    after_name.split_whitespace().nth(11).and_then(|n| n.parse().ok()).unwrap_or(0)
+    let mut fields = after_name.split_whitespace().skip(11).map(|n| n.parse().unwrap_or(0));
+    [fields.next().unwrap_or(0), fields.next().unwrap_or(0)]
 }

@@ -23,17 +23,21 @@ pub struct Results {
 /// Whom a forwarder is compared with.
 #[derive(Clone, Copy)]
 enum Peer {
-    Dpdk,
+    Dpdk {
+        tuned: bool,
+    },
     /// The best of the kernel's variants.
     Kernel {
         dnat: bool,
     },
 }
 
-const PEERS: [(&str, Peer); 3] = [
-    ("x DPDK", Peer::Dpdk),
-    ("x Linux", Peer::Kernel { dnat: false }),
-    ("x DNAT", Peer::Kernel { dnat: true }),
+/// Heading of the table, key of the JSON.
+const PEERS: [(&str, &str, Peer); 4] = [
+    ("x DPDK", "ratio_dpdk", Peer::Dpdk { tuned: false }),
+    ("x tuned", "ratio_dpdk_tuned", Peer::Dpdk { tuned: true }),
+    ("x Linux", "ratio_linux", Peer::Kernel { dnat: false }),
+    ("x DNAT", "ratio_linux_dnat", Peer::Kernel { dnat: true }),
 ];
 
 impl Results {
@@ -54,10 +58,17 @@ impl Results {
         median(self.of(kind, traffic).iter().map(|s| s.forwarded))
     }
 
+    /// Medians of processor time a packet, in nanoseconds, and of the kernel's share of it.
+    fn cost(&self, kind: Kind, traffic: Traffic) -> Option<(f64, f64)> {
+        let costs: Vec<_> = self.of(kind, traffic).iter().filter_map(|s| s.cost).collect();
+        let ns = median(costs.iter().map(|c| c.ns_per_packet));
+        (!costs.is_empty()).then(|| (ns, median(costs.iter().map(|c| c.kernel_share))))
+    }
+
     /// The peer's forwarder: of the kernel's, the one that was best with this traffic.
     fn peer(&self, peer: Peer, traffic: Traffic) -> Option<Kind> {
         let is_meant = |kind: &&Kind| match (peer, **kind) {
-            (Peer::Dpdk, Kind::Dpdk) => true,
+            (Peer::Dpdk { tuned }, Kind::Dpdk { tuned: is }) => tuned == is,
             (Peer::Kernel { dnat }, Kind::Kernel { dnat: has, .. }) => dnat == has,
             _ => false,
         };
@@ -91,15 +102,13 @@ impl Results {
                     "offered_pps": median(samples.iter().map(|s| s.offered)),
                     "forwarded_pps": self.forwarded(kind, traffic),
                     "loss": median(samples.iter().map(Sample::loss)),
+                    "cpu_ns_per_packet": self.cost(kind, traffic).map(|c| c.0),
+                    "cpu_kernel_share": self.cost(kind, traffic).map(|c| c.1),
                     "rounds": samples.iter().map(|s| s.forwarded).collect::<Vec<_>>(),
                     "disturbed": samples.iter().map(|s| s.disturbed).collect::<Vec<_>>(),
                 });
-                for (name, peer) in [
-                    ("ratio_dpdk", Peer::Dpdk),
-                    ("ratio_linux", Peer::Kernel { dnat: false }),
-                    ("ratio_linux_dnat", Peer::Kernel { dnat: true }),
-                ] {
-                    row[name] = json!(self.ratio(kind, peer, traffic));
+                for (_, key, peer) in PEERS {
+                    row[key] = json!(self.ratio(kind, peer, traffic));
                 }
                 rows.push(row);
             }
@@ -121,8 +130,9 @@ impl fmt::Display for Results {
         for traffic in TRAFFIC {
             let flows = if traffic.flows == 1 { "flow" } else { "flows" };
             writeln!(f, "\n{} B frames, {} {flows}; Mpps", traffic.size, traffic.flows)?;
-            write!(f, "{:<36}{:>9}{:>11}{:>8}", "", "offered", "forwarded", "loss")?;
-            PEERS.iter().try_for_each(|(name, _)| write!(f, "{name:>9}"))?;
+            write!(f, "{:<36}{:>9}{:>11}", "", "offered", "forwarded")?;
+            write!(f, "{:>8}{:>8}", "ns/pkt", "kernel")?;
+            PEERS.iter().try_for_each(|(name, ..)| write!(f, "{name:>9}"))?;
             writeln!(f)?;
             for &kind in &self.kinds {
                 self.fmt_row(f, kind, traffic)?;
@@ -132,8 +142,11 @@ impl fmt::Display for Results {
         let (median, max) = self.disturbed();
         writeln!(
             f,
-            "\nMedians of {rounds} rounds of {} s each; generator on core 0, router on core 1; \
-             ratios to DPDK and to the best of the kernel's ways.\n\
+            "\nMedians of {rounds} rounds of {} s each; generator on core 0, router on core 1.\n\
+             ns/pkt: processor time of the forwarder's own threads for a forwarded packet, and how \
+             much of it in the kernel.\n\
+             x: ratio to DPDK as it comes, to DPDK tuned, to the best of the kernel's ways to \
+             forward, and to translate.\n\
              {}, Linux {}. Other programs had {:.0} % of \
              the machine, {:.0} % at most.",
             self.seconds,
@@ -154,13 +167,16 @@ impl Results {
         let samples = self.of(kind, traffic);
         write!(
             f,
-            "{:<36}{:>9.3}{:>11.3}{:>7.1}%",
+            "{:<36}{:>9.3}{:>11.3}",
             kind.name(),
             median(samples.iter().map(|s| s.offered)) / 1e6,
             self.forwarded(kind, traffic) / 1e6,
-            median(samples.iter().map(Sample::loss)) * 100.0,
         )?;
-        for (_, peer) in PEERS {
+        match self.cost(kind, traffic) {
+            Some((ns, kernel)) => write!(f, "{ns:>8.0}{:>7.0}%", kernel * 100.0)?,
+            None => write!(f, "{:>8}{:>8}", "-", "-")?,
+        }
+        for (.., peer) in PEERS {
             match self.ratio(kind, peer, traffic) {
                 Some(ratio) => write!(f, "{ratio:>9.2}")?,
                 None => write!(f, "{:>9}", "-")?,

@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod ethtool;
+pub mod flood;
 pub mod link;
 pub mod memory;
 pub mod open;

@@ -6,7 +6,6 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::base::Nanos;
-use crate::nic::PortMode;
 
 /// Latencies beyond this count as this much.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
@@ -55,11 +54,11 @@ impl Side {
 }
 
 impl Meter {
-    pub(super) fn new(interface: &str, mode: &PortMode, now: Nanos) -> Meter {
+    pub(super) fn new(interface: &str, native: bool, zero_copy: bool, now: Nanos) -> Meter {
         Meter {
             interface: interface.to_owned(),
-            native: mode.native,
-            zero_copy: mode.zero_copy,
+            native,
+            zero_copy,
             tx: Side::default(),
             rx: Side::default(),
             // Fails only on bounds out of order.

@@ -39,11 +39,7 @@ impl Placement {
 ///
 /// # Errors
 /// What `nft` or the kernel say.
-pub fn forward(
-    router: &Namespace,
-    placement: Placement,
-    dnat: bool,
-) -> anyhow::Result<Vec<i32>> {
+pub fn forward(router: &Namespace, placement: Placement, dnat: bool) -> anyhow::Result<Vec<i32>> {
     router.sysctl("net.ipv4.ip_forward", "1")?;
     // Without GRO or a program a veth device has no NAPI, and takes no XDP frames.
     router.run("ethtool", &["-K", "wan", "gro", "on"])?;

@@ -10,27 +10,52 @@ const HIGHEST: &str = "-20";
 /// The scheduler weighs sessions first (sched(7), autogroup), programs within one second.
 const GROUP: &str = "/proc/self/autogroup";
 
-/// The session's priority, put back on drop and on Ctrl-C.
+/// What was raised beside this process, put back on drop and on Ctrl-C.
+#[derive(Clone)]
 pub struct Raised {
-    /// None where the kernel has no autogroups.
+    /// The session's; none where the kernel has no autogroups.
     group_before: Option<String>,
+    /// The threads that the kernel forwards with where packets come faster than its softirqs end,
+    /// and what they had.
+    softirqs_before: Vec<(String, String)>,
 }
 
-/// Raises this program and its session. Forwarders inherit both. To be called before any thread is
-/// started.
+/// Raises this program, its session and the kernel's softirqs. Forwarders inherit the first two. To
+/// be called before any thread is started.
 ///
 /// # Errors
 /// `renice` failing, or no thread to be had.
 pub fn raise() -> anyhow::Result<Raised> {
-    let id = std::process::id().to_string();
-    let renice = Command::new("renice").args(["-n", HIGHEST, "-p", &id]).output();
-    renice.context("`renice` is of the package bsdutils")?;
-    let group_before = group_nice();
-    if group_before.is_some() {
+    renice(HIGHEST, &std::process::id().to_string())?;
+    let raised = Raised { group_before: group_nice(), softirqs_before: softirqs()? };
+    restore_on_signal(raised.clone())?;
+    if raised.group_before.is_some() {
         fs::write(GROUP, HIGHEST).context(GROUP)?;
     }
-    restore_on_signal(group_before.clone())?;
-    Ok(Raised { group_before })
+    for (id, _) in &raised.softirqs_before {
+        renice(HIGHEST, id)?;
+    }
+    Ok(raised)
+}
+
+fn renice(nice: &str, id: &str) -> anyhow::Result<()> {
+    let done = Command::new("renice").args(["-n", nice, "-p", id]).output();
+    done.context("`renice` is of the package bsdutils")?;
+    Ok(())
+}
+
+/// Process and nice value (field 19 of proc_pid_stat(5)) of each `ksoftirqd`.
+fn softirqs() -> anyhow::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        // A process that has just ended is not one of them.
+        let stat = fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
+        let Some((id, rest)) = stat.split_once(" (ksoftirqd/") else { continue };
+        if let Some(nice) = rest.split_whitespace().nth(17) {
+            found.push((id.to_owned(), nice.to_owned()));
+        }
+    }
+    Ok(found)
 }
 
 /// The number at the end of `/autogroup-12 nice 0`.
@@ -40,12 +65,12 @@ fn group_nice() -> Option<String> {
 }
 
 /// Namespaces and forwarders end with this process; the session's priority would not.
-fn restore_on_signal(group_before: Option<String>) -> anyhow::Result<()> {
+fn restore_on_signal(raised: Raised) -> anyhow::Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block()?;
     let wait = move || {
         let signal = signals.wait();
-        drop(Raised { group_before });
+        drop(raised);
         std::process::exit(128 + signal.map_or(1, |s| s as i32));
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
@@ -56,6 +81,9 @@ impl Drop for Raised {
     fn drop(&mut self) {
         if let Some(nice) = &self.group_before {
             let _ = fs::write(GROUP, nice);
+        }
+        for (id, nice) in &self.softirqs_before {
+            let _ = renice(nice, id);
         }
     }
 }

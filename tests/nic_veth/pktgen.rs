@@ -52,10 +52,9 @@ fn what_is_sent_is_received_and_timed() {
 #[test]
 fn what_the_kernel_sends_is_correct_and_of_all_flows() {
     // In both, ports run over and the address goes on.
-    for (src, dst) in [
-        ("198.18.0.1:65500", "203.0.113.1:443"),
-        ("[2001:2::1]:65500", "[2001:db8::1]:443"),
-    ] {
+    for (src, dst) in
+        [("198.18.0.1:65500", "203.0.113.1:443"), ("[2001:2::1]:65500", "[2001:db8::1]:443")]
+    {
         with_veth(1, || {
             let mut receiver = Side::open("v1", 1, AttachMode::Native).takes_everything();
             receiver.beats[0].beat(kernel_now());

@@ -10,14 +10,16 @@ use crate::bed::Traffic;
 use crate::forwarder::Kind;
 use crate::measure::Sample;
 
-/// Above this share of the machine, others' work makes a measurement doubtful.
-const DISTURBED: f64 = 0.05;
+/// Above this share of the machine, others' work makes a measurement doubtful: once more, then.
+pub const DISTURBED: f64 = 0.05;
 
 /// All samples, in the order of rounds.
 pub struct Results {
     kinds: Vec<Kind>,
     seconds: f64,
     samples: Vec<(Kind, Traffic, Sample)>,
+    /// Measurements that were thrown away, because others had too much of the machine.
+    pub repeated: u32,
 }
 
 /// Whom a forwarder is compared with.
@@ -42,7 +44,7 @@ const PEERS: [(&str, &str, Peer); 4] = [
 
 impl Results {
     pub fn new(kinds: Vec<Kind>, seconds: f64) -> Results {
-        Results { kinds, seconds, samples: Vec::new() }
+        Results { kinds, seconds, samples: Vec::new(), repeated: 0 }
     }
 
     pub fn add(&mut self, kind: Kind, traffic: Traffic, sample: Sample) {
@@ -120,6 +122,7 @@ impl Results {
             "seconds_each": self.seconds,
             "disturbed_median": median,
             "disturbed_max": max,
+            "repeated": self.repeated,
             "results": rows,
         })
     }
@@ -148,12 +151,13 @@ impl fmt::Display for Results {
              x: ratio to DPDK as it comes, to DPDK tuned, to the best of the kernel's ways to \
              forward, and to translate.\n\
              {}, Linux {}. Other programs had {:.0} % of \
-             the machine, {:.0} % at most.",
+             the machine, {:.0} % at most; {} measurements were done again for that.",
             self.seconds,
             cpu(),
             read("/proc/sys/kernel/osrelease"),
             median * 100.0,
             max * 100.0,
+            self.repeated,
         )?;
         if median > DISTURBED {
             writeln!(f, "That is too much for these figures to be trusted.")?;

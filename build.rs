@@ -1,5 +1,5 @@
-//! Compiles the XDP programs with clang into `$OUT_DIR`: `steer.o`, which `src/nic/steer.rs` embeds,
-//! and `flood.o` of `src/nic/flood.rs`.
+//! Compiles the XDP programs with clang into `$OUT_DIR`: `steer.o`, which `src/nic/steer.rs`
+//! embeds, and `flood.o` of `src/nic/flood.rs`.
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
-// Sends UDP packets of many flows from an interface, for `tidegate pktgen --engine xdp`. It is never
-// attached: the kernel runs it over frames of its own (BPF_PROG_RUN with live frames, Linux 5.18),
-// and each frame leaves as an XDP frame, for which no socket buffer is made.
+// Sends UDP packets of many flows from an interface, for `tidegate pktgen --engine xdp`. It is
+// never attached: the kernel runs it over frames of its own (BPF_PROG_RUN with live frames, Linux
+// 5.18), and each leaves as an XDP frame, for which no socket buffer is made.
 //
-// Frames come back with whatever a forwarder has written into them, so all headers are written anew.
+// Frames come back with whatever a forwarder has written into them: all headers are written anew.
 
 #include <linux/bpf.h>
 #include <linux/in.h>

@@ -72,6 +72,8 @@ fn forward() -> ForwardSpec {
             mode: ForwardMode::Nat,
             canary_share: 10_000,
             idle_established: Duration::from_secs(7_440),
+            delay: None,
+            rule_pools: Vec::new(),
         }],
         pools: vec![PoolSpec {
             id: PoolId(0),

@@ -110,6 +110,18 @@ pub struct FileService {
     pub bind: Plain<FileBind>,
     pub canary_percent: Plain<f64>,
     pub idle_timeout: Noted<Duration>,
+    pub bind_timeout: Noted<Duration>,
+    pub promise: Plain<FilePromise>,
+}
+
+/// What clients are told before their backend is known.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FilePromise {
+    pub mss: Plain<i64>,
+    pub window_scale: Plain<i64>,
+    pub sack: Option<bool>,
+    pub timestamps: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -210,6 +222,7 @@ pub struct FileRule {
     pub dscp: Many<Dscp>,
     pub port: Many<PortNumber>,
     pub class: Plain<String>,
+    pub pool: Plain<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -129,6 +129,7 @@ fn kind_text(kind: FlowKind) -> &'static str {
         FlowKind::Nat => "nat",
         FlowKind::Dnat => "dnat",
         FlowKind::Dsr => "dsr",
+        FlowKind::Spliced => "spliced",
     }
 }
 

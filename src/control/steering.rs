@@ -56,8 +56,8 @@ fn at(e: &VipEntry) -> (Addr, u16, u8) {
 fn returns(spec: &ForwardSpec) -> Vec<VipEntry> {
     let dnat = spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat);
     dnat.flat_map(|s| {
-        let pool = spec.pools.get(usize::from(s.pool.0));
-        let backends = pool.into_iter().flat_map(|p| &p.backends);
+        let pools = s.pools().filter_map(|p| spec.pools.get(usize::from(p.0)));
+        let backends = pools.flat_map(|p| &p.backends);
         backends.map(|b| endpoint(b.addr, b.port, s.proto, s.canary_share))
     })
     .collect()

@@ -24,6 +24,8 @@ pub enum FlowKind {
     Dnat,
     /// Only MAC addresses change, and answers don't come back this way.
     Dsr,
+    /// Two connections made one: source, destination and what the server counts are translated.
+    Spliced,
 }
 
 /// A resolved next hop.

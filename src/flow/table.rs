@@ -78,6 +78,7 @@ pub struct FlowTable {
     timers: Timers,
     half_open: u32,
     half_open_evicted: u64,
+    removals: u64,
     limits: FlowLimits,
     timeouts: Ticks,
     seed: Seed,
@@ -124,6 +125,7 @@ impl FlowTable {
             timers: Timers::new(n),
             half_open: 0,
             half_open_evicted: 0,
+            removals: 0,
             limits,
             timeouts: Ticks {
                 half_open: ticks(timeouts.half_open),
@@ -161,6 +163,12 @@ impl FlowTable {
     /// Handshakes forgotten for newer ones since the start.
     pub fn half_open_evicted(&self) -> u64 {
         self.half_open_evicted
+    }
+
+    /// Flows that left the table since the start: what was looked up before one did may refer to a
+    /// place that holds another flow by now.
+    pub fn removals(&self) -> u64 {
+        self.removals
     }
 
     /// Memory of the table in bytes: entries, timers and index.
@@ -429,6 +437,7 @@ impl FlowTable {
         }
         self.flows[r.0 as usize] = Flow::vacant();
         self.timers.add_vacant(r.0);
+        self.removals += 1;
     }
 }
 

@@ -48,6 +48,12 @@ impl TcpState {
         matches!(self, TcpState::SynSent | TcpState::SynReceived)
     }
 
+    /// Both sides have closed, or one has reset.
+    #[inline]
+    pub fn has_ended(self) -> bool {
+        matches!(self, TcpState::TimeWait | TcpState::Reset)
+    }
+
     /// The state after one more packet. `answers_seen` is false for flows whose answers take
     /// another way (DSR): there the client's ACK alone completes the handshake.
     #[inline]

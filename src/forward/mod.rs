@@ -9,6 +9,7 @@ pub mod parking;
 pub mod ports;
 pub mod routes;
 pub mod spec;
+pub mod splice;
 mod table;
 pub mod tables;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use super::splice::Promise;
 use crate::base::{Addr, Prefix};
 
 /// A pool: its index in the configuration's order.
@@ -29,6 +30,23 @@ pub enum ForwardMode {
     Dsr,
 }
 
+/// What a client must have sent before its connection gets a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindAt {
+    /// A whole TLS ClientHello.
+    Hello,
+}
+
+/// Delayed binding of a service's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delay {
+    pub at: BindAt,
+    /// A client that has not sent it by then is reset, milliseconds.
+    pub timeout_ms: u32,
+    /// What clients are told before a backend is known.
+    pub promise: Promise,
+}
+
 /// A virtual address and port that clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
@@ -45,6 +63,17 @@ pub struct ServiceSpec {
     pub canary_share: u16,
     /// Idle time after which an established flow is forgotten (RFC 5382 REQ-5: at least 2 h 4 min).
     pub idle_established: Duration,
+    /// `None`: a backend is chosen with the first packet.
+    pub delay: Option<Delay>,
+    /// Pools that rules may choose instead of `pool`; empty without delay.
+    pub rule_pools: Vec<PoolId>,
+}
+
+impl ServiceSpec {
+    /// All pools that its connections may go to.
+    pub fn pools(&self) -> impl Iterator<Item = PoolId> {
+        std::iter::once(self.pool).chain(self.rule_pools.iter().copied())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

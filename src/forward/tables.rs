@@ -1,14 +1,14 @@
 //! What the balancer looks up: services, pools, backends, NAT ports, and which worker owns a flow.
 //! Immutable; a reload builds a new one.
 
-use crate::base::hash::{hash_endpoint, pick};
+use crate::base::hash::{hash_endpoint, hash1, pick};
 use crate::base::{Addr, Seed};
 use crate::packet::meta::PacketFlags;
 use crate::packet::{DropReason, FlowKey, PacketMeta};
 
 use super::maglev::{Candidate, Maglev};
 use super::ports::NatPorts;
-use super::spec::{BackendId, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
+use super::spec::{BackendId, Delay, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
 use super::table::AddrTable;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
@@ -27,6 +27,8 @@ pub struct Service {
     pub proto: u8,
     /// Idle time after which an established flow is forgotten.
     pub idle_established_ms: u32,
+    /// `None`: bound with the first packet.
+    pub delay: Option<Delay>,
 }
 
 /// A backend, as much of it as packets need.
@@ -74,9 +76,10 @@ impl Tables {
         let by_vip: Vec<_> = indexed().map(|(i, s)| (s.vip, tag(s.port, s.proto), i)).collect();
         let vips: Vec<_> = indexed().map(|(i, s)| (s.vip, 0, i)).collect();
         let mut returns = Vec::new();
-        for s in services.iter().filter(|s| s.mode == ForwardMode::Dnat) {
-            let pool = spec.pools.get(usize::from(s.pool.0));
-            let specs = pool.into_iter().flat_map(|p| &p.backends);
+        for s in spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat) {
+            let pools = s.pools();
+            let pools = pools.filter_map(|p| spec.pools.get(usize::from(p.0)));
+            let specs = pools.flat_map(|p| &p.backends);
             returns.extend(specs.map(|b| (b.addr, tag(b.port, s.proto), 0)));
         }
         Tables {
@@ -109,8 +112,24 @@ impl Tables {
     /// # Errors
     /// [`DropReason::NoBackend`] where no backend of the pool has a weight above zero.
     pub fn choose(&self, service: &Service, key: &FlowKey) -> Result<&Backend, DropReason> {
-        let maglev = self.pools.get(usize::from(service.pool.0)).and_then(Option::as_ref);
-        let index = maglev.ok_or(DropReason::NoBackend)?.pick(key.hash(CHOICE_SEED));
+        self.choose_from(service.pool, key, 0)
+    }
+
+    /// As [`Tables::choose`], from a pool of the caller's choice. Where a backend doesn't take the
+    /// flow, other numbers of the `attempt` lead to others.
+    ///
+    /// # Errors
+    /// As [`Tables::choose`].
+    pub fn choose_from(
+        &self,
+        pool: PoolId,
+        key: &FlowKey,
+        attempt: u32,
+    ) -> Result<&Backend, DropReason> {
+        let maglev = self.pools.get(usize::from(pool.0)).and_then(Option::as_ref);
+        let hash = key.hash(CHOICE_SEED);
+        let hash = if attempt == 0 { hash } else { hash1(CHOICE_SEED, hash ^ u64::from(attempt)) };
+        let index = maglev.ok_or(DropReason::NoBackend)?.pick(hash);
         self.backends.get(usize::from(index)).ok_or(DropReason::NoBackend)
     }
 
@@ -173,6 +192,7 @@ impl Service {
             port: s.port,
             proto: s.proto,
             idle_established_ms: s.idle_established.as_millis().try_into().unwrap_or(u32::MAX),
+            delay: s.delay,
         }
     }
 }
@@ -207,6 +227,8 @@ mod tests {
             mode,
             canary_share: 10_000,
             idle_established: Duration::from_secs(7440),
+            delay: None,
+            rule_pools: Vec::new(),
         }
     }
 

@@ -6,7 +6,9 @@ use super::stages::balance::Balance;
 use super::stages::classify::Classify;
 use super::stages::inspect::Inspect;
 use super::stages::route::Route;
+use super::stages::splice::{Splice, SpliceLimits};
 use super::stages::tap::Tap;
+use crate::base::Seed;
 use crate::flow::Flow;
 use crate::packet::Batch;
 
@@ -26,14 +28,18 @@ enum StageKind {
 impl Pipeline {
     /// Compiles a description. [`StageSpec::Shape`] makes no stage: it says that egress queues are
     /// class trees, which is for whoever builds those.
-    pub fn compile(spec: &PipelineSpec) -> Pipeline {
+    /// With `splice` the balancer can also bind connections after what their client says.
+    pub fn compile(spec: &PipelineSpec, splice: Option<(SpliceLimits, Seed)>) -> Pipeline {
         let stages = spec.stages.iter().filter_map(|stage| match stage {
             StageSpec::Inspect { hello_bytes_max, flows_max } => {
                 let inspect = Inspect::new(*hello_bytes_max, *flows_max);
                 Some(StageKind::Inspect(Box::new(inspect)))
             }
             StageSpec::Classify => Some(StageKind::Classify(Classify::new())),
-            StageSpec::Balance => Some(StageKind::Balance(Balance::new())),
+            StageSpec::Balance => Some(StageKind::Balance(match &splice {
+                Some((limits, seed)) => Balance::with_splice(Splice::new(limits, *seed)),
+                None => Balance::new(),
+            })),
             StageSpec::Route => Some(StageKind::Route(Route::new())),
             StageSpec::Shape => None,
             StageSpec::Tap => Some(StageKind::Tap(Tap::new())),
@@ -57,26 +63,48 @@ impl Pipeline {
 
     /// A flow left the table: whatever a stage keeps for it is free.
     #[inline]
-    pub fn forget(&mut self, flow: &Flow) {
+    pub fn forget(&mut self, flow: &Flow, seed: Seed) {
         for stage in &mut self.stages {
-            if let StageKind::Inspect(inspect) = stage {
-                inspect.forget(flow);
+            match stage {
+                StageKind::Inspect(inspect) => inspect.forget(flow),
+                StageKind::Balance(balance) => balance.forget(flow, seed),
+                _ => {}
             }
         }
     }
 
+    /// Does what is due without a packet: what is made goes to `cx.replies`.
+    pub fn tick(&mut self, cx: &mut Cx<'_>) {
+        for stage in &mut self.stages {
+            if let StageKind::Balance(balance) = stage {
+                balance.tick(cx);
+            }
+        }
+    }
+
+    /// Connections that are being bound now.
+    pub fn bindings(&self) -> usize {
+        let splice = self.stages.iter().find_map(|stage| match stage {
+            StageKind::Balance(balance) => balance.splice(),
+            _ => None,
+        });
+        splice.map_or(0, Splice::bindings)
+    }
+
     /// Takes what the stages of a pipeline that is replaced know of flows.
     pub fn take_over(&mut self, old: &mut Pipeline) {
-        let kept = old.stages.iter_mut().find_map(|s| match s {
-            StageKind::Inspect(inspect) => Some(inspect),
-            _ => None,
-        });
-        let inspect = self.stages.iter_mut().find_map(|s| match s {
-            StageKind::Inspect(inspect) => Some(inspect),
-            _ => None,
-        });
-        if let (Some(inspect), Some(old)) = (inspect, kept) {
-            inspect.take_over(old);
+        for stage in &mut self.stages {
+            for old in &mut old.stages {
+                match (&mut *stage, old) {
+                    (StageKind::Inspect(inspect), StageKind::Inspect(old)) => {
+                        inspect.take_over(old);
+                    }
+                    (StageKind::Balance(balance), StageKind::Balance(old)) => {
+                        balance.take_over(old);
+                    }
+                    _ => {}
+                }
+            }
         }
     }
 }

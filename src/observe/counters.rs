@@ -5,7 +5,7 @@ use crate::packet::DropReason;
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// Counted by one worker since its start. Every packet that was received or made here is in
-        /// exactly one of: transmitted, dropped, handed over, held.
+        /// exactly one of: transmitted, dropped, absorbed, handed over, held.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct Counters {
             /// By [`DropReason`], which is the index.
@@ -64,6 +64,25 @@ counters! {
     handed_over,
     /// Packets taken from other workers.
     taken_over,
+    /// Packets that were for the appliance itself: of connections that are being bound.
+    absorbed,
+    /// SYNs answered with a cookie, for services with delayed binding.
+    cookies_sent,
+    /// Connections whose client brought its cookie back.
+    bindings_begun,
+    /// Connections that were joined to a backend after what their client said.
+    bindings_joined,
+    /// Connections reset because their client did not say in time where to.
+    bindings_timed_out,
+    /// Connections reset for newer ones because too many waited.
+    bindings_crowded_out,
+    /// Connections whose client gave up before they were joined.
+    bindings_abandoned,
+    /// Connections reset because no backend took them.
+    bindings_unserved,
+    /// Backends that refused a connection, did not answer, or do not keep what clients are
+    /// promised.
+    backends_unwilling,
     /// Flows entered into the table.
     flows_opened,
     /// Flows removed for their age.
@@ -118,7 +137,8 @@ impl Counters {
     /// compares it with what its queues hold.
     pub fn held(&self) -> i128 {
         let came = i128::from(self.rx_packets + self.created + self.taken_over);
-        let went = i128::from(self.tx_packets + self.handed_over + self.drops_total());
+        let left = self.tx_packets + self.handed_over + self.absorbed;
+        let went = i128::from(left + self.drops_total());
         came - went
     }
 }

@@ -67,6 +67,16 @@ drop_reasons! {
     Fragment = "fragment",
     /// A packet of a service's protocol that opens no flow and belongs to none.
     NoFlow = "no_flow",
+    /// A TCP packet to a service with delayed binding that belongs to no connection and brings
+    /// no SYN cookie back.
+    BadCookie = "bad_cookie",
+    /// As many connections wait for their binding as may, none of which can be pushed out.
+    BindingsFull = "bindings_full",
+    /// More bytes of a connection without a backend than are held for it, or than there is room
+    /// for.
+    HoldFull = "hold_full",
+    /// A TCP segment that the state of a connection being bound does not allow.
+    NotExpected = "not_expected",
     /// The flow table holds as many flows as it was configured for.
     FlowTableFull = "flow_table_full",
     /// The limit for half-open connections is reached.

@@ -106,6 +106,8 @@ pub enum Verdict {
     /// Rewritten and ready; goes to [`PacketMeta::out_port`]'s scheduler.
     Output,
     Drop(DropReason),
+    /// It was for the appliance itself, such as a client's acknowledgement of what it sent.
+    Absorb,
     /// The stage has taken the frame's contents elsewhere (parked for its neighbour): see
     /// `graph::Held`.
     Park,

@@ -123,7 +123,7 @@ impl Tables {
             rules: specs
                 .iter()
                 .zip(needs)
-                .map(|(s, needs)| Rule { class: s.class, needs })
+                .map(|(s, needs)| Rule { class: s.class, pool: s.pool, needs })
                 .collect(),
             always,
             values,

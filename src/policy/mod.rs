@@ -43,6 +43,8 @@ pub struct Facts<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     pub class: ClassId,
+    /// Index of the pool, where the rule names one.
+    pub pool: Option<u16>,
     /// Index of the rule in the configuration's order.
     pub rule: u16,
 }
@@ -63,6 +65,7 @@ pub struct Rules {
 
 struct Rule {
     class: ClassId,
+    pool: Option<u16>,
     /// Bits of [`Kind`].
     needs: u8,
 }
@@ -120,8 +123,8 @@ impl Rules {
                 false
             });
         }
-        let class = self.rules.get(usize::from(best))?.class;
-        Some(Decision { class, rule: best })
+        let rule = self.rules.get(usize::from(best))?;
+        Some(Decision { class: rule.class, pool: rule.pool, rule: best })
     }
 
     pub fn len(&self) -> usize {

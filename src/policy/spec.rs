@@ -31,4 +31,6 @@ pub struct RuleSpec {
     /// Destination port as the client addressed it.
     pub port: Vec<u16>,
     pub class: ClassId,
+    /// Pool of services with delayed binding, by its index; `None`: the service's own.
+    pub pool: Option<u16>,
 }

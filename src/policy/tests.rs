@@ -110,7 +110,7 @@ fn all_conditions_must_hold() {
     let good = key("198.51.100.7", "203.0.113.1", 443);
     let alpn = AlpnList::from_wire(b"\x08http/1.1\x02h2");
     let facts = Facts { key: &good, dscp: 46, sni: Some(b"A.test"), alpn };
-    assert_eq!(rules.decide(&facts), Some(Decision { class: ClassId(9), rule: 0 }));
+    assert_eq!(rules.decide(&facts), Some(Decision { class: ClassId(9), pool: None, rule: 0 }));
     let other_port = key("198.51.100.7", "203.0.113.1", 80);
     let other_vip = key("198.51.100.7", "203.0.113.2", 443);
     let other_client = key("198.51.101.7", "203.0.113.1", 443);
@@ -206,7 +206,8 @@ prop_compose! {
         port in few(0u16..4),
         class in 0u16..9,
     ) -> RuleSpec {
-        RuleSpec { name: String::new(), sni, alpn, vip, client, dscp, port, class: ClassId(class) }
+        let class = ClassId(class);
+        RuleSpec { sni, alpn, vip, client, dscp, port, class, ..RuleSpec::default() }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::net::{Host, Outbox};
+use super::stream::{Echo, Talker};
 use super::tcp::{Conn, Endpoint, Segment, State};
 use crate::base::hash::hash_endpoint;
 use crate::base::{Addr, Nanos, Seed};
@@ -27,6 +28,8 @@ pub enum Machine {
     Client(Client),
     Server(Server),
     Source(Source),
+    Talker(Box<Talker>),
+    Echo(Box<Echo>),
 }
 
 impl Host for Machine {
@@ -35,6 +38,8 @@ impl Host for Machine {
             Machine::Client(c) => c.local.mac,
             Machine::Server(s) => s.mac,
             Machine::Source(s) => s.local.mac,
+            Machine::Talker(t) => t.mac(),
+            Machine::Echo(e) => e.mac(),
         }
     }
 
@@ -43,6 +48,8 @@ impl Host for Machine {
             Machine::Client(c) => c.turn(now, frame, out),
             Machine::Server(s) => s.turn(now, frame, out),
             Machine::Source(s) => s.turn(now, frame, out),
+            Machine::Talker(t) => t.turn(now, frame, out),
+            Machine::Echo(e) => e.turn(now, frame, out),
         }
     }
 }
@@ -50,7 +57,11 @@ impl Host for Machine {
 impl Machine {
     /// A client whose connection is over has had its answer; everyone else is always content.
     pub fn is_content(&self) -> bool {
-        !matches!(self, Machine::Client(c) if !c.is_served())
+        match self {
+            Machine::Client(c) => c.is_served(),
+            Machine::Talker(t) => t.is_served(),
+            _ => true,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod appliance;
 pub mod hosts;
 pub mod link;
 pub mod net;
+pub mod stream;
 pub mod tcp;
 
 pub use appliance::{Appliance, Setup, Spread};

@@ -122,6 +122,10 @@ impl<H: Host> Net<H> {
         self.hosts.iter().map(|(h, _)| h)
     }
 
+    pub fn hosts_mut(&mut self) -> impl Iterator<Item = &mut H> {
+        self.hosts.iter_mut().map(|(h, _)| h)
+    }
+
     /// Runs until nothing is left to happen before `end`, or `done` says so; true in the latter
     /// case.
     pub fn run_until(&mut self, end: Nanos, mut done: impl FnMut(&Net<H>) -> bool) -> bool {

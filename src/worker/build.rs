@@ -10,7 +10,8 @@ use super::spec::WorkersSpec;
 use super::turn::{Worker, WorkerParts};
 use crate::flow::{FlowLimits, FlowTable, Names, Timeouts};
 use crate::forward::{IcmpLimiter, Parking};
-use crate::graph::spec::PipelineSpec;
+use crate::graph::spec::{PipelineSpec, StageSpec};
+use crate::graph::stages::splice::SpliceLimits;
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::spec::PortSpec;
@@ -73,7 +74,7 @@ impl Blueprint<'_> {
             flows: FlowTable::new(limits, Timeouts::default(), seed),
             names: Names::new(NAMES_MAX, seed),
             snapshot: self.snapshot.clone(),
-            pipeline: Pipeline::compile(self.pipeline),
+            pipeline: self.compile(),
             parking,
             icmp_limit: IcmpLimiter::default(),
             handover: own.handover,
@@ -85,8 +86,9 @@ impl Blueprint<'_> {
     /// What makes a running worker like a new one: `old` is what it was built from. The pipeline
     /// stays where its stages are the same.
     pub fn update(&self, old: &Blueprint<'_>) -> Update {
-        let same = self.pipeline.stages == old.pipeline.stages;
-        let pipeline = (!same).then(|| Pipeline::compile(self.pipeline));
+        let same = self.pipeline.stages == old.pipeline.stages
+            && (self.splice().is_none() || old.splice().is_some());
+        let pipeline = (!same).then(|| self.compile());
         let egress =
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
                 (None, None) => EgressUpdate::Keep,
@@ -100,6 +102,26 @@ impl Blueprint<'_> {
                 _ => EgressUpdate::Replace(self.egress(port)),
             });
         Update { snapshot: self.snapshot.clone(), pipeline, egress: egress.collect() }
+    }
+
+    fn compile(&self) -> Pipeline {
+        let splice = self.splice().map(|limits| (limits, self.snapshot.seed));
+        Pipeline::compile(self.pipeline, splice)
+    }
+
+    /// How much of delayed binding there may be, where any service wants it and the pipeline
+    /// inspects.
+    fn splice(&self) -> Option<SpliceLimits> {
+        let services = self.snapshot.forward.services();
+        services.iter().find(|s| s.delay.is_some())?;
+        self.pipeline.stages.iter().find_map(|stage| match stage {
+            StageSpec::Inspect { hello_bytes_max, flows_max } => Some(SpliceLimits {
+                flows_max: self.workers.flows_max,
+                bindings_max: *flows_max,
+                read_bytes_max: *hello_bytes_max,
+            }),
+            _ => None,
+        })
     }
 
     fn side<P: Port>(&self, index: usize, port: P) -> Side<P> {

@@ -179,26 +179,12 @@ impl<P: Port> Worker<P> {
         let Worker { parts, arena, counters, batch, replies, .. } = self;
         parts.make_room(batch, counters);
         parts.flows.lookup_batch(batch);
-        let mut cx = Cx {
-            now,
-            worker: parts.id,
-            arena,
-            pool: &mut parts.pool,
-            flows: &mut parts.flows,
-            names: &mut parts.names,
-            snapshot: &parts.snapshot,
-            counters,
-            replies,
-            icmp_limit: &mut parts.icmp_limit,
-        };
-        parts.pipeline.run(&mut cx, batch);
+        let (mut cx, pipeline) = parts.lend(now, arena, counters, replies);
+        pipeline.run(&mut cx, batch);
         for (frame, meta) in batch.drain_frames() {
             parts.dispatch(now, counters, frame, meta);
         }
-        counters.created += replies.len() as u64;
-        for Packet { frame, meta } in replies.drain(..) {
-            parts.dispatch(now, counters, frame, &meta);
-        }
+        parts.send_replies(now, counters, replies);
     }
 
     /// Drops what other workers still have for this one, and gives back what it owes them.
@@ -217,13 +203,14 @@ impl<P: Port> Worker<P> {
     }
 
     fn timers(&mut self, now: Nanos) {
-        let Worker { parts, counters, unparked, .. } = self;
         self.timers_at = now.saturating_add(TIMERS_EVERY_NS);
-        let pipeline = &mut parts.pipeline;
+        let Worker { parts, arena, counters, replies, unparked, .. } = self;
+        let (pipeline, seed) = (&mut parts.pipeline, parts.snapshot.seed);
         parts.flows.expire(now, EXPIRE_BUDGET, |flow| {
             counters.flows_expired += 1;
-            pipeline.forget(flow);
+            pipeline.forget(flow, seed);
         });
+        parts.tick(now, arena, counters, replies);
         parts.parking.expire(now, unparked);
         for packet in unparked.drain(..) {
             counters.drop(DropReason::NeighbourUnresolved);
@@ -277,6 +264,11 @@ impl<P: Port> Worker<P> {
         self.parts.sides.iter().map(Side::held).sum::<usize>() + self.parts.parking.len()
     }
 
+    /// Connections that are being bound after what their client says.
+    pub fn bindings(&self) -> usize {
+        self.parts.pipeline.bindings()
+    }
+
     /// Packets in hand-over rings toward this worker.
     pub fn handover_backlog(&self) -> usize {
         self.parts.handover.backlog()
@@ -295,6 +287,51 @@ impl<P: Port> Worker<P> {
 }
 
 impl<P: Port> WorkerParts<P> {
+    /// What stages work with, and the stages.
+    #[inline(always)]
+    fn lend<'a>(
+        &'a mut self,
+        now: Nanos,
+        arena: &'a Arena,
+        counters: &'a mut Counters,
+        replies: &'a mut Vec<Packet>,
+    ) -> (Cx<'a>, &'a mut Pipeline) {
+        let cx = Cx {
+            now,
+            worker: self.id,
+            arena,
+            pool: &mut self.pool,
+            flows: &mut self.flows,
+            names: &mut self.names,
+            snapshot: &self.snapshot,
+            counters,
+            replies,
+            icmp_limit: &mut self.icmp_limit,
+        };
+        (cx, &mut self.pipeline)
+    }
+
+    /// Has the stages do what is due without a packet.
+    fn tick(
+        &mut self,
+        now: Nanos,
+        arena: &Arena,
+        counters: &mut Counters,
+        replies: &mut Vec<Packet>,
+    ) {
+        let (mut cx, pipeline) = self.lend(now, arena, counters, replies);
+        pipeline.tick(&mut cx);
+        self.send_replies(now, counters, replies);
+    }
+
+    #[inline]
+    fn send_replies(&mut self, now: Nanos, counters: &mut Counters, replies: &mut Vec<Packet>) {
+        counters.created += replies.len() as u64;
+        for Packet { frame, meta } in replies.drain(..) {
+            self.dispatch(now, counters, frame, &meta);
+        }
+    }
+
     /// Forgets the oldest handshakes where this batch begins more than may be in progress.
     #[inline]
     fn make_room(&mut self, batch: &Batch, counters: &mut Counters) {
@@ -302,10 +339,10 @@ impl<P: Port> WorkerParts<P> {
         let begins = |meta: &&PacketMeta| meta.tcp_flags & (SYN | ACK) == SYN;
         let handshakes = batch.metas().iter().filter(begins).count() as u32;
         if handshakes > 0 {
-            let pipeline = &mut self.pipeline;
+            let (pipeline, seed) = (&mut self.pipeline, self.snapshot.seed);
             self.flows.make_room(handshakes, |flow| {
                 counters.handshakes_evicted += 1;
-                pipeline.forget(flow);
+                pipeline.forget(flow, seed);
             });
         }
     }
@@ -338,6 +375,10 @@ impl<P: Port> WorkerParts<P> {
             }
             Verdict::Park => self.park(now, counters, Packet { frame, meta: meta.clone() }),
             Verdict::Drop(reason) => self.discard(counters, reason, frame),
+            Verdict::Absorb => {
+                counters.absorbed += 1;
+                self.pool.put(frame);
+            }
             Verdict::Next => self.discard(counters, DropReason::NotHandled, frame),
         }
     }

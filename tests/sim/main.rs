@@ -2,6 +2,7 @@
 //!
 //! Everything in a simulation follows from its seed; a failure says which.
 
+mod binding;
 mod hostile;
 mod reload;
 mod services;

@@ -123,6 +123,8 @@ fn forward(family: Family, mode: ForwardMode) -> ForwardSpec {
         mode,
         canary_share: 10_000,
         idle_established: Duration::from_secs(7_440),
+        delay: None,
+        rule_pools: Vec::new(),
     };
     let backend = |pool: usize, i: usize| BackendSpec {
         id: BackendId((pool * 3 + i) as u16),

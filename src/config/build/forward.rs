@@ -10,7 +10,7 @@ use super::{Build, id16};
 use crate::base::tomlfile::ROOT;
 use crate::base::{Addr, Prefix};
 use crate::config::atoms::PortRange;
-use crate::config::file::{FileBackend, FileConfig, FileNat, FilePool};
+use crate::config::file::{FileBackend, FileConfig, FileNat, FilePool, FileRule};
 use crate::forward::spec::{
     BackendId, BackendSpec, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec,
 };
@@ -40,7 +40,11 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
     for (i, (key, table)) in file.pool.0.iter().enumerate() {
         b.name(key);
         let users = users.get_mut(i).map(std::mem::take).unwrap_or_default();
-        let list = Pool { name: key.get_ref(), table, users }.backends(b, backends);
+        let named = |r: &Spanned<FileRule>| {
+            r.get_ref().pool.as_ref().is_some_and(|p| p.get_ref() == key.get_ref())
+        };
+        let by_rules = file.rule.iter().any(named);
+        let list = Pool { name: key.get_ref(), table, users, by_rules }.backends(b, backends);
         backends += list.len();
         pools.push(PoolSpec { id: PoolId(id16(i)), name: key.get_ref().clone(), backends: list });
     }
@@ -62,6 +66,8 @@ struct Pool<'a> {
     name: &'a str,
     table: &'a Spanned<FilePool>,
     users: Vec<&'a Draft>,
+    /// A rule chooses it.
+    by_rules: bool,
 }
 
 impl Pool<'_> {
@@ -79,7 +85,7 @@ impl Pool<'_> {
         } else if first_id + list.len() > BACKENDS_MAX {
             b.error(&at, format!("there are {BACKENDS_MAX} backends at most in all pools"));
         }
-        if self.users.is_empty() {
+        if self.users.is_empty() && !self.by_rules {
             b.warning(&at, format!("no service uses pool `{}`", self.name));
         }
         let mut names: HashMap<String, u32> = HashMap::new();
@@ -139,7 +145,12 @@ impl Pool<'_> {
     /// uses.
     fn port_of_services(&self, b: &mut Build<'_>, at: &Range<usize>) -> u16 {
         let mut ports = self.users.iter().filter_map(|d| d.port.map(|p| (p, d)));
-        let Some((port, first)) = ports.next() else { return 0 };
+        let Some((port, first)) = ports.next() else {
+            if self.by_rules {
+                b.error(at, "`port` is missing: rules choose this pool, but it is no service's");
+            }
+            return 0;
+        };
         if let Some((other, second)) = ports.find(|(p, _)| *p != port) {
             let what = format!(
                 "`port` is missing: services `{}` and `{}` of this pool have different ones \

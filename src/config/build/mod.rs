@@ -2,6 +2,7 @@
 
 mod admin;
 mod classes;
+mod delay;
 mod fit;
 mod forward;
 mod leaf;
@@ -35,7 +36,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let (rules, classes) = rules::rules(b, file, classes);
     let admin = admin::admin(b, file);
-    let config = Config {
+    let mut config = Config {
         path: b.source.path().to_path_buf(),
         workers,
         ports,
@@ -47,6 +48,8 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         admin,
         warnings: Vec::new(),
     };
+    delay::rule_pools(b, file, &mut config);
+    delay::check(b, file, &config);
     fit::check(b, file, &config);
     config
 }

@@ -65,6 +65,7 @@ fn rule(b: &mut Build<'_>, i: usize, table: &Spanned<FileRule>, class: ClassId) 
         dscp: b.list(&at, "dscp", &r.dscp, |d| d.0),
         port: b.list(&at, "port", &r.port, |p| p.0),
         class,
+        pool: None,
     }
 }
 
@@ -84,6 +85,9 @@ fn class(
     classes: &mut Classes,
     free_names: bool,
 ) -> ClassId {
+    if table.get_ref().class.is_none() && table.get_ref().pool.is_some() {
+        return ClassId::UNSET;
+    }
     let what = "the class of the flows that it matches";
     let Some(name) = b.need(&table.span(), "class", &table.get_ref().class, what) else {
         return ClassId::UNSET;

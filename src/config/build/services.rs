@@ -8,11 +8,11 @@ use toml::Spanned;
 
 use super::{Build, id16, index, show};
 use crate::base::Addr;
-use crate::config::file::{FileBind, FileConfig, FileMode, FileProtocol, FileService};
+use crate::config::file::{FileConfig, FileMode, FileProtocol, FileService};
 use crate::forward::spec::{ForwardMode, PoolId, ServiceId, ServiceSpec};
 
 pub const SERVICES_MAX: usize = 65_000;
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// RFC 5382, REQ-5.
 const IDLE_TCP: Duration = Duration::from_secs(2 * 3_600 + 4 * 60);
@@ -77,9 +77,6 @@ fn service(
     if let (Some(v), Some(addr)) = (vip, vip_addr) {
         check_unicast(b, addr, &v.span());
     }
-    if let Some(bind) = &s.bind {
-        check_bind(b, bind);
-    }
     let port_number = port.map(|p| p.get_ref().0.0);
     let (proto, idle_default) = match s.protocol {
         Some(FileProtocol::Udp) => (UDP, IDLE_UDP),
@@ -90,6 +87,7 @@ fn service(
         FileMode::Dnat => ForwardMode::Dnat,
         FileMode::Dsr => ForwardMode::Dsr,
     });
+    let delay = super::delay::delay(b, table, proto, mode);
     let mode_known = !b.faulty.contains(&at, "mode");
     let mode_span = mode_known.then(|| s.mode.as_ref().map_or(at.clone(), Spanned::span));
     Draft {
@@ -103,6 +101,8 @@ fn service(
             mode,
             canary_share: canary(b, &s.canary_percent),
             idle_established: b.within(&s.idle_timeout, IDLE_MIN..=IDLE_MAX, idle_default, show),
+            delay,
+            rule_pools: Vec::new(),
         },
         vip: vip_addr,
         port: port_number,
@@ -119,16 +119,6 @@ pub fn check_unicast(b: &mut Build<'_>, addr: Addr, span: &Range<usize>) {
     if ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() || v4_broadcast {
         b.error(span, format!("`{addr}` is not an address of one host"));
     }
-}
-
-fn check_bind(b: &mut Build<'_>, bind: &Spanned<FileBind>) {
-    let name = match bind.get_ref() {
-        FileBind::Syn => return,
-        FileBind::Hello => "hello",
-        FileBind::Request => "request",
-    };
-    let what = format!("binding at the `{name}` comes with a later release: this one has \"syn\"");
-    b.error(&bind.span(), what);
 }
 
 /// Percent to hundredths of a percent.

@@ -1,7 +1,9 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
-use crate::flow::{FlowKind, Hop, InsertError, NewFlow};
+use super::splice::Splice;
+use crate::base::Seed;
+use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow};
 use crate::forward::spec::ForwardMode;
 use crate::forward::{Backend, Service, nat};
 use crate::graph::{Cx, Stage};
@@ -9,27 +11,69 @@ use crate::packet::{
     Batch, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketMut, tcp, udp,
 };
 
-/// The balancer. It keeps nothing itself: flows are in the worker's table, the rest in the
-/// snapshot.
+/// The balancer. It keeps nothing itself but the connections that are being bound: flows are in the
+/// worker's table, the rest in the snapshot.
 ///
 /// A packet of one of its flows goes out with the flow's other addresses. A TCP SYN or UDP packet
 /// to a service opens a flow; other TCP packets to a service are dropped ([`DropReason::NoFlow`]),
 /// and fragments too ([`DropReason::Fragment`]), because later ones don't show where they belong.
 /// What is not for a service is left to the stages behind.
-#[derive(Clone, Debug, Default)]
-pub struct Balance;
+#[derive(Default)]
+pub struct Balance {
+    /// Where some service binds its connections later than at their SYN.
+    splice: Option<Box<Splice>>,
+}
 
 impl Balance {
+    /// Binds every flow with its first packet.
     pub fn new() -> Balance {
-        Balance
+        Balance::default()
+    }
+
+    /// Can also bind connections after what their client says.
+    pub fn with_splice(splice: Splice) -> Balance {
+        Balance { splice: Some(Box::new(splice)) }
+    }
+
+    /// The connections that are being bound, where that is done at all.
+    pub fn splice(&self) -> Option<&Splice> {
+        self.splice.as_deref()
+    }
+
+    /// The flow left the table.
+    pub fn forget(&mut self, flow: &Flow, seed: Seed) {
+        if let Some(splice) = &mut self.splice {
+            splice.forget(flow, seed);
+        }
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, cx: &mut Cx<'_>) {
+        if let Some(splice) = &mut self.splice {
+            splice.tick(cx);
+        }
+    }
+
+    /// Goes on with what a balancer knows that this one replaces.
+    pub fn take_over(&mut self, old: &mut Balance) {
+        match (&mut self.splice, &mut old.splice) {
+            (Some(splice), Some(old)) => splice.take_over(old),
+            // Spliced flows live on even where no service makes them any more.
+            (None, old) => self.splice = old.take(),
+            (Some(_), None) => {}
+        }
     }
 }
 
 impl Stage for Balance {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
-        each_undecided(cx, batch, |cx, packet| match packet.meta.flow {
-            FlowRef::NONE => first(cx, packet),
-            flow => established(cx, packet, flow),
+        let mut splice = self.splice.as_deref_mut();
+        each_undecided(cx, batch, |cx, packet| {
+            let splice = splice.as_deref_mut();
+            match packet.meta.flow {
+                FlowRef::NONE => first(cx, packet, splice),
+                flow => established(cx, packet, flow, splice),
+            }
         });
     }
 }
@@ -40,14 +84,19 @@ fn established(
     cx: &mut Cx<'_>,
     packet: &mut PacketMut<'_>,
     flow: FlowRef,
+    splice: Option<&mut Splice>,
 ) -> Result<(), DropReason> {
-    if cx.flows.get(flow).kind == FlowKind::Transit {
+    let kind = cx.flows.get(flow).kind;
+    if kind == FlowKind::Transit {
         return Ok(());
     }
     if packet.meta.flags.has(PacketFlags::FRAGMENT) {
         return Err(DropReason::Fragment);
     }
-    forward(cx, packet, flow)
+    match (kind, splice) {
+        (FlowKind::Spliced, Some(splice)) => splice.bound(cx, packet, flow),
+        _ => forward(cx, packet, flow),
+    }
 }
 
 /// Sends a packet of one of our flows on its way.
@@ -56,8 +105,23 @@ fn forward(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, flow: FlowRef) -> Result
     let meta = &packet.meta;
     let known = cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
     match known.hop(meta.direction, cx.snapshot.routes.generation()) {
-        Some(hop) => translate(cx, packet, flow, hop),
-        None => forward_anew(cx, packet, flow),
+        Some(hop) => translate(cx, packet, flow, hop, |_| ()),
+        None => forward_anew(cx, packet, flow, |_| ()),
+    }
+}
+
+/// As [`forward`], for a packet that was counted, and with what `edit` changes of its segment.
+#[inline(always)]
+pub(super) fn forward_edited(
+    cx: &mut Cx<'_>,
+    packet: &mut PacketMut<'_>,
+    flow: FlowRef,
+    edit: impl FnOnce(&mut [u8]),
+) -> Result<(), DropReason> {
+    let known = cx.flows.get(flow);
+    match known.hop(packet.meta.direction, cx.snapshot.routes.generation()) {
+        Some(hop) => translate(cx, packet, flow, hop, edit),
+        None => forward_anew(cx, packet, flow, edit),
     }
 }
 
@@ -67,12 +131,13 @@ fn forward_anew(
     cx: &mut Cx<'_>,
     packet: &mut PacketMut<'_>,
     flow: FlowRef,
+    edit: impl FnOnce(&mut [u8]),
 ) -> Result<(), DropReason> {
     let direction = packet.meta.direction;
     let known = cx.flows.get_mut(flow);
     let target = known.key[direction.flip() as usize].src;
     let way = way_of_flow(&cx.snapshot.routes, known, direction, target)?;
-    translate(cx, packet, flow, way.hop)?;
+    translate(cx, packet, flow, way.hop, edit)?;
     wait(packet.meta, &way);
     Ok(())
 }
@@ -84,6 +149,7 @@ fn translate(
     packet: &mut PacketMut<'_>,
     flow: FlowRef,
     hop: Hop,
+    edit: impl FnOnce(&mut [u8]),
 ) -> Result<(), DropReason> {
     let egress = *cx.snapshot.routes.egress(hop.port).ok_or(DropReason::NotOurPort)?;
     if let Some(error) = forbidden(packet.meta, &egress) {
@@ -98,13 +164,20 @@ fn translate(
         let (other, change) = (meta.direction.flip() as usize, known.sum_change(meta.direction));
         nat::rewrite(bytes, meta, &known.key[other], change)?;
     }
+    if let Some(segment) = bytes.get_mut(usize::from(meta.l4)..usize::from(meta.end)) {
+        edit(segment);
+    }
     send(bytes, meta, egress, hop);
     Ok(())
 }
 
 /// The first packet of a flow, or of none.
 #[inline(never)]
-fn first(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) -> Result<(), DropReason> {
+fn first(
+    cx: &mut Cx<'_>,
+    packet: &mut PacketMut<'_>,
+    splice: Option<&mut Splice>,
+) -> Result<(), DropReason> {
     let tables = &cx.snapshot.forward;
     let meta = &packet.meta;
     let key = &meta.key;
@@ -115,11 +188,14 @@ fn first(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) -> Result<(), DropReason> 
     // Earlier in this batch it may have been opened.
     if let Some((flow, direction)) = cx.flows.lookup(key, meta.hash) {
         (packet.meta.flow, packet.meta.direction) = (flow, direction);
-        return established(cx, packet, flow);
+        return established(cx, packet, flow, splice);
     }
     let Some(&service) = tables.service(key.dst, key.dport, key.proto) else {
         return stray(cx, meta);
     };
+    if let (Some(delay), Some(splice)) = (service.delay, splice) {
+        return splice.unbound(cx, packet, &delay);
+    }
     if key.proto == tcp::PROTOCOL && !opens(meta.tcp_flags) {
         return Err(DropReason::NoFlow);
     }
@@ -134,7 +210,7 @@ fn first(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) -> Result<(), DropReason> 
 }
 
 /// Takes a flow in, with the key that its answers will have.
-fn open(
+pub(super) fn open(
     cx: &mut Cx<'_>,
     meta: &PacketMeta,
     service: &Service,

@@ -44,16 +44,15 @@ pub(super) fn each_undecided(
 
 /// As [`each_undecided`], whatever the Ethernet destination.
 ///
-/// Opening a flow may push an older, half-open one out of the table. From then on what the batch
-/// was looked up to be can't be trusted, so the rest is looked up again, also for the stages
-/// behind.
+/// Opening a flow may push an older one out of the table. From then on what the batch was looked up
+/// to be can't be trusted, so the rest is looked up again, also for the stages behind.
 #[inline(always)]
 pub(super) fn each_overheard(
     cx: &mut Cx<'_>,
     batch: &mut Batch,
     mut step: impl FnMut(&mut Cx<'_>, &mut PacketMut<'_>) -> Result<(), DropReason>,
 ) {
-    let evicted = cx.flows.half_open_evicted();
+    let removals = cx.flows.removals();
     let (frames, metas) = batch.parts_mut();
     frames.iter().take(AHEAD).for_each(|frame| frame.prefetch(cx.arena));
     for i in 0..frames.len().min(metas.len()) {
@@ -64,14 +63,14 @@ pub(super) fn each_overheard(
         if packet.meta.verdict != Verdict::Next {
             continue;
         }
-        if cx.flows.half_open_evicted() != evicted {
+        if cx.flows.removals() != removals {
             look_up_again(cx.flows, packet.meta);
         }
         if let Err(reason) = step(cx, &mut packet) {
             packet.meta.drop_for(reason);
         }
     }
-    if cx.flows.half_open_evicted() != evicted {
+    if cx.flows.removals() != removals {
         let left = metas.iter_mut().filter(|meta| meta.verdict == Verdict::Next);
         left.for_each(|meta| look_up_again(cx.flows, meta));
     }

@@ -318,7 +318,7 @@ fn found(
 }
 
 /// Names are kept in one spelling: lower case, without the dot that may end them.
-fn intern(names: &mut Names, sni: &[u8]) -> u32 {
+pub(super) fn intern(names: &mut Names, sni: &[u8]) -> u32 {
     let sni = sni.strip_suffix(b".").unwrap_or(sni);
     let mut lower = [0; NAME_BYTES_MAX];
     let Some(lower) = lower.get_mut(..sni.len()) else { return Names::NONE };
@@ -327,7 +327,7 @@ fn intern(names: &mut Names, sni: &[u8]) -> u32 {
     names.intern(lower)
 }
 
-fn count_failure(failure: Option<Failure>, counters: &mut Counters) {
+pub(super) fn count_failure(failure: Option<Failure>, counters: &mut Counters) {
     match failure {
         Some(Failure::Malformed) => counters.hellos_malformed += 1,
         Some(Failure::TooLong) => counters.hellos_too_long += 1,

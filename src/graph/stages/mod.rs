@@ -7,5 +7,6 @@ pub mod inspect;
 #[cfg(test)]
 mod rig;
 pub mod route;
+pub mod splice;
 pub mod tap;
 mod transit;

@@ -298,6 +298,8 @@ fn add_service(
         mode,
         canary_share: 10_000,
         idle_established: Duration::from_secs(7440),
+        delay: None,
+        rule_pools: Vec::new(),
     });
 }
 

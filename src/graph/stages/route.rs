@@ -274,7 +274,7 @@ mod tests {
     fn flows_of_services_are_not_routed() {
         let mut rig = Rig::new(LIMITS);
         let packet = Shape::syn().between(V4.client, (V4.vip, 80));
-        assert_eq!(rig.run(&mut Balance, packet.clone()).verdict, OUT);
+        assert_eq!(rig.run(&mut Balance::new(), packet.clone()).verdict, OUT);
         let got = rig.run(&mut Route, packet);
         assert_eq!(got.verdict, Verdict::Drop(DropReason::NotHandled));
     }

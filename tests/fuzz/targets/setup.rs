@@ -242,6 +242,8 @@ fn forward(variant: usize) -> ForwardSpec {
                     mode,
                     canary_share: 10_000,
                     idle_established: Duration::from_secs(600),
+                    delay: None,
+                    rule_pools: Vec::new(),
                 });
             };
             MODES.iter().for_each(|(port, mode)| add(*port, *mode, first));

@@ -71,8 +71,8 @@ fn partial_checksums_are_completed_and_counted() {
             let whole = Shape::syn();
             let partial = Shape { sum: ChecksumFill::Partial, ..whole };
             let vip = (family.vip, port);
-            let a = rig.run(&mut Balance, partial.between(family.client, vip));
-            let b = rig.run(&mut Balance, whole.between(family.client, vip));
+            let a = rig.run(&mut Balance::new(), partial.between(family.client, vip));
+            let b = rig.run(&mut Balance::new(), whole.between(family.client, vip));
             assert_eq!(a.verdict, OUT);
             assert_eq!(a.bytes, b.bytes);
             assert_eq!(rig.counters.checksums_completed, 1);
@@ -100,7 +100,7 @@ fn what_is_refused_and_why() {
     ];
     for (name, packet, want) in cases {
         let mut rig = Rig::new(LIMITS);
-        let got = rig.run(&mut Balance, packet.clone());
+        let got = rig.run(&mut Balance::new(), packet.clone());
         assert_eq!(got.verdict, *want, "{name}");
         assert_eq!(rig.flows.len(), 0, "{name}");
         assert_eq!(got.bytes, *packet, "{name}: changed nothing");
@@ -134,7 +134,7 @@ fn the_last_hop_is_answered() {
         let mut rig = Rig::new(LIMITS);
         let vip = (family.vip, 80);
         let syn = Shape { ttl: 1, ..Shape::syn() }.between(family.client, vip);
-        let (got, reply) = rig.run_answered(&mut Balance, syn.clone());
+        let (got, reply) = rig.run_answered(&mut Balance::new(), syn.clone());
         assert_eq!(got.verdict, dropped(DropReason::TtlExceeded));
         assert_eq!(got.bytes, syn, "unchanged");
         let reply = reply.expect("an answer");
@@ -155,8 +155,8 @@ fn larger_than_the_backends_link() {
         let vip = (family.vip, 81);
         let fits = Shape { payload: room, ..Shape::syn() };
         let over = Shape { payload: room + 1, ..fits };
-        assert_eq!(rig.run(&mut Balance, fits.between(family.client, vip)).verdict, OUT);
-        let (got, reply) = rig.run_answered(&mut Balance, over.between(family.client, vip));
+        assert_eq!(rig.run(&mut Balance::new(), fits.between(family.client, vip)).verdict, OUT);
+        let (got, reply) = rig.run_answered(&mut Balance::new(), over.between(family.client, vip));
         assert_eq!(got.verdict, dropped(DropReason::TooBig));
         let bytes = reply.expect("an answer").bytes;
         let l4 = if family.client == V4.client { 34 } else { 54 };
@@ -170,7 +170,7 @@ fn icmp_errors_are_limited() {
     let mut rig = Rig::new(LIMITS);
     let syn = Shape { ttl: 1, ..Shape::syn() }.between(V4.client, (V4.vip, 80));
     let packets = vec![syn; 60];
-    let (out, replies) = rig.run_with(&mut Balance, &packets, |_| {});
+    let (out, replies) = rig.run_with(&mut Balance::new(), &packets, |_| {});
     assert!(out.iter().all(|o| o.verdict == dropped(DropReason::TtlExceeded)));
     assert_eq!(replies.len(), 50);
     assert_eq!((rig.counters.icmp_sent, rig.counters.icmp_limited), (50, 10));
@@ -182,7 +182,7 @@ fn an_unknown_neighbour_is_waited_for() {
         let mut rig = Rig::new(LIMITS);
         let vip = (family.vip, UNRESOLVED_PORT);
         let syn = Shape::syn();
-        let got = rig.run(&mut Balance, syn.between(family.client, vip));
+        let got = rig.run(&mut Balance::new(), syn.between(family.client, vip));
         assert_eq!(got.verdict, Verdict::Park);
         assert_eq!(got.meta.out_port, BACKEND_PORT);
         assert_eq!(got.meta.key.dst, addr(family.unresolved.0));
@@ -192,7 +192,7 @@ fn an_unknown_neighbour_is_waited_for() {
 
         rig.routes.set_neighbour(11, addr(family.unresolved.0), [2; 6]);
         rig.publish();
-        let got = rig.run(&mut Balance, syn.between(family.client, vip));
+        let got = rig.run(&mut Balance::new(), syn.between(family.client, vip));
         assert_eq!(got.verdict, OUT);
         assert_eq!(got.bytes[..6], [2; 6]);
     }
@@ -203,14 +203,14 @@ fn a_cached_hop_lasts_until_routes_change() {
     for (_, port) in MODES {
         let mut rig = Rig::new(LIMITS);
         let syn = Shape::syn().between(V4.client, (V4.vip, port));
-        assert_eq!(rig.run(&mut Balance, syn.clone()).bytes[..6], BACKEND_MAC);
+        assert_eq!(rig.run(&mut Balance::new(), syn.clone()).bytes[..6], BACKEND_MAC);
         rig.routes.set_neighbour(11, addr(V4.backend.0), [2; 6]);
-        assert_eq!(rig.run(&mut Balance, syn.clone()).bytes[..6], BACKEND_MAC);
+        assert_eq!(rig.run(&mut Balance::new(), syn.clone()).bytes[..6], BACKEND_MAC);
         rig.publish();
-        assert_eq!(rig.run(&mut Balance, syn.clone()).bytes[..6], [2; 6]);
+        assert_eq!(rig.run(&mut Balance::new(), syn.clone()).bytes[..6], [2; 6]);
         rig.routes.clear_routes();
         rig.publish();
-        assert_eq!(rig.run(&mut Balance, syn).verdict, dropped(DropReason::NoRoute));
+        assert_eq!(rig.run(&mut Balance::new(), syn).verdict, dropped(DropReason::NoRoute));
     }
 }
 
@@ -222,7 +222,8 @@ fn ports_come_from_the_workers_slice_until_they_are_taken() {
     let mut failed = 0;
     for client in 1..=600u16 {
         rig.now = Nanos(rig.now.0 + 1000);
-        let got = rig.run(&mut Balance, Shape::udp().between((V4.client.0, client), (V4.vip, 80)));
+        let got =
+            rig.run(&mut Balance::new(), Shape::udp().between((V4.client.0, client), (V4.vip, 80)));
         match got.verdict {
             OUT => assert!(seen.insert(nat_port(&got.bytes)), "a port twice"),
             other => {
@@ -240,7 +241,7 @@ fn ports_come_from_the_workers_slice_until_they_are_taken() {
 fn both_directions_get_the_class_of_the_first_packet() {
     let mut rig = Rig::new(LIMITS);
     let syn = Shape::syn().between(V4.client, (V4.vip, 81));
-    rig.run_with(&mut Balance, &[syn], |meta| meta.class = ClassId(3));
+    rig.run_with(&mut Balance::new(), &[syn], |meta| meta.class = ClassId(3));
     let (_, flow) = rig.flows.iter().next().expect("a flow");
     assert_eq!(flow.class, [ClassId(3); 2]);
 }
@@ -272,7 +273,7 @@ fn packets_of_one_new_flow_in_one_batch() {
     let mut rig = Rig::new(LIMITS);
     for (_, port) in MODES {
         let packets = vec![Shape::udp().between(V6.client, (V6.vip, port)); 3];
-        let (out, _) = rig.run_with(&mut Balance, &packets, |_| {});
+        let (out, _) = rig.run_with(&mut Balance::new(), &packets, |_| {});
         assert!(out.iter().all(|o| o.verdict == OUT && o.bytes == out[0].bytes));
     }
     assert_eq!((rig.flows.len(), rig.counters.flows_opened), (3, 3));
@@ -304,7 +305,7 @@ fn transit_flows_are_left_alone() {
     let packet = Shape::syn().between(V4.client, V4.backend);
     let route = &mut crate::graph::stages::route::Route::new();
     assert_eq!(rig.run(route, packet.clone()).verdict, OUT);
-    let got = rig.run(&mut Balance, packet.clone());
+    let got = rig.run(&mut Balance::new(), packet.clone());
     assert_eq!((got.verdict, got.bytes), (Verdict::Next, packet));
     assert!(got.meta.flow.is_some());
 }

@@ -1,0 +1,139 @@
+//! Which backend: by the rules that know what the client said, and the next one where one is
+//! unwilling.
+
+use super::{Link, LinkState, Splice};
+use crate::base::Addr;
+use crate::flow::FlowKind;
+use crate::forward::Backend;
+use crate::forward::spec::PoolId;
+use crate::forward::splice::Out;
+use crate::graph::stages::balance::open;
+use crate::graph::stages::inspect::{DONE, count_failure, intern};
+use crate::graph::{Cx, REPLIES_MAX};
+use crate::inspect::AlpnList;
+use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
+use crate::policy::Facts;
+
+/// Times that a connection is offered to a backend.
+const BACKENDS_TRIED_MAX: usize = 3;
+/// Draws from the pool's table until one is found that was not tried.
+const DRAWS_MAX: u32 = 32;
+
+/// The backends that a connection was offered to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tried {
+    ends: [(Addr, u16); BACKENDS_TRIED_MAX],
+    count: usize,
+}
+
+impl Tried {
+    fn has(&self, backend: &Backend) -> bool {
+        self.ends[..self.count].contains(&(backend.addr, backend.port))
+    }
+
+    fn add(&mut self, backend: &Backend) {
+        if let Some(end) = self.ends.get_mut(self.count) {
+            *end = (backend.addr, backend.port);
+            self.count += 1;
+        }
+    }
+}
+
+impl Splice {
+    /// The client has said enough, or something that is not understood: the first backend. `false`
+    /// where there is none.
+    pub(super) fn decide(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> bool {
+        let parser = &self.parsers[slot];
+        match (parser.failure(), parser.sni()) {
+            (Some(failure), _) => count_failure(Some(failure), cx.counters),
+            (None, Some(_)) => cx.counters.names_found += 1,
+            (None, None) => cx.counters.hellos_without_name += 1,
+        }
+        self.slots.keep(slot);
+        self.open_next(cx, slot, out).is_some()
+    }
+
+    /// The backend does not take it: the next.
+    pub(super) fn try_next(&mut self, cx: &mut Cx<'_>, slot: usize) {
+        cx.counters.backends_unwilling += 1;
+        if let Some(flow) = self.bound[slot].flow.take() {
+            self.links[flow.0 as usize] = Link::default();
+            cx.flows.remove(flow);
+        }
+        let mut out = Out::new(REPLIES_MAX - cx.replies.len());
+        let opened = self.open_next(cx, slot, &mut out).is_some();
+        if !opened {
+            out.push(self.bound[slot].binding.reset_client(&self.held, slot));
+            cx.counters.bindings_unserved += 1;
+        }
+        self.send_all(cx, slot, &out);
+        match opened {
+            true => self.arm(slot),
+            false => self.release(slot),
+        }
+    }
+
+    /// Enters the flow toward a backend that was not tried yet, and sends it a SYN.
+    fn open_next(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> Option<()> {
+        let (&key, hash) = self.slots.key(slot);
+        let service = *cx.snapshot.forward.service(key.dst, key.dport, key.proto)?;
+        let (class, pool) = self.choice(cx, slot);
+        let pool = pool.unwrap_or(service.pool);
+        let tried = self.bound[slot].tried;
+        if tried.count >= BACKENDS_TRIED_MAX {
+            return None;
+        }
+        let tables = &cx.snapshot.forward;
+        let draws = || (0..DRAWS_MAX).filter_map(|n| tables.choose_from(pool, &key, n).ok());
+        let fits = |b: &&Backend| b.addr.is_v4() == key.dst.is_v4();
+        // Where all were tried, one of them again: its answers may have been lost.
+        let fresh = draws().find(|b| fits(b) && !tried.has(b));
+        let backend = *fresh.or_else(|| draws().find(fits))?;
+        // As the packet that shows the client to be real.
+        let tcp_flags = tcp::flag::ACK;
+        let meta = PacketMeta { key, hash, class, tcp_flags, ..PacketMeta::default() };
+        let bound = &mut self.bound[slot];
+        bound.tried.add(&backend);
+        let flow = open(cx, &meta, &service, &backend).ok()?;
+        (bound.class, bound.flow) = (class, Some(flow));
+        let our_isn = bound.binding.our_isn();
+        let state = LinkState::Binding(slot as u16);
+        self.links[flow.0 as usize] = Link { state, our_isn, ..Link::default() };
+        self.enter(cx, slot, flow);
+        let bound = &mut self.bound[slot];
+        bound.binding.open(cx.now, out);
+        Some(())
+    }
+
+    /// What else the flow is known by.
+    fn enter(&mut self, cx: &mut Cx<'_>, slot: usize, flow: FlowRef) {
+        let name = self.parsers[slot].sni().map(|sni| intern(cx.names, sni));
+        let known = cx.flows.get_mut(flow);
+        known.kind = FlowKind::Spliced;
+        known.inspection = DONE;
+        if let Some(name) = name {
+            known.name = name;
+        }
+        if self.bound[slot].binding.is_finished() {
+            let direction = Direction::Forward;
+            let flags = tcp::flag::FIN | tcp::flag::ACK;
+            let fin = PacketMeta { tcp_flags: flags, direction, ..PacketMeta::default() };
+            cx.flows.touch(cx.now, flow, &fin, 0);
+        }
+    }
+
+    /// What the rules say, now that the client has spoken.
+    fn choice(&self, cx: &mut Cx<'_>, slot: usize) -> (ClassId, Option<PoolId>) {
+        let parser = &self.parsers[slot];
+        let (key, _) = self.slots.key(slot);
+        let alpn = AlpnList::from_wire(parser.alpn().wire());
+        let facts = Facts { key, dscp: 0, sni: parser.sni(), alpn };
+        match cx.snapshot.rules.decide(&facts) {
+            Some(decision) => {
+                cx.counters.classifications += 1;
+                (decision.class, decision.pool.map(PoolId))
+            }
+            None => (ClassId::UNSET, None),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Delayed binding: takes connections of services that want to know more before they choose a
+//! backend, reads what clients say, and joins each to a backend (see [`crate::forward::splice`]).
+//!
+//! No stage of its own: the balancer hands over packets of such services and of spliced flows.
+
+mod choose;
+mod client;
+mod joined;
+mod send;
+mod server;
+
+use self::choose::Tried;
+use crate::base::Seed;
+use crate::flow::{Flow, FlowKind};
+use crate::forward::splice::held::{PAGE_BYTES, STREAM_BYTES_MAX};
+use crate::forward::splice::slots::SLOTS_MAX;
+use crate::forward::splice::{Binding, Cookies, Held, OnTimer, Out, Slots, Translation};
+use crate::graph::{Cx, REPLIES_MAX};
+use crate::inspect::tls::HelloParser;
+use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
+
+/// Bytes held beyond those that are read: what follows a hello at once, such as early data.
+const HOLD_BEYOND: u32 = 8_192;
+/// Bytes held for a connection at least: fewer would make for tiny windows.
+const HOLD_MIN: u32 = 16_384;
+/// Bytes held for a connection at most: a client's window must not be larger than a backend's first
+/// one, which with Linux is 64,240 bytes (44 segments).
+const HOLD_MAX: u32 = 64_000;
+/// Connections for each page beyond the one that every connection may count on.
+const SLOTS_PER_SPARE_PAGE: usize = 4;
+const SPARE_PAGES_MIN: usize = 64;
+
+/// How much of delayed binding there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpliceLimits {
+    /// Flows of the worker's table.
+    pub flows_max: u32,
+    /// Connections that wait for their binding at once.
+    pub bindings_max: u32,
+    /// Bytes of a client's stream that are read.
+    pub read_bytes_max: u32,
+}
+
+/// Connections of one worker that are being bound, and what is translated in those that are.
+pub struct Splice {
+    cookies: Cookies,
+    slots: Slots,
+    held: Held,
+    hold_max: u32,
+    read_bytes_max: u32,
+    /// By slot.
+    bound: Box<[Bound]>,
+    /// By slot.
+    parsers: Box<[HelloParser]>,
+    /// By the flow's place in the table.
+    links: Box<[Link]>,
+}
+
+/// What is known of a connection beside its two halves.
+#[derive(Clone, Default)]
+struct Bound {
+    binding: Binding,
+    /// [`FlowRef::NONE`] before a backend was chosen.
+    flow: Option<FlowRef>,
+    class: ClassId,
+    tried: Tried,
+}
+
+/// What is done with the segments of a spliced flow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    state: LinkState,
+    /// Our initial sequence number toward the client: tells this connection from the next.
+    our_isn: u32,
+    translation: Translation,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LinkState {
+    /// There is no such connection any more.
+    #[default]
+    Dead,
+    /// Its slot knows.
+    Binding(u16),
+    /// Translated.
+    Joined,
+}
+
+const _: () = assert!(HOLD_MAX <= STREAM_BYTES_MAX);
+// One for each flow of the table.
+const _: () = assert!(size_of::<Link>() <= 32);
+
+impl Splice {
+    pub fn new(limits: &SpliceLimits, seed: Seed) -> Splice {
+        let count = (limits.bindings_max as usize).clamp(1, SLOTS_MAX);
+        let hold_max = limits.read_bytes_max.max(HOLD_MIN) + HOLD_BEYOND;
+        let hold_max = hold_max.min(HOLD_MAX);
+        let read_bytes_max = limits.read_bytes_max.min(hold_max);
+        let spare = (count / SLOTS_PER_SPARE_PAGE).max(SPARE_PAGES_MIN);
+        let spare = spare.max(hold_max as usize / PAGE_BYTES);
+        Splice {
+            cookies: Cookies::new(seed),
+            slots: Slots::new(count),
+            held: Held::new(count, count + spare),
+            hold_max,
+            read_bytes_max,
+            bound: vec![Bound::default(); count].into_boxed_slice(),
+            parsers: vec![HelloParser::new(read_bytes_max); count].into_boxed_slice(),
+            links: vec![Link::default(); limits.flows_max as usize].into_boxed_slice(),
+        }
+    }
+
+    /// Connections that are being bound now.
+    pub fn bindings(&self) -> usize {
+        self.slots.taken()
+    }
+
+    /// The flow left the table.
+    pub fn forget(&mut self, flow: &Flow, seed: Seed) {
+        if flow.kind == FlowKind::Spliced
+            && let key = &flow.key[Direction::Forward as usize]
+            && let Some(slot) = self.slots.find(key, key.hash(seed))
+        {
+            self.release(slot);
+        }
+    }
+
+    /// Goes on with the connections of one that this one replaces. Where their sizes differ, those
+    /// that are not yet joined are given up.
+    pub fn take_over(&mut self, old: &mut Splice) {
+        if self.slots.capacity() == old.slots.capacity() && self.hold_max == old.hold_max {
+            std::mem::swap(self, old);
+            self.read_bytes_max = old.read_bytes_max;
+            return;
+        }
+        for link in old.links.iter_mut().filter(|l| matches!(l.state, LinkState::Binding(_))) {
+            link.state = LinkState::Dead;
+        }
+        std::mem::swap(&mut self.links, &mut old.links);
+    }
+
+    /// Looks at the connections whose time has come, as far as what they send has room.
+    pub fn tick(&mut self, cx: &mut Cx<'_>) {
+        while cx.replies.len() + crate::forward::splice::emit::SEGMENTS_MAX <= REPLIES_MAX
+            && let Some(slot) = self.slots.next_due(cx.now)
+        {
+            self.time_out(cx, slot);
+        }
+    }
+
+    fn time_out(&mut self, cx: &mut Cx<'_>, slot: usize) {
+        let mut out = Out::new(REPLIES_MAX - cx.replies.len());
+        let on = self.bound[slot].binding.timer(cx.now, (&self.held, slot), &mut out);
+        self.send_all(cx, slot, &out);
+        match on {
+            OnTimer::Nothing => self.arm(slot),
+            OnTimer::TimedOut => {
+                cx.counters.bindings_timed_out += 1;
+                self.release(slot);
+            }
+            OnTimer::Silent => self.try_next(cx, slot),
+            OnTimer::Stuck => {
+                cx.counters.bindings_unserved += 1;
+                self.kill(cx, slot);
+            }
+        }
+    }
+
+    fn arm(&mut self, slot: usize) {
+        self.slots.arm(slot, self.bound[slot].binding.due());
+    }
+
+    /// Gives a slot back; its flow, where it has one, lives on.
+    fn release(&mut self, slot: usize) {
+        self.held.clear(slot);
+        self.slots.release(slot);
+        self.bound[slot] = Bound::default();
+    }
+
+    /// Ends a connection: whatever still comes of it is answered with a reset.
+    fn kill(&mut self, cx: &mut Cx<'_>, slot: usize) {
+        if let Some(flow) = self.bound[slot].flow {
+            self.links[flow.0 as usize].state = LinkState::Dead;
+            let reset = PacketMeta { tcp_flags: tcp::flag::RST, ..PacketMeta::default() };
+            cx.flows.touch(cx.now, flow, &reset, 0);
+        }
+        self.release(slot);
+    }
+}

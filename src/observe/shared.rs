@@ -188,6 +188,7 @@ impl SharedStats {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
 
     use super::*;
 
@@ -221,16 +222,20 @@ mod tests {
                         &g,
                         &[PortGauges { tx_packets: g.polls_idle, ..PortGauges::default() }],
                     );
-                    std::thread::yield_now();
+                    // A worker publishes once a millisecond. One that did nothing else would leave
+                    // readers no time on a core of their own.
+                    std::thread::sleep(Duration::from_micros(10));
                 }
             });
-            for _ in 0..2_000 {
-                let s = shared.read();
-                assert_eq!(s.counters.held(), 0);
-                assert_eq!(s.counters.rx_packets, s.gauges.polls_idle);
-                assert_eq!(s.counters.rx_packets, s.ports[0].tx_packets);
-            }
+            let belongs_together = |s: &Stats| {
+                let sent = s.counters.rx_packets;
+                s.counters.held() == 0
+                    && sent == s.gauges.polls_idle
+                    && sent == s.ports[0].tx_packets
+            };
+            let torn = (0..2_000).filter(|_| !belongs_together(&shared.read())).count();
             stop.store(true, Ordering::Relaxed);
+            assert_eq!(torn, 0);
         });
     }
 }

@@ -66,7 +66,7 @@ impl Translation {
                 let echo = self.echo(u32_at(options, at + 4));
                 delta = put_word(options, at + 4, echo, delta);
             }
-            if options.len() > TIMESTAMPS_LEN || options.get(2) == Some(&kind::SACK) {
+            if !options.is_empty() && !is_stamps_only(options) {
                 delta = self.sack(options, delta);
             }
         }
@@ -139,11 +139,19 @@ fn finish(header: &mut [u8; tcp::HEADER_LEN], delta: Delta) {
     put_u16(header, offset::CHECKSUM, delta.apply(check));
 }
 
+/// How nearly all timestamps begin (RFC 7323, appendix A).
+const USUAL_STAMPS: [u8; 4] = [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10];
+
+/// What nearly all segments with options have: then there is nothing else to look for.
+#[inline(always)]
+fn is_stamps_only(options: &[u8]) -> bool {
+    options.len() == TIMESTAMPS_LEN && options.starts_with(&USUAL_STAMPS)
+}
+
 /// Where the timestamps' first word stands.
 #[inline(always)]
 fn stamps_at(options: &[u8]) -> Option<usize> {
-    const USUAL: [u8; 4] = [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10];
-    if options.len() >= TIMESTAMPS_LEN && options.starts_with(&USUAL) {
+    if options.len() >= TIMESTAMPS_LEN && options.starts_with(&USUAL_STAMPS) {
         return Some(4);
     }
     if options.is_empty() {

@@ -82,6 +82,22 @@ fn echoes_from_before_the_server_are_never_seen_by_it() {
 }
 
 #[test]
+fn blocks_are_translated_wherever_they_stand() {
+    let between = Translation { sequence: 1_000, ..Translation::default() };
+    let blocks = |a, b| [&[5, 10][..], &words(&[a, b])].concat();
+    let layouts: [fn(Vec<u8>) -> Vec<u8>; 3] = [
+        |sack| [sack, vec![1, 1]].concat(),
+        |sack| [vec![1, 1], sack].concat(),
+        |sack| [vec![1], sack, vec![1]].concat(),
+    ];
+    for layout in layouts {
+        let mut got = segment(5, 9_000, flag::ACK, 1, &layout(blocks(9_100, 9_200)));
+        { between }.to_server(&mut got);
+        assert_eq!(got, segment(5, 8_000, flag::ACK, 1, &layout(blocks(8_100, 8_200))));
+    }
+}
+
+#[test]
 fn windows_are_cut_to_their_field() {
     for (window, shift, want) in [
         (100, 0, 100),

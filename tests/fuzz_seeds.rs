@@ -125,6 +125,11 @@ fn capture() {
 }
 
 #[test]
+fn reassembly() {
+    run_all("reassembly", 1_000);
+}
+
+#[test]
 fn http1() {
     run_all("http1", 2_000);
 }

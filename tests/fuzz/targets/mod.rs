@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod quic;
 #[path = "../../quic_support/mod.rs"]
 pub mod quic_support;
+pub mod reassembly;
 pub mod rig;
 pub mod script;
 pub mod seeds;
@@ -25,13 +26,14 @@ pub mod setup;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is that of their folder of seeds.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("pipeline", pipeline::run),
     ("parse", parse::run),
     ("hello", hello::run),
     ("quic", quic::run),
     ("inspector", inspector::run),
     ("capture", capture::run),
+    ("reassembly", reassembly::run),
     ("http1", http::http1),
     ("hpack", http::hpack),
     ("h2", http::h2),

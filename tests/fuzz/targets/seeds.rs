@@ -35,6 +35,7 @@ pub fn all() -> Vec<Seed> {
         ("quic", super::quic::seeds()),
         ("inspector", super::inspector::seeds()),
         ("capture", super::capture::seeds()),
+        ("reassembly", super::reassembly::seeds()),
         ("http1", http_seeds::http1()),
         ("hpack", http_seeds::hpack()),
         ("h2", http_seeds::h2()),

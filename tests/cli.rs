@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use tidegate::base::Addr;
-use tidegate::lab::{Namespace, Process};
+use tidegate::lab::{Namespace, Process, wait_for};
 use tidegate::packet::build::{TcpSpec, tcp_packet};
 use tidegate::packet::tcp::flag;
 
@@ -192,6 +192,32 @@ fn a_missing_interface_is_named() {
     assert!(said.contains("tidegate: interface eth7: no such interface"), "{said}");
     assert!(output.stdout.is_empty());
     assert_eq!(place.left(), ["edge.toml"], "the socket is gone");
+}
+
+#[test]
+fn a_queue_that_another_socket_has_is_named() {
+    let (place, ns) = (Place::new(), Namespace::new("taken").expect("root"));
+    ns.ip("link add v0 type veth peer name v1").expect("veth");
+    for interface in ["v0", "v1"] {
+        ns.ip(&format!("link set {interface} up")).expect("up");
+    }
+    let bound = place.path("bound");
+    let mut taker = Command::new("python3");
+    taker.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/take_queue.py"));
+    taker.arg("v0").arg(&bound);
+    let mut taker = ns.spawn(taker).expect("python3");
+    let waited = wait_for(ENDS_WITHIN, "the other socket", || bound.exists());
+    assert!(waited.is_ok() && taker.is_running(), "{}", taker.kill_and_read_stderr());
+    let file = place.write(&place.text("v0", "false"));
+    let output = run_in(&ns, &["run", "-c", &file]);
+    assert_eq!(code(&output), 1);
+    let said = stderr(&output);
+    let wanted = "tidegate: interface v0: queue 0 is taken by another AF_XDP socket";
+    assert!(said.contains(wanted), "{said}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(place.left(), ["bound", "edge.toml"]);
+    let link = ns.ip("-d link show v0").expect("ip");
+    assert!(!link.contains("xdp"), "the program is left: {link}");
 }
 
 #[test]

@@ -123,6 +123,18 @@ async fn until(netlink: &mut Netlink, what: &str, seen: impl Fn(&Mirror) -> bool
     }
 }
 
+/// The same for what may happen without a change that is told of.
+async fn until_quietly(netlink: &mut Netlink, what: &str, seen: impl Fn(&Mirror) -> bool) {
+    let wait = async {
+        while !seen(netlink.mirror()) {
+            let _ = tokio::time::timeout(Duration::from_millis(20), netlink.changed()).await;
+        }
+    };
+    if tokio::time::timeout(LIMIT, wait).await.is_err() {
+        panic!("not seen: {what}; the mirror: {:#?}", netlink.mirror());
+    }
+}
+
 fn route(mirror: &Mirror, prefix: &str) -> Option<(RouteKind, Option<Addr>, u32)> {
     let prefix: Prefix = prefix.parse().expect("literal");
     mirror
@@ -265,7 +277,38 @@ fn neighbours_follow_the_kernel() {
             until(&mut n, "changed", |m| mac(m, who) == Some([2, 0, 0, 0, 0, 8])).await;
             ip(&format!("neigh del {who} dev v0"));
             until(&mut n, "removed", |m| mac(m, who).is_none()).await;
+            // The kernel tells first that it fails, then that it is gone.
+            until_quietly(&mut n, "gone", |m| m.neighbour(a, addr(who)).is_none()).await;
         }
+    });
+}
+
+#[test]
+fn neighbours_of_a_link_go_with_it() {
+    in_namespace(|| async {
+        veth();
+        let mut n = connect().await;
+        let a = ifindex(n.mirror(), "v0");
+        let add = || {
+            for who in ["192.0.2.7", "2001:db8::7"] {
+                ip(&format!("neigh add {who} lladdr 02:00:00:00:00:07 dev v0 nud reachable"));
+            }
+        };
+        let usable = |m: &Mirror| {
+            let mine = m.neighbours().filter(|(ifindex, _, _)| *ifindex == a);
+            mine.filter(|(_, _, n)| n.mac == Some([2, 0, 0, 0, 0, 7])).count()
+        };
+        add();
+        until(&mut n, "both", |m| usable(m) == 2).await;
+        ip("link set v0 down");
+        until_quietly(&mut n, "none of a link that is down", |m| usable(m) == 0).await;
+        ip("link set v0 up");
+        ip("addr replace 2001:db8::1/64 dev v0 nodad");
+        add();
+        until(&mut n, "both again", |m| usable(m) == 2).await;
+        ip("link del v0");
+        let none = |m: &Mirror| m.neighbours().all(|(ifindex, _, _)| ifindex != a);
+        until_quietly(&mut n, "none of a link that is gone", none).await;
     });
 }
 
@@ -320,12 +363,8 @@ fn a_neighbour_that_was_silent_is_found_when_asked_for_again() {
         let state = |m: &Mirror| m.neighbour(a, who).map(|n| n.state);
         n.resolve(a, who).expect("asked");
         // Not told of as a change: nothing became usable.
-        let failed = async {
-            while state(n.mirror()) != Some(NeighbourState::Failed) {
-                let _ = tokio::time::timeout(Duration::from_millis(20), n.changed()).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, failed).await.expect("the kernel to give up");
+        let failed = |m: &Mirror| state(m) == Some(NeighbourState::Failed);
+        until_quietly(&mut n, "given up by the kernel", failed).await;
         let _host = Host::with(&["192.0.2.2/24"]);
         until(&mut n, "a carrier", |m| m.link_named("v0").is_some_and(|l| l.carrier)).await;
         n.resolve(a, who).expect("asked again");

@@ -134,6 +134,43 @@ fn a_graceful_stop_leaves_the_interface_as_it_was() {
     assert!(!link.contains("xdp"), "{link}");
 }
 
+/// A worker that drains receives nothing more: what arrives is the kernel's from the first moment.
+#[test]
+fn while_it_drains_the_kernel_forwards() {
+    let net = Net::new(1);
+    net.kernel_forwards(true);
+    let shaped = format!(
+        "{}[qos.lan]\nrate = \"20kbit/s\"\ndefault = \"all\"\n\
+         [qos.lan.class.all]\nrate = \"100%\"\n",
+        config(&net, "pass").replace("on_failure", "drain_limit = \"6s\"\non_failure")
+    );
+    let mut edge = net.start(&shaped);
+    let _echo = Echo::start(&net.server, &[target()]);
+    fill_queue(&net);
+    edge.signal(Signal::SIGTERM).expect("term");
+    sleep(Duration::from_millis(500));
+    let probe = Probe::start(&net.client, target());
+    sleep(Duration::from_secs(1));
+    let sent = probe.finish();
+    assert!(edge.is_running(), "it has drained already, so that this shows nothing");
+    let answered = sent.iter().filter(|s| s.answered).count();
+    assert!(answered > sent.len() / 2, "{answered} of {} answers", sent.len());
+    assert!(edge.wait(Duration::from_secs(15)).expect("ends").success());
+}
+
+/// Sends more to a port that nobody listens to than a slow link carries in many seconds.
+fn fill_queue(net: &Net) {
+    let sent = net.client.enter(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bind");
+        for i in 0..2_000 {
+            let _ = socket.send_to(&[0; 1_200], (SERVERS4[1], 9));
+            // Few are kept until the neighbour is known.
+            sleep(Duration::from_micros(if i < 5 { 100_000 } else { 100 }));
+        }
+    });
+    sent.expect("thread");
+}
+
 /// A BPF file system of the test's own, where the program is pinned that must outlive the process.
 struct Bpffs {
     holder: Process,

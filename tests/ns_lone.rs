@@ -17,6 +17,7 @@ const HEARTBEAT_LIMIT: &str = "heartbeat_limit = \"500ms\"";
 #[test]
 fn lone_datagrams_come_through() {
     let net = Net::new(1);
+    net.kernel_forwards(false);
     let config = [
         net.config_head("router", HEARTBEAT_LIMIT),
         "[transit]\nprefixes = [\"10.0.0.0/8\", \"fd00::/16\"]\n".to_string(),

@@ -110,8 +110,10 @@ impl Timers {
         self.links[flow as usize] = Link { next: flow, prev: flow };
     }
 
-    /// The next flow whose slot has come by tick `now`, taken out of its list.
+    /// The next flow whose slot has come by tick `now`, taken out of its list. Looks at each slot
+    /// once at most, however much time has passed.
     pub(super) fn pop(&mut self, now: u32) -> Option<u32> {
+        let mut empty = 0;
         while self.cursor <= now {
             let sentinel = self.first_sentinel + self.cursor % SLOTS;
             let head = self.links[sentinel as usize].next;
@@ -120,6 +122,10 @@ impl Timers {
                 return Some(head);
             }
             self.cursor += 1;
+            empty += 1;
+            if empty == SLOTS {
+                self.cursor = self.cursor.max(now.saturating_add(1));
+            }
         }
         None
     }
@@ -146,6 +152,18 @@ mod tests {
         assert_eq!(t.pop(10), None);
         // Beyond the turn: at its end at the latest, to be looked at and armed again.
         assert_eq!(t.pop(SLOTS + 10), Some(2));
+    }
+
+    #[test]
+    fn years_without_a_flow_are_passed_at_once() {
+        let mut t = Timers::new(1);
+        assert_eq!(t.pop(u32::MAX - 10), None);
+        t.arm(0, u32::MAX - 5);
+        assert_eq!((t.pop(u32::MAX - 6), t.pop(u32::MAX - 5)), (None, Some(0)));
+        // Armed at the far end of a turn, a flow isn't passed over.
+        let mut t = Timers::new(1);
+        t.arm(0, SLOTS - 1);
+        assert_eq!(t.pop(10 * SLOTS), Some(0));
     }
 
     #[test]

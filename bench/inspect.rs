@@ -172,7 +172,7 @@ fn decide(specs: &[RuleSpec]) -> Box<dyn FnMut() -> f64> {
         time(200_000, |i| {
             let (key, sni) = &flows[i % FLOWS];
             let alpn = AlpnList::from_wire(b"\x02h2\x08http/1.1");
-            let facts = Facts { key, dscp: 0, sni: Some(sni), alpn };
+            let facts = Facts { sni: Some(sni), alpn, ..Facts::of(key, 0) };
             black_box(rules.decide(black_box(&facts)));
         })
     })

@@ -155,7 +155,12 @@ fn rules() -> Vec<RuleSpec> {
 }
 
 pub fn inspect() -> StageSpec {
-    StageSpec::Inspect { hello_bytes_max: 16_384, flows_max: 4_096 }
+    StageSpec::Inspect {
+        hello_bytes_max: 16_384,
+        flows_max: 4_096,
+        http_flows_max: 1_024,
+        headers: Vec::new(),
+    }
 }
 
 fn workers(flows: u32) -> WorkersSpec {

@@ -9,8 +9,13 @@ use toml::Spanned;
 use super::atoms::{
     Alpn, Bytes, Dscp, Metrics, PortNumber, PortRange, Rate, ServerName, SocketMode,
 };
+use super::rule_atoms::{
+    Days, Fingerprint, GrpcName, HeaderValue, HourRange, Method, OperationName, Path, ProviderName,
+    ZoneName,
+};
 use crate::base::tomlfile::{Leaf, Named, OneOrMany};
 use crate::base::{Addr, Prefix};
+use crate::policy::catalogue::FileCatalogue;
 
 /// A plain value and its place.
 pub type Plain<T> = Option<Spanned<T>>;
@@ -31,6 +36,7 @@ pub struct FileConfig {
     pub transit: Plain<FileTransit>,
     pub qos: Named<FileQos>,
     pub rule: Vec<Spanned<FileRule>>,
+    pub catalogue: FileCatalogue,
     pub admin: Plain<FileAdmin>,
 }
 
@@ -216,13 +222,37 @@ pub enum FileQueue {
 pub struct FileRule {
     pub name: Plain<String>,
     pub sni: Many<ServerName>,
+    pub authority: Many<ServerName>,
     pub alpn: Many<Alpn>,
+    pub ja4: Many<Fingerprint>,
+    pub method: Many<Method>,
+    pub path: Many<Path>,
+    pub header: Named<OneOrMany<HeaderValue>>,
+    pub grpc: Many<GrpcName>,
+    pub provider: Many<ProviderName>,
+    pub operation: Many<OperationName>,
     pub vip: Many<Addr>,
     pub client: Many<Prefix>,
+    pub server: Many<Prefix>,
     pub dscp: Many<Dscp>,
     pub port: Many<PortNumber>,
+    pub bytes_over: Noted<Bytes>,
+    pub time: Plain<FileTime>,
     pub class: Plain<String>,
     pub pool: Plain<String>,
+    pub tenant: Plain<String>,
+    pub set_dscp: Noted<Dscp>,
+    pub drop: Plain<bool>,
+    pub reset: Plain<bool>,
+}
+
+/// When a rule applies.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTime {
+    pub zone: Noted<ZoneName>,
+    pub days: Many<Days>,
+    pub hours: Many<HourRange>,
 }
 
 #[derive(Debug, Default, Deserialize)]

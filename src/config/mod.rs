@@ -8,6 +8,7 @@ mod atoms;
 mod build;
 mod file;
 mod load;
+mod rule_atoms;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use crate::forward::spec::ForwardSpec;
 use crate::graph::spec::PipelineSpec;
 use crate::nic::spec::PortSpec;
+use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::RuleSpec;
 use crate::qos::spec::PortQosSpec;
 use crate::worker::spec::WorkersSpec;
@@ -35,6 +37,10 @@ pub struct Config {
     /// Names of all classes, by [`crate::packet::ClassId`].
     pub class_names: Vec<String>,
     pub rules: Vec<RuleSpec>,
+    /// Names of all tenants, by the number that rules have.
+    pub tenant_names: Vec<String>,
+    /// The catalogue of LLM APIs, with the configuration's changes.
+    pub catalogue: Catalogue,
     pub pipeline: PipelineSpec,
     pub admin: AdminSpec,
     /// What is allowed but probably not meant, to be told to the operator.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::crew::{Crew, Seat};
 use super::netlink::{Keeper, Netlink, NetlinkError, NetlinkOptions};
@@ -92,7 +92,7 @@ impl Appliance {
         let snapshot = Snapshot {
             forward: Arc::new(Tables::build(&config.forward, config.workers.count, seed)),
             routes: Arc::new(routes),
-            rules: Arc::new(Rules::compile(&config.rules)),
+            rules: Arc::new(rules_of(&config)),
             seed,
             worker_count: config.workers.count,
             shared_ports: Default::default(),
@@ -209,6 +209,27 @@ fn check_memory(workers: &WorkersSpec) -> Result<(), BootError> {
     let bytes = usize::from(count) * flows as usize * FLOW_BYTES_MAX;
     let refused = |_| BootError::Memory { workers: count, flows, bytes };
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(refused)
+}
+
+/// The rules of a configuration, ready for use.
+pub(super) fn rules_of(config: &Config) -> Rules {
+    // Classes that have others below them carry no packets.
+    let mut class_names = config.class_names.clone();
+    for inner in config.qos.iter().flat_map(|q| &q.classes).filter_map(|class| class.parent) {
+        if let Some(name) = class_names.get_mut(usize::from(inner.0)) {
+            name.clear();
+        }
+    }
+    let rules = Rules::compile(&config.rules);
+    let rules = rules.with_catalogue(config.catalogue.clone(), &class_names);
+    rules.set_time(unix_seconds());
+    rules
+}
+
+/// The time of day, which rules may depend on.
+pub(super) fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs() as i64)
 }
 
 /// What workers are built from, and compared by in a reload.

@@ -103,7 +103,7 @@ fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowVie
     let flow = &row.flow;
     let key = &flow.key[0];
     let name = String::from_utf8_lossy(row.name()).into_owned();
-    let class = config.class_names.get(usize::from(flow.class[0].0));
+    let class = config.class_names.get(usize::from(flow.class.0));
     FlowView {
         worker,
         kind: kind_text(flow.kind).into(),
@@ -112,7 +112,7 @@ fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowVie
         server: endpoint(key.dst, key.dport),
         service: service_name(config, key),
         backend: backend(flow),
-        class: class.filter(|_| flow.class[0] != ClassId::UNSET).cloned(),
+        class: class.filter(|_| flow.class != ClassId::UNSET).cloned(),
         sni: Some(name).filter(|n| !n.is_empty()),
         state: state_text(flow.tcp).into(),
         packets_forward: u64::from(flow.packets[0]),

@@ -8,6 +8,8 @@ use crate::packet::ClassId;
 
 /// Classes known over a process's life, those of earlier configurations included.
 pub const CLASSES_MAX: usize = 4096;
+/// The same for tenants.
+pub const TENANTS_MAX: usize = 65_000;
 
 /// Why a configuration was not taken. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +23,8 @@ pub enum ReloadError {
     Busy,
     #[error("too many classes have come and gone ({CLASSES_MAX}): restart to forget the old ones")]
     TooManyClasses,
+    #[error("too many tenants have come and gone ({TENANTS_MAX}): restart to forget the old ones")]
+    TooManyTenants,
     #[error("{0}")]
     Steering(#[from] crate::nic::NicError),
 }
@@ -120,6 +124,32 @@ pub fn keep_class_ids(running: &Config, wanted: &mut Config) -> Result<(), Reloa
     }
     wanted.rules.iter_mut().for_each(|rule| renumber(&mut rule.class));
     wanted.class_names = names;
+    Ok(())
+}
+
+/// The same for tenants.
+///
+/// # Errors
+/// [`ReloadError::TooManyTenants`].
+pub fn keep_tenant_numbers(running: &Config, wanted: &mut Config) -> Result<(), ReloadError> {
+    let mut names = running.tenant_names.clone();
+    let mut known: HashMap<String, u16> = names.iter().cloned().zip(0u16..).collect();
+    let mut new_number = Vec::with_capacity(wanted.tenant_names.len());
+    for name in &wanted.tenant_names {
+        let number = known.get(name).copied().unwrap_or(names.len() as u16);
+        if usize::from(number) == names.len() {
+            if names.len() >= TENANTS_MAX {
+                return Err(ReloadError::TooManyTenants);
+            }
+            names.push(name.clone());
+            known.insert(name.clone(), number);
+        }
+        new_number.push(number);
+    }
+    for tenant in wanted.rules.iter_mut().filter_map(|rule| rule.tenant.as_mut()) {
+        *tenant = new_number.get(usize::from(*tenant)).copied().unwrap_or(*tenant);
+    }
+    wanted.tenant_names = names;
     Ok(())
 }
 

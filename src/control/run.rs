@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::appliance::Appliance;
+use super::appliance::{Appliance, unix_seconds};
 use super::ask::Ask;
 use super::listing::{Classes, Listing};
 use super::netlink::NetlinkError;
@@ -180,6 +180,7 @@ impl Control {
             a.netlink.resolve(ifindex, addr)?;
         }
         self.classes.ask(&mut a.crew, &a.config);
+        a.snapshot.rules.set_time(unix_seconds());
         Ok(())
     }
 

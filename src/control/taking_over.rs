@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::appliance::blueprint;
+use super::appliance::{blueprint, rules_of};
 use super::ask::Refusal;
-use super::reload::{ReloadError, fixed_differences, keep_class_ids, warnings};
+use super::reload::{
+    ReloadError, fixed_differences, keep_class_ids, keep_tenant_numbers, warnings,
+};
 use super::run::Control;
 use super::steering::SteerTables;
 use super::view::ReloadView;
@@ -22,7 +24,6 @@ use crate::base::Nanos;
 use crate::config::{self, Config};
 use crate::forward::Tables;
 use crate::graph::Snapshot;
-use crate::policy::Rules;
 use crate::worker::WorkerCommand;
 
 /// A worker takes a new configuration within a few polls, unless it hangs.
@@ -76,6 +77,7 @@ impl Control {
             return Err(ReloadError::Fixed { path, keys });
         }
         keep_class_ids(&a.config, &mut wanted)?;
+        keep_tenant_numbers(&a.config, &mut wanted)?;
         if wanted == a.config {
             return Ok(None);
         }
@@ -94,7 +96,7 @@ impl Control {
                 wanted.workers.count,
                 a.snapshot.seed,
             )),
-            rules: Arc::new(Rules::compile(&wanted.rules)),
+            rules: Arc::new(rules_of(&wanted)),
             ..a.snapshot.clone()
         };
         let new = blueprint(&wanted, &snapshot);

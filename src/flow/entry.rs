@@ -8,8 +8,13 @@ use crate::packet::{ClassId, Direction, FlowKey, PortId};
 
 /// No service, no backend, no inspection.
 pub const NONE_U16: u16 = u16::MAX;
-/// No name.
+/// No name, no note.
 pub const NONE_U32: u32 = u32::MAX;
+/// [`Flow::mark`] of a flow whose packets keep their code points.
+pub const NO_MARK: u8 = u8::MAX;
+/// No port has this number.
+const NO_HOP: PortId = PortId(u16::MAX);
+const UNKNOWN_HOP: Hop = Hop { mac: [0; 6], port: NO_HOP };
 
 /// How a flow's packets are forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,9 +58,12 @@ pub struct SumChange {
 #[repr(C, align(32))]
 pub struct Flow {
     pub key: [FlowKey; 2],
-    /// Next hop of each direction, valid while the generation is that of the routes; 0 never is.
+    /// Next hop of each direction, by port [`NO_HOP`] none; valid while the generation is that of
+    /// the routes.
     pub(super) hop: [Hop; 2],
-    pub(super) hop_generation: [u32; 2],
+    pub(super) hop_generation: u32,
+    /// Where more is kept of what was seen: [`super::Notes`]. [`NONE_U32`] without.
+    pub note: u32,
     /// What becomes of the checksums of each direction's packets: follows from the keys.
     pub(super) change: [SumChange; 2],
     /// The server name's number in [`super::Names`]; [`NONE_U32`] without one.
@@ -66,8 +74,12 @@ pub struct Flow {
     pub service: u16,
     /// The backend's index; [`NONE_U16`] for transit.
     pub backend: u16,
-    /// QoS class of each direction.
-    pub class: [ClassId; 2],
+    /// QoS class of both directions.
+    pub class: ClassId,
+    /// Code point that packets are to leave with; [`NO_MARK`]: their own.
+    pub mark: u8,
+    /// What changes once the flow has more bytes: a number of [`super::Steps`]; 0 for nothing.
+    pub steps: u8,
     /// Bytes received in each direction, Ethernet headers included. From here on stands what every
     /// packet changes: 32 bytes at a multiple of 32, so that one cache line is written, not two.
     pub bytes: [u64; 2],
@@ -100,14 +112,16 @@ impl Flow {
     /// The next hop of one direction, if it is known since the routes had this generation.
     #[inline(always)]
     pub fn hop(&self, direction: Direction, generation: u32) -> Option<Hop> {
-        let known = self.hop_generation[direction as usize] == generation;
-        known.then_some(self.hop[direction as usize])
+        let hop = self.hop[direction as usize];
+        (self.hop_generation == generation && hop.port != NO_HOP).then_some(hop)
     }
 
     /// Keeps the next hop of one direction until the routes get another generation.
     pub fn set_hop(&mut self, direction: Direction, hop: Hop, generation: u32) {
+        if self.hop_generation != generation {
+            (self.hop, self.hop_generation) = ([UNKNOWN_HOP; 2], generation);
+        }
         self.hop[direction as usize] = hop;
-        self.hop_generation[direction as usize] = generation;
     }
 
     /// What rewriting a packet of one direction changes of its checksums.
@@ -120,8 +134,9 @@ impl Flow {
     pub(super) fn vacant() -> Flow {
         Flow {
             key: [FlowKey::default(); 2],
-            hop: [Hop::default(); 2],
-            hop_generation: [0; 2],
+            hop: [UNKNOWN_HOP; 2],
+            hop_generation: 0,
+            note: NONE_U32,
             change: [SumChange::default(); 2],
             bytes: [0; 2],
             packets: [0; 2],
@@ -131,7 +146,9 @@ impl Flow {
             service: NONE_U16,
             backend: NONE_U16,
             inspection: NONE_U16,
-            class: [ClassId::UNSET; 2],
+            class: ClassId::UNSET,
+            mark: NO_MARK,
+            steps: 0,
             kind: FlowKind::Transit,
             tcp: TcpState::Vacant,
         }

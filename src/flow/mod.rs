@@ -3,14 +3,18 @@
 pub mod entry;
 pub mod index;
 pub mod names;
+pub mod notes;
 pub mod reassembly;
 pub mod sightings;
+pub mod steps;
 pub mod table;
 pub mod tcp;
 pub mod wheel;
 
 pub use entry::{Flow, FlowKind, Hop, NewFlow, SumChange};
 pub use names::Names;
+pub use notes::{Note, Notes};
 pub use sightings::{Sighting, Sightings};
+pub use steps::{Step, Steps};
 pub use table::{FlowLimits, FlowTable, InsertError, Timeouts};
 pub use tcp::TcpState;

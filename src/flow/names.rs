@@ -1,5 +1,6 @@
 //! Server names that flows asked for, each kept once.
 
+use super::notes::Notes;
 use super::sightings::Sightings;
 use crate::base::Seed;
 use crate::base::hash::hash_bytes;
@@ -10,11 +11,16 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes reserved for each name: real names are rarely longer, and shorter ones make up for those.
 pub const NAME_BYTES_MEAN: usize = 48;
 
+/// Names for each flow of which more is kept.
+const NAMES_PER_NOTE: usize = 2;
+
 /// A table of names with a small id each. All its memory is taken at construction and a name stays
 /// for good: strangers choose names, so when it is full new ones simply get no id.
 pub struct Names {
     /// What this batch brought to light.
     pub sightings: Sightings,
+    /// What was seen of flows.
+    pub notes: Notes,
     seed: Seed,
     index: HashIndex,
     /// Where each name ends in `bytes`; it begins where the one before ends.
@@ -34,6 +40,7 @@ impl Names {
         let bytes_max = (names_max * NAME_BYTES_MEAN).min(u32::MAX as usize);
         Names {
             sightings: Sightings::default(),
+            notes: Notes::new(names_max / NAMES_PER_NOTE),
             seed,
             index: HashIndex::with_capacity(names_max),
             ends: Vec::with_capacity(names_max),

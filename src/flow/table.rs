@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::entry::{Flow, NewFlow, changes};
 use super::index::Index;
+use super::steps::Steps;
 use super::tcp::TcpState;
 use super::wheel::{NANOS_PER_TICK, Timers};
 use crate::base::mem::{huge_vec, prefetch};
@@ -79,6 +80,7 @@ pub struct FlowTable {
     half_open: u32,
     half_open_evicted: u64,
     removals: u64,
+    steps: Steps,
     limits: FlowLimits,
     timeouts: Ticks,
     seed: Seed,
@@ -126,6 +128,7 @@ impl FlowTable {
             half_open: 0,
             half_open_evicted: 0,
             removals: 0,
+            steps: Steps::default(),
             limits,
             timeouts: Ticks {
                 half_open: ticks(timeouts.half_open),
@@ -174,6 +177,15 @@ impl FlowTable {
     /// Memory of the table in bytes: entries, timers and index.
     pub fn bytes(&self) -> usize {
         self.flows.len() * size_of::<Flow>() + self.index.bytes() + self.timers.bytes()
+    }
+
+    /// What becomes of flows that have more bytes.
+    pub fn steps(&self) -> &Steps {
+        &self.steps
+    }
+
+    pub fn steps_mut(&mut self) -> &mut Steps {
+        &mut self.steps
     }
 
     /// # Panics
@@ -323,7 +335,7 @@ impl FlowTable {
             kind: new.kind,
             service: new.service,
             backend: new.backend,
-            class: [new.class; 2],
+            class: new.class,
             last_seen: tick(now),
             idle: idle.unwrap_or(own),
             tcp: state,

@@ -4,7 +4,7 @@ use super::cx::{Cx, Stage};
 use super::spec::{PipelineSpec, StageSpec};
 use super::stages::balance::Balance;
 use super::stages::classify::Classify;
-use super::stages::inspect::Inspect;
+use super::stages::inspect::{Inspect, InspectLimits};
 use super::stages::route::Route;
 use super::stages::splice::{Splice, SpliceLimits};
 use super::stages::tap::Tap;
@@ -31,11 +31,18 @@ impl Pipeline {
     /// With `splice` the balancer can also bind connections after what their client says.
     pub fn compile(spec: &PipelineSpec, splice: Option<(SpliceLimits, Seed)>) -> Pipeline {
         let stages = spec.stages.iter().filter_map(|stage| match stage {
-            StageSpec::Inspect { hello_bytes_max, flows_max } => {
-                let inspect = Inspect::new(*hello_bytes_max, *flows_max);
-                Some(StageKind::Inspect(Box::new(inspect)))
+            StageSpec::Inspect { hello_bytes_max, flows_max, http_flows_max, headers } => {
+                let limits = InspectLimits {
+                    hello_bytes_max: *hello_bytes_max,
+                    flows_max: *flows_max,
+                    http_flows_max: *http_flows_max,
+                    headers: headers.clone(),
+                };
+                Some(StageKind::Inspect(Box::new(Inspect::new(&limits))))
             }
-            StageSpec::Classify => Some(StageKind::Classify(Classify::new())),
+            StageSpec::Classify => {
+                Some(StageKind::Classify(Classify::new(!spec.stages.contains(&StageSpec::Tap))))
+            }
             StageSpec::Balance => Some(StageKind::Balance(match &splice {
                 Some((limits, seed)) => Balance::with_splice(Splice::new(limits, *seed)),
                 None => Balance::new(),

@@ -19,6 +19,8 @@ const HELLO_BYTES: std::ops::RangeInclusive<i64> = 512..=65_536;
 const INSPECTED_FLOWS: std::ops::RangeInclusive<i64> = 1..=65_534;
 const HELLO_BYTES_DEFAULT: i64 = 16_384;
 const INSPECTED_FLOWS_DEFAULT: i64 = 4_096;
+/// Unless `http_flows_max` is given, this share of `flows_max` may speak HTTP.
+const FLOWS_PER_HTTP_FLOW: i64 = 4;
 
 /// The pipelines that every binary carries, by name.
 const SHIPPED: [(&str, &str); 4] = [
@@ -108,6 +110,7 @@ struct FileStage {
 struct FileInspect {
     hello_bytes_max: Option<Spanned<i64>>,
     flows_max: Option<Spanned<i64>>,
+    http_flows_max: Option<Spanned<i64>>,
 }
 
 /// The settings of a stage that has none.
@@ -216,9 +219,14 @@ impl Checker<'_> {
     }
 
     fn inspect(&mut self, file: &FileInspect) -> StageSpec {
+        let flows_max = self.number(&file.flows_max, INSPECTED_FLOWS, INSPECTED_FLOWS_DEFAULT);
+        let all = i64::from(flows_max).max(1);
+        let share = (all / FLOWS_PER_HTTP_FLOW).max(1);
         StageSpec::Inspect {
             hello_bytes_max: self.number(&file.hello_bytes_max, HELLO_BYTES, HELLO_BYTES_DEFAULT),
-            flows_max: self.number(&file.flows_max, INSPECTED_FLOWS, INSPECTED_FLOWS_DEFAULT),
+            flows_max,
+            http_flows_max: self.number(&file.http_flows_max, 1..=all, share),
+            headers: Vec::new(),
         }
     }
 
@@ -306,9 +314,14 @@ mod tests {
         (spec, out.to_string())
     }
 
+    fn inspect(flows_max: u32) -> StageSpec {
+        let (http_flows_max, headers) = (flows_max / 4, Vec::new());
+        StageSpec::Inspect { hello_bytes_max: 16_384, flows_max, http_flows_max, headers }
+    }
+
     #[test]
     fn shipped_pipelines_are_what_they_say() {
-        let inspect = StageSpec::Inspect { hello_bytes_max: 16_384, flows_max: 4_096 };
+        let inspect = inspect(4_096);
         use StageSpec::{Balance, Classify, Route, Shape, Tap};
         let expected = [
             ("llm-edge", vec![inspect.clone(), Classify, Balance, Shape]),
@@ -332,7 +345,7 @@ mod tests {
              [[stage]]\nroute = {}\n",
         );
         assert_eq!(faults, "");
-        let inspect = StageSpec::Inspect { hello_bytes_max: 16_384, flows_max: 4_096 };
+        let inspect = inspect(4_096);
         assert_eq!(spec.expect("valid").stages[0], inspect);
     }
 

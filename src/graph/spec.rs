@@ -3,12 +3,17 @@
 /// One stage and its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StageSpec {
-    /// Reads ClientHellos of new flows until they are understood or out of bounds.
+    /// Reads what new flows begin with until it is understood or out of bounds, and follows
+    /// requests as far as rules need it.
     Inspect {
-        /// Bytes of a flow's beginning that are looked at.
+        /// Bytes of a ClientHello that are looked at.
         hello_bytes_max: u32,
         /// Flows of one worker that may be under inspection at once.
         flows_max: u32,
+        /// Those among them that may speak HTTP.
+        http_flows_max: u32,
+        /// Header fields that rules ask for, in their order.
+        headers: Vec<String>,
     },
     /// Applies the rules: gives each flow its class.
     Classify,

@@ -14,7 +14,7 @@ use crate::flow::reassembly::Reassembler;
 mod parts;
 
 pub use super::http1::Side;
-pub use parts::{Pool, Request, Rooms};
+pub use parts::{Event, On, Pool, Request, Rooms};
 
 use parts::HttpPart;
 
@@ -119,13 +119,18 @@ pub struct Inspector {
 impl Inspector {
     /// `joined`: what is given first may not be what was sent first.
     pub fn new(joined: bool) -> Inspector {
+        Inspector::with_hello(joined, HELLO_BYTES_MAX)
+    }
+
+    /// The same, looking at fewer bytes of a ClientHello.
+    pub fn with_hello(joined: bool, hello_bytes_max: u32) -> Inspector {
         Inspector {
             stage: Stage::Start,
             joined,
             server_http2: None,
             app: App::None,
             unknown: None,
-            hello: HelloParser::new(HELLO_BYTES_MAX),
+            hello: HelloParser::new(hello_bytes_max),
             answer: ServerHello::default(),
             initials: InitialReader::new(),
             http: None,
@@ -134,21 +139,26 @@ impl Inspector {
 
     /// The next bytes of a TCP stream.
     pub fn stream(&mut self, pool: &mut Pool, from: Side, bytes: &[u8]) {
+        self.read(pool, from, bytes, &mut |_| ());
+    }
+
+    /// The same; `on` is told of each message of HTTP whose head is complete.
+    pub fn read(&mut self, pool: &mut Pool, from: Side, bytes: &[u8], on: On<'_>) {
         match (self.stage, from) {
             (Stage::Done, _) => {}
             (Stage::Start, Side::Client) => {
                 let Some(&first) = bytes.first() else { return };
                 self.begin(pool, first);
                 if self.stage != Stage::Start {
-                    self.stream(pool, from, bytes);
+                    self.read(pool, from, bytes, on);
                 }
             }
             (Stage::Hello | Stage::Tunnel, Side::Client) => self.hello(bytes),
-            (Stage::Http1, Side::Client) => self.http1(pool, bytes),
+            (Stage::Http1, Side::Client) => self.http1(pool, bytes, on),
             (Stage::Start | Stage::Http1 | Stage::Http2, Side::Server) => {
-                self.http_answer(pool, bytes);
+                self.http_answer(pool, bytes, on);
             }
-            (Stage::Http2, Side::Client) => self.http2(pool, bytes),
+            (Stage::Http2, Side::Client) => self.http2(pool, bytes, on),
             (Stage::Hello | Stage::Answer, Side::Server) => {
                 let peek = self.answer.feed(bytes);
                 if self.stage == Stage::Answer && peek != Peek::NeedMore {
@@ -323,9 +333,9 @@ impl Inspector {
         }
     }
 
-    fn http1(&mut self, pool: &Pool, bytes: &[u8]) {
+    fn http1(&mut self, pool: &Pool, bytes: &[u8], on: On<'_>) {
         let Some(http) = &mut self.http else { return };
-        let fed = http.feed_http1(Side::Client, bytes, pool.wanted());
+        let fed = http.feed_http1(Side::Client, bytes, pool.wanted(), on);
         if self.app == App::None && http.is_http() {
             self.app = App::Http1;
         }
@@ -338,7 +348,7 @@ impl Inspector {
             }
             Next::Http2 => {
                 self.begin_http2(pool);
-                self.http2(pool, rest);
+                self.http2(pool, rest, on);
             }
             Next::Upgraded => self.stage = Stage::Done,
             Next::Failed(failure) => {
@@ -360,7 +370,7 @@ impl Inspector {
         self.stage = Stage::Http2;
         if self.app == App::None {
             self.app = App::H2c;
-            let _ = http.feed_http2(Side::Client, h2::PREFACE, pool.wanted());
+            let _ = http.feed_http2(Side::Client, h2::PREFACE, pool.wanted(), &mut |_| ());
         } else {
             self.app = App::H2cUpgrade;
             if self.server_http2 != Some(true) {
@@ -370,9 +380,9 @@ impl Inspector {
         }
     }
 
-    fn http2(&mut self, pool: &Pool, bytes: &[u8]) {
+    fn http2(&mut self, pool: &Pool, bytes: &[u8], on: On<'_>) {
         let Some(http) = &mut self.http else { return };
-        let failed = http.feed_http2(Side::Client, bytes, pool.wanted()).is_err();
+        let failed = http.feed_http2(Side::Client, bytes, pool.wanted(), on).is_err();
         if self.app == App::None && http.is_http() {
             self.app = App::H2cMid;
         }
@@ -382,7 +392,7 @@ impl Inspector {
     }
 
     /// The server's bytes, of HTTP/1 or 2.
-    fn http_answer(&mut self, pool: &mut Pool, bytes: &[u8]) {
+    fn http_answer(&mut self, pool: &mut Pool, bytes: &[u8], on: On<'_>) {
         let Some(first) = bytes.first() else { return };
         // The length of a frame that isn't huge; an answer of HTTP/1 begins with a letter.
         let is_http2 = *self.server_http2.get_or_insert(*first == 0);
@@ -393,15 +403,15 @@ impl Inspector {
         let Some(http) = &mut self.http else { return };
         if is_http2 {
             // Damage in the answers changes nothing about the requests.
-            let _ = http.feed_http2(Side::Server, bytes, pool.wanted());
+            let _ = http.feed_http2(Side::Server, bytes, pool.wanted(), on);
             return;
         }
-        let fed = http.feed_http1(Side::Server, bytes, pool.wanted());
+        let fed = http.feed_http1(Side::Server, bytes, pool.wanted(), on);
         if fed.next == Some(Next::Http2) && self.stage == Stage::Http1 {
             self.server_http2 = Some(true);
             http.upgrade();
             let rest = bytes.get(fed.used..).unwrap_or_default();
-            let _ = http.feed_http2(Side::Server, rest, pool.wanted());
+            let _ = http.feed_http2(Side::Server, rest, pool.wanted(), on);
         }
     }
 }

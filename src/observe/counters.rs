@@ -97,16 +97,41 @@ counters! {
     hellos_without_name,
     /// Flows whose ClientHello contradicts itself.
     hellos_malformed,
+    /// Flows of TLS over TCP.
+    apps_tls,
+    /// Flows of QUIC.
+    apps_quic,
+    /// Flows of HTTP/1.
+    apps_http1,
+    /// Flows of HTTP/2 without TLS.
+    apps_http2,
+    /// Flows that begin with none of the protocols that are read.
+    apps_other,
     /// Flows whose ClientHello is longer than is looked at.
-    hellos_too_long,
-    /// Flows whose ClientHello stopped coming, or came beyond the window.
-    hellos_stalled,
+    unknown_hello_too_long,
+    /// Flows whose first request contradicts itself, or leaves open where it ends.
+    unknown_head_malformed,
+    /// Flows whose first request is longer than is looked at.
+    unknown_head_too_long,
+    /// Flows that show no protocol within the bytes that are looked at.
+    unknown_stream_too_long,
+    /// Flows whose first bytes came in an order that there is no room for, or not at all.
+    unknown_gaps,
     /// Flows that were no longer inspected because too many were.
-    hellos_crowded_out,
-    /// Flows that begin with something else than a ClientHello.
-    flows_not_tls,
+    unknown_crowded,
+    /// Flows whose first bytes stopped coming.
+    unknown_stalled,
+    /// Requests of HTTP read.
+    requests_read,
+    /// Answers of HTTP read.
+    responses_read,
     /// Decisions by a rule: of a flow's first packet, and again when its server name is known.
     classifications,
+    /// Flows whose class does not change with their size, because too many different changes are
+    /// known.
+    steps_refused,
+    /// TCP resets sent because a rule says so.
+    resets_sent,
 }
 
 impl Counters {

@@ -15,6 +15,16 @@ pub struct ClassId(pub u16);
 impl ClassId {
     /// Not decided: the port's default class takes it.
     pub const UNSET: ClassId = ClassId(u16::MAX);
+    /// A rule says that such packets are dropped.
+    pub const REFUSED: ClassId = ClassId(u16::MAX - 1);
+    /// A rule says that such packets are dropped, and that both ends of a connection are told.
+    pub const RESET: ClassId = ClassId(u16::MAX - 2);
+
+    /// Whether such packets are dropped.
+    #[inline]
+    pub fn is_refused(self) -> bool {
+        self == ClassId::REFUSED || self == ClassId::RESET
+    }
 }
 
 /// A flow in its worker's table. Valid only until the table is next changed.

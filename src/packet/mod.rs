@@ -13,6 +13,7 @@ pub mod eth;
 pub mod field;
 pub mod frame;
 pub mod icmp;
+pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
 pub mod meta;

@@ -1,17 +1,23 @@
 //! From rules as configured to the tables of [`Rules`].
 
+use super::catalogue::Catalogue;
+use super::kinds::{Kind, Kinds};
 use super::names::NameTable;
+use super::paths::PathTable;
 use super::prefixes::{self, PrefixTable};
-use super::spec::{NamePattern, RULES_MAX, RuleSpec};
+use super::schedule::Schedule;
+use super::spec::{HeaderPattern, NamePattern, RULES_MAX, RuleSpec, header_names};
 use super::values::{self, HashTable, NONE, Values};
-use super::{DSCP_COUNT, Kind, NO_RULE, Rule, Rules, addr_hash, port_hash, protocol_hash};
+use super::{DSCP_COUNT, Rule, Rules, Text, addr_hash, any_hash, port_hash, text_hash};
 use crate::base::{Addr, Prefix};
+use crate::inspect::fields::Wanted;
 
 impl Rules {
     /// Compiles rules in their order.
     ///
     /// # Panics
-    /// On more than [`RULES_MAX`]: the configuration is checked for it.
+    /// On more than [`RULES_MAX`], or other limits of [`super::spec`]: the configuration is checked
+    /// for them.
     pub fn compile(specs: &[RuleSpec]) -> Rules {
         assert!(specs.len() <= RULES_MAX, "{} rules", specs.len());
         let mut tables = Tables::with_room_for(specs);
@@ -20,14 +26,26 @@ impl Rules {
         }
         tables.finish(specs)
     }
+
+    /// Has a catalogue tell providers and operations to rules, and give classes to flows that no
+    /// rule gives one: those of these classes, by their ids, that it names.
+    pub fn with_catalogue(mut self, mut catalogue: Catalogue, class_names: &[String]) -> Rules {
+        self.by_catalogue = catalogue.bind(class_names);
+        self.catalogue = Some(catalogue);
+        self
+    }
 }
 
 /// The tables while they are being filled.
 struct Tables {
+    headers: Vec<String>,
     sni: NameTable,
-    alpn: HashTable<Box<[u8]>>,
+    authority: NameTable,
+    path: PathTable,
+    texts: HashTable<(Kind, Text)>,
     vip: HashTable<Addr>,
     client: HashTable<Prefix>,
+    server: HashTable<Prefix>,
     dscp: [u32; DSCP_COUNT],
     port: HashTable<u16>,
     /// The rules that name each value, ascending.
@@ -40,13 +58,20 @@ struct Tables {
 impl Tables {
     fn with_room_for(specs: &[RuleSpec]) -> Tables {
         let count = |of: fn(&RuleSpec) -> usize| specs.iter().map(of).sum();
-        let exact: usize = count(|s| s.sni.iter().filter(|p| is_exact(p)).count());
-        let names: usize = count(|s| s.sni.len());
+        let names = |of: fn(&RuleSpec) -> &Vec<NamePattern>| {
+            let all = || specs.iter().flat_map(of);
+            let exact = all().filter(|p| matches!(p, NamePattern::Exact(_))).count();
+            NameTable::with_capacity(exact, all().count() - exact)
+        };
         Tables {
-            sni: NameTable::with_capacity(exact, names - exact),
-            alpn: HashTable::with_capacity(count(|s| s.alpn.len())),
+            headers: header_names(specs),
+            sni: names(|s| &s.sni),
+            authority: names(|s| &s.authority),
+            path: PathTable::with_room_for(specs.iter().flat_map(|s| &s.path)),
+            texts: HashTable::with_capacity(count(texts_of)),
             vip: HashTable::with_capacity(count(|s| s.vip.len())),
             client: HashTable::with_capacity(count(|s| s.client.len())),
+            server: HashTable::with_capacity(count(|s| s.server.len())),
             dscp: [NONE; DSCP_COUNT],
             port: HashTable::with_capacity(count(|s| s.port.len())),
             naming: Vec::new(),
@@ -56,29 +81,9 @@ impl Tables {
     }
 
     fn add(&mut self, rule: u16, spec: &RuleSpec) {
-        for pattern in &spec.sni {
-            let fresh = self.fresh();
-            let value = match pattern {
-                NamePattern::Exact(name) => self.sni.insert_exact(name, fresh),
-                NamePattern::Suffix(suffix) => self.sni.insert_suffix(suffix, fresh),
-            };
-            self.note(rule, Kind::Sni, value);
-        }
-        for protocol in &spec.alpn {
-            let key = protocol.as_bytes();
-            let fresh = self.fresh();
-            let value = self.alpn.find_or_insert(protocol_hash(key), key.into(), fresh);
-            self.note(rule, Kind::Alpn, value);
-        }
-        for &vip in &spec.vip {
-            let value = self.vip.find_or_insert(addr_hash(vip), vip, self.fresh());
-            self.note(rule, Kind::Vip, value);
-        }
-        for &prefix in &spec.client {
-            let hash = prefixes::prefix_hash(prefix);
-            let value = self.client.find_or_insert(hash, prefix, self.fresh());
-            self.note(rule, Kind::Client, value);
-        }
+        self.add_names(rule, spec);
+        self.add_texts(rule, spec);
+        self.add_addresses(rule, spec);
         for &code in &spec.dscp {
             let fresh = self.fresh();
             // A code point that does not exist matches nothing.
@@ -87,11 +92,80 @@ impl Tables {
                 *value = fresh;
             }
             let value = *value;
-            self.note(rule, Kind::Dscp, value);
+            self.note(rule, Kind::DSCP, value);
         }
         for &port in &spec.port {
             let value = self.port.find_or_insert(port_hash(port), port, self.fresh());
-            self.note(rule, Kind::Port, value);
+            self.note(rule, Kind::PORT, value);
+        }
+    }
+
+    fn add_names(&mut self, rule: u16, spec: &RuleSpec) {
+        for (kind, patterns) in [(Kind::SNI, &spec.sni), (Kind::AUTHORITY, &spec.authority)] {
+            for pattern in patterns {
+                let fresh = self.fresh();
+                let table = if kind == Kind::SNI { &mut self.sni } else { &mut self.authority };
+                let value = match pattern {
+                    NamePattern::Exact(name) => table.insert_exact(name, fresh),
+                    NamePattern::Suffix(suffix) => table.insert_suffix(suffix, fresh),
+                };
+                self.note(rule, kind, value);
+            }
+        }
+        for pattern in &spec.path {
+            let value = self.path.find_or_insert(pattern, self.fresh());
+            self.note(rule, Kind::PATH, value);
+        }
+    }
+
+    fn add_texts(&mut self, rule: u16, spec: &RuleSpec) {
+        let lists = [
+            (Kind::ALPN, &spec.alpn),
+            (Kind::JA4, &spec.ja4),
+            (Kind::METHOD, &spec.method),
+            (Kind::GRPC, &spec.grpc),
+            (Kind::PROVIDER, &spec.provider),
+        ];
+        for (kind, list) in lists {
+            list.iter().for_each(|text| self.add_text(rule, kind, text));
+        }
+        for operation in &spec.operation {
+            self.add_text(rule, Kind::OPERATION, operation.name());
+        }
+        for header in &spec.header {
+            let number = self.headers.iter().position(|name| *name == header.name);
+            let kind = Kind::header(number.unwrap_or_default());
+            for value in &header.values {
+                match value {
+                    HeaderPattern::Exact(text) => self.add_text(rule, kind, text),
+                    HeaderPattern::Any => {
+                        let (key, fresh) = ((kind, Text::Any), self.fresh());
+                        let value = self.texts.find_or_insert(any_hash(kind), key, fresh);
+                        self.note(rule, kind, value);
+                    }
+                }
+            }
+        }
+    }
+
+    fn add_text(&mut self, rule: u16, kind: Kind, text: &str) {
+        let (hash, key) = (text_hash(kind, text.as_bytes()), Text::Exact(text.as_bytes().into()));
+        let value = self.texts.find_or_insert(hash, (kind, key), self.fresh());
+        self.note(rule, kind, value);
+    }
+
+    fn add_addresses(&mut self, rule: u16, spec: &RuleSpec) {
+        for &vip in &spec.vip {
+            let value = self.vip.find_or_insert(addr_hash(vip), vip, self.fresh());
+            self.note(rule, Kind::VIP, value);
+        }
+        for (kind, prefixes) in [(Kind::CLIENT, &spec.client), (Kind::SERVER, &spec.server)] {
+            for &prefix in prefixes {
+                let (hash, fresh) = (prefixes::prefix_hash(prefix), self.fresh());
+                let table = if kind == Kind::CLIENT { &mut self.client } else { &mut self.server };
+                let value = table.find_or_insert(hash, prefix, fresh);
+                self.note(rule, kind, value);
+            }
         }
     }
 
@@ -114,25 +188,48 @@ impl Tables {
     }
 
     fn finish(mut self, specs: &[RuleSpec]) -> Rules {
-        let needs: Vec<u8> = specs.iter().map(needs).collect();
+        let needs: Vec<Kinds> = specs.iter().map(|spec| self.needs(spec)).collect();
         let primary: Vec<Option<Kind>> =
             (0..specs.len()).map(|rule| self.primary(rule, needs[rule])).collect();
         let values = self.values(&primary);
-        let always = needs.iter().position(|&n| n == 0).map_or(NO_RULE, |rule| rule as u16);
+        let sizes = sizes(specs);
+        let mut schedule = Schedule::default();
+        let rules: Box<[Rule]> = specs
+            .iter()
+            .zip(&needs)
+            .map(|(s, &needs)| Rule {
+                class: s.class,
+                pool: s.pool,
+                tenant: s.tenant,
+                mark: s.mark,
+                level: s.bytes_over.map_or(0, |size| sizes.partition_point(|s| *s <= size) as u8),
+                time: s.time.as_ref().map(|time| schedule.add(time)),
+                needs,
+            })
+            .collect();
+        let wanted = wanted(&self.headers);
+        let headers = self.headers.iter().map(|name| wanted.id(name.as_bytes())).collect();
         Rules {
-            rules: specs
-                .iter()
-                .zip(needs)
-                .map(|(s, needs)| Rule { class: s.class, pool: s.pool, needs })
-                .collect(),
-            always,
+            open: open(&rules),
+            used: needs.iter().fold(Kinds::NONE, |all, &needs| all.and(needs)),
+            rules,
+            sizes,
+            schedule,
+            by_request: specs.iter().any(RuleSpec::reads_requests),
             values,
             sni: self.sni,
-            alpn: self.alpn,
+            authority: self.authority,
+            path: self.path,
+            texts: self.texts,
             vip: self.vip,
             client: PrefixTable::build(&self.client),
+            server: PrefixTable::build(&self.server),
             dscp: self.dscp,
             port: self.port,
+            wanted,
+            headers,
+            catalogue: None,
+            by_catalogue: false,
         }
     }
 
@@ -164,55 +261,107 @@ impl Tables {
             }
         }
         self.sni.map(handle);
-        self.alpn.map(handle);
+        self.authority.map(handle);
+        self.path.map(handle);
+        self.texts.map(handle);
         self.vip.map(handle);
         self.client.map(handle);
+        self.server.map(handle);
         self.port.map(handle);
         self.dscp = self.dscp.map(handle);
         values
     }
 
+    /// The kinds that the rule has conditions of.
+    fn needs(&self, spec: &RuleSpec) -> Kinds {
+        let given = [
+            (Kind::SNI, spec.sni.is_empty()),
+            (Kind::AUTHORITY, spec.authority.is_empty()),
+            (Kind::PATH, spec.path.is_empty()),
+            (Kind::GRPC, spec.grpc.is_empty()),
+            (Kind::JA4, spec.ja4.is_empty()),
+            (Kind::CLIENT, spec.client.is_empty()),
+            (Kind::SERVER, spec.server.is_empty()),
+            (Kind::VIP, spec.vip.is_empty()),
+            (Kind::PORT, spec.port.is_empty()),
+            (Kind::PROVIDER, spec.provider.is_empty()),
+            (Kind::OPERATION, spec.operation.is_empty()),
+            (Kind::METHOD, spec.method.is_empty()),
+            (Kind::ALPN, spec.alpn.is_empty()),
+            (Kind::DSCP, spec.dscp.is_empty()),
+        ];
+        let mut needs = Kinds::NONE;
+        given.iter().filter(|(_, empty)| !empty).for_each(|(kind, _)| needs.insert(*kind));
+        for (number, name) in self.headers.iter().enumerate() {
+            if spec.header.iter().any(|header| header.name == *name) {
+                needs.insert(Kind::header(number));
+            }
+        }
+        needs
+    }
+
     /// The kind of condition whose values the rule shares with the fewest other rules.
-    fn primary(&self, rule: usize, needs: u8) -> Option<Kind> {
+    fn primary(&self, rule: usize, needs: Kinds) -> Option<Kind> {
         let sharing = |kind: Kind| {
             let of_kind =
                 self.named[rule].iter().filter(|&&value| self.kinds[value as usize] == kind);
             of_kind.map(|&value| self.naming[value as usize].len()).max().unwrap_or(0)
         };
-        let needed = Kind::ALL.into_iter().filter(|kind| needs & kind.bit() != 0);
-        needed.min_by_key(|&kind| sharing(kind))
+        needs.iter().min_by_key(|&kind| sharing(kind))
     }
 
     /// For each value, the next wider one of its kind.
     fn wider(&self) -> Vec<u32> {
         let mut wider = vec![NONE; self.naming.len()];
-        for (value, by) in self.sni.wider_suffixes() {
-            wider[value as usize] = by;
+        for table in [&self.sni, &self.authority] {
+            for (value, by) in table.wider_suffixes() {
+                wider[value as usize] = by;
+            }
         }
-        let lengths = [true, false].map(|v4| prefixes::lengths(&self.client, v4));
-        for (prefix, value) in self.client.iter() {
-            let lengths = &lengths[usize::from(!prefix.is_v4())];
-            let below = prefix.len128();
-            wider[value as usize] =
-                prefixes::longest_below(&self.client, lengths, prefix.addr(), below);
+        for table in [&self.client, &self.server] {
+            let lengths = [true, false].map(|v4| prefixes::lengths(table, v4));
+            for (prefix, value) in table.iter() {
+                let lengths = &lengths[usize::from(!prefix.is_v4())];
+                let below = prefix.len128();
+                wider[value as usize] =
+                    prefixes::longest_below(table, lengths, prefix.addr(), below);
+            }
         }
         wider
     }
 }
 
-fn is_exact(pattern: &NamePattern) -> bool {
-    matches!(pattern, NamePattern::Exact(_))
+/// Values that are text.
+fn texts_of(spec: &RuleSpec) -> usize {
+    let headers: usize = spec.header.iter().map(|header| header.values.len()).sum();
+    let lists = [&spec.alpn, &spec.ja4, &spec.method, &spec.grpc, &spec.provider];
+    lists.iter().map(|list| list.len()).sum::<usize>() + spec.operation.len() + headers
 }
 
-/// Bits of the kinds that the rule has conditions of.
-fn needs(spec: &RuleSpec) -> u8 {
-    let given = [
-        (Kind::Sni, spec.sni.is_empty()),
-        (Kind::Client, spec.client.is_empty()),
-        (Kind::Vip, spec.vip.is_empty()),
-        (Kind::Port, spec.port.is_empty()),
-        (Kind::Alpn, spec.alpn.is_empty()),
-        (Kind::Dscp, spec.dscp.is_empty()),
-    ];
-    given.iter().filter(|(_, empty)| !empty).map(|(kind, _)| kind.bit()).sum()
+fn sizes(specs: &[RuleSpec]) -> Box<[u64]> {
+    let mut sizes: Vec<u64> = specs.iter().filter_map(|spec| spec.bytes_over).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes.into_boxed_slice()
+}
+
+/// The rules that tables don't lead to, up to the first that always applies.
+fn open(rules: &[Rule]) -> Box<[u16]> {
+    let mut open = Vec::new();
+    for (rule, spec) in rules.iter().enumerate().filter(|(_, rule)| rule.needs.is_empty()) {
+        open.push(rule as u16);
+        if spec.level == 0 && spec.time.is_none() {
+            break;
+        }
+    }
+    open.into_boxed_slice()
+}
+
+/// What is read of requests.
+///
+/// # Panics
+/// On names that are none: the configuration is checked for them.
+fn wanted(headers: &[String]) -> Wanted {
+    Wanted::new(headers.iter().map(String::as_str))
+        .unwrap_or_else(|fault| panic!("header names: {fault}"))
 }

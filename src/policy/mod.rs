@@ -1,130 +1,123 @@
-//! Rules: from what is known of a flow to its class.
+//! Rules: from what is known of a flow to its class and what else becomes of it.
 //!
-//! Compiled so that the cost of a decision does not grow with the number of rules. The values of
-//! each condition stand in a hash table (prefixes in one that is searched by length), each with the
-//! rules that name it. A rule is looked for under the condition that the fewest others share, its
-//! primary; its other conditions are then checked by binary search in the lists of the values that
-//! were hit.
+//! [`Rules::decide`] takes [`Facts`] and gives a [`Decision`]. Compiled so that the cost of a
+//! decision does not grow with the number of rules. The values of each condition stand in a hash
+//! table (prefixes in one that is searched by length, paths by shape), each with the rules that
+//! name it. A rule is looked for under the condition that the fewest others share, its primary; its
+//! other conditions are then checked by binary search in the lists of the values that were hit.
+//! Only kinds of condition that some rule has are looked at.
 
 pub mod catalogue;
 mod compile;
+mod facts;
+mod kinds;
 mod names;
+mod paths;
 mod prefixes;
+mod schedule;
 pub mod spec;
 #[cfg(test)]
 mod tests;
 mod values;
 
-use crate::inspect::AlpnList;
-use crate::packet::{ClassId, FlowKey};
-use names::NameTable;
-use prefixes::PrefixTable;
-use values::{HashTable, NONE, Values};
-
 use crate::base::Addr;
 use crate::base::hash::{hash_bytes, hash_endpoint, hash1};
+use crate::inspect::fields::{NameId, Wanted};
+use crate::inspect::grpc;
+use crate::inspect::inspector::Request;
+use crate::packet::ClassId;
+use catalogue::{Catalogue, Known, bare_host, bare_path};
+use kinds::{Hits, Kind, Kinds};
+use names::NameTable;
+use paths::PathTable;
+use prefixes::PrefixTable;
+use schedule::Schedule;
+use values::{HashTable, NONE, Values};
+
+pub use facts::{Decision, Facts, Steps};
 
 /// Protocols of one ALPN list that are looked at: as many as an inspected hello can hold.
 pub const ALPN_MAX: usize = crate::inspect::tls::ALPN_BYTES_MAX / 2;
 
-/// What is known of a flow when it is classified.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
-    /// As the client sent it.
-    pub key: &'a FlowKey,
-    /// Code point of the packet that brought the decision about.
-    pub dscp: u8,
-    /// Server name as sent: matched without regard to case and to a trailing dot.
-    pub sni: Option<&'a [u8]>,
-    pub alpn: AlpnList<'a>,
-}
-
-/// What a rule says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    pub class: ClassId,
-    /// Index of the pool, where the rule names one.
-    pub pool: Option<u16>,
-    /// Index of the rule in the configuration's order.
-    pub rule: u16,
-}
-
 /// A configuration's rules, compiled. The first that matches wins.
 pub struct Rules {
     rules: Box<[Rule]>,
-    /// The first rule without conditions; [`NO_RULE`] where there is none.
-    always: u16,
+    /// Kinds of condition that some rule has.
+    used: Kinds,
+    /// Rules without conditions that tables hold, up to the first that always applies.
+    open: Box<[u16]>,
+    /// What `bytes_over` names, ascending: level n begins beyond the n-th.
+    sizes: Box<[u64]>,
+    schedule: Schedule,
+    /// Some rule takes requests to tell.
+    by_request: bool,
     values: Values,
     sni: NameTable,
-    alpn: HashTable<Box<[u8]>>,
+    authority: NameTable,
+    path: PathTable,
+    /// Values that are text, by kind.
+    texts: HashTable<(Kind, Text)>,
     vip: HashTable<Addr>,
     client: PrefixTable,
+    server: PrefixTable,
     dscp: [u32; DSCP_COUNT],
     port: HashTable<u16>,
+    wanted: Wanted,
+    /// By number of the header field.
+    headers: Box<[NameId]>,
+    /// Gives classes where no rule does, if any of the configuration's fits.
+    catalogue: Option<Catalogue>,
+    by_catalogue: bool,
 }
 
 struct Rule {
     class: ClassId,
     pool: Option<u16>,
-    /// Bits of [`Kind`].
-    needs: u8,
+    tenant: Option<u16>,
+    mark: Option<u8>,
+    /// Of [`Rules::sizes`]; 0: of any size.
+    level: u8,
+    /// Number in the schedule.
+    time: Option<u16>,
+    needs: Kinds,
 }
 
-/// Kinds of condition, from the one that usually tells flows apart best.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Kind {
-    Sni,
-    Client,
-    Vip,
-    Port,
-    Alpn,
-    Dscp,
+/// A value that is text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Text {
+    /// Whatever it is.
+    Any,
+    Exact(Box<[u8]>),
 }
 
-const NO_RULE: u16 = u16::MAX;
 const DSCP_COUNT: usize = 64;
 
-impl Kind {
-    const ALL: [Kind; 6] = [Kind::Sni, Kind::Client, Kind::Vip, Kind::Port, Kind::Alpn, Kind::Dscp];
-
-    fn bit(self) -> u8 {
-        1 << self as u8
-    }
-}
-
-/// The values that a flow's facts hit, by kind. A value may lead on to wider ones that are hit too.
-struct Hits {
-    sni: [u32; 2],
-    client: u32,
-    vip: u32,
-    port: u32,
-    dscp: u32,
-    alpn: [u32; ALPN_MAX],
-    alpn_count: usize,
-}
-
 impl Rules {
-    /// The first rule whose conditions all hold.
-    pub fn decide(&self, facts: &Facts<'_>) -> Option<Decision> {
-        let hits = self.hits(facts);
-        let mut best = self.always;
-        for kind in Kind::ALL {
-            self.values.any(hits.of(kind), |value| {
-                for rule in self.values.primaries(value) {
-                    if rule >= best {
-                        break;
-                    }
-                    if self.holds(rule, kind, &hits) {
-                        best = rule;
-                        break;
-                    }
-                }
-                false
-            });
+    /// What becomes of a flow: by the first rule whose conditions all hold.
+    pub fn decide(&self, facts: &Facts<'_>) -> Decision {
+        let known = self.known_for_rules(facts);
+        let hits = self.hits(facts, known);
+        self.decision(self.first(&hits, self.level(facts.bytes)), facts, known)
+    }
+
+    /// What becomes of it once it has more bytes, as far as that differs.
+    pub fn steps(&self, facts: &Facts<'_>) -> Steps {
+        let mut steps = Steps::NONE;
+        if self.sizes.is_empty() {
+            return steps;
         }
-        let rule = self.rules.get(usize::from(best))?;
-        Some(Decision { class: rule.class, pool: rule.pool, rule: best })
+        let known = self.known_for_rules(facts);
+        let hits = self.hits(facts, known);
+        let level = self.level(facts.bytes);
+        let mut last = self.first(&hits, level);
+        for (i, &size) in self.sizes.iter().enumerate().skip(usize::from(level)) {
+            let rule = self.first(&hits, i as u8 + 1);
+            if rule != last {
+                steps.push(size, self.decision(rule, facts, known));
+                last = rule;
+            }
+        }
+        steps
     }
 
     pub fn len(&self) -> usize {
@@ -135,47 +128,169 @@ impl Rules {
         self.rules.is_empty()
     }
 
-    /// Whether the rule's conditions of all kinds but `known` hold.
-    fn holds(&self, rule: u16, known: Kind, hits: &Hits) -> bool {
-        let needs = self.rules[usize::from(rule)].needs & !known.bit();
-        Kind::ALL.iter().all(|&kind| {
-            needs & kind.bit() == 0
-                || self.values.any(hits.of(kind), |value| self.values.names(value, rule))
-        })
+    /// Whether requests are to be followed for as long as a connection has any: whether a later one
+    /// can be decided differently.
+    pub fn follows_requests(&self) -> bool {
+        self.by_request || self.by_catalogue
     }
 
-    fn hits(&self, facts: &Facts<'_>) -> Hits {
-        let key = facts.key;
-        let mut hits = Hits {
-            sni: facts.sni.map_or([NONE; 2], |name| self.sni.find(name)),
-            client: self.client.find(key.src),
-            vip: self.vip.find(addr_hash(key.dst), |&vip| vip == key.dst),
-            port: self.port.find(port_hash(key.dport), |&port| port == key.dport),
-            dscp: self.dscp.get(usize::from(facts.dscp)).copied().unwrap_or(NONE),
-            alpn: [NONE; ALPN_MAX],
-            alpn_count: 0,
-        };
-        if !self.alpn.is_empty() {
-            for protocol in facts.alpn.iter().take(ALPN_MAX) {
-                let hit = self.alpn.find(protocol_hash(protocol), |p| **p == *protocol);
-                hits.alpn[hits.alpn_count] = hit;
-                hits.alpn_count += usize::from(hit != NONE);
-            }
+    /// The header fields that are to be read of requests. The ids of another set with the same
+    /// names in the same order are the same.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Says what time it is, in seconds since 1970 (UTC), to rules that apply at times only. They
+    /// don't apply before this was said once.
+    pub fn set_time(&self, unix_seconds: i64) {
+        self.schedule.set_time(unix_seconds);
+    }
+
+    /// How many of the sizes a flow has passed.
+    fn level(&self, bytes: u64) -> u8 {
+        self.sizes.iter().take_while(|&&size| bytes > size).count() as u8
+    }
+
+    fn first(&self, hits: &Hits, level: u8) -> Option<u16> {
+        let open = self.open.iter().copied().find(|&rule| self.applies(rule, level));
+        let mut best = open.unwrap_or(NO_RULE);
+        for kind in self.used.iter() {
+            self.values.any(hits.of(kind), |value| {
+                for rule in self.values.primaries(value) {
+                    if rule >= best {
+                        break;
+                    }
+                    if self.applies(rule, level) && self.holds(rule, kind, hits) {
+                        best = rule;
+                        break;
+                    }
+                }
+                false
+            });
         }
-        hits
+        (best != NO_RULE).then_some(best)
+    }
+
+    /// Whether the rule is for flows of this size, and for this time.
+    #[inline]
+    fn applies(&self, rule: u16, level: u8) -> bool {
+        let rule = &self.rules[usize::from(rule)];
+        rule.level <= level && rule.time.is_none_or(|time| self.schedule.holds(time))
+    }
+
+    /// Whether the rule's conditions of all kinds but `known` hold.
+    fn holds(&self, rule: u16, known: Kind, hits: &Hits) -> bool {
+        let needs = self.rules[usize::from(rule)].needs.without(known);
+        let named = |kind| self.values.any(hits.of(kind), |value| self.values.names(value, rule));
+        needs.iter().all(named)
+    }
+
+    fn decision(&self, rule: Option<u16>, facts: &Facts<'_>, known: Option<Known<'_>>) -> Decision {
+        let mut decision = Decision::NONE;
+        if let Some(rule) = rule {
+            let Rule { class, pool, tenant, mark, .. } = self.rules[usize::from(rule)];
+            decision = Decision { rule: Some(rule), class, pool, tenant, mark };
+        }
+        if decision.class == ClassId::UNSET && self.by_catalogue {
+            let known = known.or_else(|| self.known(facts));
+            decision.class = known.map_or(ClassId::UNSET, |known| known.class_id);
+        }
+        decision
+    }
+
+    fn known_for_rules<'a>(&'a self, facts: &Facts<'_>) -> Option<Known<'a>> {
+        let used = self.used.has(Kind::PROVIDER) || self.used.has(Kind::OPERATION);
+        used.then(|| self.known(facts)).flatten()
+    }
+
+    /// What the catalogue knows.
+    fn known(&self, facts: &Facts<'_>) -> Option<Known<'_>> {
+        self.catalogue.as_ref()?.find(facts.host(), facts.path())
     }
 }
 
-impl Hits {
-    fn of(&self, kind: Kind) -> &[u32] {
-        match kind {
-            Kind::Sni => &self.sni,
-            Kind::Client => std::slice::from_ref(&self.client),
-            Kind::Vip => std::slice::from_ref(&self.vip),
-            Kind::Port => std::slice::from_ref(&self.port),
-            Kind::Dscp => std::slice::from_ref(&self.dscp),
-            Kind::Alpn => &self.alpn[..self.alpn_count],
+const NO_RULE: u16 = u16::MAX;
+
+// What was hit.
+impl Rules {
+    fn hits(&self, facts: &Facts<'_>, known: Option<Known<'_>>) -> Hits {
+        let mut hits = Hits::none();
+        for kind in self.used.iter() {
+            let hit = self.hit(kind, facts, known, &mut hits);
+            hits.set(kind, hit);
         }
+        hits
+    }
+
+    /// The values of one kind that are hit; more than two go to `all`.
+    #[inline]
+    fn hit(
+        &self,
+        kind: Kind,
+        facts: &Facts<'_>,
+        known: Option<Known<'_>>,
+        all: &mut Hits,
+    ) -> [u32; 2] {
+        let key = facts.key;
+        let text = |text: Option<&[u8]>| [text.map_or(NONE, |t| self.text(kind, t)), NONE];
+        let request = facts.request;
+        match kind {
+            Kind::SNI => facts.sni.map_or([NONE; 2], |name| self.sni.find(name)),
+            Kind::CLIENT => [self.client.find(key.src), NONE],
+            Kind::SERVER => [self.server.find(key.dst), NONE],
+            Kind::VIP => [self.vip.find(addr_hash(key.dst), |&vip| vip == key.dst), NONE],
+            Kind::PORT => [self.port.find(port_hash(key.dport), |&port| port == key.dport), NONE],
+            Kind::DSCP => [self.dscp.get(usize::from(facts.dscp)).copied().unwrap_or(NONE), NONE],
+            Kind::JA4 => text(facts.ja4),
+            Kind::PROVIDER => text(known.map(|known| known.provider.as_bytes())),
+            Kind::OPERATION => {
+                text(known.and_then(|known| known.operation).map(|op| op.name().as_bytes()))
+            }
+            Kind::ALPN => {
+                facts.alpn.iter().for_each(|p| all.add_alpn(self.text(kind, p)));
+                [NONE; 2]
+            }
+            _ => request.map_or([NONE; 2], |request| self.hit_of_request(kind, &request, all)),
+        }
+    }
+
+    fn hit_of_request(&self, kind: Kind, request: &Request<'_>, all: &mut Hits) -> [u32; 2] {
+        match kind {
+            Kind::AUTHORITY => {
+                let host = request.authority.map(bare_host);
+                host.map_or([NONE; 2], |host| self.authority.find(host))
+            }
+            Kind::METHOD => [self.text(kind, request.method), NONE],
+            Kind::PATH => {
+                let path = request.path.map(bare_path).unwrap_or_default();
+                all.path_count = self.path.find(path, &mut all.path);
+                [NONE; 2]
+            }
+            Kind::GRPC => match request.fields.and_then(grpc::call) {
+                Some(call) => {
+                    let whole = request.path.map(bare_path).and_then(|p| p.strip_prefix(b"/"));
+                    let whole = whole.unwrap_or_default();
+                    [self.text(kind, call.service), self.text(kind, whole)]
+                }
+                None => [NONE; 2],
+            },
+            _ => {
+                let number = usize::from(kind.number() - Kind::header(0).number());
+                let id = self.headers.get(number).copied().unwrap_or(NameId::OTHER);
+                let Some(fields) = request.fields else { return [NONE; 2] };
+                let Some(value) = fields.get(id) else { return [NONE; 2] };
+                let any = self.texts.find(any_hash(kind), |key| *key == (kind, Text::Any));
+                // Of a value that was too long only the beginning is known.
+                let exact = if fields.truncated(id) { NONE } else { self.text(kind, value) };
+                [any, exact]
+            }
+        }
+    }
+
+    fn text(&self, kind: Kind, text: &[u8]) -> u32 {
+        self.texts.find(text_hash(kind, text), |(of, value)| {
+            *of == kind && matches!(value, Text::Exact(exact) if **exact == *text)
+        })
     }
 }
 
@@ -189,6 +304,10 @@ fn port_hash(port: u16) -> u64 {
     hash1(values::SEED, u64::from(port))
 }
 
-fn protocol_hash(protocol: &[u8]) -> u64 {
-    hash_bytes(values::SEED, protocol)
+fn text_hash(kind: Kind, text: &[u8]) -> u64 {
+    hash1(values::SEED, hash_bytes(values::SEED, text) ^ u64::from(kind.number()))
+}
+
+fn any_hash(kind: Kind) -> u64 {
+    hash1(values::SEED, u64::from(kind.number()) | 1 << 32)
 }

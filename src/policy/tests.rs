@@ -2,9 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::spec::{NamePattern, RuleSpec};
+use super::spec::{HeaderPattern, HeaderSpec, NamePattern, PathPattern, RuleSpec, TimeSpec};
 use super::*;
 use crate::base::Prefix;
+use crate::inspect::AlpnList;
+use crate::inspect::fields::{Fields, Sink};
+use crate::packet::FlowKey;
 
 fn exact(name: &str) -> NamePattern {
     NamePattern::Exact(name.to_owned())
@@ -21,8 +24,8 @@ fn key(src: &str, dst: &str, dport: u16) -> FlowKey {
 
 fn decide_name(rules: &Rules, sni: &str) -> Option<u16> {
     let key = key("198.51.100.7", "203.0.113.1", 443);
-    let facts = Facts { key: &key, dscp: 0, sni: Some(sni.as_bytes()), alpn: AlpnList::EMPTY };
-    rules.decide(&facts).map(|d| d.rule)
+    let facts = Facts { sni: Some(sni.as_bytes()), ..Facts::of(&key, 0) };
+    rules.decide(&facts).rule
 }
 
 fn sni_rule(patterns: &[NamePattern]) -> RuleSpec {
@@ -30,15 +33,40 @@ fn sni_rule(patterns: &[NamePattern]) -> RuleSpec {
 }
 
 /// What [`Rules`] is to compute, rule by rule.
-fn naive(specs: &[RuleSpec], facts: &Facts<'_>) -> Option<u16> {
+fn naive(specs: &[RuleSpec], wanted: &Wanted, facts: &Facts<'_>) -> Option<u16> {
     let any = |empty: bool, hit: bool| empty || hit;
+    let names = |patterns: &[NamePattern], name: Option<&[u8]>| {
+        any(patterns.is_empty(), name.is_some_and(|n| patterns.iter().any(|p| name_is(p, n))))
+    };
+    let prefixes = |prefixes: &[Prefix], addr: Addr| {
+        any(prefixes.is_empty(), prefixes.iter().any(|p| p.contains(addr)))
+    };
+    let request = facts.request;
     let matches = |s: &RuleSpec| {
-        any(s.sni.is_empty(), facts.sni.is_some_and(|n| s.sni.iter().any(|p| name_is(p, n))))
+        let header = |h: &HeaderSpec| {
+            let fields = request.and_then(|r| r.fields);
+            let value = fields.and_then(|f| f.get(wanted.id(h.name.as_bytes())));
+            value.is_some_and(|value| {
+                h.values.iter().any(|pattern| match pattern {
+                    HeaderPattern::Any => true,
+                    HeaderPattern::Exact(exact) => exact.as_bytes() == value,
+                })
+            })
+        };
+        names(&s.sni, facts.sni)
+            && names(&s.authority, request.and_then(|r| r.authority))
             && any(s.alpn.is_empty(), s.alpn.iter().any(|p| facts.alpn.contains(p.as_bytes())))
+            && any(
+                s.method.is_empty(),
+                request.is_some_and(|r| s.method.iter().any(|m| m.as_bytes() == r.method)),
+            )
+            && s.header.iter().all(header)
             && any(s.vip.is_empty(), s.vip.contains(&facts.key.dst))
-            && any(s.client.is_empty(), s.client.iter().any(|p| p.contains(facts.key.src)))
+            && prefixes(&s.client, facts.key.src)
+            && prefixes(&s.server, facts.key.dst)
             && any(s.dscp.is_empty(), s.dscp.contains(&facts.dscp))
             && any(s.port.is_empty(), s.port.contains(&facts.key.dport))
+            && s.bytes_over.is_none_or(|size| facts.bytes > size)
     };
     specs.iter().position(matches).map(|at| at as u16)
 }
@@ -109,8 +137,9 @@ fn all_conditions_must_hold() {
     }]);
     let good = key("198.51.100.7", "203.0.113.1", 443);
     let alpn = AlpnList::from_wire(b"\x08http/1.1\x02h2");
-    let facts = Facts { key: &good, dscp: 46, sni: Some(b"A.test"), alpn };
-    assert_eq!(rules.decide(&facts), Some(Decision { class: ClassId(9), pool: None, rule: 0 }));
+    let facts = Facts { sni: Some(b"A.test"), alpn, ..Facts::of(&good, 46) };
+    let want = Decision { rule: Some(0), class: ClassId(9), ..Decision::NONE };
+    assert_eq!(rules.decide(&facts), want);
     let other_port = key("198.51.100.7", "203.0.113.1", 80);
     let other_vip = key("198.51.100.7", "203.0.113.2", 443);
     let other_client = key("198.51.101.7", "203.0.113.1", 443);
@@ -124,7 +153,7 @@ fn all_conditions_must_hold() {
         Facts { key: &other_vip, ..facts },
         Facts { key: &other_client, ..facts },
     ] {
-        assert_eq!(rules.decide(&facts), None, "{facts:?}");
+        assert_eq!(rules.decide(&facts), Decision::NONE, "{facts:?}");
     }
 }
 
@@ -133,11 +162,104 @@ fn a_code_point_that_does_not_exist_matches_nothing() {
     let rules = Rules::compile(&[RuleSpec { dscp: vec![200], ..default() }]);
     let key = key("192.0.2.1", "192.0.2.2", 1);
     for dscp in [0, 200] {
-        assert_eq!(
-            rules.decide(&Facts { key: &key, dscp, sni: None, alpn: AlpnList::EMPTY }),
-            None
-        );
+        assert_eq!(rules.decide(&Facts::of(&key, dscp)), Decision::NONE);
     }
+}
+
+fn request<'a>(method: &'a str, authority: &'a str, path: &'a str) -> Request<'a> {
+    let (method, authority) = (method.as_bytes(), Some(authority.as_bytes()));
+    Request { method, authority, path: Some(path.as_bytes()), fields: None }
+}
+
+#[test]
+fn requests_are_told_apart_by_all_that_they_say() {
+    let path = |text| vec![PathPattern::new(text).expect(text)];
+    let grpc = vec!["inference.Service/Infer".to_owned()];
+    let rules = Rules::compile(&[
+        RuleSpec { path: path("/v1/files/{id}"), method: vec!["GET".into()], ..default() },
+        RuleSpec { authority: vec![suffix("llm.test")], path: path("/v1/*"), ..default() },
+        RuleSpec { grpc, ..default() },
+        RuleSpec { grpc: vec!["inference.Service".into()], ..default() },
+    ]);
+    let key = key("198.51.100.7", "203.0.113.1", 80);
+    let wanted = rules.wanted();
+    let mut fields = Fields::new(wanted, 64);
+    fields.begin(wanted.id(b"content-type"));
+    fields.value(b"application/grpc");
+    fields.end();
+    let rule = |request: Request<'_>| {
+        rules.decide(&Facts { request: Some(request), ..Facts::of(&key, 0) }).rule
+    };
+    let a = "A.llm.test:8080";
+    assert_eq!(rule(request("GET", a, "/v1/files/x?y=/")), Some(0));
+    assert_eq!(rule(request("PUT", a, "/v1/files/x")), Some(1));
+    assert_eq!(rule(request("GET", a, "http://a.llm.test/v1/chat")), Some(1));
+    assert_eq!(rule(request("GET", "llm.test", "/v1/chat")), None);
+    let call = |path: &'static str| {
+        let mut fields = fields.clone();
+        fields.begin(wanted.id(b":path"));
+        fields.value(path.as_bytes());
+        fields.end();
+        rule(Request { fields: Some(&fields), ..request("POST", "b", path) })
+    };
+    assert_eq!(call("/inference.Service/Infer"), Some(2));
+    assert_eq!(call("/inference.Service/Other"), Some(3));
+    assert_eq!(call("/inference.Other/Infer"), None);
+    assert_eq!(rule(request("POST", "b", "/inference.Service/Infer")), None, "no gRPC");
+    assert_eq!(rules.decide(&Facts::of(&key, 0)), Decision::NONE);
+    assert!(rules.follows_requests());
+}
+
+#[test]
+fn times_open_and_close_rules() {
+    let time = |hours: &str| TimeSpec {
+        zone: spec::Zone::new("UTC").expect("a zone"),
+        days: spec::Weekdays::ALL,
+        hours: vec![spec::Hours::parse(hours).expect(hours)],
+    };
+    let rules = Rules::compile(&[
+        RuleSpec { time: Some(time("08:00-18:00")), port: vec![443], ..default() },
+        RuleSpec { time: Some(time("18:00-20:00")), ..default() },
+        RuleSpec { port: vec![443], ..default() },
+    ]);
+    let key = key("198.51.100.7", "203.0.113.1", 443);
+    let rule = |hour: i64| {
+        rules.set_time(hour * 3_600);
+        rules.decide(&Facts::of(&key, 0)).rule
+    };
+    assert_eq!(rules.decide(&Facts::of(&key, 0)).rule, Some(2), "no time was told");
+    assert_eq!([7, 8, 17, 18, 19, 20].map(rule), [2, 0, 0, 1, 1, 2].map(Some));
+}
+
+#[test]
+fn the_catalogue_decides_where_no_rule_does() {
+    let names = ["bulk", "interactive"].map(str::to_owned);
+    let by_provider = RuleSpec {
+        provider: vec!["anthropic".into()],
+        operation: vec![catalogue::Operation::Batch],
+        class: ClassId(7),
+        ..default()
+    };
+    let key = key("198.51.100.7", "203.0.113.1", 443);
+    let catalogue = catalogue::Catalogue::builtin;
+    let rules = Rules::compile(&[by_provider]).with_catalogue(catalogue(), &names);
+    let class = |request: Request<'_>| {
+        rules.decide(&Facts { request: Some(request), ..Facts::of(&key, 0) }).class
+    };
+    let (chat, files) = ("/v1/chat/completions", "/v1/files");
+    assert_eq!(class(request("POST", "api.openai.com", chat)), ClassId(1));
+    assert_eq!(class(request("POST", "api.openai.com", files)), ClassId(0));
+    assert_eq!(class(request("POST", "my.vllm", chat)), ClassId(1));
+    assert_eq!(class(request("POST", "my.vllm", "/v1/embeddings")), ClassId::UNSET, "no `batch`");
+    assert_eq!(class(request("POST", "my.vllm", "/index.html")), ClassId::UNSET);
+    let batch = "/v1/messages/batches";
+    assert_eq!(class(request("POST", "api.anthropic.com", batch)), ClassId(7), "a rule wins");
+    let hello = Facts { sni: Some(b"api.openai.com"), ..Facts::of(&key, 0) };
+    assert_eq!(rules.decide(&hello).class, ClassId(1));
+    assert!(rules.follows_requests());
+    let rules = Rules::compile(&[]).with_catalogue(catalogue(), &[]);
+    assert_eq!(rules.decide(&hello), Decision::NONE);
+    assert!(!rules.follows_requests());
 }
 
 #[test]
@@ -196,19 +318,59 @@ fn any_protocol() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec!["h2", "http/1.1", "h3"])
 }
 
+fn any_header() -> impl Strategy<Value = HeaderSpec> {
+    let pattern = prop::sample::select(vec!["1", "2", "*"]).prop_map(|text| match text {
+        "*" => HeaderPattern::Any,
+        text => HeaderPattern::Exact(text.to_owned()),
+    });
+    let values = prop::collection::vec(pattern, 1..3);
+    (prop::sample::select(vec!["x-a", "x-b"]), values)
+        .prop_map(|(name, values)| HeaderSpec { name: name.to_owned(), values })
+}
+
+fn any_method() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["GET", "POST"]).prop_map(str::to_owned)
+}
+
 prop_compose! {
     fn any_rule()(
         sni in few(any_pattern()),
+        authority in few(any_pattern()),
         alpn in few(any_protocol().prop_map(str::to_owned)),
+        method in few(any_method()),
+        header in prop::option::weighted(0.3, any_header()),
         vip in few(any_addr()),
-        client in few(any_prefix()),
+        (client, server) in (few(any_prefix()), few(any_prefix())),
         dscp in few(0u8..4),
         port in few(0u16..4),
+        bytes_over in prop::option::weighted(0.3, prop::sample::select(vec![10u64, 20, 30])),
         class in 0u16..9,
     ) -> RuleSpec {
-        let class = ClassId(class);
-        RuleSpec { sni, alpn, vip, client, dscp, port, class, ..RuleSpec::default() }
+        let (class, header) = (ClassId(class), header.into_iter().collect());
+        RuleSpec {
+            sni, authority, alpn, method, header, vip, client, server, dscp, port, bytes_over,
+            class, ..RuleSpec::default()
+        }
     }
+}
+
+/// A request's method, authority and headers.
+type Asked = (String, Option<String>, Option<&'static str>, Option<&'static str>);
+
+fn any_request() -> impl Strategy<Value = Option<Asked>> {
+    let value = || prop::option::of(prop::sample::select(vec!["1", "2", "3"]));
+    prop::option::of((any_method(), prop::option::of(any_name()), value(), value()))
+}
+
+fn fields(asked: &Asked, wanted: &Wanted) -> Fields {
+    let mut fields = Fields::new(wanted, 32);
+    for (name, value) in [("x-a", asked.2), ("x-b", asked.3)] {
+        let Some(value) = value else { continue };
+        fields.begin(wanted.id(name.as_bytes()));
+        fields.value(value.as_bytes());
+        fields.end();
+    }
+    fields
 }
 
 prop_compose! {
@@ -225,23 +387,38 @@ proptest! {
         specs in prop::collection::vec(any_rule(), 0..40),
         flows in prop::collection::vec(
             (any_flow(), 0u8..4, prop::option::of(any_name()),
-             prop::collection::vec(any_protocol(), 0..3)),
+             prop::collection::vec(any_protocol(), 0..3), any_request(), 0u64..40),
             1..20,
         ),
     ) {
         let rules = Rules::compile(&specs);
-        for (key, dscp, sni, protocols) in flows {
+        for (key, dscp, sni, protocols, asked, bytes) in flows {
             let wire: Vec<u8> = protocols
                 .iter()
                 .flat_map(|p| [&[p.len() as u8], p.as_bytes()].concat())
                 .collect();
-            let alpn = AlpnList::from_wire(&wire);
-            let facts = Facts { key: &key, dscp, sni: sni.as_ref().map(|n| n.as_bytes()), alpn };
+            let fields = asked.as_ref().map(|asked| fields(asked, rules.wanted()));
+            let request = asked.as_ref().map(|(method, authority, ..)| Request {
+                method: method.as_bytes(),
+                authority: authority.as_ref().map(|a| a.as_bytes()),
+                path: None,
+                fields: fields.as_ref(),
+            });
+            let (sni, alpn) = (sni.as_ref().map(|n| n.as_bytes()), AlpnList::from_wire(&wire));
+            let facts = Facts { bytes, sni, alpn, request, ..Facts::of(&key, dscp) };
             let decision = rules.decide(&facts);
-            prop_assert_eq!(decision.map(|d| d.rule), naive(&specs, &facts));
-            if let Some(d) = decision {
-                prop_assert_eq!(d.class, specs[usize::from(d.rule)].class);
+            prop_assert_eq!(decision.rule, naive(&specs, rules.wanted(), &facts));
+            if let Some(rule) = decision.rule {
+                prop_assert_eq!(decision.class, specs[usize::from(rule)].class);
             }
+            let mut last = decision;
+            for (size, step) in rules.steps(&facts).iter() {
+                let before = Facts { bytes: size, ..facts };
+                prop_assert!(size >= bytes && rules.decide(&before) == last);
+                last = rules.decide(&Facts { bytes: size + 1, ..facts });
+                prop_assert_eq!(step, last);
+            }
+            prop_assert_eq!(rules.decide(&Facts { bytes: 1_000, ..facts }), last);
         }
     }
 

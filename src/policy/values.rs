@@ -103,10 +103,6 @@ impl<K: PartialEq> HashTable<K> {
         HashTable { keys: Vec::with_capacity(keys), index: HashIndex::with_capacity(keys) }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
     /// The value whose key `is_it` recognises; [`NONE`] where there is none.
     #[inline]
     pub fn find(&self, hash: u64, is_it: impl Fn(&K) -> bool) -> u32 {

@@ -115,7 +115,7 @@ impl Blueprint<'_> {
         let services = self.snapshot.forward.services();
         services.iter().find(|s| s.delay.is_some())?;
         self.pipeline.stages.iter().find_map(|stage| match stage {
-            StageSpec::Inspect { hello_bytes_max, flows_max } => Some(SpliceLimits {
+            StageSpec::Inspect { hello_bytes_max, flows_max, .. } => Some(SpliceLimits {
                 flows_max: self.workers.flows_max,
                 bindings_max: *flows_max,
                 read_bytes_max: *hello_bytes_max,

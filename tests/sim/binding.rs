@@ -295,7 +295,7 @@ fn what_is_no_hello_goes_to_the_services_own_pool() {
     let mut net =
         one(Family::V4, [Mood::Willing, Mood::Willing, Mood::Refusing], vec![b'x'; 9_000]);
     everyone_is_served(&mut net);
-    assert_eq!(finish(net).flows_not_tls, 1);
+    assert_eq!(finish(net).apps_other, 1);
 }
 
 /// Cookies keep nothing, so a flood takes no memory and no place from anybody.

@@ -86,7 +86,12 @@ pub fn stages(stages: &[StageSpec]) -> PipelineSpec {
 }
 
 pub fn inspect() -> StageSpec {
-    StageSpec::Inspect { hello_bytes_max: 16_384, flows_max: 64 }
+    StageSpec::Inspect {
+        hello_bytes_max: 16_384,
+        flows_max: 64,
+        http_flows_max: 64,
+        headers: Vec::new(),
+    }
 }
 
 /// A box with a TCP and a UDP service before three servers, that balances and nothing else.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::packet::ClassId;
 
-/// Ids have 16 bits, and [`ClassId::UNSET`] is one of them.
+/// Ids have 16 bits, and some of them stand for no class: see [`ClassId`].
 pub const CLASSES_MAX: usize = 65_000;
 
 /// Names of classes, numbered in the order in which they are first met.

@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::Build;
 use crate::base::Addr;
 use crate::config::Config;
-use crate::config::file::FileConfig;
+use crate::config::file::{FileConfig, FileRule};
 use crate::graph::spec::StageSpec;
 
 pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
@@ -61,12 +61,29 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     warn(!shapes, first_qos, lost("shape") + ": the class tree has no effect");
     warn(!classifies, first_rule, lost("classify") + ": rules have no effect");
     for r in &file.rule {
-        let names = r.get_ref().sni.as_ref().map(Spanned::span);
-        let names = names.or(r.get_ref().alpn.as_ref().map(Spanned::span));
         let never = ": no flow has a name to match";
-        warn(classifies && !inspects, names, lost("inspect") + never);
+        warn(classifies && !inspects, content_place(r.get_ref()), lost("inspect") + never);
     }
     check_rule_vips(b, file, config, routes || taps);
+}
+
+/// Where a rule asks for what is said in a flow.
+fn content_place(r: &FileRule) -> Option<Range<usize>> {
+    let hello = [
+        r.sni.as_ref().map(Spanned::span),
+        r.alpn.as_ref().map(Spanned::span),
+        r.ja4.as_ref().map(Spanned::span),
+    ];
+    let request = [
+        r.authority.as_ref().map(Spanned::span),
+        r.method.as_ref().map(Spanned::span),
+        r.path.as_ref().map(Spanned::span),
+        r.header.0.first().map(|(key, _)| key.span()),
+        r.grpc.as_ref().map(Spanned::span),
+        r.provider.as_ref().map(Spanned::span),
+        r.operation.as_ref().map(Spanned::span),
+    ];
+    hello.into_iter().chain(request).flatten().next()
 }
 
 /// A rule for a VIP that no service has can only match routed traffic.

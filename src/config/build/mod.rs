@@ -8,6 +8,7 @@ mod forward;
 mod leaf;
 mod ports;
 mod qos;
+mod rule;
 mod rules;
 mod services;
 mod workers;
@@ -22,7 +23,9 @@ use super::Config;
 use super::file::{FileConfig, Many};
 use crate::base::diag::{Diagnostics, Source, advice};
 use crate::base::tomlfile::{Faulty, Leaf};
-use crate::graph::spec::PipelineSpec;
+use crate::graph::spec::{PipelineSpec, StageSpec};
+use crate::policy::catalogue::Catalogue;
+use crate::policy::spec::header_names;
 
 /// Characters of a name given in the configuration: it becomes a label of metrics.
 const NAME_LEN_MAX: usize = 63;
@@ -34,7 +37,8 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let workers = workers::workers(b, file, &ports);
     let forward = forward::forward(b, file, workers.count);
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
-    let (rules, classes) = rules::rules(b, file, classes);
+    let catalogue = catalogue(b, file);
+    let (rules, names) = rules::rules(b, file, classes, &catalogue);
     let admin = admin::admin(b, file);
     let mut config = Config {
         path: b.source.path().to_path_buf(),
@@ -42,16 +46,34 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         ports,
         forward,
         qos,
-        class_names: classes.into_names(),
+        class_names: names.classes.into_names(),
         rules,
+        tenant_names: names.tenants,
+        catalogue,
         pipeline,
         admin,
         warnings: Vec::new(),
     };
+    read_headers(&mut config);
     delay::rule_pools(b, file, &mut config);
     delay::check(b, file, &config);
     fit::check(b, file, &config);
     config
+}
+
+/// The catalogue of LLM APIs, as the file changes it.
+fn catalogue(b: &mut Build<'_>, file: &FileConfig) -> Catalogue {
+    Catalogue::changed(Some((file.catalogue.clone(), b.source)), b.out)
+}
+
+/// Has the pipeline read the header fields that rules ask for.
+fn read_headers(config: &mut Config) {
+    let names = header_names(&config.rules);
+    for stage in &mut config.pipeline.stages {
+        if let StageSpec::Inspect { headers, .. } = stage {
+            headers.clone_from(&names);
+        }
+    }
 }
 
 /// The file being built from, and where faults go.

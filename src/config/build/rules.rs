@@ -1,38 +1,59 @@
-//! `[[rule]]`.
+//! `[[rule]]`, all of them.
 
 use std::collections::{HashMap, HashSet};
 
 use toml::Spanned;
 
-use super::Build;
 use super::classes::{CLASSES_MAX, Classes};
+use super::rule::{conditions, ending};
+use super::{Build, id16};
 use crate::base::diag::advice;
 use crate::base::tomlfile::ROOT;
 use crate::config::file::{FileConfig, FileRule};
 use crate::packet::ClassId;
-use crate::policy::spec::{NamePattern, RuleSpec};
+use crate::policy::catalogue::Catalogue;
+use crate::policy::spec::{
+    HEADERS_MAX, RuleSpec, SHAPES_MAX, SIZES_MAX, TIMES_MAX, header_names, shapes,
+};
 
 const RULES_MAX: usize = 65_000;
+const TENANTS_MAX: usize = 65_000;
 
-/// All rules, and the classes with those added that only rules name.
+/// Names that rules give.
+pub struct Names {
+    /// With those added that only rules name.
+    pub classes: Classes,
+    pub tenants: Vec<String>,
+}
+
+/// All rules.
 pub fn rules(
     b: &mut Build<'_>,
     file: &FileConfig,
     mut classes: Classes,
-) -> (Vec<RuleSpec>, Classes) {
+    catalogue: &Catalogue,
+) -> (Vec<RuleSpec>, Names) {
     if let Some(one_too_many) = file.rule.get(RULES_MAX) {
         b.error(&one_too_many.span(), format!("there are {RULES_MAX} rules at most"));
     }
     // Without a class tree a class is only a name to count under, so rules may make them up.
     let free_names = file.qos.0.is_empty() && !b.faulty.contains(&ROOT, "qos");
     let mut names: HashMap<String, u32> = HashMap::new();
+    let mut tenants = Tenants::default();
     let mut catch_all: Option<String> = None;
-    let mut specs = Vec::with_capacity(file.rule.len());
+    let mut specs: Vec<RuleSpec> = Vec::with_capacity(file.rule.len());
     for (i, table) in file.rule.iter().enumerate() {
-        let class = class(b, table, &mut classes, free_names);
-        let spec = rule(b, i, table, class);
+        let r = table.get_ref();
+        let mut spec = conditions(b, table, catalogue);
+        spec.name = name(b, i, r);
+        spec.class = match ending(b, r) {
+            Some(ending) => ending,
+            None => class(b, table, &mut classes, free_names),
+        };
+        spec.tenant = r.tenant.as_ref().map(|tenant| tenants.number(b, tenant));
+        spec.mark = r.set_dscp.as_ref().map(|dscp| dscp.get_ref().0.0);
         if let Some(line) = names.insert(spec.name.clone(), b.line(&table.span())) {
-            let place = table.get_ref().name.as_ref().map_or(table.span(), Spanned::span);
+            let place = r.name.as_ref().map_or(table.span(), Spanned::span);
             b.error(&place, format!("the name `{}` is taken (line {line})", spec.name));
         }
         match &catch_all {
@@ -40,43 +61,109 @@ pub fn rules(
                 let what = format!("never applies: rule `{first}` before it takes every flow");
                 b.warning(&table.span(), what);
             }
-            None if is_catch_all(&spec) && !b.faulty.any_in(&table.span()) => {
+            None if spec.is_catch_all() && is_whole(b, table) => {
                 catch_all = Some(spec.name.clone());
             }
             None => {}
         }
+        if spec.class.is_refused() && !spec.reads_content() {
+            check_order(b, table, &specs);
+        }
         specs.push(spec);
     }
-    (specs, classes)
+    check_limits(b, file, &specs);
+    (specs, Names { classes, tenants: tenants.names })
 }
 
-fn rule(b: &mut Build<'_>, i: usize, table: &Spanned<FileRule>, class: ClassId) -> RuleSpec {
-    let r = table.get_ref();
-    let at = table.span();
-    if let Some(name) = &r.name {
+#[derive(Default)]
+struct Tenants {
+    names: Vec<String>,
+    numbers: HashMap<String, u16>,
+}
+
+impl Tenants {
+    fn number(&mut self, b: &mut Build<'_>, name: &Spanned<String>) -> u16 {
+        if let Some(&known) = self.numbers.get(name.get_ref()) {
+            return known;
+        }
         b.name(name);
-    }
-    RuleSpec {
-        name: r.name.as_ref().map_or_else(|| format!("rule-{}", i + 1), |n| n.get_ref().clone()),
-        sni: b.list(&at, "sni", &r.sni, |s| s.0.clone()),
-        alpn: b.list(&at, "alpn", &r.alpn, |a| a.0.clone()),
-        vip: b.list(&at, "vip", &r.vip, |a| *a),
-        client: b.list(&at, "client", &r.client, |p| *p),
-        dscp: b.list(&at, "dscp", &r.dscp, |d| d.0),
-        port: b.list(&at, "port", &r.port, |p| p.0),
-        class,
-        pool: None,
+        if self.names.len() >= TENANTS_MAX {
+            b.error(&name.span(), format!("there are {TENANTS_MAX} tenants at most"));
+        }
+        let number = id16(self.names.len());
+        self.names.push(name.get_ref().clone());
+        self.numbers.insert(name.get_ref().clone(), number);
+        number
     }
 }
 
-fn is_catch_all(r: &RuleSpec) -> bool {
-    let names: &[NamePattern] = &r.sni;
-    names.is_empty()
-        && r.alpn.is_empty()
-        && r.vip.is_empty()
-        && r.client.is_empty()
-        && r.dscp.is_empty()
-        && r.port.is_empty()
+fn name(b: &mut Build<'_>, i: usize, r: &FileRule) -> String {
+    let Some(name) = &r.name else { return format!("rule-{}", i + 1) };
+    b.name(name);
+    name.get_ref().clone()
+}
+
+/// Whether all of a rule could be read.
+fn is_whole(b: &Build<'_>, table: &Spanned<FileRule>) -> bool {
+    let r = table.get_ref();
+    !b.faulty.any_in(&table.span()) && r.time.is_none() && r.header.0.is_empty()
+}
+
+/// A flow's first packet says nothing of its content, so what it decides can't depend on it.
+fn check_order(b: &mut Build<'_>, table: &Spanned<FileRule>, before: &[RuleSpec]) {
+    if let Some(later) = before.iter().find(|spec| spec.reads_content()) {
+        let what = format!(
+            "drops a flow's first packet, when it is not known whether rule `{}` before it \
+             matches: put it before that rule, or give it a condition on content too",
+            later.name
+        );
+        b.error(&table.span(), what);
+    }
+}
+
+/// Whether rules are within a limit.
+type Fits<'a> = &'a dyn Fn(&[RuleSpec]) -> bool;
+
+/// What all rules together may be; each fault is told at the rule that is the first beyond.
+fn check_limits(b: &mut Build<'_>, file: &FileConfig, specs: &[RuleSpec]) {
+    let rules_until = |fits: Fits<'_>| {
+        // What is counted only grows, so the first rule beyond can be searched for.
+        (!fits(specs)).then(|| {
+            let counts: Vec<usize> = (1..=specs.len()).collect();
+            counts.partition_point(|&n| fits(&specs[..n]))
+        })
+    };
+    let headers = |specs: &[RuleSpec]| header_names(specs).len() <= HEADERS_MAX;
+    let sizes = |specs: &[RuleSpec]| {
+        specs.iter().filter_map(|s| s.bytes_over).collect::<HashSet<_>>().len() <= SIZES_MAX
+    };
+    let paths = |specs: &[RuleSpec]| shapes(specs.iter().flat_map(|s| &s.path)).len() <= SHAPES_MAX;
+    let times = |specs: &[RuleSpec]| {
+        let mut times = Vec::new();
+        for time in specs.iter().filter_map(|s| s.time.as_ref()) {
+            if !times.contains(&time) {
+                times.push(time);
+            }
+        }
+        times.len() <= TIMES_MAX
+    };
+    let limits: [(Fits<'_>, String); 4] = [
+        (&headers, format!("rules name {HEADERS_MAX} different headers at most")),
+        (&sizes, format!("rules name {SIZES_MAX} different sizes in `bytes_over` at most")),
+        (
+            &paths,
+            format!(
+                "paths with `{{…}}` or `*` are of {SHAPES_MAX} different shapes at most: so many \
+                 segments, these of them of any value"
+            ),
+        ),
+        (&times, format!("rules name {TIMES_MAX} different times at most")),
+    ];
+    for (fits, what) in limits {
+        if let Some(rule) = rules_until(fits).and_then(|n| file.rule.get(n)) {
+            b.error(&rule.span(), what);
+        }
+    }
 }
 
 fn class(
@@ -85,11 +172,13 @@ fn class(
     classes: &mut Classes,
     free_names: bool,
 ) -> ClassId {
-    if table.get_ref().class.is_none() && table.get_ref().pool.is_some() {
+    let r = table.get_ref();
+    let acts = r.pool.is_some() || r.tenant.is_some() || r.set_dscp.is_some();
+    if r.class.is_none() && acts {
         return ClassId::UNSET;
     }
     let what = "the class of the flows that it matches";
-    let Some(name) = b.need(&table.span(), "class", &table.get_ref().class, what) else {
+    let Some(name) = b.need(&table.span(), "class", &r.class, what) else {
         return ClassId::UNSET;
     };
     if free_names {

@@ -1,65 +1,125 @@
-//! Gives each flow its class by the rules.
+//! Gives each flow its class by the rules, and has what they say come true of its packets.
 
-use crate::flow::Sighting;
+use super::ending::end_connection;
+use super::verdict::Deciding;
+use crate::flow::entry::NO_MARK;
 use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
-use crate::observe::Counters;
-use crate::packet::{Batch, ClassId, Verdict};
-use crate::policy::{Facts, Rules};
+use crate::packet::batch::BATCH_MAX;
+use crate::packet::{
+    Batch, ClassId, DropReason, FlowKey, FlowRef, PacketMeta, PacketMut, Verdict, ip,
+};
+use crate::policy::{Decision, Facts, Steps};
 
-/// The classifier. A flow's class is decided on its first packet, which of QUIC may hold the whole
-/// ClientHello, and again when that has been read; in between a packet only takes over what its
-/// flow has.
+/// The classifier. A flow is decided about on its first packet, which of QUIC may hold the whole
+/// ClientHello; the inspector decides again when it knows more, and in between a packet only takes
+/// over what its flow has. Where a rule drops, that goes for all packets of the flow that follow,
+/// of both directions.
 ///
-/// The stage that enters a new flow into the table copies the class of its first packet into both
-/// directions, so that replies have it too.
-#[derive(Clone, Debug, Default)]
-pub struct Classify;
+/// The stage that enters a new flow into the table copies the class of its first packet into it, so
+/// that replies have it too; what else was decided this stage adds, once the flow is there.
+#[derive(Debug)]
+pub struct Classify {
+    /// The pipeline sends packets, so that connections can be reset.
+    transmits: bool,
+    /// What was decided about first packets of the last batch, beside their class.
+    decided: Vec<Decided>,
+}
+
+#[derive(Debug)]
+struct Decided {
+    key: FlowKey,
+    hash: u64,
+    decision: Decision,
+    steps: Steps,
+}
 
 impl Classify {
-    pub fn new() -> Classify {
-        Classify
+    /// A classifier of a pipeline that sends packets, or of one that only watches.
+    pub fn new(transmits: bool) -> Classify {
+        Classify { transmits, decided: Vec::with_capacity(BATCH_MAX) }
+    }
+
+    /// Completes flows that were entered since the last batch.
+    fn complete(&mut self, cx: &mut Cx<'_>) {
+        for Decided { key, hash, decision, steps } in self.decided.drain(..) {
+            if let Some((flow, _)) = cx.flows.lookup(&key, hash) {
+                Deciding::of(cx).enter(flow, &decision, &steps);
+            }
+        }
+    }
+
+    /// Decides about a packet that belongs to no flow yet. Returns its mark.
+    fn first(&mut self, cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> u8 {
+        let mut facts = Facts::of(&meta.key, meta.dscp());
+        if let Some(sighting) = cx.names.sightings.of_packet(at) {
+            facts.sni = sighting.sni();
+            facts.alpn = AlpnList::from_wire(sighting.alpn_wire());
+            facts.ja4 = sighting.ja4();
+        }
+        let rules = &cx.snapshot.rules;
+        let decision = rules.decide(&facts);
+        let steps = rules.steps(&facts);
+        cx.counters.classifications += u64::from(decision.rule.is_some());
+        let more = decision.mark.is_some() || decision.tenant.is_some() || !steps.is_empty();
+        if more && self.decided.len() < self.decided.capacity() {
+            let (key, hash) = (meta.key, meta.hash);
+            self.decided.push(Decided { key, hash, decision, steps });
+        }
+        meta.class = decision.class;
+        decision.mark.unwrap_or(NO_MARK)
     }
 }
 
 impl Stage for Classify {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
-        for sighting in cx.names.sightings.iter() {
-            let flow = cx.flows.get_mut(sighting.flow);
-            let facts = Facts {
-                key: &flow.key[0],
-                dscp: sighting.dscp,
-                sni: sighting.sni(),
-                alpn: AlpnList::from_wire(sighting.alpn_wire()),
-            };
-            flow.class = [class_by(&cx.snapshot.rules, &facts, cx.counters); 2];
-        }
-        for (at, meta) in batch.metas_mut().iter_mut().enumerate() {
+        self.complete(cx);
+        let (frames, metas) = batch.parts_mut();
+        for (at, (frame, meta)) in frames.iter_mut().zip(metas).enumerate() {
             if meta.verdict != Verdict::Next {
                 continue;
             }
-            if meta.flow.is_some() {
-                meta.class = cx.flows.get(meta.flow).class[meta.direction as usize];
-                continue;
+            let mark = if meta.flow.is_some() { known(cx, meta) } else { self.first(cx, at, meta) };
+            if meta.class.is_refused() {
+                let mut packet = PacketMut { frame, meta };
+                match packet.meta.class == ClassId::RESET && self.transmits {
+                    true => end_connection(cx, &mut packet),
+                    false => packet.meta.drop_for(DropReason::PolicyDrop),
+                }
+            } else if mark != NO_MARK && self.transmits {
+                ip::set_dscp(frame.bytes_mut(cx.arena), meta, mark);
             }
-            let sighting = cx.names.sightings.of_packet(at);
-            let facts = Facts {
-                key: &meta.key,
-                dscp: meta.dscp(),
-                sni: sighting.and_then(Sighting::sni),
-                alpn: sighting.map_or(AlpnList::EMPTY, |s| AlpnList::from_wire(s.alpn_wire())),
-            };
-            meta.class = class_by(&cx.snapshot.rules, &facts, cx.counters);
         }
     }
 }
 
-fn class_by(rules: &Rules, facts: &Facts<'_>, counters: &mut Counters) -> ClassId {
-    match rules.decide(facts) {
-        Some(decision) => {
-            counters.classifications += 1;
-            decision.class
-        }
-        None => ClassId::UNSET,
+/// Gives a packet its flow's class. Returns its mark.
+#[inline]
+fn known(cx: &mut Cx<'_>, meta: &mut PacketMeta) -> u8 {
+    let flow = cx.flows.get(meta.flow);
+    if flow.steps != 0 {
+        grow(cx, meta.flow);
+    }
+    let flow = cx.flows.get(meta.flow);
+    meta.class = flow.class;
+    flow.mark
+}
+
+/// Takes the steps that the flow's bytes lead to.
+#[inline(never)]
+fn grow(cx: &mut Cx<'_>, at: FlowRef) {
+    let flow = cx.flows.get(at);
+    let bytes: u64 = flow.bytes.iter().sum();
+    let mut next = flow.steps;
+    let mut taken = None;
+    while let Some(step) = cx.flows.steps().get(next).filter(|step| bytes > step.bytes) {
+        (taken, next) = (Some(*step), step.next);
+    }
+    if let Some(step) = taken {
+        let flow = cx.flows.get_mut(at);
+        (flow.class, flow.mark, flow.steps) = (step.class, step.mark, next);
     }
 }
+
+#[cfg(test)]
+mod tests;

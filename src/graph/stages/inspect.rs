@@ -1,13 +1,14 @@
-//! Reads the ClientHello of new flows, TLS over TCP and QUIC, on the way and without holding a
-//! packet back.
+//! Reads what new flows begin with, TLS, HTTP and QUIC, on the way and without holding a packet
+//! back, and has the rules decide by it.
 
 use crate::base::Nanos;
 use crate::flow::names::NAME_BYTES_MAX;
-use crate::flow::reassembly::{Pushed, Reassembler};
-use crate::flow::{Flow, FlowTable, Names, sightings};
+use crate::flow::reassembly::Reassembler;
+use crate::flow::{Flow, Names, sightings};
 use crate::graph::{Cx, Stage};
-use crate::inspect::Peek;
-use crate::inspect::tls::{self, Failure, HelloParser};
+use crate::inspect::fields::{self, Wanted};
+use crate::inspect::inspector::{App, Inspector, Pool, Rooms, Unknown};
+use crate::inspect::tls::{self, Failure};
 use crate::observe::Counters;
 use crate::packet::tcp::{self, flag};
 use crate::packet::udp;
@@ -16,8 +17,11 @@ use crate::packet::{
 };
 
 mod datagrams;
+mod openings;
+mod streams;
 
-use datagrams::Datagrams;
+use datagrams::Places;
+use openings::Openings;
 
 /// [`Flow::inspection`] of a flow that was not looked at yet.
 pub const NOT_YET: u16 = u16::MAX;
@@ -26,10 +30,8 @@ pub const DONE: u16 = u16::MAX - 1;
 /// Flows under inspection at most, whatever is configured.
 pub const FLOWS_MAX: usize = DONE as usize;
 
-/// A hello that makes no progress for this long is given up.
+/// A flow that is undecided and makes no progress for this long is given up.
 const STALL_NS_MAX: u64 = 10_000_000_000;
-/// Segments beyond the window, or without a page to wait in, until a flow is given up.
-const STRAYS_MAX: u8 = 64;
 /// Slots looked at for stalled flows with each batch.
 const SWEEP_SLOTS: usize = 2;
 /// Slots among which the one that stalls longest gives way to a new flow.
@@ -37,29 +39,49 @@ const CROWD_SLOTS: usize = 8;
 /// Flows under inspection for each page in which early segments wait.
 const FLOWS_PER_PAGE: usize = 4;
 const PAGES_MIN: usize = 64;
-/// SYNs that are remembered for each flow that may be under inspection.
-const OPENINGS_PER_FLOW: usize = 4;
-const OPENINGS_MIN: usize = 4_096;
+/// Each flow has two streams.
+const SIDES: usize = 2;
+/// The header table that is kept for each direction of HTTP/2: the protocol's default (RFC 9113,
+/// section 6.5.2).
+const TABLE_BYTES: usize = 4_096;
 
 // A sighting holds whatever the parser does.
 const _: () = assert!(tls::SNI_BYTES_MAX == NAME_BYTES_MAX);
 const _: () = assert!(tls::ALPN_BYTES_MAX == sightings::ALPN_BYTES_MAX);
+const _: () = assert!(tls::JA4_BYTES == sightings::FINGERPRINT_BYTES);
+
+/// How much is inspected.
+#[derive(Clone, Debug)]
+pub struct InspectLimits {
+    /// Bytes of a ClientHello that are looked at.
+    pub hello_bytes_max: u32,
+    /// Flows at once: [`FLOWS_MAX`] at most.
+    pub flows_max: u32,
+    /// Those among them that may speak HTTP, whose parsers are large.
+    pub http_flows_max: u32,
+    /// Header fields that rules ask for, in their order.
+    pub headers: Vec<String>,
+}
 
 /// The inspector: a slot for each flow under inspection, all made at construction.
 ///
-/// A flow takes a slot with its first payload and gives it back when its hello was read, when it
-/// turned out to be something else, when it is beyond the limits, or when it is gone. From then on
-/// its packets cost one look at [`Flow::inspection`].
+/// A flow takes a slot with its first payload and gives it back when what it began with was read,
+/// when it turned out to be something else, when it is beyond the limits, or when it is gone. From
+/// then on its packets cost one look at [`Flow::inspection`]. Where rules ask for what requests
+/// say, a connection of HTTP keeps its slot for as long as it has any: each of them is decided
+/// anew, and the flow's class is that of the last.
 pub struct Inspect {
-    hello_bytes_max: u32,
-    parsers: Box<[HelloParser]>,
+    limits: InspectLimits,
+    inspectors: Box<[Inspector]>,
     slots: Box<[Slot]>,
+    pool: Pool,
+    /// Streams: the client's of slot n is 2n, the server's the one after it.
     reassembler: Reassembler,
     free: Vec<u16>,
     /// Where the search for stalled flows goes on.
     hand: usize,
     openings: Openings,
-    datagrams: Datagrams,
+    places: Places,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -67,8 +89,19 @@ struct Slot {
     taken: bool,
     /// Of a UDP flow: its hello was read before it was in the table.
     told: bool,
-    strays: u8,
-    /// Sequence number of the stream's first byte.
+    /// The ClientHello was read, and decided by.
+    hello_read: bool,
+    /// An answer's head was read.
+    answered: bool,
+    /// The protocol was counted.
+    counted: bool,
+    /// The server's stream is followed.
+    server_open: bool,
+    /// Segments of each side that there was no room for.
+    strays: [u8; SIDES],
+    /// Bytes read of it while it was undecided.
+    undecided_bytes: u32,
+    /// Sequence number of the client's first byte.
     first: u32,
     /// Whose slot it is: flows have no lasting number.
     key: FlowKey,
@@ -77,19 +110,26 @@ struct Slot {
 }
 
 impl Inspect {
-    /// Looks at `hello_bytes_max` bytes of a flow and at `flows_max` flows at once, [`FLOWS_MAX`]
-    /// at most.
-    pub fn new(hello_bytes_max: u32, flows_max: u32) -> Inspect {
-        let flows = (flows_max as usize).clamp(1, FLOWS_MAX);
+    /// # Panics
+    /// On header names that are none: the configuration is checked for them.
+    pub fn new(limits: &InspectLimits) -> Inspect {
+        let flows = (limits.flows_max as usize).clamp(1, FLOWS_MAX);
+        let wanted = Wanted::new(limits.headers.iter().map(String::as_str))
+            .unwrap_or_else(|fault| panic!("header names: {fault}"));
+        let rooms = Rooms { target: fields::PATH_BYTES, table: TABLE_BYTES };
+        let parsers = (limits.http_flows_max as usize).clamp(1, flows);
+        let inspectors =
+            (0..flows).map(|_| Inspector::with_hello(false, limits.hello_bytes_max)).collect();
         Inspect {
-            hello_bytes_max,
-            parsers: vec![HelloParser::new(hello_bytes_max); flows].into_boxed_slice(),
+            limits: limits.clone(),
+            inspectors,
             slots: vec![Slot::default(); flows].into_boxed_slice(),
-            reassembler: Reassembler::new(flows, (flows / FLOWS_PER_PAGE).max(PAGES_MIN)),
+            pool: Pool::filled(wanted, rooms, parsers),
+            reassembler: Reassembler::new(SIDES * flows, (flows / FLOWS_PER_PAGE).max(PAGES_MIN)),
             free: (0..flows as u16).rev().collect(),
             hand: 0,
             openings: Openings::new(flows),
-            datagrams: Datagrams::new(flows),
+            places: Places::new(flows),
         }
     }
 
@@ -105,154 +145,102 @@ impl Inspect {
         }
     }
 
-    /// Goes on with the flows of an inspector that this one replaces. Where their sizes differ
-    /// these flows are given up instead: each is told from its slot's key.
+    /// Goes on with the flows of an inspector that this one replaces. Where their sizes differ, or
+    /// the header fields that are read, these flows are given up instead: each is told from its
+    /// slot's key.
     pub fn take_over(&mut self, old: &mut Inspect) {
-        if self.slots.len() == old.slots.len() {
-            let hello_bytes_max = self.hello_bytes_max;
+        let (new, had) = (&self.limits, &old.limits);
+        if self.slots.len() == old.slots.len()
+            && (new.http_flows_max, &new.headers) == (had.http_flows_max, &had.headers)
+        {
             std::mem::swap(self, old);
-            self.hello_bytes_max = hello_bytes_max;
+            std::mem::swap(&mut self.limits, &mut old.limits);
         }
     }
 
-    /// A client's packet of a known flow whose inspection is not done, or that opens it again.
-    fn look(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) {
-        let meta = packet.meta;
-        if opens(meta) {
-            self.reopen(cx.flows.get_mut(meta.flow), meta);
-            return;
-        }
-        let bytes = packet.frame.bytes(cx.arena);
-        let payload = bytes.get(usize::from(meta.payload)..usize::from(meta.end));
-        let payload = payload.unwrap_or_default();
-        // Without ACK, or with RST, a receiver takes no data (RFC 9293, section 3.10.7.4).
-        let wanted = flag::ACK | flag::RST | flag::SYN;
-        if payload.is_empty() || meta.tcp_flags & wanted != flag::ACK {
-            return;
-        }
-        let flow = cx.flows.get(meta.flow);
-        let slot = match (flow.inspection, self.slot_of(flow)) {
-            (_, Some(slot)) => slot,
-            (NOT_YET, None) => self.begin(cx, meta),
-            // Its slot went with an inspector of another size.
-            _ => {
-                cx.flows.get_mut(meta.flow).inspection = DONE;
-                return;
-            }
-        };
-        self.feed(cx, meta, slot, payload);
-    }
-
-    fn feed(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, slot: usize, payload: &[u8]) {
-        let (parser, mut peek) = (&mut self.parsers[slot], Peek::NeedMore);
-        let pushed = self
-            .reassembler
-            .push(slot, meta.tcp_seq, false, payload, |bytes| peek = parser.feed(bytes));
-        match peek {
-            Peek::Found(()) => {
-                let flow = cx.flows.get_mut(meta.flow);
-                found(&self.parsers[slot], flow, meta, cx.names, cx.counters);
-                self.release(slot);
-            }
-            Peek::NotThis => {
-                count_failure(self.parsers[slot].failure(), cx.counters);
-                self.end(cx.flows, meta.flow, slot);
-            }
-            Peek::NeedMore => match pushed {
-                Pushed::Delivered | Pushed::Held => self.slots[slot].progress_at = cx.now,
-                Pushed::Old => {}
-                Pushed::OutOfWindow | Pushed::NoPage => {
-                    self.slots[slot].strays += 1;
-                    if self.slots[slot].strays >= STRAYS_MAX {
-                        cx.counters.hellos_stalled += 1;
-                        self.end(cx.flows, meta.flow, slot);
-                    }
-                }
-            },
-        }
-    }
-
-    /// A SYN on a known flow: sent again, or the same addresses used anew.
-    fn reopen(&mut self, flow: &mut Flow, meta: &PacketMeta) {
-        self.openings.note(meta);
-        match self.slot_of(flow) {
-            Some(slot) if self.slots[slot].first == meta.tcp_seq.wrapping_add(1) => {}
-            Some(slot) => {
-                self.release(slot);
-                flow.inspection = NOT_YET;
-            }
-            None => flow.inspection = NOT_YET,
-        }
-    }
-
-    /// Takes a slot for a flow that sends its first payload.
-    fn begin(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {
-        // Without a SYN that was seen, the stream begins here as far as can be told.
-        let first = self.openings.first_byte(meta).unwrap_or(meta.tcp_seq);
-        let slot = self.take_slot(cx, meta, first);
-        cx.flows.get_mut(meta.flow).inspection = slot as u16;
-        slot
-    }
-
-    /// A free slot, or that of a flow which stalls, for one whose stream begins at `first`.
-    fn take_slot(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, first: u32) -> usize {
+    /// A free slot, or that of a flow which stalls, for one whose stream begins at `first`; where
+    /// that is not known, it was joined later than its beginning.
+    fn take_slot(&mut self, cx: &mut Cx<'_>, key: FlowKey, hash: u64, first: Option<u32>) -> usize {
         let slot = match self.free.pop() {
             Some(slot) => usize::from(slot),
             None => self.crowd_out(cx),
         };
-        let (key, hash, progress_at) = (meta.key, meta.hash, cx.now);
-        self.slots[slot] =
-            Slot { taken: true, told: false, strays: 0, first, key, hash, progress_at };
-        self.parsers[slot] = HelloParser::new(self.hello_bytes_max);
-        self.reassembler.open(slot, first);
+        self.slots[slot] = Slot {
+            taken: true,
+            first: first.unwrap_or_default(),
+            key,
+            hash,
+            progress_at: cx.now,
+            ..Slot::default()
+        };
+        self.inspectors[slot] = Inspector::with_hello(first.is_none(), self.limits.hello_bytes_max);
         slot
     }
 
-    /// All slots are taken: of the next few, the flow that stalls longest gives way. Real hellos
-    /// come within moments, so that whoever opens flows and sends nothing more can't keep others
-    /// out.
+    /// All slots are taken: of the next few, the flow that stalls longest gives way. Real flows
+    /// say what they are within moments, so that whoever opens flows and sends nothing more can't
+    /// keep others out.
     fn crowd_out(&mut self, cx: &mut Cx<'_>) -> usize {
         let from = self.hand;
         self.hand = (from + CROWD_SLOTS) % self.slots.len();
         let next = (from..from + CROWD_SLOTS).map(|i| i % self.slots.len());
         let slot = next.min_by_key(|&slot| self.slots[slot].progress_at).unwrap_or(from);
-        cx.counters.hellos_crowded_out += 1;
-        self.give_up(cx.flows, slot);
+        self.give_up(cx, slot, Given::Up(Unknown::Crowded));
         self.free.pop().map_or(slot, usize::from)
     }
 
-    /// Gives up a few of the flows that stall.
+    /// Gives up a few of the flows that stall. Those whose protocol is known may be silent for as
+    /// long as they like.
     fn sweep(&mut self, cx: &mut Cx<'_>) {
         for _ in 0..SWEEP_SLOTS.min(self.slots.len()) {
             self.hand = (self.hand + 1) % self.slots.len();
-            let slot = &self.slots[self.hand];
-            if slot.taken && cx.now.since(slot.progress_at) > STALL_NS_MAX {
-                cx.counters.hellos_stalled += u64::from(!slot.told);
-                self.give_up(cx.flows, self.hand);
+            let (slot, inspector) = (&self.slots[self.hand], &self.inspectors[self.hand]);
+            let follows = inspector.knows() && inspector.requests() > 0 && !slot.told;
+            let stalls = cx.now.since(slot.progress_at) > STALL_NS_MAX;
+            if slot.taken && stalls && !follows {
+                self.give_up(cx, self.hand, Given::Stalled);
             }
         }
     }
 
     /// Frees a slot whose flow is not at hand and may be gone.
-    fn give_up(&mut self, flows: &mut FlowTable, slot: usize) {
+    fn give_up(&mut self, cx: &mut Cx<'_>, slot: usize, why: Given) {
         let Slot { key, hash, .. } = self.slots[slot];
-        match flows.lookup(&key, hash) {
-            Some((flow, _)) if usize::from(flows.get(flow).inspection) == slot => {
-                self.end(flows, flow, slot);
+        match cx.flows.lookup(&key, hash) {
+            Some((flow, _)) if usize::from(cx.flows.get(flow).inspection) == slot => {
+                self.end(cx, flow, slot, why);
             }
-            _ => self.release(slot),
+            _ => {
+                count_end(&self.inspectors[slot], &self.slots[slot], why, cx.counters);
+                self.release(slot);
+            }
         }
     }
 
-    fn end(&mut self, flows: &mut FlowTable, flow: FlowRef, slot: usize) {
-        flows.get_mut(flow).inspection = DONE;
+    /// Looks no more into a flow: what was seen stays with it.
+    fn end(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize, why: Given) {
+        let inspector = &self.inspectors[slot];
+        let unknown = count_end(inspector, &self.slots[slot], why, cx.counters);
+        let flow = cx.flows.get_mut(at);
+        flow.inspection = DONE;
+        let app = inspector.app();
+        if (app != App::None || unknown.is_some())
+            && let Some(note) = cx.names.notes.of(at, flow)
+        {
+            note.app = if app == App::None { "" } else { app.name() };
+            note.unknown = unknown.unwrap_or_default();
+        }
         self.release(slot);
     }
 
     fn release(&mut self, slot: usize) {
         debug_assert!(self.slots[slot].taken, "slot {slot} is free already");
         self.slots[slot].taken = false;
-        self.reassembler.close(slot);
+        let next = Inspector::with_hello(false, self.limits.hello_bytes_max);
+        std::mem::replace(&mut self.inspectors[slot], next).give_back(&mut self.pool);
+        for side in 0..SIDES {
+            self.reassembler.close(SIDES * slot + side);
+        }
         self.free.push(slot as u16);
     }
 
@@ -286,8 +274,8 @@ impl Stage for Inspect {
                 continue;
             }
             let done = cx.flows.get(meta.flow).inspection == DONE;
-            if meta.direction == Direction::Forward && (!done || opens(meta)) {
-                self.look(cx, packet);
+            if !done || meta.direction == Direction::Forward && opens(meta) {
+                self.segment(cx, packet);
             }
         }
     }
@@ -297,24 +285,82 @@ fn opens(meta: &PacketMeta) -> bool {
     meta.tcp_flags & (flag::SYN | flag::ACK) == flag::SYN
 }
 
-/// Keeps what the hello says: the name with the flow, all of it for the classifier.
-fn found(
-    hello: &HelloParser,
-    flow: &mut Flow,
-    meta: &PacketMeta,
-    names: &mut Names,
+fn payload_of<'a>(cx: &Cx<'a>, packet: &PacketRef<'a>) -> &'a [u8] {
+    let bytes = packet.frame.bytes(cx.arena);
+    let meta = packet.meta;
+    bytes.get(usize::from(meta.payload)..usize::from(meta.end)).unwrap_or_default()
+}
+
+/// Why a flow is not looked at any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    /// Everything was read that is wanted.
+    Done,
+    Stalled,
+    Up(Unknown),
+}
+
+/// Counts what a flow turned out to be. Returns why it is unknown, where it looked like something
+/// that is known.
+fn count_end(
+    inspector: &Inspector,
+    slot: &Slot,
+    why: Given,
     counters: &mut Counters,
-) {
-    flow.inspection = DONE;
-    flow.name = Names::NONE;
-    match hello.sni() {
-        Some(sni) => {
-            counters.names_found += 1;
-            flow.name = intern(names, sni);
+) -> Option<&'static str> {
+    if inspector.app() != App::None {
+        if !slot.counted {
+            count_app(inspector.app(), counters);
         }
-        None => counters.hellos_without_name += 1,
+        if inspector.client_hello().is_none() && matches!(inspector.app(), App::Tls) {
+            match why {
+                Given::Done => counters.hellos_malformed += 1,
+                Given::Stalled => counters.unknown_stalled += 1,
+                Given::Up(unknown) => count_unknown(unknown, counters),
+            }
+            return match why {
+                Given::Done => None,
+                Given::Stalled => Some("stalled"),
+                Given::Up(unknown) => Some(unknown.name()),
+            };
+        }
+        return None;
     }
-    names.sightings.report(meta.flow, meta.dscp(), hello.sni(), hello.alpn().wire());
+    match (inspector.unknown(), why) {
+        (Some(unknown), _) | (None, Given::Up(unknown)) => {
+            count_unknown(unknown, counters);
+            Some(unknown.name())
+        }
+        (None, Given::Stalled) => {
+            counters.unknown_stalled += 1;
+            Some("stalled")
+        }
+        (None, Given::Done) => {
+            counters.apps_other += 1;
+            None
+        }
+    }
+}
+
+fn count_app(app: App, counters: &mut Counters) {
+    match app {
+        App::None => {}
+        App::Tls => counters.apps_tls += 1,
+        App::Quic | App::QuicMaybe => counters.apps_quic += 1,
+        App::Http1 | App::ConnectTls => counters.apps_http1 += 1,
+        App::H2c | App::H2cUpgrade | App::H2cMid => counters.apps_http2 += 1,
+    }
+}
+
+fn count_unknown(unknown: Unknown, counters: &mut Counters) {
+    match unknown {
+        Unknown::HelloTooLong => counters.unknown_hello_too_long += 1,
+        Unknown::HeadMalformed => counters.unknown_head_malformed += 1,
+        Unknown::HeadTooLong => counters.unknown_head_too_long += 1,
+        Unknown::StreamTooLong => counters.unknown_stream_too_long += 1,
+        Unknown::Gaps => counters.unknown_gaps += 1,
+        Unknown::Crowded => counters.unknown_crowded += 1,
+    }
 }
 
 /// Names are kept in one spelling: lower case, without the dot that may end them.
@@ -330,42 +376,16 @@ pub(super) fn intern(names: &mut Names, sni: &[u8]) -> u32 {
 pub(super) fn count_failure(failure: Option<Failure>, counters: &mut Counters) {
     match failure {
         Some(Failure::Malformed) => counters.hellos_malformed += 1,
-        Some(Failure::TooLong) => counters.hellos_too_long += 1,
-        Some(Failure::NotTls) | None => counters.flows_not_tls += 1,
+        Some(Failure::TooLong) => counters.unknown_hello_too_long += 1,
+        Some(Failure::NotTls) | None => counters.apps_other += 1,
     }
 }
 
-/// Where streams begin whose SYN was seen, while their flow is not in the table: it is entered
-/// behind this stage. A later SYN of the same place takes over, so a flood of them costs no memory;
-/// a flow that lost its place is read from the first segment that comes.
-struct Openings {
-    places: Box<[Opening]>,
-    mask: usize,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Opening {
-    /// The half of the flow's hash that does not choose the place.
-    tag: u32,
-    first_byte: u32,
-}
-
-impl Openings {
-    fn new(flows: usize) -> Openings {
-        let places = (flows * OPENINGS_PER_FLOW).max(OPENINGS_MIN).next_power_of_two();
-        let places = vec![Opening::default(); places].into_boxed_slice();
-        Openings { mask: places.len() - 1, places }
-    }
-
-    fn note(&mut self, meta: &PacketMeta) {
-        let first_byte = meta.tcp_seq.wrapping_add(1);
-        let tag = (meta.hash >> 32) as u32;
-        self.places[meta.hash as usize & self.mask] = Opening { tag, first_byte };
-    }
-
-    fn first_byte(&self, meta: &PacketMeta) -> Option<u32> {
-        let opening = self.places[meta.hash as usize & self.mask];
-        (u64::from(opening.tag) == meta.hash >> 32).then_some(opening.first_byte)
+/// A hello that was read: its name.
+pub(super) fn count_name(sni: Option<&[u8]>, counters: &mut Counters) {
+    match sni {
+        Some(_) => counters.names_found += 1,
+        None => counters.hellos_without_name += 1,
     }
 }
 

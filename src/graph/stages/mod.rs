@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod classify;
 mod egress;
+mod ending;
 pub mod inspect;
 #[cfg(test)]
 mod rig;
@@ -10,3 +11,4 @@ pub mod route;
 pub mod splice;
 pub mod tap;
 mod transit;
+mod verdict;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::inspect::InspectLimits;
 use crate::base::{Addr, Nanos, Seed};
 use crate::flow::{FlowLimits, FlowTable, Names, Timeouts};
 use crate::forward::spec::{
@@ -74,6 +75,10 @@ pub(super) const UNRESOLVED_PORT: u16 = 90;
 /// TCP and UDP to a pool without a weight.
 pub(super) const DRAINED_PORT: u16 = 91;
 
+pub(super) fn inspect_limits(hello_bytes_max: u32, flows_max: u32) -> InspectLimits {
+    InspectLimits { hello_bytes_max, flows_max, http_flows_max: flows_max, headers: Vec::new() }
+}
+
 pub(super) struct Rig {
     pub now: Nanos,
     pub worker: u16,
@@ -82,7 +87,7 @@ pub(super) struct Rig {
     pub routes: RoutesBuilder,
     pub snapshot: Snapshot,
     pub counters: Counters,
-    names: Names,
+    pub names: Names,
     replies: Vec<Packet>,
     icmp_limit: IcmpLimiter,
 }

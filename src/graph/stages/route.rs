@@ -259,7 +259,7 @@ mod tests {
         let mut rig = Rig::new(LIMITS);
         let packet = Shape::tcp(ACK).between(V4.client, V4.backend);
         rig.run_with(&mut Route, &[packet], |meta| meta.class = ClassId(4));
-        assert_eq!(rig.flows.iter().next().expect("a flow").1.class, [ClassId(4); 2]);
+        assert_eq!(rig.flows.iter().next().expect("a flow").1.class, ClassId(4));
     }
 
     #[test]

@@ -86,12 +86,13 @@ mod tests {
     /// The shipped pipeline's stages.
     struct Whole {
         inspect: Inspect,
+        classify: Classify,
     }
 
     impl Stage for Whole {
         fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
             self.inspect.process(cx, batch);
-            Classify::new().process(cx, batch);
+            self.classify.process(cx, batch);
             Tap::new().process(cx, batch);
         }
     }
@@ -123,7 +124,8 @@ mod tests {
         let sni = vec![NamePattern::Exact("api.openai.com".into())];
         let by_name = RuleSpec { sni, class: ClassId(1), ..RuleSpec::default() };
         rig.snapshot.rules = Arc::new(Rules::compile(&[by_name, by_port]));
-        let mut whole = Whole { inspect: Inspect::new(16_384, 16) };
+        let inspect = Inspect::new(&inspect_limits(16_384, 16));
+        let mut whole = Whole { inspect, classify: Classify::new(false) };
         let ends = ((addr(V4.client.0), V4.client.1), (addr(SERVER.0), SERVER.1));
         let mut send = |rig: &mut Rig, flags, seq, payload: &[u8]| {
             let mut spec = TcpSpec::new(ends.0, ends.1, flags, payload);
@@ -132,12 +134,12 @@ mod tests {
         };
         let class = |rig: &Rig| rig.flows.iter().next().expect("a flow").1.class;
         send(&mut rig, SYN, 100, b"");
-        assert_eq!(class(&rig), [ClassId(2); 2]);
+        assert_eq!(class(&rig), ClassId(2));
         let hello = rustls_hello("api.openai.com", rustls::ALL_VERSIONS, &["h2"]);
         let (early, late) = hello.split_at(hello.len() / 2);
         send(&mut rig, ACK, 101, early);
         send(&mut rig, ACK, 101 + early.len() as u32, late);
-        assert_eq!(class(&rig), [ClassId(1); 2]);
+        assert_eq!(class(&rig), ClassId(1));
         assert_eq!(rig.counters.names_found, 1);
     }
 

@@ -1,6 +1,7 @@
 //! The parsers of HTTP, kept for whoever needs one next.
 
 use crate::inspect::fields::{Fields, NameId, Wanted};
+use crate::inspect::grpc;
 use crate::inspect::h2::{self, Block, Start};
 use crate::inspect::http1::{self, Side};
 use crate::inspect::quic::Scratch;
@@ -128,14 +129,33 @@ impl Pool {
 }
 
 /// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub method: &'a [u8],
     /// `Host`, or `:authority` of HTTP/2; `None` where it is absent.
     pub authority: Option<&'a [u8]>,
     /// The target as sent, or `:path`; `None` where it is absent, as CONNECT of HTTP/2 has it.
     pub path: Option<&'a [u8]>,
+    /// All that was kept of it; `None` once it is past.
+    pub fields: Option<&'a Fields>,
 }
+
+/// What is read of HTTP, message by message.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    Request(Request<'a>),
+    Response {
+        /// 0 where it is not known.
+        status: u16,
+        /// It comes as server-sent events.
+        event_stream: bool,
+    },
+    /// How a gRPC call ended; 0 is well.
+    GrpcStatus(u32),
+}
+
+/// Who is told of messages.
+pub type On<'a> = &'a mut dyn FnMut(Event<'_>);
 
 /// The parsers of HTTP, and the first request that they read.
 #[derive(Debug)]
@@ -164,11 +184,22 @@ struct Text {
 }
 
 impl HttpPart {
-    pub(super) fn feed_http1(&mut self, from: Side, bytes: &[u8], wanted: &Wanted) -> http1::Fed {
+    pub(super) fn feed_http1(
+        &mut self,
+        from: Side,
+        bytes: &[u8],
+        wanted: &Wanted,
+        on: On<'_>,
+    ) -> http1::Fed {
         let first = &mut self.first;
-        self.http1.feed(from, bytes, wanted, |event| {
-            if let http1::Event::Request { fields, .. } = event {
+        self.http1.feed(from, bytes, wanted, |event| match event {
+            http1::Event::Request { fields, .. } => {
                 first.set(fields);
+                let authority = http1::effective_authority(fields);
+                first.tell(fields, authority, on);
+            }
+            http1::Event::Response { status, fields, .. } => {
+                on(Event::Response { status, event_stream: fields.is_event_stream() });
             }
         })
     }
@@ -178,11 +209,28 @@ impl HttpPart {
         from: Side,
         bytes: &[u8],
         wanted: &Wanted,
+        on: On<'_>,
     ) -> Result<(), h2::Failure> {
         let first = &mut self.first;
         self.http2.feed(from, bytes, wanted, |event| {
-            if let h2::Event::Headers { block: Block::Request, fields, .. } = event {
-                first.set(fields);
+            let h2::Event::Headers { block, fields, .. } = event else { return };
+            match block {
+                Block::Request => {
+                    first.set(fields);
+                    if !fields.is_malformed() {
+                        first.tell(fields, fields.authority(), on);
+                    }
+                }
+                Block::Response => {
+                    let status = fields.status().unwrap_or_default();
+                    on(Event::Response { status, event_stream: fields.is_event_stream() });
+                }
+                Block::Interim | Block::Trailers | Block::Promise { .. } => {}
+            }
+            if matches!(block, Block::Response | Block::Trailers)
+                && let Some(status) = grpc::status(fields)
+            {
+                on(Event::GrpcStatus(status));
             }
         })
     }
@@ -201,9 +249,7 @@ impl HttpPart {
     /// other protocol that looks alike. Nobody may ask by the method of HTTP/2's preface (RFC 9113,
     /// section 11.6).
     pub(super) fn is_http(&self) -> bool {
-        let First { seen, method, authority, .. } = &self.first;
-        let Some(method) = method.get().filter(|_| *seen) else { return false };
-        method != b"PRI" && (authority.get().is_some() || METHODS.contains(&method))
+        self.first.is_http()
     }
 
     /// Requests of HTTP/1, and of HTTP/2.
@@ -217,6 +263,7 @@ impl HttpPart {
             method: method.get().unwrap_or_default(),
             authority: authority.get(),
             path: path.get(),
+            fields: None,
         })
     }
 
@@ -235,6 +282,20 @@ impl First {
             authority: Text::new(HOST_BYTES),
             path: Text::new(target_bytes),
             settings: Text::new(SETTINGS_BYTES),
+        }
+    }
+
+    fn is_http(&self) -> bool {
+        let First { seen, method, authority, .. } = self;
+        let Some(method) = method.get().filter(|_| *seen) else { return false };
+        method != b"PRI" && (authority.get().is_some() || METHODS.contains(&method))
+    }
+
+    /// Tells of a request, if this is HTTP at all.
+    fn tell(&self, fields: &Fields, authority: Option<&[u8]>, on: On<'_>) {
+        if let Some(method) = fields.method().filter(|_| self.is_http()) {
+            let path = fields.path();
+            on(Event::Request(Request { method, authority, path, fields: Some(fields) }));
         }
     }
 

@@ -11,7 +11,7 @@ mod message;
 pub mod server;
 mod sslv2;
 
-pub use ja4::{Carrier, Ja4};
+pub use ja4::{Carrier, JA4_BYTES, Ja4};
 pub use server::ServerHello;
 
 use ja4::Offered;

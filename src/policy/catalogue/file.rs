@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::pattern::{HostPattern, PathPattern};
-use super::{Api, Catalogue, Provider};
+use super::{Api, Catalogue, Class, Provider};
 use crate::base::diag::{Diagnostics, Source};
-use crate::base::tomlfile;
+use crate::packet::ClassId;
 
 /// Class of a provider's connections whose operation is not seen, unless the file says otherwise.
 const CLASS_DEFAULT: &str = "interactive";
@@ -33,6 +33,18 @@ pub enum Operation {
 }
 
 impl Operation {
+    pub const ALL: [Operation; 9] = [
+        Operation::Chat,
+        Operation::Completion,
+        Operation::Embedding,
+        Operation::Rerank,
+        Operation::Image,
+        Operation::Audio,
+        Operation::Batch,
+        Operation::Files,
+        Operation::Models,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Operation::Chat => "chat",
@@ -48,15 +60,16 @@ impl Operation {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A catalogue as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct FileCatalogue {
+pub struct FileCatalogue {
     class: BTreeMap<Operation, String>,
     api: BTreeMap<String, FileApi>,
     provider: BTreeMap<String, FileProvider>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct FileApi {
     server: String,
@@ -64,7 +77,7 @@ struct FileApi {
     host_path: BTreeMap<String, Spanned<Operation>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct FileProvider {
     host: Vec<Spanned<String>>,
@@ -72,25 +85,22 @@ struct FileProvider {
     class: Option<String>,
 }
 
-/// Reads a file, and checks its patterns.
-pub(super) fn read(source: &Source, faults: &mut Diagnostics) -> Option<FileCatalogue> {
-    let file: FileCatalogue = tomlfile::read(source, faults)?.value;
-    for api in file.api.values() {
-        for (path, operation) in api.path.iter().chain(&api.host_path) {
-            if let Err(what) = PathPattern::new(path) {
-                faults.error(source, &operation.span(), format!("path {path:?} {what}"));
+impl FileCatalogue {
+    pub(super) fn check_patterns(&self, source: &Source, faults: &mut Diagnostics) {
+        for api in self.api.values() {
+            for (path, operation) in api.path.iter().chain(&api.host_path) {
+                if let Err(what) = PathPattern::new(path) {
+                    faults.error(source, &operation.span(), format!("path {path:?} {what}"));
+                }
+            }
+        }
+        for host in self.provider.values().flat_map(|provider| &provider.host) {
+            if let Err(what) = HostPattern::new(host.as_ref()) {
+                faults.error(source, &host.span(), format!("host {:?} {what}", host.as_ref()));
             }
         }
     }
-    for host in file.provider.values().flat_map(|provider| &provider.host) {
-        if let Err(what) = HostPattern::new(host.as_ref()) {
-            faults.error(source, &host.span(), format!("host {:?} {what}", host.as_ref()));
-        }
-    }
-    Some(file)
-}
 
-impl FileCatalogue {
     /// What `more` names anew takes the place of what is here.
     pub(super) fn extend(&mut self, more: FileCatalogue) {
         self.class.extend(more.class);
@@ -99,7 +109,7 @@ impl FileCatalogue {
     }
 
     /// Whether the APIs that providers name are there; `source` is the file read last.
-    pub(super) fn check(&self, source: &Source, faults: &mut Diagnostics) {
+    pub(super) fn check_apis(&self, source: &Source, faults: &mut Diagnostics) {
         for api in self.provider.values().flat_map(|provider| &provider.api) {
             if !self.api.contains_key(api.as_ref()) {
                 let known: Vec<&str> = self.api.keys().map(String::as_str).collect();
@@ -120,7 +130,7 @@ impl FileCatalogue {
             }
             providers.push(Provider {
                 name: name.clone(),
-                class: provider.class.clone().unwrap_or_else(|| CLASS_DEFAULT.to_owned()),
+                class: class(provider.class.clone().unwrap_or_else(|| CLASS_DEFAULT.to_owned())),
                 apis: provider.api.iter().filter_map(|api| index(api.as_ref())).collect(),
             });
         }
@@ -131,8 +141,13 @@ impl FileCatalogue {
             host_paths: compile_paths(&api.host_path),
         });
         let apis = apis.collect();
-        Catalogue { providers, apis, hosts, classes: self.class.into_iter().collect() }
+        let classes = self.class.into_iter().map(|(operation, name)| (operation, class(name)));
+        Catalogue { providers, apis, hosts, classes: classes.collect() }
     }
+}
+
+fn class(name: String) -> Class {
+    Class { name, id: ClassId::UNSET }
 }
 
 fn compile_paths(paths: &BTreeMap<String, Spanned<Operation>>) -> Vec<(PathPattern, Operation)> {

@@ -10,9 +10,12 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use crate::base::diag::{Diagnostics, Source};
-use pattern::{HostPattern, PathPattern, bare_host, bare_path, tail_of};
+use crate::base::tomlfile;
+use crate::packet::ClassId;
+use pattern::{HostPattern, PathPattern, tail_of};
 
-pub use file::Operation;
+pub use file::{FileCatalogue, Operation};
+pub use pattern::{bare_host, bare_path};
 
 const BUILTIN: &str = include_str!("builtin.toml");
 
@@ -28,27 +31,36 @@ pub struct Known<'a> {
     pub operation: Option<Operation>,
     /// Name of the class that suits it.
     pub class: &'a str,
+    /// The same by id; [`ClassId::UNSET`] where the configuration has none of that name.
+    pub class_id: ClassId,
 }
 
 /// Providers and APIs, ready to be looked up.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalogue {
     providers: Vec<Provider>,
     apis: Vec<Api>,
     /// Patterns of hosts by their last two labels, in lower case.
     hosts: HashMap<Box<[u8]>, Vec<(HostPattern, usize)>>,
-    classes: HashMap<Operation, String>,
+    classes: HashMap<Operation, Class>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Provider {
     name: String,
-    class: String,
+    class: Class,
     /// Indices of its APIs, in the order in which they are tried.
     apis: Vec<usize>,
 }
 
-#[derive(Debug)]
+/// A class that suits, if there is one of its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Class {
+    name: String,
+    id: ClassId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Api {
     server: String,
     /// Tell the API on any host.
@@ -63,7 +75,10 @@ impl Catalogue {
     /// # Panics
     /// Never: a test reads it.
     pub fn builtin() -> Catalogue {
-        Catalogue::with(None).unwrap_or_else(|faults| panic!("built in: {faults:?}"))
+        let mut faults = Diagnostics::default();
+        let catalogue = Catalogue::changed(None, &mut faults);
+        assert!(!faults.has_errors(), "built in: {faults:?}");
+        catalogue
     }
 
     /// The built-in catalogue, changed by a file: its name, and its text.
@@ -72,16 +87,29 @@ impl Catalogue {
     /// All faults of the file, each at its place.
     pub fn with(file: Option<(&Path, &str)>) -> Result<Catalogue, Diagnostics> {
         let mut faults = Diagnostics::default();
-        let builtin = Source::new(Path::new("builtin.toml"), BUILTIN);
-        let mut all = file::read(&builtin, &mut faults).unwrap_or_default();
-        if let Some((path, text)) = file {
-            let source = Source::new(path, text);
-            if let Some(more) = file::read(&source, &mut faults) {
-                all.extend(more);
-            }
-            all.check(&source, &mut faults);
+        let Some((path, text)) = file else { return Ok(Catalogue::builtin()) };
+        let source = Source::new(path, text);
+        let more = tomlfile::read(&source, &mut faults).map(|read| read.value);
+        let changed = more.map(|more| Catalogue::changed(Some((more, &source)), &mut faults));
+        match changed.filter(|_| !faults.has_errors()) {
+            Some(catalogue) => Ok(catalogue),
+            None => Err(faults),
         }
-        if faults.has_errors() { Err(faults) } else { Ok(all.compile()) }
+    }
+
+    /// The built-in catalogue, changed by what was read from a source; what is wrong there goes to
+    /// `out`, and is left out.
+    pub fn changed(more: Option<(FileCatalogue, &Source)>, out: &mut Diagnostics) -> Catalogue {
+        let builtin = Source::new(Path::new("builtin.toml"), BUILTIN);
+        let mut all: FileCatalogue =
+            tomlfile::read(&builtin, out).map(|read| read.value).unwrap_or_default();
+        all.check_patterns(&builtin, out);
+        if let Some((more, source)) = more {
+            more.check_patterns(source, out);
+            all.extend(more);
+            all.check_apis(source, out);
+        }
+        all.compile()
     }
 
     /// What is known by a host (a server name, or an authority with its port) and a path. Either
@@ -91,13 +119,39 @@ impl Catalogue {
         if let Some(provider) = host.and_then(|host| self.provider(host)) {
             let operation = path.and_then(|path| self.operation(provider, path));
             let class = operation.and_then(|op| self.classes.get(&op)).unwrap_or(&provider.class);
-            return Some(Known { provider: &provider.name, operation, class });
+            let (class, class_id) = (&class.name, class.id);
+            return Some(Known { provider: &provider.name, operation, class, class_id });
         }
         let path = path?;
         let told = self.apis.iter().find_map(|api| Some((api, find(&api.paths, path)?)));
         let (api, operation) = told?;
-        let class = self.classes.get(&operation).map_or("", String::as_str);
-        Some(Known { provider: &api.server, operation: Some(operation), class })
+        let class = self.classes.get(&operation);
+        let (class, class_id) = class.map_or(("", ClassId::UNSET), |c| (&c.name, c.id));
+        Some(Known { provider: &api.server, operation: Some(operation), class, class_id })
+    }
+
+    /// Whether a provider, or a server of one's own, goes by this name.
+    pub fn has_provider(&self, name: &str) -> bool {
+        self.provider_names().any(|known| known == name)
+    }
+
+    /// Names of all providers and servers.
+    pub fn provider_names(&self) -> impl Iterator<Item = &str> {
+        let servers = self.apis.iter().map(|api| api.server.as_str());
+        self.providers.iter().map(|provider| provider.name.as_str()).chain(servers)
+    }
+
+    /// Finds the classes that are named here among those of a configuration, whose ids are their
+    /// places; `false` where there is none.
+    pub fn bind(&mut self, class_names: &[String]) -> bool {
+        let mut any = false;
+        let providers = self.providers.iter_mut().map(|provider| &mut provider.class);
+        for class in providers.chain(self.classes.values_mut()) {
+            let at = class_names.iter().position(|name| *name == class.name);
+            class.id = at.map_or(ClassId::UNSET, |at| ClassId(at as u16));
+            any |= at.is_some();
+        }
+        any
     }
 
     fn provider(&self, host: &[u8]) -> Option<&Provider> {

@@ -143,8 +143,12 @@ impl Variant {
         Variant { services: 0, whole: true, route: true, verify_checksums: true };
 
     fn pipeline(self) -> PipelineSpec {
-        let inspect =
-            StageSpec::Inspect { hello_bytes_max: HELLO_BYTES_MAX, flows_max: INSPECTED_MAX };
+        let inspect = StageSpec::Inspect {
+            hello_bytes_max: HELLO_BYTES_MAX,
+            flows_max: INSPECTED_MAX,
+            http_flows_max: INSPECTED_MAX,
+            headers: Vec::new(),
+        };
         let mut stages = vec![StageSpec::Balance];
         if self.whole {
             stages = vec![inspect, StageSpec::Classify, StageSpec::Balance];

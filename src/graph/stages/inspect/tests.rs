@@ -7,11 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::base::{Addr, Seed};
 use crate::flow::reassembly::WINDOW_BYTES;
-use crate::flow::{FlowKind, FlowLimits, NewFlow, Timeouts};
+use crate::flow::{FlowKind, FlowLimits, FlowTable, NewFlow, Timeouts};
 use crate::forward::spec::ForwardSpec;
 use crate::forward::{IcmpLimiter, RoutesBuilder, Tables};
 use crate::graph::Snapshot;
 use crate::graph::stages::classify::Classify;
+use crate::graph::stages::rig::inspect_limits;
 use crate::inspect::tls::tests::rustls_hello;
 use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
 use crate::packet::{ClassId, FramePool, Packet, ParseOptions, parse};
@@ -28,6 +29,7 @@ const BY_NAME: ClassId = ClassId(1);
 const BY_PORT: ClassId = ClassId(2);
 const BY_PROTOCOL: ClassId = ClassId(3);
 const ISN: u32 = u32::MAX - 100;
+const SERVER_NEXT: u32 = 77;
 const HELLO_BYTES_MAX: u32 = 16_384;
 
 /// Inspector and classifier in a row, and all that they work with.
@@ -45,7 +47,7 @@ impl Rig {
     fn new(flows_max: u32, names_max: u32) -> Rig {
         let limits = FlowLimits { flows_max: 1_024, half_open_max: 1_024 };
         Rig {
-            inspect: Inspect::new(HELLO_BYTES_MAX, flows_max),
+            inspect: Inspect::new(&inspect_limits(HELLO_BYTES_MAX, flows_max)),
             now: Nanos::from_secs(100),
             pool: FramePool::standalone(128, 4096),
             flows: FlowTable::new(limits, Timeouts::default(), SEED),
@@ -87,7 +89,7 @@ impl Rig {
             icmp_limit: &mut IcmpLimiter::new(),
         };
         self.inspect.process(&mut cx, &mut batch);
-        Classify::new().process(&mut cx, &mut batch);
+        Classify::new(true).process(&mut cx, &mut batch);
         let mut metas = Vec::new();
         for packet in batch.drain() {
             self.pool.put(packet.frame);
@@ -119,7 +121,7 @@ impl Rig {
         self.names.get(self.flows.get(flow).name)
     }
 
-    fn class(&self, flow: FlowRef) -> [ClassId; 2] {
+    fn class(&self, flow: FlowRef) -> ClassId {
         self.flows.get(flow).class
     }
 
@@ -150,7 +152,7 @@ fn client(port: u16) -> Client {
 impl Client {
     fn packet(&self, seq: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut spec = TcpSpec::new(self.endpoint, self.server, flags, payload);
-        spec.seq = seq;
+        (spec.seq, spec.ack) = (seq, SERVER_NEXT);
         tcp_packet(&spec)
     }
 
@@ -161,7 +163,8 @@ impl Client {
     }
 
     fn answer(&self, payload: &[u8]) -> Vec<u8> {
-        tcp_packet(&TcpSpec::new(self.server, self.endpoint, flag::ACK, payload))
+        let spec = TcpSpec::new(self.server, self.endpoint, flag::ACK, payload);
+        tcp_packet(&TcpSpec { seq: SERVER_NEXT, ..spec })
     }
 }
 
@@ -174,14 +177,15 @@ fn a_hello_gives_its_flow_name_and_class_at_once() {
     let mut rig = Rig::new(4, 8);
     let c = client(1);
     let flow = rig.open(&c);
-    assert_eq!(rig.class(flow), [BY_PORT; 2], "by the rules that need no name");
+    assert_eq!(rig.class(flow), BY_PORT, "by the rules that need no name");
     assert_eq!(rig.run(&[c.data(0, b"")])[0].class, BY_PORT);
     let hello = hello();
     assert_eq!(rig.run(&[c.data(0, &hello)])[0].class, BY_NAME, "the very packet");
     assert_eq!(rig.name(flow), Some(&b"api.openai.com"[..]));
-    assert_eq!((rig.class(flow), rig.inspection(flow)), ([BY_NAME; 2], DONE));
+    assert_eq!((rig.class(flow), rig.inspect.flows()), (BY_NAME, 1), "until it is answered");
     assert_eq!(rig.run(&[c.answer(b"hello")])[0].class, BY_NAME);
-    assert_eq!((rig.inspect.flows(), rig.counters.names_found), (0, 1));
+    assert_eq!((rig.inspect.flows(), rig.inspection(flow)), (0, DONE));
+    assert_eq!((rig.counters.names_found, rig.counters.apps_tls), (1, 1));
     rig.run(&[c.data(hello.len(), &hello)]);
     assert_eq!((rig.inspect.flows(), rig.counters.names_found), (0, 1), "not looked at again");
 }
@@ -192,7 +196,7 @@ fn protocols_decide_too() {
     let c = client(1);
     let flow = rig.open(&c);
     rig.run(&[c.data(0, &rustls_hello("192.0.2.9", rustls::ALL_VERSIONS, &["h2", "imap"]))]);
-    assert_eq!((rig.class(flow), rig.name(flow)), ([BY_PROTOCOL; 2], None));
+    assert_eq!((rig.class(flow), rig.name(flow)), (BY_PROTOCOL, None));
     assert_eq!(rig.counters.hellos_without_name, 1);
 }
 
@@ -202,7 +206,7 @@ fn a_full_table_of_names_changes_no_decision() {
     let c = client(1);
     let flow = rig.open(&c);
     rig.run(&[c.data(0, &hello())]);
-    assert_eq!((rig.class(flow), rig.name(flow)), ([BY_NAME; 2], None));
+    assert_eq!((rig.class(flow), rig.name(flow)), (BY_NAME, None));
 }
 
 #[test]
@@ -235,13 +239,13 @@ fn a_flow_whose_syn_was_not_seen_is_read_from_its_first_segment() {
 }
 
 #[test]
-fn what_is_not_tls_is_looked_at_once() {
+fn what_is_not_known_is_looked_at_once() {
     let mut rig = Rig::new(4, 8);
     let c = client(1);
     let flow = rig.open(&c);
-    rig.run(&[c.data(0, b"GET / HTTP/1.1\r\n\r\n")]);
+    rig.run(&[c.data(0, b"\x01\x02 of some other protocol")]);
     assert_eq!((rig.inspection(flow), rig.inspect.flows()), (DONE, 0));
-    assert_eq!((rig.class(flow), rig.counters.flows_not_tls), ([BY_PORT; 2], 1));
+    assert_eq!((rig.class(flow), rig.counters.apps_other), (BY_PORT, 1));
 }
 
 #[test]
@@ -283,7 +287,7 @@ fn a_stalled_hello_is_given_up() {
         rig.run(&[]);
     }
     assert_eq!((rig.inspection(flow), rig.inspect.flows()), (DONE, 0));
-    assert_eq!(rig.counters.hellos_stalled, 1);
+    assert_eq!(rig.counters.unknown_stalled, 1);
 }
 
 #[test]
@@ -313,7 +317,7 @@ fn when_all_slots_are_taken_the_longest_stalled_flow_gives_way() {
         rig.run(&[c.data(0, &hello[..9])]);
     }
     assert_eq!(rig.inspection(flows[0]), DONE);
-    assert_eq!((rig.inspect.flows(), rig.counters.hellos_crowded_out), (2, 1));
+    assert_eq!((rig.inspect.flows(), rig.counters.unknown_crowded), (2, 1));
     for c in &clients {
         rig.run(&[c.data(9, &hello[9..])]);
     }
@@ -327,7 +331,7 @@ fn a_gap_that_stays_ends_it() {
     let c = client(1);
     let flow = rig.open(&c);
     rig.run(&[c.data(1, b"x")]);
-    for i in 0..usize::from(STRAYS_MAX) {
+    for i in 0..usize::from(streams::STRAYS_MAX) {
         assert_ne!(rig.inspection(flow), DONE);
         rig.run(&[c.data(WINDOW_BYTES + i, b"x")]);
     }
@@ -340,7 +344,7 @@ fn a_hello_beyond_the_limit_is_given_up() {
     let c = client(1);
     let flow = rig.open(&c);
     rig.run(&[c.data(0, &[22, 3, 1, 0x40, 0, 1, 0, 0x40, 0])]);
-    assert_eq!((rig.inspection(flow), rig.counters.hellos_too_long), (DONE, 1));
+    assert_eq!((rig.inspection(flow), rig.counters.unknown_hello_too_long), (DONE, 1));
 }
 
 #[test]
@@ -357,8 +361,8 @@ fn the_same_addresses_used_anew_are_read_anew() {
     rig.run(&[c.packet(7_001, flag::ACK, &hello)]);
     assert_eq!(rig.name(flow), Some(&b"api.openai.com"[..]));
     rig.run(&[c.packet(9_000, flag::SYN, b"")]);
-    rig.run(&[c.packet(9_001, flag::ACK, b"GET / HTTP/1.1")]);
-    assert_eq!((rig.inspection(flow), rig.counters.flows_not_tls), (DONE, 1));
+    rig.run(&[c.packet(9_001, flag::ACK, b"\x01\x02\x03")]);
+    assert_eq!((rig.inspection(flow), rig.counters.apps_other), (DONE, 1));
 }
 
 #[test]
@@ -369,11 +373,12 @@ fn a_new_inspector_goes_on_where_the_old_one_was() {
         let mut rig = Rig::new(4, 8);
         let flow = rig.open(&c);
         rig.run(&[c.data(0, &hello[..9])]);
-        let mut old = std::mem::replace(&mut rig.inspect, Inspect::new(1_000, flows_max));
+        let mut old =
+            std::mem::replace(&mut rig.inspect, Inspect::new(&inspect_limits(1_000, flows_max)));
         rig.inspect.take_over(&mut old);
-        rig.run(&[c.data(9, &hello[9..])]);
+        rig.run(&[c.data(9, &hello[9..]), c.answer(b"no hello")]);
         assert_eq!((rig.name(flow).is_some(), rig.inspection(flow)), (want, DONE));
-        assert_eq!((rig.inspect.flows(), rig.inspect.hello_bytes_max), (0, 1_000));
+        assert_eq!((rig.inspect.flows(), rig.inspect.limits.hello_bytes_max), (0, 1_000));
     }
 }
 
@@ -406,8 +411,10 @@ proptest! {
         }
         for flow in flows {
             prop_assert_eq!(rig.name(flow), Some(&b"api.openai.com"[..]));
-            prop_assert_eq!(rig.class(flow), [BY_NAME; 2]);
+            prop_assert_eq!(rig.class(flow), BY_NAME);
         }
+        let answers: Vec<_> = clients.iter().map(|c| c.answer(b"no hello")).collect();
+        rig.run(&answers);
         prop_assert_eq!(rig.inspect.flows(), 0);
     }
 }

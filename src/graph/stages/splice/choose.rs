@@ -8,11 +8,13 @@ use crate::forward::Backend;
 use crate::forward::spec::PoolId;
 use crate::forward::splice::Out;
 use crate::graph::stages::balance::open;
-use crate::graph::stages::inspect::{DONE, count_failure, intern};
+use crate::graph::stages::inspect::{DONE, count_failure, count_name, intern};
+use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::inspect::AlpnList;
-use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
-use crate::policy::Facts;
+use crate::inspect::tls::Carrier;
+use crate::packet::{Direction, FlowRef, PacketMeta, tcp};
+use crate::policy::{Decision, Facts, Steps};
 
 /// Times that a connection is offered to a backend.
 const BACKENDS_TRIED_MAX: usize = 3;
@@ -44,10 +46,12 @@ impl Splice {
     /// where there is none.
     pub(super) fn decide(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> bool {
         let parser = &self.parsers[slot];
-        match (parser.failure(), parser.sni()) {
-            (Some(failure), _) => count_failure(Some(failure), cx.counters),
-            (None, Some(_)) => cx.counters.names_found += 1,
-            (None, None) => cx.counters.hellos_without_name += 1,
+        match parser.failure() {
+            Some(failure) => count_failure(Some(failure), cx.counters),
+            None => {
+                count_name(parser.sni(), cx.counters);
+                cx.counters.apps_tls += 1;
+            }
         }
         self.slots.keep(slot);
         self.open_next(cx, slot, out).is_some()
@@ -77,8 +81,11 @@ impl Splice {
     fn open_next(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> Option<()> {
         let (&key, hash) = self.slots.key(slot);
         let service = *cx.snapshot.forward.service(key.dst, key.dport, key.proto)?;
-        let (class, pool) = self.choice(cx, slot);
-        let pool = pool.unwrap_or(service.pool);
+        let (decision, steps) = self.choice(cx, slot);
+        if decision.class.is_refused() {
+            return None;
+        }
+        let (class, pool) = (decision.class, decision.pool.map_or(service.pool, PoolId));
         let tried = self.bound[slot].tried;
         if tried.count >= BACKENDS_TRIED_MAX {
             return None;
@@ -100,6 +107,7 @@ impl Splice {
         let state = LinkState::Binding(slot as u16);
         self.links[flow.0 as usize] = Link { state, our_isn, ..Link::default() };
         self.enter(cx, slot, flow);
+        Deciding::of(cx).enter(flow, &decision, &steps);
         let bound = &mut self.bound[slot];
         bound.binding.open(cx.now, out);
         Some(())
@@ -122,18 +130,17 @@ impl Splice {
         }
     }
 
-    /// What the rules say, now that the client has spoken.
-    fn choice(&self, cx: &mut Cx<'_>, slot: usize) -> (ClassId, Option<PoolId>) {
+    /// What the rules say, now that the client has spoken. Whom they refuse gets no backend.
+    fn choice(&self, cx: &mut Cx<'_>, slot: usize) -> (Decision, Steps) {
         let parser = &self.parsers[slot];
         let (key, _) = self.slots.key(slot);
         let alpn = AlpnList::from_wire(parser.alpn().wire());
-        let facts = Facts { key, dscp: 0, sni: parser.sni(), alpn };
-        match cx.snapshot.rules.decide(&facts) {
-            Some(decision) => {
-                cx.counters.classifications += 1;
-                (decision.class, decision.pool.map(PoolId))
-            }
-            None => (ClassId::UNSET, None),
-        }
+        let ja4 = parser.ja4(Carrier::Tcp);
+        let ja4 = ja4.as_ref().map(|ja4| ja4.as_str().as_bytes());
+        let facts = Facts { sni: parser.sni(), alpn, ja4, ..Facts::of(key, 0) };
+        let rules = &cx.snapshot.rules;
+        let decision = rules.decide(&facts);
+        cx.counters.classifications += u64::from(decision.rule.is_some());
+        (decision, rules.steps(&facts))
     }
 }

@@ -10,6 +10,7 @@ mod send;
 mod server;
 
 use self::choose::Tried;
+pub(super) use self::send::send_fresh;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind};
 use crate::forward::splice::held::{PAGE_BYTES, STREAM_BYTES_MAX};

@@ -69,22 +69,25 @@ pub(super) fn send_in(
     write(cx, packet.frame, packet.meta, segment, key, held)
 }
 
-fn send_fresh(
+/// `false`: it could not be sent.
+pub(in crate::graph::stages) fn send_fresh(
     cx: &mut Cx<'_>,
     segment: &Segment,
     key: &FlowKey,
     (hash, class): (u64, ClassId),
     held: Option<(&Held, usize)>,
-) {
+) -> bool {
     if cx.replies.len() >= REPLIES_MAX {
-        return;
+        return false;
     }
-    let Some(mut frame) = cx.pool.take() else { return };
+    let Some(mut frame) = cx.pool.take() else { return false };
     let mut meta = PacketMeta { hash, class, ..PacketMeta::default() };
-    match write(cx, &mut frame, &mut meta, segment, key, held) {
-        Ok(()) => cx.replies.push(Packet { frame, meta }),
-        Err(_) => cx.pool.put(frame),
+    let written = write(cx, &mut frame, &mut meta, segment, key, held).is_ok();
+    match written {
+        true => cx.replies.push(Packet { frame, meta }),
+        false => cx.pool.put(frame),
     }
+    written
 }
 
 fn write(

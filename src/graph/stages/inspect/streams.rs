@@ -1,0 +1,239 @@
+//! TCP: both directions of a connection, put in order and looked into.
+
+use super::{
+    DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens, payload_of,
+};
+use crate::flow::reassembly::Pushed;
+use crate::flow::{Flow, Note};
+use crate::graph::Cx;
+use crate::graph::stages::verdict::Deciding;
+use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
+use crate::packet::tcp::flag;
+use crate::packet::{Direction, FlowKey, FlowRef, PacketMeta, PacketRef};
+use crate::policy::Facts;
+
+/// Segments beyond the window, or without a page to wait in, until a stream is given up.
+pub(super) const STRAYS_MAX: u8 = 64;
+/// Bytes of both sides that are looked at while it isn't decided what they are: more than a head
+/// may have.
+const UNDECIDED_BYTES_MAX: u32 = 1 << 19;
+
+const CLIENT: usize = Direction::Forward as usize;
+const SERVER: usize = Direction::Reply as usize;
+
+impl Inspect {
+    /// A segment of a known flow whose inspection is not done, or that opens it again.
+    pub(super) fn segment(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) {
+        let meta = packet.meta;
+        if meta.direction == Direction::Forward && opens(meta) {
+            self.reopen(cx.flows.get_mut(meta.flow), meta);
+            return;
+        }
+        let payload = payload_of(cx, &packet);
+        // Without ACK, or with RST, a receiver takes no data (RFC 9293, section 3.10.7.4).
+        let wanted = flag::ACK | flag::RST | flag::SYN;
+        if payload.is_empty() || meta.tcp_flags & wanted != flag::ACK {
+            return;
+        }
+        let flow = cx.flows.get(meta.flow);
+        let slot = match (flow.inspection, self.slot_of(flow)) {
+            (_, Some(slot)) => slot,
+            (NOT_YET, None) => self.begin(cx, meta),
+            // Its slot went with an inspector of another size.
+            _ => {
+                cx.flows.get_mut(meta.flow).inspection = DONE;
+                return;
+            }
+        };
+        if meta.direction == Direction::Reply && !self.slots[slot].server_open {
+            self.open_server(slot, meta.tcp_seq);
+        }
+        self.feed(cx, meta, slot, payload);
+    }
+
+    /// A SYN on a known flow: sent again, or the same addresses used anew.
+    fn reopen(&mut self, flow: &mut Flow, meta: &PacketMeta) {
+        self.openings.note(meta);
+        match self.slot_of(flow) {
+            Some(slot) if self.slots[slot].first == meta.tcp_seq.wrapping_add(1) => {}
+            Some(slot) => {
+                self.release(slot);
+                flow.inspection = NOT_YET;
+            }
+            None => flow.inspection = NOT_YET,
+        }
+    }
+
+    /// Takes a slot for a flow that sends its first payload, in either direction.
+    fn begin(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {
+        let key = cx.flows.get(meta.flow).key[CLIENT];
+        let hash = key.hash(cx.flows.seed());
+        let first = self.openings.first_byte(hash);
+        let slot = self.take_slot(cx, key, hash, first);
+        let from_client = meta.direction == Direction::Forward;
+        // Without a SYN that was seen, the stream begins here as far as can be told.
+        let here = if from_client { meta.tcp_seq } else { meta.tcp_ack };
+        let first = first.unwrap_or(here);
+        self.slots[slot].first = first;
+        self.reassembler.open(SIDES * slot + CLIENT, first);
+        if from_client {
+            // What the client has acknowledged it has before it speaks.
+            self.open_server(slot, meta.tcp_ack);
+        }
+        cx.flows.get_mut(meta.flow).inspection = slot as u16;
+        slot
+    }
+
+    fn open_server(&mut self, slot: usize, first: u32) {
+        self.slots[slot].server_open = true;
+        self.reassembler.open(SIDES * slot + SERVER, first);
+    }
+
+    fn feed(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, at: usize, payload: &[u8]) {
+        let Inspect { inspectors, reassembler, pool, slots, .. } = self;
+        let (slot, inspector) = (&mut slots[at], &mut inspectors[at]);
+        let from = match meta.direction {
+            Direction::Forward => Side::Client,
+            Direction::Reply => Side::Server,
+        };
+        let mut teller = Teller {
+            deciding: Deciding::of(cx),
+            flow: meta.flow,
+            key: slot.key,
+            dscp: meta.dscp(),
+        };
+        let (answered, bytes) = (&mut slot.answered, &mut slot.undecided_bytes);
+        let stream = SIDES * at + meta.direction as usize;
+        let pushed = reassembler.push(stream, meta.tcp_seq, false, payload, |part| {
+            *bytes = bytes.saturating_add(part.len() as u32);
+            inspector.read(pool, from, part, &mut |event| {
+                *answered |= matches!(event, Event::Response { .. });
+                teller.tell(event);
+            });
+        });
+        match pushed {
+            Pushed::Delivered | Pushed::Held => slot.progress_at = cx.now,
+            Pushed::Old => return,
+            Pushed::OutOfWindow | Pushed::NoPage => {
+                let strays = &mut slot.strays[meta.direction as usize];
+                *strays = strays.saturating_add(1);
+            }
+        }
+        if !slot.hello_read && inspector.client_hello().is_some() {
+            slot.hello_read = true;
+            read_hello(cx, meta, slot.key, inspector);
+        }
+        if !slot.counted && inspector.knows() {
+            slot.counted = true;
+            count_app(inspector.app(), cx.counters);
+            let flow = cx.flows.get_mut(meta.flow);
+            if let Some(note) = cx.names.notes.of(meta.flow, flow) {
+                note.app = inspector.app().name();
+            }
+        }
+        let follows = cx.snapshot.rules.follows_requests();
+        if let Some(why) = over(slot, inspector, follows) {
+            if let Some(hello) = inspector.server_hello()
+                && let Some(version) = hello.version()
+                && let Some(note) = cx.names.notes.of(meta.flow, cx.flows.get_mut(meta.flow))
+            {
+                note.tls_version = version;
+                note.alpn_chosen.set(hello.alpn().unwrap_or_default());
+            }
+            self.end(cx, meta.flow, at, why);
+        } else if cx.flows.get(meta.flow).class.is_refused() {
+            self.end(cx, meta.flow, at, Given::Done);
+        }
+    }
+}
+
+/// Whether nothing more is to be read, and why.
+fn over(slot: &Slot, inspector: &Inspector, follows: bool) -> Option<Given> {
+    if inspector.is_done() {
+        return Some(Given::Done);
+    }
+    if slot.strays[CLIENT] >= STRAYS_MAX {
+        return Some(Given::Up(Unknown::Gaps));
+    }
+    // Of the server nothing is wanted that something else would depend on for long.
+    let server_lost = slot.strays[SERVER] >= STRAYS_MAX;
+    if !inspector.knows() {
+        let long = slot.undecided_bytes > UNDECIDED_BYTES_MAX;
+        return long.then_some(Given::Up(Unknown::StreamTooLong));
+    }
+    let read = match inspector.app() {
+        App::Tls => inspector.client_hello().is_some() && server_lost,
+        App::H2cUpgrade | App::H2c | App::H2cMid | App::Http1 => {
+            !follows && inspector.requests() > 0 && (slot.answered || server_lost)
+        }
+        _ => false,
+    };
+    read.then_some(Given::Done)
+}
+
+/// The ClientHello was read: the rules decide, and what it says is kept.
+fn read_hello(cx: &mut Cx<'_>, meta: &PacketMeta, key: FlowKey, inspector: &Inspector) {
+    let Some(hello) = inspector.client_hello() else { return };
+    let ja4 = inspector.ja4();
+    let ja4 = ja4.as_ref().map(|ja4| ja4.as_str().as_bytes());
+    let alpn = hello.alpn();
+    let facts = Facts { sni: hello.sni(), alpn, ja4, ..Facts::of(&key, meta.dscp()) };
+    count_name(hello.sni(), cx.counters);
+    keep_hello(cx, meta.flow, &facts);
+    Deciding::of(cx).decide(meta.flow, &facts);
+}
+
+/// Keeps what a hello says with its flow.
+pub(super) fn keep_hello(cx: &mut Cx<'_>, at: FlowRef, facts: &Facts<'_>) {
+    let flow = cx.flows.get_mut(at);
+    flow.name = facts.sni.map_or(crate::flow::Names::NONE, |sni| intern(cx.names, sni));
+    if let Some(note) = cx.names.notes.of(at, flow) {
+        note.alpn.set(facts.alpn.wire());
+        note.ja4.set(facts.ja4.unwrap_or_default());
+    }
+}
+
+/// Hears of messages of HTTP, and has the rules decide.
+struct Teller<'a> {
+    deciding: Deciding<'a>,
+    flow: FlowRef,
+    key: FlowKey,
+    dscp: u8,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, event: Event<'_>) {
+        match event {
+            Event::Request(request) => {
+                self.deciding.counters.requests_read += 1;
+                self.note(|note| keep_request(note, &request));
+                // What a rule has ended stays ended.
+                if self.deciding.flows.get(self.flow).class.is_refused() {
+                    return;
+                }
+                let request = Some(request);
+                let facts = Facts { request, ..Facts::of(&self.key, self.dscp) };
+                self.deciding.decide(self.flow, &facts);
+            }
+            Event::Response { status, event_stream } => {
+                self.deciding.counters.responses_read += 1;
+                self.note(|note| (note.status, note.event_stream) = (status, event_stream));
+            }
+            Event::GrpcStatus(status) => self.note(|note| note.grpc_status = Some(status)),
+        }
+    }
+
+    fn note(&mut self, keep: impl FnOnce(&mut Note)) {
+        let flow = self.deciding.flows.get_mut(self.flow);
+        if let Some(note) = self.deciding.names.notes.of(self.flow, flow) {
+            keep(note);
+        }
+    }
+}
+
+fn keep_request(note: &mut Note, request: &Request<'_>) {
+    note.requests = note.requests.saturating_add(1);
+    note.method.set(request.method);
+    note.authority.set(request.authority.unwrap_or_default());
+    note.path.set(request.path.unwrap_or_default());
+}

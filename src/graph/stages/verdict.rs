@@ -1,0 +1,69 @@
+//! What the rules say of a flow, and how it comes true.
+
+use crate::flow::entry::{NO_MARK, NONE_U16};
+use crate::flow::{FlowTable, Names, Step};
+use crate::graph::{Cx, Snapshot};
+use crate::observe::Counters;
+use crate::packet::FlowRef;
+use crate::policy::{Decision, Facts, Steps};
+
+/// The worker's state that a decision changes.
+pub(super) struct Deciding<'a> {
+    pub snapshot: &'a Snapshot,
+    pub flows: &'a mut FlowTable,
+    pub names: &'a mut Names,
+    pub counters: &'a mut Counters,
+}
+
+impl<'a> Deciding<'a> {
+    pub fn of(cx: &'a mut Cx<'_>) -> Deciding<'a> {
+        let Cx { snapshot, flows, names, counters, .. } = cx;
+        Deciding { snapshot, flows, names, counters }
+    }
+
+    /// Decides about a flow by what is known of it, besides how much it has carried.
+    pub fn decide(&mut self, at: FlowRef, facts: &Facts<'_>) -> Decision {
+        let known = self.flows.get(at);
+        let facts = Facts { bytes: known.bytes.iter().sum(), ..*facts };
+        let rules = &self.snapshot.rules;
+        let decision = rules.decide(&facts);
+        self.counters.classifications += u64::from(decision.rule.is_some());
+        self.enter(at, &decision, &rules.steps(&facts));
+        decision
+    }
+
+    /// Has a flow go on as was decided.
+    pub fn enter(&mut self, at: FlowRef, decision: &Decision, steps: &Steps) {
+        let steps = self.chain(steps);
+        let flow = self.flows.get_mut(at);
+        flow.class = decision.class;
+        flow.mark = decision.mark.unwrap_or(NO_MARK);
+        flow.steps = steps;
+        let tenant = decision.tenant.unwrap_or(NONE_U16);
+        let notes = &mut self.names.notes;
+        if (tenant != NONE_U16 || notes.get(at, flow).is_some())
+            && let Some(note) = notes.of(at, flow)
+        {
+            note.tenant = tenant;
+        }
+    }
+
+    /// The number of the first step.
+    fn chain(&mut self, steps: &Steps) -> u8 {
+        let mut list = [Step::NONE; crate::policy::spec::SIZES_MAX];
+        let mut count = 0;
+        for (place, (bytes, decision)) in list.iter_mut().zip(steps.iter()) {
+            let mark = decision.mark.unwrap_or(NO_MARK);
+            *place = Step { bytes, class: decision.class, mark, next: 0 };
+            count += 1;
+        }
+        let mut next = 0;
+        for step in list[..count].iter().rev() {
+            match self.flows.steps_mut().intern(Step { next, ..*step }) {
+                Some(number) => next = number,
+                None => self.counters.steps_refused += 1,
+            }
+        }
+        next
+    }
+}

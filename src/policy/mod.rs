@@ -26,7 +26,7 @@ use crate::inspect::fields::{NameId, Wanted};
 use crate::inspect::grpc;
 use crate::inspect::inspector::Request;
 use crate::packet::ClassId;
-use catalogue::{Catalogue, Known, bare_host, bare_path};
+use catalogue::{Catalogue, Known, bare_path, without_port};
 use kinds::{Hits, Kind, Kinds};
 use names::NameTable;
 use paths::PathTable;
@@ -257,7 +257,7 @@ impl Rules {
     fn hit_of_request(&self, kind: Kind, request: &Request<'_>, all: &mut Hits) -> [u32; 2] {
         match kind {
             Kind::AUTHORITY => {
-                let host = request.authority.map(bare_host);
+                let host = request.authority.map(without_port);
                 host.map_or([NONE; 2], |host| self.authority.find(host))
             }
             Kind::METHOD => [self.text(kind, request.method), NONE],

@@ -91,12 +91,17 @@ pub fn tail_of(host: &[u8]) -> &[u8] {
 
 /// A host without the port and the dot that may end it.
 pub fn bare_host(host: &[u8]) -> &[u8] {
+    let name = without_port(host);
+    name.strip_suffix(b".").unwrap_or(name)
+}
+
+/// A host without the port.
+pub fn without_port(host: &[u8]) -> &[u8] {
     let colon = host.iter().rposition(|&byte| byte == b':');
-    let name = match colon {
+    match colon {
         Some(at) if host[at + 1..].iter().all(u8::is_ascii_digit) => &host[..at],
         _ => host,
-    };
-    name.strip_suffix(b".").unwrap_or(name)
+    }
 }
 
 /// A path with wildcards: `{}` stands for a segment, `{}:x` for one that ends in `:x`, a last `*`

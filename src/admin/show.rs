@@ -9,10 +9,12 @@ use serde_json::Value;
 use super::protocol::What;
 use super::table::{Table, grouped};
 use crate::control::view::{
-    BackendView, ClassView, FlowsView, NeighbourView, Overview, PortView, ProcessView, ServiceView,
-    Values, WorkerView,
+    BackendView, ClassView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values,
+    WorkerView,
 };
 use crate::packet::DropReason;
+
+mod flows;
 
 /// `show counters`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,7 +130,7 @@ pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
     Ok(match what {
         What::Counters => counters(&serde_json::from_value(answer)?),
         What::Drops => drops(&serde_json::from_value(answer)?),
-        What::Flows => flows(&serde_json::from_value(answer)?),
+        What::Flows => flows::table(&serde_json::from_value(answer)?),
         What::Services => services(&list("services", answer)?),
         What::Backends => backends(&list("backends", answer)?),
         What::Ports => ports(&serde_json::from_value(answer)?),
@@ -187,36 +189,6 @@ fn drops(a: &DropsAnswer) -> String {
         table.row([grouped(line.packets), line.reason.clone(), line.meaning.clone()]);
     }
     or_none(&table, "no packet was dropped")
-}
-
-fn flows(a: &FlowsView) -> String {
-    let mut table = Table::new(&[
-        ">w", "kind", "proto", "client", "server", "backend", "class", "sni", "state", ">packets",
-        ">bytes", ">idle",
-    ]);
-    let text = |t: &Option<String>| t.clone().unwrap_or_else(|| "-".into());
-    for f in &a.flows {
-        table.row([
-            f.worker.to_string(),
-            f.kind.clone(),
-            f.protocol.clone(),
-            f.client.clone(),
-            f.server.clone(),
-            text(&f.backend),
-            text(&f.class),
-            text(&f.sni),
-            f.state.clone(),
-            format!("{}/{}", grouped(f.packets_forward), grouped(f.packets_reply)),
-            format!("{}/{}", grouped(f.bytes_forward), grouped(f.bytes_reply)),
-            format!("{:.1}s", f.idle_secs),
-        ]);
-    }
-    let shown = a.flows.len() as u64;
-    let mut out = or_none(&table, "no flows");
-    if shown < a.total {
-        let _ = writeln!(out, "\n{shown} of {} flows; more with --limit", grouped(a.total));
-    }
-    out
 }
 
 fn services(lines: &[ServiceView]) -> String {
@@ -443,7 +415,7 @@ mod tests {
             let text = print(what, serde_json::json!({ key: [] })).expect("a list");
             assert!(text.starts_with("no "), "{text}");
         }
-        assert_eq!(shown(What::Flows, &FlowsView::default()), "no flows\n");
+        assert_eq!(shown(What::Flows, &crate::control::view::FlowsView::default()), "no flows\n");
     }
 
     #[test]

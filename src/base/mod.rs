@@ -10,6 +10,7 @@ pub mod hash;
 pub mod index;
 #[allow(unsafe_code)] // the room's owner of raw memory; see ARCHITECTURE.md, "Unsafe"
 pub mod mem;
+pub mod text;
 pub mod time;
 pub mod tomlfile;
 pub mod units;

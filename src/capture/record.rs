@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::flows::Flow;
 use super::layers::TCP;
+use crate::base::text::printable as text;
 use crate::inspect::inspector::{App, Inspector, Request};
 use crate::inspect::tls::{Encrypted, HelloParser};
 use crate::policy::catalogue::{Catalogue, Operation};
@@ -140,16 +141,4 @@ fn joined(parts: impl Iterator<Item = String>) -> String {
 
 fn text_or_dash(bytes: Option<&[u8]>) -> String {
     bytes.map_or("-".to_owned(), text)
-}
-
-/// Printable ASCII but for the backslash; other bytes as `\xNN`.
-fn text(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for &byte in bytes {
-        match byte {
-            b' '..=b'[' | b']'..=b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("\\x{byte:02x}")),
-        }
-    }
-    out
 }

@@ -8,10 +8,13 @@ use tokio::sync::oneshot;
 use super::appliance::Appliance;
 use super::crew::Crew;
 use super::run::Control;
-use super::view::{ClassView, FlowView, FlowsView, Values, protocol_text};
+use super::view::{ClassView, FlowView, FlowsView, SeenView, Values, protocol_text};
+use crate::base::text::printable;
 use crate::base::{Addr, Nanos};
 use crate::config::Config;
-use crate::flow::{Flow, FlowKind, TcpState};
+use crate::flow::entry::NO_MARK;
+use crate::flow::{Flow, FlowKind, Note, TcpState};
+use crate::inspect::AlpnList;
 use crate::packet::{ClassId, FlowKey, PortId};
 use crate::qos::ClassStats;
 use crate::worker::WorkerCommand;
@@ -102,7 +105,7 @@ fn total_flows(appliance: &Appliance) -> u64 {
 fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowView {
     let flow = &row.flow;
     let key = &flow.key[0];
-    let name = String::from_utf8_lossy(row.name()).into_owned();
+    let name = printable(row.name());
     let class = config.class_names.get(usize::from(flow.class.0));
     FlowView {
         worker,
@@ -114,12 +117,44 @@ fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowVie
         backend: backend(flow),
         class: class.filter(|_| flow.class != ClassId::UNSET).cloned(),
         sni: Some(name).filter(|n| !n.is_empty()),
+        seen: seen_view(row, config),
         state: state_text(flow.tcp).into(),
         packets_forward: u64::from(flow.packets[0]),
         packets_reply: u64::from(flow.packets[1]),
         bytes_forward: flow.bytes[0],
         bytes_reply: flow.bytes[1],
         idle_secs: now.since(flow.last_seen()) as f64 / 1e9,
+    }
+}
+
+fn seen_view(row: &FlowRow, config: &Config) -> SeenView {
+    let text = |bytes: &[u8]| (!bytes.is_empty()).then(|| printable(bytes));
+    let default = Note::default();
+    let note = row.note.as_ref().unwrap_or(&default);
+    let (authority, path) = (note.authority.get(), note.path.get());
+    let some = |bytes| Some(bytes).filter(|bytes: &&[u8]| !bytes.is_empty());
+    let host = some(row.name()).or(some(authority));
+    let known = config.catalogue.find(host, some(path));
+    let operation = known.and_then(|known| known.operation);
+    let tenant = row.note.as_ref().and_then(|n| config.tenant_names.get(usize::from(n.tenant)));
+    SeenView {
+        app: text(note.app.as_bytes()),
+        unknown: text(note.unknown.as_bytes()),
+        alpn: AlpnList::from_wire(note.alpn.get()).iter().map(printable).collect(),
+        alpn_chosen: text(note.alpn_chosen.get()),
+        tls_version: (note.tls_version > 0).then(|| format!("{:04x}", note.tls_version)),
+        ja4: text(note.ja4.get()),
+        authority: text(authority),
+        method: text(note.method.get()),
+        path: text(path),
+        requests: (note.requests > 0).then_some(note.requests),
+        status: (note.status > 0).then_some(note.status),
+        grpc_status: note.grpc_status,
+        event_stream: note.event_stream,
+        provider: known.map(|known| known.provider.to_owned()),
+        operation: operation.map(|operation| operation.name().to_owned()),
+        tenant: tenant.cloned(),
+        set_dscp: (row.flow.mark != NO_MARK).then_some(row.flow.mark),
     }
 }
 

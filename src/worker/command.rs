@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use super::egress::EgressQueue;
 use super::turn::Worker;
 use crate::base::{Addr, Nanos};
-use crate::flow::Flow;
+use crate::flow::{Flow, Note};
 use crate::forward::Routes;
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
@@ -88,6 +88,8 @@ pub struct FlowRow {
     /// Server name, where one was seen: the first [`FlowRow::NAME_BYTES`] bytes.
     name: [u8; FlowRow::NAME_BYTES],
     name_len: u8,
+    /// What else was seen of it.
+    pub note: Option<Note>,
 }
 
 impl FlowRow {
@@ -99,10 +101,10 @@ impl FlowRow {
         &self.name[..usize::from(self.name_len)]
     }
 
-    fn new(flow: &Flow, name: &[u8]) -> FlowRow {
+    fn new(flow: &Flow, name: &[u8], note: Option<&Note>) -> FlowRow {
         let len = name.len().min(FlowRow::NAME_BYTES);
-        let mut row =
-            FlowRow { flow: flow.clone(), name: [0; FlowRow::NAME_BYTES], name_len: len as u8 };
+        let (flow, note) = (flow.clone(), note.cloned());
+        let mut row = FlowRow { flow, name: [0; FlowRow::NAME_BYTES], name_len: len as u8, note };
         row.name[..len].copy_from_slice(&name[..len]);
         row
     }
@@ -293,9 +295,10 @@ impl<P: Port> Worker<P> {
                 list.cursor = 0;
                 break;
             }
-            if let Some(flow) = flows.at(FlowRef(list.cursor)) {
+            let at = FlowRef(list.cursor);
+            if let Some(flow) = flows.at(at) {
                 let name = names.get(flow.name).unwrap_or_default();
-                list.rows.push(FlowRow::new(flow, name));
+                list.rows.push(FlowRow::new(flow, name, names.notes.get(at, flow)));
             }
             list.cursor += 1;
         }

@@ -25,6 +25,8 @@ pub const SERVERS6: [&str; 3] = ["fd00:2::11", "fd00:2::12", "fd00:2::13"];
 /// Port of the clear-text HTTP server, and of the TLS server.
 pub const HTTP: u16 = 8080;
 pub const HTTPS: u16 = 8443;
+/// Port of HTTP/2 without TLS.
+pub const H2C: u16 = 8082;
 
 /// The three hosts. Programs run in them; all is gone when dropped.
 pub struct Net {
@@ -141,9 +143,8 @@ impl Net {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// nginx on all server addresses and on the VIPs (for `dsr`), HTTP on 8080 and TLS with HTTP/2
-    /// on
-    /// 8443.
+    /// nginx on all server addresses and on the VIPs (for `dsr`): HTTP on 8080, HTTP/2 without TLS on
+    /// 8082, and TLS with HTTP/2 on 8443.
     pub fn start_nginx(&self) -> Process {
         let dir = self.path("nginx");
         std::fs::create_dir_all(dir.join("html")).expect("mkdir");
@@ -195,9 +196,11 @@ fn nginx_config(dir: &Path) -> String {
          client_body_temp_path {d}/body;\n proxy_temp_path {d}/proxy;\n\
          fastcgi_temp_path {d}/fcgi;\n uwsgi_temp_path {d}/uwsgi;\n scgi_temp_path {d}/scgi;\n\
          server {{\n  listen {HTTP} reuseport;\n  listen [::]:{HTTP} reuseport;\n\
+         \x20 listen {H2C} http2 reuseport;\n  listen [::]:{H2C} http2 reuseport;\n\
          \x20 listen {HTTPS} ssl http2 reuseport;\n  listen [::]:{HTTPS} ssl http2 reuseport;\n\
          \x20 ssl_certificate {d}/cert.pem;\n  ssl_certificate_key {d}/key.pem;\n\
          \x20 root {d}/html;\n\
+         \x20 location /v1/ {{ return 200 \"fine\\n\"; }}\n\
          \x20 location = /whoami {{ return 200 \"$server_addr $remote_addr\\n\"; }}\n\
          }}\n}}\n"
     )

@@ -11,6 +11,7 @@ use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
 use crate::packet::tcp::flag;
 use crate::packet::{Direction, FlowKey, FlowRef, PacketMeta, PacketRef};
 use crate::policy::Facts;
+use crate::policy::catalogue::bare_path;
 
 /// Segments beyond the window, or without a page to wait in, until a stream is given up.
 pub(super) const STRAYS_MAX: u8 = 64;
@@ -235,5 +236,6 @@ fn keep_request(note: &mut Note, request: &Request<'_>) {
     note.requests = note.requests.saturating_add(1);
     note.method.set(request.method);
     note.authority.set(request.authority.unwrap_or_default());
-    note.path.set(request.path.unwrap_or_default());
+    // A query may hold what is not to be shown.
+    note.path.set(request.path.map(bare_path).unwrap_or_default());
 }

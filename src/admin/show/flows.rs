@@ -1,0 +1,101 @@
+//! `show flows`, for people.
+
+use std::fmt::Write;
+
+use super::or_none;
+use crate::admin::table::{Table, grouped};
+use crate::control::view::{FlowsView, SeenView};
+
+/// Characters of a path that are shown.
+const PATH_COLUMNS: usize = 40;
+
+pub(super) fn table(a: &FlowsView) -> String {
+    let mut table = Table::new(&[
+        ">w",
+        "kind",
+        "proto",
+        "client",
+        "server",
+        "backend",
+        "class",
+        "app",
+        "name",
+        "request",
+        ">requests",
+        "api",
+        "state",
+        ">packets",
+        ">bytes",
+        ">idle",
+    ]);
+    let text = |t: &Option<String>| t.clone().unwrap_or_else(|| "-".into());
+    for f in &a.flows {
+        table.row([
+            f.worker.to_string(),
+            f.kind.clone(),
+            f.protocol.clone(),
+            f.client.clone(),
+            f.server.clone(),
+            text(&f.backend),
+            text(&f.class),
+            app(&f.seen),
+            text(&f.sni.clone().or_else(|| f.seen.authority.clone())),
+            request(&f.seen),
+            f.seen.requests.map_or("-".into(), |n| grouped(n.into())),
+            api(&f.seen),
+            f.state.clone(),
+            format!("{}/{}", grouped(f.packets_forward), grouped(f.packets_reply)),
+            format!("{}/{}", grouped(f.bytes_forward), grouped(f.bytes_reply)),
+            format!("{:.1}s", f.idle_secs),
+        ]);
+    }
+    let shown = a.flows.len() as u64;
+    let mut out = or_none(&table, "no flows");
+    if shown < a.total {
+        let _ = writeln!(out, "\n{shown} of {} flows; more with --limit", grouped(a.total));
+    }
+    out
+}
+
+/// The protocol, or why it is not known.
+fn app(seen: &SeenView) -> String {
+    match (&seen.app, &seen.unknown) {
+        (Some(app), None) => app.clone(),
+        (Some(app), Some(why)) => format!("{app} ({why})"),
+        (None, Some(why)) => format!("unknown ({why})"),
+        (None, None) => "-".into(),
+    }
+}
+
+fn request(seen: &SeenView) -> String {
+    let Some(method) = &seen.method else { return "-".into() };
+    let path: String = seen.path.iter().flat_map(|p| p.chars()).take(PATH_COLUMNS).collect();
+    let status = seen.status.map_or(String::new(), |status| format!(" {status}"));
+    format!("{method} {path}{status}")
+}
+
+fn api(seen: &SeenView) -> String {
+    let parts = [&seen.provider, &seen.operation, &seen.tenant];
+    let known: Vec<&str> = parts.into_iter().flatten().map(String::as_str).collect();
+    if known.is_empty() { "-".into() } else { known.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_is_told_in_few_words() {
+        let mut seen = SeenView::default();
+        assert_eq!([app(&seen), request(&seen), api(&seen)], ["-", "-", "-"]);
+        seen.unknown = Some("gaps".into());
+        assert_eq!(app(&seen), "unknown (gaps)");
+        seen.app = Some("tls".into());
+        assert_eq!(app(&seen), "tls (gaps)");
+        (seen.method, seen.path) = (Some("GET".into()), Some("/x".repeat(50)));
+        seen.status = Some(200);
+        assert_eq!(request(&seen), format!("GET {} 200", "/x".repeat(20)));
+        (seen.provider, seen.tenant) = (Some("openai".into()), Some("acme".into()));
+        assert_eq!(api(&seen), "openai acme");
+    }
+}

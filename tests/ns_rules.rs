@@ -1,0 +1,111 @@
+//! Rules on requests with real peers: nginx, curl and h2load, over HTTP/1 and HTTP/2 in the clear.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{H2C, HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, pool, service};
+use serde_json::Value;
+use tidegate::lab::wait_for;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn config(net: &Net) -> String {
+    let mut text = net.config_head("llm-edge", "") + &nat();
+    for (family, vip, servers) in [("4", VIP4, SERVERS4), ("6", VIP6, SERVERS6)] {
+        for (name, port) in [("web", HTTP), ("h2c", H2C)] {
+            let name = format!("{name}{family}");
+            text += &service(&name, vip, port, &name, "nat");
+            text += &pool(&name, servers, port);
+        }
+    }
+    text + "[qos.wan]\nrate = \"1Gbit/s\"\ndefault = \"rest\"\n\
+            [qos.wan.class.rest]\nrate = \"10%\"\n[qos.wan.class.talk]\nrate = \"10%\"\n\
+            [qos.wan.class.load]\nrate = \"10%\"\n[qos.wan.class.batch]\nrate = \"10%\"\n\
+            [[rule]]\nname = \"closed\"\npath = \"/admin/*\"\nreset = true\n\
+            [[rule]]\nname = \"silent\"\nheader.x-silent = \"*\"\ndrop = true\n\
+            [[rule]]\nname = \"talk\"\npath = \"/v1/chat/*\"\nclass = \"talk\"\n\
+            [[rule]]\nname = \"load\"\npath = \"/v1/files/{id}\"\nmethod = \"GET\"\nclass = \"load\"\n\
+            tenant = \"acme\"\n"
+}
+
+/// The flow to a service that was opened last, as it is listed.
+fn flow(net: &Net, server: &str, path: &str) -> Value {
+    let flows = net.ask_json(&["show", "flows"])["flows"].clone();
+    let mut all = flows.as_array().into_iter().flatten();
+    let found = all.find(|f| f["server"] == server && f["path"] == path);
+    found.cloned().unwrap_or_else(|| panic!("no flow to {server} with {path}: {flows:#}"))
+}
+
+fn sent(net: &Net, class: &str) -> u64 {
+    let classes = net.ask_json(&["show", "qos"])["classes"].clone();
+    let mut all = classes.as_array().into_iter().flatten();
+    let of = all.find(|c| c["class"] == class).unwrap_or_else(|| panic!("{class}: {classes:#}"));
+    of["values"]["sent_packets"].as_u64().unwrap_or_default()
+}
+
+fn curl(net: &Net, args: &[&str]) -> Result<String, String> {
+    let all = [&["-sSf", "-m", "5"][..], args].concat();
+    net.client.run("curl", &all).map_err(|e| e.to_string())
+}
+
+/// So many requests, of these paths in turn, over so many connections.
+fn load(net: &Net, version: &[&str], counts: [u32; 2], urls: &[String]) {
+    let [requests, connections] = counts.map(|n| n.to_string());
+    let urls = urls.iter().map(String::as_str);
+    let args = [version, &["-n", &requests, "-c", &connections, "-m", "1"]].concat();
+    let args: Vec<&str> = args.into_iter().chain(urls).collect();
+    let told = net.client.run("h2load", &args).expect("h2load");
+    let all = format!("{requests} succeeded, 0 failed, 0 errored");
+    assert!(told.contains(&all), "{told}");
+}
+
+/// What is listed of connections to one server with one version of HTTP.
+fn are_listed(net: &Net, server: &str, app: &str) {
+    let http1 = app == "http1";
+    let version: &[&str] = if http1 { &["--h1"] } else { &[] };
+    let url = |path: &str| format!("http://{server}{path}");
+    let (chat, files) = (url("/v1/chat/completions?a=b"), url("/v1/files/7"));
+    load(net, version, [2, 1], &[files.clone(), chat.clone()]);
+    let seen = flow(net, server, "/v1/chat/completions");
+    assert_eq!((&seen["app"], &seen["class"]), (&app.into(), &"talk".into()), "{seen:#}");
+    assert_eq!((&seen["requests"], &seen["status"]), (&2.into(), &200.into()), "{seen:#}");
+    assert_eq!((&seen["method"], &seen["operation"]), (&"GET".into(), &"chat".into()));
+    load(net, version, [4, 1], &[files, chat.clone(), chat, url("/v1/files/8")]);
+    let seen = flow(net, server, "/v1/files/8");
+    assert_eq!((&seen["class"], &seen["tenant"]), (&"load".into(), &"acme".into()), "{seen:#}");
+    let asked = server.replace(['[', ']'], "");
+    assert_eq!(seen["authority"], asked, "as h2load has it: {seen:#}");
+    // No rule names it: the catalogue does.
+    let version = if http1 { "--http1.1" } else { "--http2-prior-knowledge" };
+    curl(net, &[version, &url("/v1/embeddings")]).expect("served");
+    assert_eq!(flow(net, server, "/v1/embeddings")["class"], "batch");
+    let failed = curl(net, &[version, &url("/admin/x")]).expect_err("reset");
+    assert!(failed.contains("reset by peer"), "{failed}");
+    let silent = curl(net, &[version, "-m", "1", "-H", "X-Silent: 1", &url("/")]);
+    assert!(silent.expect_err("dropped").contains("timed out"));
+}
+
+#[test]
+fn requests_choose_the_class_of_their_connection() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let _edge = net.start(&config(&net));
+    for vip in [VIP4.to_string(), format!("[{VIP6}]")] {
+        are_listed(&net, &format!("{vip}:{HTTP}"), "http1");
+        are_listed(&net, &format!("{vip}:{H2C}"), "h2c");
+    }
+    let before = (sent(&net, "talk"), sent(&net, "load"));
+    load(&net, &[], [2_000, 20], &[format!("http://{VIP4}:{H2C}/v1/chat/completions")]);
+    load(&net, &["--h1"], [2_000, 20], &[format!("http://{VIP4}:{HTTP}/v1/files/9")]);
+    let after = || (sent(&net, "talk") - before.0, sent(&net, "load") - before.1);
+    wait_for(LIMIT, "the classes' counters", || after().0 > 1_000 && after().1 > 1_000)
+        .unwrap_or_else(|e| panic!("{e}: {:?}", after()));
+    let counters = net.ask_json(&["show", "counters"]);
+    let count = |name: &str| counters["total"][name].as_u64().unwrap_or_default();
+    assert!(count("requests_read") >= 4_000, "{counters:#}");
+    assert!(count("apps_http1") >= 20 && count("apps_http2") >= 20, "{counters:#}");
+    assert_eq!(count("unknown_gaps") + count("unknown_crowded"), 0, "{counters:#}");
+    assert!(count("resets_sent") >= 8, "{counters:#}");
+    assert!(net.ask(&["show", "flows"]).expect("a table").contains("/v1/files/"));
+}

@@ -25,7 +25,8 @@ fn config(net: &Net) -> String {
             [[rule]]\nname = \"closed\"\npath = \"/admin/*\"\nreset = true\n\
             [[rule]]\nname = \"silent\"\nheader.x-silent = \"*\"\ndrop = true\n\
             [[rule]]\nname = \"talk\"\npath = \"/v1/chat/*\"\nclass = \"talk\"\n\
-            [[rule]]\nname = \"load\"\npath = \"/v1/files/{id}\"\nmethod = \"GET\"\nclass = \"load\"\n\
+            [[rule]]\nname = \"load\"\npath = \"/v1/files/{id}\"\nmethod = \"GET\"\n\
+            class = \"load\"\n\
             tenant = \"acme\"\n"
 }
 

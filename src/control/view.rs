@@ -159,8 +159,8 @@ pub struct FlowView {
     pub idle_secs: f64,
 }
 
-/// What was seen inside a flow. Text of strangers: bytes outside printable ASCII, and the backslash,
-/// are written `\xNN`; long ones are cut.
+/// What was seen inside a flow. Text of strangers: bytes outside printable ASCII, and the
+/// backslash, are written `\xNN`; long ones are cut.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SeenView {

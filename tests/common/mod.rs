@@ -143,8 +143,8 @@ impl Net {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// nginx on all server addresses and on the VIPs (for `dsr`): HTTP on 8080, HTTP/2 without TLS on
-    /// 8082, and TLS with HTTP/2 on 8443.
+    /// nginx on all server addresses and on the VIPs (for `dsr`): HTTP on 8080, HTTP/2 without TLS
+    /// on 8082, and TLS with HTTP/2 on 8443.
     pub fn start_nginx(&self) -> Process {
         let dir = self.path("nginx");
         std::fs::create_dir_all(dir.join("html")).expect("mkdir");

@@ -24,10 +24,12 @@ use tidegate::base::hash::Rng;
 use tidegate::base::{Addr, Prefix, Seed};
 use tidegate::flow::reassembly::Reassembler;
 use tidegate::inspect::AlpnList;
+use tidegate::inspect::fields::{Fields, Sink};
+use tidegate::inspect::inspector::Request;
 use tidegate::inspect::quic::{CryptoStream, InitialReader, Scratch};
 use tidegate::inspect::tls::HelloParser;
 use tidegate::packet::{ClassId, FlowKey};
-use tidegate::policy::spec::{NamePattern, RuleSpec};
+use tidegate::policy::spec::{HeaderPattern, HeaderSpec, NamePattern, PathPattern, RuleSpec};
 use tidegate::policy::{Facts, Rules};
 
 use common::{Cli, Samples, machine};
@@ -156,27 +158,58 @@ fn initials(hello: &[u8], piece: usize) -> Box<dyn FnMut() -> f64> {
     })
 }
 
+/// What a flow shows.
+struct Flow {
+    key: FlowKey,
+    sni: Vec<u8>,
+    path: Vec<u8>,
+    fields: Fields,
+}
+
+impl Flow {
+    /// One that the rule with this number matches, if there are so many.
+    fn new(rules: &Rules, pick: usize, rng: &mut Rng) -> Flow {
+        let src = Addr::v4(0x0a00_0000 | ((pick as u32) << 8) | rng.below(256));
+        let dst = Addr::v4(0xc000_0200 | rng.below(2));
+        let mut fields = Fields::new(rules.wanted(), 64);
+        fields.begin(rules.wanted().id(HEADER.as_bytes()));
+        fields.value(tenant(pick).as_bytes());
+        fields.end();
+        let path = format!("/v1/{}/models/llama-{}/chat?stream=1", tenant(pick), rng.below(9));
+        let key = FlowKey { src, dst, sport: 1, dport: 443, proto: 6 };
+        Flow { key, sni: name(pick).into_bytes(), path: path.into_bytes(), fields }
+    }
+
+    fn request(&self) -> Request<'_> {
+        let authority = Some(&self.sni[..]);
+        Request { method: b"POST", authority, path: Some(&self.path), fields: Some(&self.fields) }
+    }
+}
+
 fn decide(specs: &[RuleSpec]) -> Box<dyn FnMut() -> f64> {
     let rules = Rules::compile(specs);
     let mut rng = Rng::new(Seed(3));
-    let flows: Vec<(FlowKey, Vec<u8>)> = (0..FLOWS)
+    let count = 2 * specs.len() as u32;
+    // Half of the flows match a rule, chosen evenly.
+    let flows: Vec<Flow> = (0..FLOWS)
         .map(|_| {
-            // Half of the flows match a rule, chosen evenly.
-            let pick = rng.below(2 * specs.len() as u32) as usize;
-            let src = Addr::v4(0x0a00_0000 | ((pick as u32) << 8) | rng.below(256));
-            let dst = Addr::v4(0xc000_0200 | rng.below(2));
-            (FlowKey { src, dst, sport: 1, dport: 443, proto: 6 }, name(pick).into_bytes())
+            let pick = rng.below(count) as usize;
+            Flow::new(&rules, pick, &mut rng)
         })
         .collect();
+    let by_request = rules.follows_requests();
     Box::new(move || {
         time(200_000, |i| {
-            let (key, sni) = &flows[i % FLOWS];
+            let flow = &flows[i % FLOWS];
             let alpn = AlpnList::from_wire(b"\x02h2\x08http/1.1");
-            let facts = Facts { sni: Some(sni), alpn, ..Facts::of(key, 0) };
+            let request = by_request.then(|| flow.request());
+            let facts = Facts { sni: Some(&flow.sni), alpn, request, ..Facts::of(&flow.key, 0) };
             black_box(rules.decide(black_box(&facts)));
         })
     })
 }
+
+const HEADER: &str = "x-tenant";
 
 fn tenant(i: usize) -> String {
     format!("tenant-{i}.llm.example.com")
@@ -187,26 +220,48 @@ fn name(i: usize) -> String {
 }
 
 /// Rules by one kind of condition, and by several.
-fn rule_sets(count: usize) -> [(&'static str, Vec<RuleSpec>); 4] {
-    let rules = |of: &dyn Fn(usize) -> RuleSpec| (0..count).map(of).collect();
-    let class = |i: usize| ClassId((i % 8) as u16);
+fn rule_sets(count: usize) -> Vec<(&'static str, Vec<RuleSpec>)> {
+    let empty = RuleSpec::default;
+    let rules = |of: &dyn Fn(usize) -> RuleSpec| {
+        let class = |i: usize| ClassId((i % 8) as u16);
+        (0..count).map(|i| RuleSpec { class: class(i), ..of(i) }).collect()
+    };
     let prefix = |i: usize| Prefix::new(Addr::v4(0x0a00_0000 | (i as u32) << 8), 24);
     let client = |i| vec![prefix(i).expect("24 bits")];
     let exact = |i| vec![NamePattern::Exact(name(i))];
     let suffix = |i| vec![NamePattern::Suffix(tenant(i))];
-    let empty = RuleSpec::default;
-    [
-        ("exact name", rules(&|i| RuleSpec { sni: exact(i), class: class(i), ..empty() })),
-        ("suffix", rules(&|i| RuleSpec { sni: suffix(i), class: class(i), ..empty() })),
-        ("client", rules(&|i| RuleSpec { client: client(i), class: class(i), ..empty() })),
+    let path = |text: String| vec![PathPattern::new(&text).expect("a pattern")];
+    let wild = |i: usize| path(format!("/v1/{}/models/{{model}}/chat", tenant(i)));
+    let below = |i: usize| path(format!("/v1/{}/*", tenant(i)));
+    let header = |i: usize| {
+        let values = vec![HeaderPattern::Exact(tenant(i))];
+        vec![HeaderSpec { name: HEADER.to_owned(), values }]
+    };
+    vec![
+        ("exact name", rules(&|i| RuleSpec { sni: exact(i), ..empty() })),
+        ("suffix", rules(&|i| RuleSpec { sni: suffix(i), ..empty() })),
+        ("client", rules(&|i| RuleSpec { client: client(i), ..empty() })),
+        ("path prefix", rules(&|i| RuleSpec { path: below(i), ..empty() })),
+        ("path with a segment", rules(&|i| RuleSpec { path: wild(i), ..empty() })),
+        ("header", rules(&|i| RuleSpec { header: header(i), ..empty() })),
         (
             "name, client, port",
             rules(&|i| RuleSpec {
                 sni: if i % 2 == 0 { exact(i) } else { suffix(i) },
                 client: if i % 3 == 0 { client(i) } else { vec![] },
                 port: vec![443],
-                class: class(i),
                 ..empty()
+            }),
+        ),
+        (
+            "all kinds in turn",
+            rules(&|i| match i % 6 {
+                0 => RuleSpec { sni: exact(i), ..empty() },
+                1 => RuleSpec { authority: suffix(i), method: vec!["POST".into()], ..empty() },
+                2 => RuleSpec { client: client(i), port: vec![443], ..empty() },
+                3 => RuleSpec { path: below(i), ..empty() },
+                4 => RuleSpec { path: wild(i), ..empty() },
+                _ => RuleSpec { header: header(i), ..empty() },
             }),
         ),
     ]

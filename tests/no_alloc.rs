@@ -25,6 +25,7 @@ use tidegate::packet::build::{
 };
 use tidegate::packet::tcp::flag;
 use tidegate::packet::{ClassId, DropReason, PacketMeta, ParseOptions, PortId, ipv4, parse, tcp};
+use tidegate::policy::spec::{HeaderPattern, HeaderSpec, PathPattern, RuleSpec, header_names};
 use tidegate::qos::spec::{ClassSpec, PortQosSpec};
 use tidegate::sim::{Appliance, Setup, Spread};
 use tidegate::worker::WorkerCommand;
@@ -150,17 +151,61 @@ impl Bench {
     }
 }
 
-/// A SYN-ACK to a SYN.
+/// A SYN-ACK to a SYN, and answers to requests.
 fn answer(packet: &[u8]) -> Option<Vec<u8>> {
     let mut meta = PacketMeta::default();
     parse(packet, Seed(0), ParseOptions::default(), &mut meta).ok()?;
     let key = meta.key;
-    (key.proto == tcp::PROTOCOL && meta.tcp_flags == flag::SYN).then(|| {
-        let mut spec =
-            TcpSpec::new((key.dst, key.dport), (key.src, key.sport), flag::SYN | flag::ACK, &[]);
-        spec.ack = meta.tcp_seq.wrapping_add(1);
-        tcp_packet(&spec)
-    })
+    let payload = packet.get(usize::from(meta.payload)..usize::from(meta.end))?;
+    let (flags, said) = match (meta.tcp_flags, payload.first()) {
+        _ if key.proto != tcp::PROTOCOL => return None,
+        (flag::SYN, _) => (flag::SYN | flag::ACK, &b""[..]),
+        (flag::ACK, Some(b'G')) => {
+            (flag::ACK, &b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"[..])
+        }
+        (flag::ACK, Some(b'P')) => (flag::ACK, H2_ANSWER),
+        _ => return None,
+    };
+    let mut spec = TcpSpec::new((key.dst, key.dport), (key.src, key.sport), flags, said);
+    spec.seq = meta.tcp_ack;
+    spec.ack = meta.tcp_seq.wrapping_add(payload.len().max(1) as u32);
+    Some(tcp_packet(&spec))
+}
+
+/// SETTINGS, and `:status: 200` in HEADERS that end stream 1.
+const H2_ANSWER: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
+
+/// What a client says first: the beginning of a hello, requests of HTTP/1 and of HTTP/2, and one
+/// that a rule has reset.
+fn first_words(i: u16) -> Vec<u8> {
+    let request = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nX-Tenant: t\r\n\r\n").into_bytes()
+    };
+    match i % 4 {
+        0 => HELLO_START.to_vec(),
+        1 => request("/v1/chat/completions"),
+        2 => request("/admin/x"),
+        _ => {
+            // `:method: POST`, `:scheme: http`, `:path: /v1/x`, x-tenant added to the table.
+            let block = b"\x83\x86\x44\x05/v1/x\x40\x08x-tenant\x01t";
+            let frame = [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1][..], block].concat();
+            [h2::PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0], &frame[..]].concat()
+        }
+    }
+}
+
+/// Rules of all kinds that act.
+fn rules() -> Vec<RuleSpec> {
+    let path = |text| vec![PathPattern::new(text).expect(text)];
+    let header = HeaderSpec { name: "x-tenant".into(), values: vec![HeaderPattern::Any] };
+    let class = ClassId(1);
+    vec![
+        RuleSpec { path: path("/admin/*"), class: ClassId::RESET, ..RuleSpec::default() },
+        RuleSpec { bytes_over: Some(4_000), class, mark: Some(8), ..RuleSpec::default() },
+        RuleSpec { header: vec![header], class, tenant: Some(3), ..RuleSpec::default() },
+        RuleSpec { path: path("/v1/{x}"), class, ..RuleSpec::default() },
+        RuleSpec { port: vec![TCP_PORT], class, mark: Some(46), ..RuleSpec::default() },
+    ]
 }
 
 /// All that the packet path can meet, more flows than there is room for included.
@@ -173,9 +218,12 @@ fn everything(bench: &mut Bench, family: Family, routed: bool) {
             bench.send(CLIENTS, &tcp_packet(&TcpSpec::new(src, to, flag::SYN, &[])));
             bench.turns(1, 20);
             bench.answer_all();
-            let mut hello = TcpSpec::new(src, to, flag::ACK, HELLO_START);
+            let words = first_words(i);
+            let mut hello = TcpSpec::new(src, to, flag::ACK, &words);
             (hello.seq, hello.ack) = (1, 1);
             bench.send(CLIENTS, &tcp_packet(&hello));
+            bench.turns(1, 20);
+            bench.answer_all();
             let datagram = if i % 3 == 0 { quic(i) } else { vec![7; 100] };
             let mut udp = UdpSpec::new(src, (target, UDP_PORT), &datagram);
             udp.checksum = if i % 2 == 0 { ChecksumFill::Partial } else { ChecksumFill::Full };
@@ -274,6 +322,7 @@ fn qos(port: u16) -> PortQosSpec {
 fn run(pipeline: &[StageSpec], family: Family, routed: bool) -> Counters {
     let mut setup = setup(Seed(11), family, ForwardMode::Nat);
     setup.pipeline = stages(pipeline);
+    setup.rules = rules();
     (setup.workers, setup.spread) = (2, Spread::Random);
     setup.qos = vec![qos(0), qos(1)];
     setup.flows_max = 512;
@@ -286,6 +335,15 @@ fn run(pipeline: &[StageSpec], family: Family, routed: bool) -> Counters {
     everything(&mut bench, family, routed);
     bench.turns(20, 1_000_000);
     bench.appliance.finish()
+}
+
+/// The inspector with the headers that the rules name.
+fn inspect_all() -> StageSpec {
+    let StageSpec::Inspect { hello_bytes_max, flows_max, http_flows_max, .. } = inspect() else {
+        unreachable!("an inspector");
+    };
+    let headers = header_names(&rules());
+    StageSpec::Inspect { hello_bytes_max, flows_max, http_flows_max, headers }
 }
 
 fn seen(counters: &Counters, reasons: &[DropReason]) {
@@ -339,10 +397,12 @@ fn l4_balancer() {
 
 #[test]
 fn llm_edge() {
-    let pipeline = [inspect(), StageSpec::Classify, StageSpec::Balance, StageSpec::Shape];
+    let pipeline = [inspect_all(), StageSpec::Classify, StageSpec::Balance, StageSpec::Shape];
     for family in Family::BOTH {
         let counters = run(&pipeline, family, false);
-        seen(&counters, &[DropReason::QueueFull, DropReason::NoFlow]);
+        seen(&counters, &[DropReason::QueueFull, DropReason::NoFlow, DropReason::PolicyDrop]);
+        assert!(counters.apps_http1 > 0 && counters.apps_http2 > 0, "{counters:?}");
+        assert!(counters.responses_read > 0 && counters.resets_sent > 0, "{counters:?}");
         assert!(counters.flows_expired > 0, "{counters:?}");
     }
 }
@@ -359,7 +419,7 @@ fn router() {
 
 #[test]
 fn tap() {
-    let pipeline = [inspect(), StageSpec::Classify, StageSpec::Tap];
+    let pipeline = [inspect_all(), StageSpec::Classify, StageSpec::Tap];
     for family in Family::BOTH {
         seen(&run(&pipeline, family, false), &[DropReason::TapOnly]);
     }

@@ -13,7 +13,7 @@ pub mod wheel;
 
 pub use entry::{Flow, FlowKind, Hop, NewFlow, SumChange};
 pub use names::Names;
-pub use notes::{Note, Notes};
+pub use notes::{Fate, Note, Notes};
 pub use sightings::{Sighting, Sightings};
 pub use steps::{Step, Steps};
 pub use table::{FlowLimits, FlowTable, InsertError, Timeouts};

@@ -1,10 +1,11 @@
 //! Server names that flows asked for, each kept once.
 
-use super::notes::Notes;
+use super::notes::{Fate, Notes};
 use super::sightings::Sightings;
 use crate::base::Seed;
 use crate::base::hash::hash_bytes;
 use crate::base::index::HashIndex;
+use crate::packet::batch::BATCH_MAX;
 
 /// Longest name that is kept, in bytes (RFC 1035, section 2.3.4).
 pub const NAME_BYTES_MAX: usize = 255;
@@ -21,6 +22,8 @@ pub struct Names {
     pub sightings: Sightings,
     /// What was seen of flows.
     pub notes: Notes,
+    /// What is to be added to flows that later stages enter.
+    pub fates: Vec<Fate>,
     seed: Seed,
     index: HashIndex,
     /// Where each name ends in `bytes`; it begins where the one before ends.
@@ -40,6 +43,7 @@ impl Names {
         let bytes_max = (names_max * NAME_BYTES_MEAN).min(u32::MAX as usize);
         Names {
             sightings: Sightings::default(),
+            fates: Vec::with_capacity(BATCH_MAX),
             notes: Notes::new(names_max / NAMES_PER_NOTE),
             seed,
             index: HashIndex::with_capacity(names_max),

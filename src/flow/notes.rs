@@ -1,7 +1,7 @@
 //! What was seen of flows, beside what their entries hold: for whoever lists them.
 
 use super::entry::{Flow, NONE_U16};
-use crate::packet::FlowRef;
+use crate::packet::{FlowKey, FlowRef};
 
 /// What was seen of a flow.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,19 @@ pub struct Note {
     pub method: Text<24>,
     pub authority: Text<96>,
     pub path: Text<160>,
+}
+
+/// What was decided about a flow's first packet, for when the flow is in the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Fate {
+    pub key: FlowKey,
+    /// The key's, with the table's seed.
+    pub hash: u64,
+    /// As in [`Flow`].
+    pub mark: u8,
+    pub steps: u8,
+    /// As in [`Note`].
+    pub tenant: u16,
 }
 
 /// The beginning of a text.

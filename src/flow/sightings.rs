@@ -80,10 +80,11 @@ impl Sightings {
         self.list.push(sighting);
     }
 
-    /// That of the packet at this place in the batch.
+    /// Takes out that of the packet at this place in the batch.
     #[inline]
-    pub fn of_packet(&self, at: usize) -> Option<&Sighting> {
-        self.list.iter().find(|s| usize::from(s.packet) == at)
+    pub fn take(&mut self, at: usize) -> Option<Sighting> {
+        let found = self.list.iter().position(|s| usize::from(s.packet) == at)?;
+        Some(self.list.swap_remove(found))
     }
 }
 
@@ -97,14 +98,14 @@ mod tests {
         for at in 0..BATCH_MAX + 3 {
             sightings.report(at, Some(b"a.test"), b"\x02h2", Some(&[b'x'; 36]));
         }
-        let seen = sightings.of_packet(5).expect("reported");
+        let seen = sightings.take(5).expect("reported");
         assert_eq!((seen.sni(), seen.alpn_wire()), (Some(&b"a.test"[..]), &b"\x02h2"[..]));
         assert_eq!(seen.ja4(), Some(&[b'x'; 36][..]));
-        assert!(sightings.of_packet(BATCH_MAX).is_none());
+        assert!(sightings.take(BATCH_MAX).is_none());
         sightings.clear();
         sightings.report(1, None, &[0; ALPN_BYTES_MAX + 1], Some(b"short"));
-        let none = sightings.of_packet(1).expect("one");
+        let none = sightings.take(1).expect("one");
         assert_eq!((none.sni(), none.alpn_wire(), none.ja4()), (None, &b""[..], None));
-        assert!(sightings.of_packet(5).is_none());
+        assert!(sightings.take(5).is_none());
     }
 }

@@ -4,6 +4,7 @@
 
 mod binding;
 mod hostile;
+mod inspection;
 mod reload;
 mod services;
 mod workers;

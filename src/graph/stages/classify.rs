@@ -5,11 +5,8 @@ use super::verdict::Deciding;
 use crate::flow::entry::NO_MARK;
 use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
-use crate::packet::batch::BATCH_MAX;
-use crate::packet::{
-    Batch, ClassId, DropReason, FlowKey, FlowRef, PacketMeta, PacketMut, Verdict, ip,
-};
-use crate::policy::{Decision, Facts, Steps};
+use crate::packet::{Batch, ClassId, DropReason, FlowRef, PacketMeta, PacketMut, Verdict, ip};
+use crate::policy::Facts;
 
 /// The classifier. A flow is decided about on its first packet, which of QUIC may hold the whole
 /// ClientHello; the inspector decides again when it knows more, and in between a packet only takes
@@ -22,64 +19,24 @@ use crate::policy::{Decision, Facts, Steps};
 pub struct Classify {
     /// The pipeline sends packets, so that connections can be reset.
     transmits: bool,
-    /// What was decided about first packets of the last batch, beside their class.
-    decided: Vec<Decided>,
-}
-
-#[derive(Debug)]
-struct Decided {
-    key: FlowKey,
-    hash: u64,
-    decision: Decision,
-    steps: Steps,
 }
 
 impl Classify {
     /// A classifier of a pipeline that sends packets, or of one that only watches.
     pub fn new(transmits: bool) -> Classify {
-        Classify { transmits, decided: Vec::with_capacity(BATCH_MAX) }
-    }
-
-    /// Completes flows that were entered since the last batch.
-    fn complete(&mut self, cx: &mut Cx<'_>) {
-        for Decided { key, hash, decision, steps } in self.decided.drain(..) {
-            if let Some((flow, _)) = cx.flows.lookup(&key, hash) {
-                Deciding::of(cx).enter(flow, &decision, &steps);
-            }
-        }
-    }
-
-    /// Decides about a packet that belongs to no flow yet. Returns its mark.
-    fn first(&mut self, cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> u8 {
-        let mut facts = Facts::of(&meta.key, meta.dscp());
-        if let Some(sighting) = cx.names.sightings.of_packet(at) {
-            facts.sni = sighting.sni();
-            facts.alpn = AlpnList::from_wire(sighting.alpn_wire());
-            facts.ja4 = sighting.ja4();
-        }
-        let rules = &cx.snapshot.rules;
-        let decision = rules.decide(&facts);
-        let steps = rules.steps(&facts);
-        cx.counters.classifications += u64::from(decision.rule.is_some());
-        let more = decision.mark.is_some() || decision.tenant.is_some() || !steps.is_empty();
-        if more && self.decided.len() < self.decided.capacity() {
-            let (key, hash) = (meta.key, meta.hash);
-            self.decided.push(Decided { key, hash, decision, steps });
-        }
-        meta.class = decision.class;
-        decision.mark.unwrap_or(NO_MARK)
+        Classify { transmits }
     }
 }
 
 impl Stage for Classify {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
-        self.complete(cx);
+        Deciding::of(cx).complete();
         let (frames, metas) = batch.parts_mut();
         for (at, (frame, meta)) in frames.iter_mut().zip(metas).enumerate() {
             if meta.verdict != Verdict::Next {
                 continue;
             }
-            let mark = if meta.flow.is_some() { known(cx, meta) } else { self.first(cx, at, meta) };
+            let mark = if meta.flow.is_some() { known(cx, meta) } else { first(cx, at, meta) };
             if meta.class.is_refused() {
                 let mut packet = PacketMut { frame, meta };
                 match packet.meta.class == ClassId::RESET && self.transmits {
@@ -91,6 +48,21 @@ impl Stage for Classify {
             }
         }
     }
+}
+
+/// Decides about a packet that belongs to no flow yet. Returns its mark.
+fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> u8 {
+    // Told by value: what is sighted lies beside what is decided.
+    let sighting = cx.names.sightings.take(at);
+    let mut facts = Facts::of(&meta.key, meta.dscp());
+    if let Some(sighting) = &sighting {
+        facts.sni = sighting.sni();
+        facts.alpn = AlpnList::from_wire(sighting.alpn_wire());
+        facts.ja4 = sighting.ja4();
+    }
+    let decision = Deciding::of(cx).decide_first(meta, &facts);
+    meta.class = decision.class;
+    decision.mark.unwrap_or(NO_MARK)
 }
 
 /// Gives a packet its flow's class. Returns its mark.

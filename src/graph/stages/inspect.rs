@@ -5,6 +5,7 @@ use crate::base::Nanos;
 use crate::flow::names::NAME_BYTES_MAX;
 use crate::flow::reassembly::Reassembler;
 use crate::flow::{Flow, Names, sightings};
+use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, Stage};
 use crate::inspect::fields::{self, Wanted};
 use crate::inspect::inspector::{App, Inspector, Pool, Rooms, Unknown};
@@ -255,6 +256,7 @@ impl Inspect {
 impl Stage for Inspect {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
         cx.names.sightings.clear();
+        Deciding::of(cx).complete();
         self.sweep(cx);
         for (at, packet) in batch.iter().enumerate() {
             let meta = packet.meta;

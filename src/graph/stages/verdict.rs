@@ -1,10 +1,10 @@
 //! What the rules say of a flow, and how it comes true.
 
 use crate::flow::entry::{NO_MARK, NONE_U16};
-use crate::flow::{FlowTable, Names, Step};
+use crate::flow::{Fate, FlowTable, Names, Step};
 use crate::graph::{Cx, Snapshot};
 use crate::observe::Counters;
-use crate::packet::FlowRef;
+use crate::packet::{FlowRef, PacketMeta};
 use crate::policy::{Decision, Facts, Steps};
 
 /// The worker's state that a decision changes.
@@ -39,8 +39,40 @@ impl<'a> Deciding<'a> {
         flow.class = decision.class;
         flow.mark = decision.mark.unwrap_or(NO_MARK);
         flow.steps = steps;
+        self.belongs_to(at, decision.tenant.unwrap_or(NONE_U16));
+    }
+
+    /// Decides about a packet that belongs to no flow yet, but may get one.
+    pub fn decide_first(&mut self, meta: &PacketMeta, facts: &Facts<'_>) -> Decision {
+        let rules = &self.snapshot.rules;
+        let decision = rules.decide(facts);
+        let steps = self.chain(&rules.steps(facts));
+        self.counters.classifications += u64::from(decision.rule.is_some());
         let tenant = decision.tenant.unwrap_or(NONE_U16);
-        let notes = &mut self.names.notes;
+        let fates = &mut self.names.fates;
+        // The class comes to the flow with the packet.
+        let more = decision.mark.is_some() || steps != 0 || tenant != NONE_U16;
+        if more && fates.len() < fates.capacity() {
+            let mark = decision.mark.unwrap_or(NO_MARK);
+            fates.push(Fate { key: meta.key, hash: meta.hash, mark, steps, tenant });
+        }
+        decision
+    }
+
+    /// Completes flows that were entered with the last batch: before anything else is decided about
+    /// them.
+    pub fn complete(&mut self) {
+        while let Some(Fate { key, hash, mark, steps, tenant }) = self.names.fates.pop() {
+            if let Some((at, _)) = self.flows.lookup(&key, hash) {
+                let flow = self.flows.get_mut(at);
+                (flow.mark, flow.steps) = (mark, steps);
+                self.belongs_to(at, tenant);
+            }
+        }
+    }
+
+    fn belongs_to(&mut self, at: FlowRef, tenant: u16) {
+        let (flow, notes) = (self.flows.get_mut(at), &mut self.names.notes);
         if (tenant != NONE_U16 || notes.get(at, flow).is_some())
             && let Some(note) = notes.of(at, flow)
         {

@@ -19,6 +19,7 @@ packages-build:
 	@.ci/packages.sh build
 packages-test:
 	@.ci/packages.sh test
+	@.ci/python.sh
 packages-bench:
 	@.ci/packages.sh bench
 packages-fuzz:

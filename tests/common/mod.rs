@@ -178,7 +178,8 @@ fn open_to_all(dir: &Path) {
 fn make_certificate(dir: &Path) {
     let status = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-        .args(["-days", "2", "-subj", "/CN=chat.test.example", "-keyout"])
+        .args(["-days", "2", "-subj", "/CN=chat.test.example"])
+        .args(["-addext", "subjectAltName=DNS:*.test.example", "-keyout"])
         .arg(dir.join("key.pem"))
         .arg("-out")
         .arg(dir.join("cert.pem"))
@@ -198,9 +199,15 @@ fn nginx_config(dir: &Path) -> String {
          server {{\n  listen {HTTP} reuseport;\n  listen [::]:{HTTP} reuseport;\n\
          \x20 listen {H2C} http2 reuseport;\n  listen [::]:{H2C} http2 reuseport;\n\
          \x20 listen {HTTPS} ssl http2 reuseport;\n  listen [::]:{HTTPS} ssl http2 reuseport;\n\
+         \x20 ssl_protocols TLSv1.2 TLSv1.3;\n\
          \x20 ssl_certificate {d}/cert.pem;\n  ssl_certificate_key {d}/key.pem;\n\
          \x20 root {d}/html;\n\
          \x20 location /v1/ {{ return 200 \"fine\\n\"; }}\n\
+         \x20 location /put/ {{ dav_methods PUT; create_full_put_path on;\n\
+         \x20  client_max_body_size 0; }}\n\
+         \x20 location = /python/v1/chat/completions {{ rewrite ^ /chat.sse last; }}\n\
+         \x20 location = /chat.sse {{ types {{}} default_type text/event-stream;\n\
+         \x20  error_page 405 =200 /chat.sse; }}\n\
          \x20 location = /whoami {{ return 200 \"$server_addr $remote_addr\\n\"; }}\n\
          }}\n}}\n"
     )
@@ -209,6 +216,21 @@ fn nginx_config(dir: &Path) -> String {
 fn veth(queues: u16, a: (&Namespace, &str, &[&str]), b: (&Namespace, &str, &[&str])) {
     let end = |(namespace, name, addresses)| VethEnd { namespace, name, addresses };
     Veth { a: end(a), b: end(b), queues, wire_like: true }.create().expect("veth");
+}
+
+/// Bytes that nothing compresses or repeats.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        // xorshift64 (Marsaglia 2003)
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 /// A pool of the three servers of a family on `port`.

@@ -150,6 +150,11 @@ fn config() {
 }
 
 #[test]
+fn rules() {
+    run_all("rules", 300);
+}
+
+#[test]
 fn pcap() {
     run_all("pcap", 300);
 }

@@ -18,6 +18,7 @@ pub mod quic;
 pub mod quic_support;
 pub mod reassembly;
 pub mod rig;
+pub mod rules;
 pub mod script;
 pub mod seeds;
 pub mod setup;
@@ -26,7 +27,7 @@ pub mod setup;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is that of their folder of seeds.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("pipeline", pipeline::run),
     ("parse", parse::run),
     ("hello", hello::run),
@@ -38,5 +39,6 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("hpack", http::hpack),
     ("h2", http::h2),
     ("config", config::run),
+    ("rules", rules::run),
     ("pcap", pcap::run),
 ];

@@ -40,6 +40,7 @@ pub fn all() -> Vec<Seed> {
         ("hpack", http_seeds::hpack()),
         ("h2", http_seeds::h2()),
         ("config", texts()),
+        ("rules", super::rules::seeds()),
         ("pcap", captures()),
     ];
     let seeds = made.into_iter().flat_map(|(target, seeds)| {

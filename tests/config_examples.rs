@@ -47,6 +47,20 @@ fn the_first_configuration_of_the_readme() {
 }
 
 #[test]
+fn the_rules_of_the_readme() {
+    let readme = std::fs::read_to_string(config_dir().join("../README.md")).expect("README.md");
+    let (_, reference) = readme.split_once("### `[[rule]]`").expect("a reference");
+    let (_, text) = reference.split_once("```toml\n").expect("rules");
+    let (text, _) = text.split_once("```").expect("their end");
+    let head = "pipeline = \"llm-edge\"\n[port.a]\ninterface = \"eth0\"\n[service.s]\n\
+                vip = \"203.0.113.1\"\nport = 80\npool = \"p\"\n[[pool.p.backend]]\n\
+                address = \"10.0.0.1\"\n[nat]\naddresses = \"10.0.0.9\"\n";
+    let c = load_text(Path::new("edge.toml"), &format!("{head}{text}"));
+    let c = c.unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!((c.rules.len(), c.rules[0].path.len(), c.rules[2].mark), (3, 2, Some(34)));
+}
+
+#[test]
 fn the_edge_example() {
     let c = example("example-llm-edge.toml");
     assert_eq!(c.pipeline.stages.len(), 4);
@@ -104,6 +118,16 @@ fn the_other_examples() {
     assert_eq!(tree[1].parent, Some(tree[0].id));
     assert_eq!(tree[1].rate, BitRate(30_000_000), "5% of 60% of 1 Gbit/s");
     assert_eq!(tree[1].ceil, BitRate(200_000_000), "20% of the parent's ceiling");
+
+    let c = example("example-rules.toml");
+    assert_eq!(c.tenant_names, ["acme"]);
+    let ends: Vec<bool> = c.rules.iter().map(|r| r.class.is_refused()).collect();
+    assert_eq!(ends, [true, false, true, false, false, false, false]);
+    assert_eq!((c.rules[1].bytes_over, c.rules[3].mark), (Some(500_000_000), Some(34)));
+    let known = c.catalogue.find(None, Some(b"/generate/7")).expect("added");
+    assert_eq!((known.provider, known.class), ("in-house", "interactive"));
+    let StageSpec::Inspect { headers, .. } = &c.pipeline.stages[0] else { panic!("inspect") };
+    assert_eq!(headers, &["x-tenant"]);
 
     let c = example("example-tap.toml");
     assert_eq!(c.class_names, ["llm", "web"]);

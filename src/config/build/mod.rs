@@ -63,7 +63,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
 
 /// The catalogue of LLM APIs, as the file changes it.
 fn catalogue(b: &mut Build<'_>, file: &FileConfig) -> Catalogue {
-    Catalogue::changed(Some((file.catalogue.clone(), b.source)), b.out)
+    Catalogue::changed(&file.catalogue, b.source, b.out)
 }
 
 /// Has the pipeline read the header fields that rules ask for.

@@ -86,6 +86,10 @@ struct FileProvider {
 }
 
 impl FileCatalogue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.class.is_empty() && self.api.is_empty() && self.provider.is_empty()
+    }
+
     pub(super) fn check_patterns(&self, source: &Source, faults: &mut Diagnostics) {
         for api in self.api.values() {
             for (path, operation) in api.path.iter().chain(&api.host_path) {

@@ -8,6 +8,7 @@ mod pattern;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use crate::base::diag::{Diagnostics, Source};
 use crate::base::tomlfile;
@@ -18,6 +19,19 @@ pub use file::{FileCatalogue, Operation};
 pub use pattern::{bare_path, without_port};
 
 const BUILTIN: &str = include_str!("builtin.toml");
+
+/// The built-in catalogue as written, and compiled. A test reads it: it has no faults.
+static READ: LazyLock<(FileCatalogue, Catalogue)> = LazyLock::new(|| {
+    let mut faults = Diagnostics::default();
+    let source = Source::new(Path::new("builtin.toml"), BUILTIN);
+    let read: FileCatalogue =
+        tomlfile::read(&source, &mut faults).map(|read| read.value).unwrap_or_default();
+    read.check_patterns(&source, &mut faults);
+    read.check_apis(&source, &mut faults);
+    assert!(!faults.has_errors(), "built in: {faults:?}");
+    let compiled = read.clone().compile();
+    (read, compiled)
+});
 
 /// Longest host that is looked up (RFC 1035, section 2.3.4).
 const HOST_BYTES_MAX: usize = 255;
@@ -71,14 +85,8 @@ struct Api {
 
 impl Catalogue {
     /// The built-in catalogue.
-    ///
-    /// # Panics
-    /// Never: a test reads it.
     pub fn builtin() -> Catalogue {
-        let mut faults = Diagnostics::default();
-        let catalogue = Catalogue::changed(None, &mut faults);
-        assert!(!faults.has_errors(), "built in: {faults:?}");
-        catalogue
+        READ.1.clone()
     }
 
     /// The built-in catalogue, changed by a file: its name, and its text.
@@ -90,7 +98,7 @@ impl Catalogue {
         let Some((path, text)) = file else { return Ok(Catalogue::builtin()) };
         let source = Source::new(path, text);
         let more = tomlfile::read(&source, &mut faults).map(|read| read.value);
-        let changed = more.map(|more| Catalogue::changed(Some((more, &source)), &mut faults));
+        let changed = more.map(|more| Catalogue::changed(&more, &source, &mut faults));
         match changed.filter(|_| !faults.has_errors()) {
             Some(catalogue) => Ok(catalogue),
             None => Err(faults),
@@ -99,16 +107,14 @@ impl Catalogue {
 
     /// The built-in catalogue, changed by what was read from a source; what is wrong there goes to
     /// `out`, and is left out.
-    pub fn changed(more: Option<(FileCatalogue, &Source)>, out: &mut Diagnostics) -> Catalogue {
-        let builtin = Source::new(Path::new("builtin.toml"), BUILTIN);
-        let mut all: FileCatalogue =
-            tomlfile::read(&builtin, out).map(|read| read.value).unwrap_or_default();
-        all.check_patterns(&builtin, out);
-        if let Some((more, source)) = more {
-            more.check_patterns(source, out);
-            all.extend(more);
-            all.check_apis(source, out);
+    pub fn changed(more: &FileCatalogue, source: &Source, out: &mut Diagnostics) -> Catalogue {
+        if more.is_empty() {
+            return Catalogue::builtin();
         }
+        more.check_patterns(source, out);
+        let mut all = READ.0.clone();
+        all.extend(more.clone());
+        all.check_apis(source, out);
         all.compile()
     }
 

@@ -63,7 +63,7 @@ fn the_rules_of_the_readme() {
 #[test]
 fn the_edge_example() {
     let c = example("example-llm-edge.toml");
-    assert_eq!(c.pipeline.stages.len(), 4);
+    assert_eq!(c.pipeline.stages.len(), 5);
     assert_eq!((c.workers.count, c.workers.cores.as_slice()), (2, [2, 3].as_slice()));
     assert_eq!(c.workers.heartbeat_limit, Duration::from_millis(100));
     let names: Vec<&str> = c.forward.services.iter().map(|s| s.name.as_str()).collect();

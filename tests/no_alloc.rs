@@ -32,7 +32,9 @@ use tidegate::worker::WorkerCommand;
 use tidegate::worker::command::FlowList;
 
 use quic_support::{Initial, V1, crypto};
-use world::{CLIENTS, Family, SERVERS, TCP_PORT, UDP_PORT, box_mac, inspect, setup, stages};
+use world::{
+    CLIENTS, Family, SERVERS, TCP_PORT, UDP_PORT, box_mac, inspect, setup, stages, timing,
+};
 
 thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
@@ -397,7 +399,8 @@ fn l4_balancer() {
 
 #[test]
 fn llm_edge() {
-    let pipeline = [inspect_all(), StageSpec::Classify, StageSpec::Balance, StageSpec::Shape];
+    let pipeline =
+        [inspect_all(), StageSpec::Classify, timing(), StageSpec::Balance, StageSpec::Shape];
     for family in Family::BOTH {
         let counters = run(&pipeline, family, false);
         seen(&counters, &[DropReason::QueueFull, DropReason::NoFlow, DropReason::PolicyDrop]);
@@ -419,7 +422,7 @@ fn router() {
 
 #[test]
 fn tap() {
-    let pipeline = [inspect_all(), StageSpec::Classify, StageSpec::Tap];
+    let pipeline = [inspect_all(), StageSpec::Classify, timing(), StageSpec::Tap];
     for family in Family::BOTH {
         seen(&run(&pipeline, family, false), &[DropReason::TapOnly]);
     }

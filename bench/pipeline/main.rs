@@ -25,7 +25,7 @@ use tidegate::graph::spec::StageSpec::{self, Balance, Classify, Route, Shape, Ta
 use common::{Cli, Samples, machine};
 use memory::Memory;
 use parts::Part;
-use rig::{inspect, rig};
+use rig::{inspect, rig, timing};
 
 const FLOWS: [u32; 3] = [1, 10_000, 1_000_000];
 const PACKETS: u64 = 2_000_000;
@@ -37,13 +37,14 @@ const TARGET_RATIO: f64 = 2.0;
 const TARGET_FLOW_BYTES: u64 = 192;
 
 /// The pipelines that ship, and some that differ from another in one stage.
-const CASES: [&str; 8] = [
+const CASES: [&str; 9] = [
     "l4-balancer",
     "llm-edge",
     "router",
     "tap",
     "balance + classify",
     "balance + inspect",
+    "balance + timing",
     "balance + shape",
     "route + shape",
 ];
@@ -51,11 +52,12 @@ const CASES: [&str; 8] = [
 fn stages(case: &str) -> Vec<StageSpec> {
     match case {
         "l4-balancer" => vec![Balance],
-        "llm-edge" => vec![inspect(), Classify, Balance, Shape],
+        "llm-edge" => vec![inspect(), Classify, timing(), Balance, Shape],
         "router" => vec![Classify, Route, Shape],
-        "tap" => vec![inspect(), Classify, Tap],
+        "tap" => vec![inspect(), Classify, timing(), Tap],
         "balance + classify" => vec![Classify, Balance],
         "balance + inspect" => vec![inspect(), Balance],
+        "balance + timing" => vec![timing(), Balance],
         "balance + shape" => vec![Balance, Shape],
         _ => vec![Route, Shape],
     }

@@ -163,6 +163,10 @@ pub fn inspect() -> StageSpec {
     }
 }
 
+pub fn timing() -> StageSpec {
+    StageSpec::Timing { flows_max: 65_536 }
+}
+
 fn workers(flows: u32) -> WorkersSpec {
     WorkersSpec {
         count: 1,

@@ -16,10 +16,10 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::Asker;
-use crate::control::view::{Overview, Values};
+use crate::control::view::{LatencyBucket, LatencyTimes, LatencyView, Overview, Values};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges};
 use crate::packet::DropReason;
@@ -87,11 +87,23 @@ impl Collector for Page {
         self.process(e)?;
         self.workers(e)?;
         self.ports(e)?;
-        self.classes(e)
+        self.classes(e)?;
+        self.latencies(e)
     }
 }
 
 impl Page {
+    fn latencies(&self, e: &mut DescriptorEncoder) -> fmt::Result {
+        let all = &self.0.latencies;
+        let labels = |l: &LatencyView| vec![("of", l.of.clone()), ("name", l.name.clone())];
+        let first = "From a request's last bytes to its answer's first record.";
+        let lines = all.iter().map(|l| (labels(l), &l.first));
+        histogram(e, "time_to_first_record", first, lines)?;
+        let gap = "From an answer's record to its next.";
+        let lines = all.iter().map(|l| (labels(l), &l.gap));
+        histogram(e, "time_between_records", gap, lines)
+    }
+
     fn process(&self, e: &mut DescriptorEncoder) -> fmt::Result {
         let p = &self.0.process;
         let info = vec![("version", p.version.clone()), ("pipeline", p.pipeline.clone())];
@@ -198,6 +210,24 @@ fn value(values: &Values, name: &str) -> u64 {
     values.get(name).copied().unwrap_or(0)
 }
 
+fn histogram<'a>(
+    e: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    lines: impl Iterator<Item = (Labels, &'a LatencyTimes)>,
+) -> fmt::Result {
+    let unit = Unit::Seconds;
+    let mut family =
+        e.encode_descriptor(name, sentence(help), Some(&unit), MetricType::Histogram)?;
+    for (labels, times) in lines {
+        let bound = |b: &LatencyBucket| (b.le_secs.unwrap_or(f64::INFINITY), b.count);
+        let buckets: Vec<_> = times.buckets.iter().map(bound).collect();
+        let mut metric = family.encode_family(&labels)?;
+        metric.encode_histogram::<Labels>(times.sum_secs, times.count, &buckets, None)?;
+    }
+    Ok(())
+}
+
 fn counter(
     e: &mut DescriptorEncoder,
     name: &str,
@@ -263,11 +293,21 @@ mod tests {
             steered: [("vip".to_string(), 8)].into(),
             ..PortView::default()
         };
+        let bucket = |le_secs, count| LatencyBucket { le_secs, count };
+        let first = LatencyTimes {
+            count: 5,
+            sum_secs: 1.5,
+            buckets: vec![bucket(Some(0.1), 2), bucket(Some(0.5), 2), bucket(None, 1)],
+            ..LatencyTimes::default()
+        };
+        let (of, name) = ("class".into(), "chat".into());
+        let latency = LatencyView { of, name, first, ..LatencyView::default() };
         Overview {
             process: ProcessView { routes: 17, ..ProcessView::default() },
             workers: vec![worker],
             ports: vec![port],
             classes: vec![ClassView::default()],
+            latencies: vec![latency],
             ..Overview::default()
         }
     }
@@ -283,12 +323,24 @@ mod tests {
             "tidegate_port_tx_bytes_total{port=\"up\\\"link\",worker=\"1\"} 99",
             "tidegate_steered_total{port=\"up\\\"link\",reason=\"vip\"} 8",
             "tidegate_routes 17",
+            "# TYPE tidegate_time_to_first_record_seconds histogram",
+            "tidegate_time_to_first_record_seconds_count{of=\"class\",name=\"chat\"} 5",
             "# TYPE tidegate_worker_flows gauge",
             "# TYPE tidegate_drops counter",
         ] {
             assert!(page.lines().any(|l| l == line), "{line} not in:\n{page}");
         }
         assert!(page.contains("attach=\"native\",copy=\"copy\",busy_poll=\"false\"} 1"), "{page}");
+        let bucket = |le: &str, n: u32| {
+            let name = "tidegate_time_to_first_record_seconds_bucket";
+            let lines = page.lines().filter(|l| l.starts_with(name));
+            let labels = [format!("le=\"{le}\""), "name=\"chat\"".into()];
+            let mut found = lines.filter(|l| labels.iter().all(|label| l.contains(label)));
+            assert!(found.any(|l| l.ends_with(&format!(" {n}"))), "{le}: {page}");
+        };
+        for (le, n) in [("0.1", 2), ("0.5", 4), ("+Inf", 5)] {
+            bucket(le, n);
+        }
         assert!(page.ends_with("# EOF\n"));
     }
 

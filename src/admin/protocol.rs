@@ -63,6 +63,8 @@ pub enum What {
     Neighbours,
     /// Classes of each port: sent, dropped, waiting
     Qos,
+    /// Time to the first record of answers and between records, from the `timing` stage
+    Latency,
 }
 
 /// A line to the client.

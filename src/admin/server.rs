@@ -197,6 +197,7 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
                 What::Backends => ok(&json!({ "backends": o.backends })),
                 What::Neighbours => ok(&json!({ "neighbours": o.neighbours })),
                 What::Qos => ok(&json!({ "classes": o.classes })),
+                What::Latency => ok(&json!({ "latencies": o.latencies })),
                 What::Ports => ok(&super::show::PortsAnswer::of(&o)),
                 What::Drops => ok(&super::show::DropsAnswer::of(&o)),
                 What::Counters | What::Flows => ok(&super::show::CountersAnswer::of(o)),

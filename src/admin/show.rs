@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::protocol::What;
 use super::table::{Table, grouped};
 use crate::control::view::{
-    BackendView, ClassView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values,
-    WorkerView,
+    BackendView, ClassView, LatencyTimes, LatencyView, NeighbourView, Overview, PortView,
+    ProcessView, ServiceView, Values, WorkerView,
 };
 use crate::packet::DropReason;
 
@@ -133,6 +133,7 @@ pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
         What::Flows => flows::table(&serde_json::from_value(answer)?),
         What::Services => services(&list("services", answer)?),
         What::Backends => backends(&list("backends", answer)?),
+        What::Latency => latencies(&list("latencies", answer)?),
         What::Ports => ports(&serde_json::from_value(answer)?),
         What::Neighbours => neighbours(&list("neighbours", answer)?),
         What::Qos => classes(&list("classes", answer)?),
@@ -239,6 +240,29 @@ fn backends(lines: &[BackendView]) -> String {
         ]);
     }
     or_none(&table, "no backends")
+}
+
+fn latencies(lines: &[LatencyView]) -> String {
+    let mut table = Table::new(&[
+        "of",
+        "name",
+        ">answers",
+        ">p50 ms",
+        ">p95 ms",
+        ">p99 ms",
+        ">records after",
+        ">gap p50 ms",
+        ">p95 ms",
+        ">p99 ms",
+    ]);
+    let ms = |ms: Option<f64>| ms.map_or("-".to_string(), |ms| format!("{ms:.1}"));
+    let cells = |t: &LatencyTimes| [grouped(t.count), ms(t.p50_ms), ms(t.p95_ms), ms(t.p99_ms)];
+    for l in lines {
+        let mut row = vec![l.of.clone(), l.name.clone()];
+        row.extend(cells(&l.first).into_iter().chain(cells(&l.gap)));
+        table.row_of(row);
+    }
+    or_none(&table, "no answers timed (they are by the `timing` stage of a pipeline)")
 }
 
 fn ports(a: &PortsAnswer) -> String {
@@ -409,6 +433,7 @@ mod tests {
         for (what, key) in [
             (What::Services, "services"),
             (What::Backends, "backends"),
+            (What::Latency, "latencies"),
             (What::Neighbours, "neighbours"),
             (What::Qos, "classes"),
         ] {

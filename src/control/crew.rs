@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::base::Nanos;
 use crate::forward::Routes;
-use crate::observe::{SharedStats, Stats};
+use crate::observe::{Latencies, SharedStats, Stats};
 use crate::worker::{Exit, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread};
 
 /// One worker's seat.
@@ -48,6 +48,11 @@ impl Seat {
     /// What the worker published last.
     pub fn stats(&self) -> Stats {
         self.stats.read()
+    }
+
+    /// How long answers take, as the worker has seen.
+    pub fn latencies(&self) -> &Latencies {
+        self.stats.latencies()
     }
 
     fn flush(&mut self) {

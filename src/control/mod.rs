@@ -3,6 +3,7 @@
 mod appliance;
 pub mod ask;
 mod crew;
+mod latency;
 mod listing;
 pub mod netlink;
 mod overview;

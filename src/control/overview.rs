@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::appliance::{Appliance, attach_text, copy_text};
+use super::latency::latencies;
 use super::run::Control;
 use super::view::{
     BackendView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values, WorkerView,
@@ -26,6 +27,7 @@ impl Control {
             backends: backends(a),
             neighbours: neighbours(a),
             classes: self.classes.view(&a.config),
+            latencies: latencies(&a.config, a.crew.seats.iter().map(|s| s.latencies())),
         }
     }
 }

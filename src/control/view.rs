@@ -20,6 +20,7 @@ pub struct Overview {
     pub backends: Vec<BackendView>,
     pub neighbours: Vec<NeighbourView>,
     pub classes: Vec<ClassView>,
+    pub latencies: Vec<LatencyView>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,6 +120,37 @@ pub struct ClassView {
     pub port: String,
     pub class: String,
     pub values: Values,
+}
+
+/// How long answers take, of one class, one service or one backend; all workers together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LatencyView {
+    /// `class`, `service` or `backend`.
+    pub of: String,
+    pub name: String,
+    /// From a request's last bytes to its answer's first record.
+    pub first: LatencyTimes,
+    /// From an answer's record to its next.
+    pub gap: LatencyTimes,
+}
+
+/// A histogram and what follows from it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LatencyTimes {
+    pub count: u64,
+    pub sum_secs: f64,
+    pub p50_ms: Option<f64>,
+    pub p95_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
+    pub buckets: Vec<LatencyBucket>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LatencyBucket {
+    /// Its upper bound; the last one has none.
+    pub le_secs: Option<f64>,
+    /// In this bucket alone.
+    pub count: u64,
 }
 
 /// Flows as listed.

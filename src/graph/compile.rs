@@ -8,6 +8,7 @@ use super::stages::inspect::{Inspect, InspectLimits};
 use super::stages::route::Route;
 use super::stages::splice::{Splice, SpliceLimits};
 use super::stages::tap::Tap;
+use super::stages::timing::Timing;
 use crate::base::Seed;
 use crate::flow::Flow;
 use crate::packet::Batch;
@@ -20,6 +21,7 @@ pub struct Pipeline {
 enum StageKind {
     Inspect(Box<Inspect>),
     Classify(Classify),
+    Timing(Timing),
     Balance(Balance),
     Route(Route),
     Tap(Tap),
@@ -43,6 +45,7 @@ impl Pipeline {
             StageSpec::Classify => {
                 Some(StageKind::Classify(Classify::new(!spec.stages.contains(&StageSpec::Tap))))
             }
+            StageSpec::Timing { flows_max } => Some(StageKind::Timing(Timing::new(*flows_max))),
             StageSpec::Balance => Some(StageKind::Balance(match &splice {
                 Some((limits, seed)) => Balance::with_splice(Splice::new(limits, *seed)),
                 None => Balance::new(),
@@ -61,6 +64,7 @@ impl Pipeline {
             match stage {
                 StageKind::Inspect(s) => s.process(cx, batch),
                 StageKind::Classify(s) => s.process(cx, batch),
+                StageKind::Timing(s) => s.process(cx, batch),
                 StageKind::Balance(s) => s.process(cx, batch),
                 StageKind::Route(s) => s.process(cx, batch),
                 StageKind::Tap(s) => s.process(cx, batch),
@@ -106,6 +110,7 @@ impl Pipeline {
                     (StageKind::Inspect(inspect), StageKind::Inspect(old)) => {
                         inspect.take_over(old);
                     }
+                    (StageKind::Timing(timing), StageKind::Timing(old)) => timing.take_over(old),
                     (StageKind::Balance(balance), StageKind::Balance(old)) => {
                         balance.take_over(old);
                     }

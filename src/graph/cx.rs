@@ -6,7 +6,7 @@ use crate::base::mem::Arena;
 use crate::base::{Addr, Nanos, Seed};
 use crate::flow::{FlowTable, Names};
 use crate::forward::{IcmpLimiter, Routes, Tables};
-use crate::observe::Counters;
+use crate::observe::{Counters, Latencies};
 use crate::packet::{Batch, FramePool, Packet, PacketMeta, PortId, Verdict};
 use crate::policy::Rules;
 use crate::qos::SharedPorts;
@@ -42,6 +42,8 @@ pub struct Cx<'a> {
     pub names: &'a mut Names,
     pub snapshot: &'a Snapshot,
     pub counters: &'a mut Counters,
+    /// Where times of answers are counted.
+    pub latencies: &'a Latencies,
     /// Packets made by stages: ICMP answers. Their verdict is [`Verdict::Output`], their frames are
     /// from `pool`, and no more than [`REPLIES_MAX`] are made a batch. The worker counts them as
     /// `created` when it sends them.

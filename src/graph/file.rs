@@ -21,6 +21,9 @@ const HELLO_BYTES_DEFAULT: i64 = 16_384;
 const INSPECTED_FLOWS_DEFAULT: i64 = 4_096;
 /// Unless `http_flows_max` is given, this share of `flows_max` may speak HTTP.
 const FLOWS_PER_HTTP_FLOW: i64 = 4;
+/// What `flows_max` of `timing` may be: a flow takes a cache line.
+const TIMED_FLOWS: std::ops::RangeInclusive<i64> = 1..=4_194_304;
+const TIMED_FLOWS_DEFAULT: i64 = 65_536;
 
 /// The pipelines that every binary carries, by name.
 const SHIPPED: [(&str, &str); 4] = [
@@ -64,15 +67,17 @@ struct FilePipeline {
 enum StageName {
     Inspect,
     Classify,
+    Timing,
     Balance,
     Route,
     Shape,
     Tap,
 }
 
-const STAGE_NAMES: [(&str, StageName); 6] = [
+const STAGE_NAMES: [(&str, StageName); 7] = [
     ("inspect", StageName::Inspect),
     ("classify", StageName::Classify),
+    ("timing", StageName::Timing),
     ("balance", StageName::Balance),
     ("route", StageName::Route),
     ("shape", StageName::Shape),
@@ -101,6 +106,7 @@ impl<'de> Deserialize<'de> for StageName {
 struct FileStage {
     name: Option<Spanned<StageName>>,
     inspect: FileInspect,
+    timing: FileTiming,
     /// A second stage in the same table, which is an error told at its place.
     second: Option<Spanned<StageName>>,
 }
@@ -111,6 +117,12 @@ struct FileInspect {
     hello_bytes_max: Option<Spanned<i64>>,
     flows_max: Option<Spanned<i64>>,
     http_flows_max: Option<Spanned<i64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileTiming {
+    flows_max: Option<Spanned<i64>>,
 }
 
 /// The settings of a stage that has none.
@@ -145,10 +157,12 @@ impl<'de> Visitor<'de> for StageVisitor {
                 (stage.name, stage.second) = (Some(first), Some(second));
                 continue;
             }
-            if *name.get_ref() == StageName::Inspect {
-                stage.inspect = map.next_value()?;
-            } else {
-                map.next_value::<FileNothing>()?;
+            match name.get_ref() {
+                StageName::Inspect => stage.inspect = map.next_value()?,
+                StageName::Timing => stage.timing = map.next_value()?,
+                _ => {
+                    map.next_value::<FileNothing>()?;
+                }
             }
             stage.name = Some(name);
         }
@@ -210,6 +224,9 @@ impl Checker<'_> {
         let spec = match name.get_ref() {
             StageName::Inspect => self.inspect(&stage.inspect),
             StageName::Classify => StageSpec::Classify,
+            StageName::Timing => StageSpec::Timing {
+                flows_max: self.number(&stage.timing.flows_max, TIMED_FLOWS, TIMED_FLOWS_DEFAULT),
+            },
             StageName::Balance => StageSpec::Balance,
             StageName::Route => StageSpec::Route,
             StageName::Shape => StageSpec::Shape,
@@ -248,7 +265,7 @@ impl Checker<'_> {
 
     /// Holds the stages to an order in which each finds what it needs.
     fn order(&mut self, order: &[(StageName, Range<usize>)], start: &Range<usize>) {
-        use StageName::{Balance, Classify, Inspect, Route, Shape, Tap};
+        use StageName::{Balance, Classify, Inspect, Route, Shape, Tap, Timing};
         let at = |name| order.iter().position(|(n, _)| *n == name);
         for (i, (name, span)) in order.iter().enumerate() {
             if at(*name) != Some(i) {
@@ -256,9 +273,10 @@ impl Checker<'_> {
                 return;
             }
         }
-        let rules: [(StageName, &[StageName], &str); 4] = [
+        let rules: [(StageName, &[StageName], &str); 5] = [
             (Inspect, &[Classify, Balance, Route, Shape], "rules ask for what it reads"),
             (Classify, &[Balance, Route, Shape], "the class is decided first"),
+            (Timing, &[Balance, Route, Shape], "it looks at what is not yet forwarded"),
             (Balance, &[Route, Shape], "it takes what is addressed to services"),
             (Route, &[Shape], "only what is forwarded can be shaped"),
         ];
@@ -322,12 +340,13 @@ mod tests {
     #[test]
     fn shipped_pipelines_are_what_they_say() {
         let inspect = inspect(4_096);
+        let timing = StageSpec::Timing { flows_max: 65_536 };
         use StageSpec::{Balance, Classify, Route, Shape, Tap};
         let expected = [
-            ("llm-edge", vec![inspect.clone(), Classify, Balance, Shape]),
+            ("llm-edge", vec![inspect.clone(), Classify, timing.clone(), Balance, Shape]),
             ("l4-balancer", vec![Balance]),
             ("router", vec![Classify, Route, Shape]),
-            ("tap", vec![inspect, Classify, Tap]),
+            ("tap", vec![inspect, Classify, timing, Tap]),
         ];
         for (name, stages) in expected {
             let (spec, faults) = read(shipped(name).expect(name));
@@ -342,11 +361,13 @@ mod tests {
     fn settings_have_defaults() {
         let (spec, faults) = read(
             "name = \"x\"\n[[stage]]\ninspect = {}\n[[stage]]\nclassify = {}\n\
-             [[stage]]\nroute = {}\n",
+             [[stage]]\ntiming = {}\n[[stage]]\nroute = {}\n",
         );
         assert_eq!(faults, "");
         let inspect = inspect(4_096);
-        assert_eq!(spec.expect("valid").stages[0], inspect);
+        let stages = spec.expect("valid").stages;
+        assert_eq!(stages[0], inspect);
+        assert_eq!(stages[2], StageSpec::Timing { flows_max: 65_536 });
     }
 
     #[test]

@@ -17,6 +17,11 @@ pub enum StageSpec {
     },
     /// Applies the rules: gives each flow its class.
     Classify,
+    /// Times the answers of connections.
+    Timing {
+        /// Connections of one worker that may be timed at once.
+        flows_max: u32,
+    },
     /// Binds flows of services to backends and rewrites their packets.
     Balance,
     /// Forwards by the routing table what no earlier stage has taken.

@@ -10,6 +10,7 @@ pub mod hpack;
 pub mod http1;
 pub mod inspector;
 pub mod quic;
+pub mod timing;
 pub mod tls;
 
 /// What a look at the bytes so far gave.

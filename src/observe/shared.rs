@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::Counters;
+use super::{Counters, Latencies};
 use crate::packet::DropReason;
 
 macro_rules! gauges {
@@ -106,6 +106,8 @@ pub struct SharedStats {
     version: AtomicU64,
     values: Box<[AtomicU64]>,
     ports: usize,
+    /// Not published: written as they come.
+    latencies: Latencies,
 }
 
 /// Reads that meet a writer are tried again; a writer takes well under a microsecond.
@@ -118,7 +120,13 @@ impl SharedStats {
             version: AtomicU64::new(0),
             values: (0..n).map(|_| AtomicU64::new(0)).collect(),
             ports,
+            latencies: Latencies::new(),
         }
+    }
+
+    /// How long answers take, as the worker has seen.
+    pub fn latencies(&self) -> &Latencies {
+        &self.latencies
     }
 
     /// Publishes; only ever called by the one worker that this belongs to.

@@ -305,6 +305,7 @@ impl<P: Port> WorkerParts<P> {
             names: &mut self.names,
             snapshot: &self.snapshot,
             counters,
+            latencies: self.stats.latencies(),
             replies,
             icmp_limit: &mut self.icmp_limit,
         };

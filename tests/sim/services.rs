@@ -10,7 +10,7 @@ use tidegate::sim::{LinkSpec, Machine};
 
 use crate::world::{
     Family, MODES, SERVER_PORTS, add_clients, add_source, finish, for_seeds, inspect, no_damage,
-    serve_all, setup, stages, world, world_between,
+    serve_all, setup, stages, timing, world, world_between,
 };
 
 const SEEDS: u64 = 12;
@@ -47,7 +47,7 @@ fn dsr_over_bad_links() {
 
 #[test]
 fn the_whole_edge_pipeline_over_bad_links() {
-    let pipeline = [inspect(), StageSpec::Classify, StageSpec::Balance, StageSpec::Shape];
+    let pipeline = [inspect(), StageSpec::Classify, timing(), StageSpec::Balance, StageSpec::Shape];
     everyone_is_served(ForwardMode::Nat, &pipeline);
 }
 

@@ -94,6 +94,10 @@ pub fn inspect() -> StageSpec {
     }
 }
 
+pub fn timing() -> StageSpec {
+    StageSpec::Timing { flows_max: 64 }
+}
+
 /// A box with a TCP and a UDP service before three servers, that balances and nothing else.
 pub fn setup(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
     Setup {

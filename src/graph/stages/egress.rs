@@ -178,6 +178,10 @@ fn answer(cx: &mut Cx<'_>, packet: PacketRef<'_>, error: IcmpError) {
         return;
     }
     let Some(from) = cx.snapshot.routes.own_address(meta.in_port, meta.is_v4()) else { return };
+    if from == meta.key.src {
+        // Somebody claims to be us: no packet leaves from an address to itself.
+        return;
+    }
     if cx.replies.len() >= REPLIES_MAX || !cx.icmp_limit.allow(cx.now) {
         cx.counters.icmp_limited += 1;
         return;

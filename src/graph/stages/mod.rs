@@ -10,5 +10,6 @@ mod rig;
 pub mod route;
 pub mod splice;
 pub mod tap;
+pub mod timing;
 mod transit;
 mod verdict;

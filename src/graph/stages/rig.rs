@@ -13,7 +13,7 @@ use crate::forward::spec::{
 };
 use crate::forward::{IcmpLimiter, PortLink, RouteKind, RouteSpec, RoutesBuilder, Tables};
 use crate::graph::{Cx, Snapshot, Stage};
-use crate::observe::Counters;
+use crate::observe::{Counters, Latencies};
 use crate::packet::build::{ChecksumFill, LinkSpec, TcpSpec, UdpSpec, tcp_packet, udp_packet};
 use crate::packet::{
     Batch, FramePool, Packet, PacketMeta, ParseOptions, PortId, Verdict, parse, tcp,
@@ -87,6 +87,7 @@ pub(super) struct Rig {
     pub routes: RoutesBuilder,
     pub snapshot: Snapshot,
     pub counters: Counters,
+    pub latencies: Latencies,
     pub names: Names,
     replies: Vec<Packet>,
     icmp_limit: IcmpLimiter,
@@ -119,6 +120,7 @@ impl Rig {
             },
             routes,
             counters: Counters::default(),
+            latencies: Latencies::new(),
             names: Names::new(16, seed),
             replies: Vec::with_capacity(64),
             icmp_limit: IcmpLimiter::new(),
@@ -159,6 +161,7 @@ impl Rig {
             names: &mut self.names,
             snapshot: &self.snapshot,
             counters: &mut self.counters,
+            latencies: &self.latencies,
             replies: &mut self.replies,
             icmp_limit: &mut self.icmp_limit,
         };

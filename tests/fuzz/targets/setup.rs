@@ -48,6 +48,7 @@ pub const BACKEND_TCP_PORT: u16 = 8_443;
 pub const FLOWS_MAX: u32 = 48;
 const HALF_OPEN_MAX: u32 = 16;
 const INSPECTED_MAX: u32 = 6;
+const TIMED_MAX: u32 = 8;
 const HELLO_BYTES_MAX: u32 = 2_048;
 /// Few enough to run out: queues hold a little more than half of them.
 pub const FRAMES: u32 = 384;
@@ -151,7 +152,8 @@ impl Variant {
         };
         let mut stages = vec![StageSpec::Balance];
         if self.whole {
-            stages = vec![inspect, StageSpec::Classify, StageSpec::Balance];
+            let timing = StageSpec::Timing { flows_max: TIMED_MAX };
+            stages = vec![inspect, StageSpec::Classify, timing, StageSpec::Balance];
         }
         if self.route {
             stages.push(StageSpec::Route);

@@ -145,6 +145,8 @@ fn the_last_hop_is_answered() {
         parse(&reply.bytes, crate::base::Seed(1), options, &mut meta).expect("good");
         assert_eq!((meta.key.src, meta.key.dst), (addr(family.own), addr(family.client.0)));
         assert_eq!(rig.counters.icmp_sent, 1);
+        let spoofed = Shape { ttl: 1, ..Shape::syn() }.between((family.own, 7), vip);
+        assert!(rig.run_answered(&mut Balance::new(), spoofed).1.is_none(), "from us to us");
     }
 }
 

@@ -14,6 +14,7 @@ use crate::graph::Snapshot;
 use crate::graph::stages::classify::Classify;
 use crate::graph::stages::rig::inspect_limits;
 use crate::inspect::tls::tests::rustls_hello;
+use crate::observe::Latencies;
 use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
 use crate::packet::{ClassId, FramePool, Packet, ParseOptions, parse};
 use crate::policy::Rules;
@@ -85,6 +86,7 @@ impl Rig {
             names: &mut self.names,
             snapshot: &self.snapshot,
             counters: &mut self.counters,
+            latencies: &Latencies::new(),
             replies: &mut Vec::new(),
             icmp_limit: &mut IcmpLimiter::new(),
         };

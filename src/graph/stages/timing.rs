@@ -1,0 +1,234 @@
+//! Times the answers of connections by their records, encrypted ones too, and counts what it finds
+//! by class, by service and by backend.
+
+use crate::base::Nanos;
+use crate::flow::{Flow, FlowKind};
+use crate::graph::{Cx, Stage};
+use crate::inspect::timing::{AnswerTimer, Heard};
+use crate::observe::latency::{Latencies, Measure, Series};
+use crate::packet::{Batch, FlowKey, PacketFlags, PacketMeta, Verdict, tcp};
+
+/// A connection that is quiet for this long gives its place to another that needs it.
+const QUIET_NS_MAX: u64 = 10_000_000_000;
+/// Of a TLS record's header and the first byte of what is in it, a ClientHello.
+const HELLO: (u8, u8) = (22, 1);
+
+/// The stage. A flow's timer has a place that follows from the flow's own; of flows whose places
+/// are the same, the one that came first is timed until it is quiet.
+pub struct Timing {
+    places: Box<[Place]>,
+    mask: usize,
+}
+
+/// Aligned so that a packet costs one cache line.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Place(Option<AnswerTimer>);
+
+impl Timing {
+    /// Times this many flows at once, rounded up to a power of two.
+    pub fn new(flows_max: u32) -> Timing {
+        let places = (flows_max.max(1) as usize).next_power_of_two();
+        Timing { places: vec![Place(None); places].into_boxed_slice(), mask: places - 1 }
+    }
+
+    /// Goes on with the timers of a stage that this one replaces, where it has as many.
+    pub fn take_over(&mut self, old: &mut Timing) {
+        if self.places.len() == old.places.len() {
+            std::mem::swap(&mut self.places, &mut old.places);
+        }
+    }
+
+    #[inline]
+    fn look(&mut self, flow: &Flow, now: Nanos, meta: &PacketMeta, payload: &[u8]) -> Heard {
+        let place = &mut self.places[meta.flow.0 as usize & self.mask];
+        let owner = owner(&flow.key[0]);
+        let hello = payload.first() == Some(&HELLO.0) && payload.get(5) == Some(&HELLO.1);
+        match &mut place.0 {
+            Some(timer) if timer.owner() == owner && !hello => {
+                timer.feed(meta.direction, now, meta.tcp_seq, payload)
+            }
+            _ => place.begin(owner, now, meta, payload, hello),
+        }
+    }
+}
+
+impl Place {
+    /// A segment of a flow that has no timer, or that begins anew.
+    fn begin(
+        &mut self,
+        owner: u32,
+        now: Nanos,
+        meta: &PacketMeta,
+        payload: &[u8],
+        hello: bool,
+    ) -> Heard {
+        let (direction, seq) = (meta.direction, meta.tcp_seq);
+        let stays = |timer: &AnswerTimer| match timer.owner() == owner {
+            // The same hello may come again, and so may the addresses with another.
+            true => hello && timer.has_passed(direction, seq),
+            false => now.since(timer.since()) < QUIET_NS_MAX,
+        };
+        if self.0.as_ref().is_some_and(stays) {
+            return Heard::Nothing;
+        }
+        let Some(timer) = AnswerTimer::begin(owner, direction, now, payload) else {
+            return Heard::Nothing;
+        };
+        self.0.insert(timer).feed(direction, now, seq, payload)
+    }
+}
+
+/// Tells flows of one place apart, nearly always.
+#[inline]
+fn owner(client: &FlowKey) -> u32 {
+    let ports = u64::from(client.sport) << 16 | u64::from(client.dport);
+    let mixed = (client.src.lo ^ client.dst.lo.rotate_left(32)).wrapping_add(client.src.hi) ^ ports;
+    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+impl Stage for Timing {
+    fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        for packet in batch.iter() {
+            let meta = packet.meta;
+            if meta.verdict != Verdict::Next
+                || meta.key.proto != tcp::PROTOCOL
+                || meta.payload >= meta.end
+                || !meta.flow.is_some()
+                || meta.flags.has(PacketFlags::FRAGMENT)
+            {
+                continue;
+            }
+            let bytes = packet.frame.bytes(cx.arena);
+            let payload = bytes.get(usize::from(meta.payload)..usize::from(meta.end));
+            let flow = cx.flows.get(meta.flow);
+            match self.look(flow, cx.now, meta, payload.unwrap_or_default()) {
+                Heard::Nothing => {}
+                Heard::First(ns) => count(cx.latencies, flow, Measure::First, ns),
+                Heard::Next(ns) => count(cx.latencies, flow, Measure::Gap, ns),
+            }
+        }
+    }
+}
+
+/// Once for each that has a part in it.
+#[inline(never)]
+fn count(latencies: &Latencies, flow: &Flow, measure: Measure, ns: u64) {
+    let [client, server] = &flow.key;
+    latencies.record(Series::Class(flow.class), measure, ns);
+    // What is only routed has servers without number.
+    if flow.kind == FlowKind::Transit {
+        return;
+    }
+    let service = Series::Service(client.dst, client.dport, client.proto);
+    latencies.record(service, measure, ns);
+    if flow.has_reply_key() {
+        latencies.record(Series::Backend(server.src, server.sport, server.proto), measure, ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::FlowLimits;
+    use crate::graph::stages::balance::Balance;
+    use crate::graph::stages::rig::{Endpoint, Rig, V4, addr};
+    use crate::packet::build::{TcpSpec, tcp_packet};
+    use crate::packet::field::u16_at;
+    use crate::packet::tcp::flag::{ACK, SYN};
+    use crate::packet::{ClassId, Direction};
+
+    const MS: u64 = 1_000_000;
+    const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 16 };
+
+    /// The stage, and the one behind it that enters flows.
+    struct Whole(Timing, Balance);
+
+    impl Stage for Whole {
+        fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+            self.0.process(cx, batch);
+            self.1.process(cx, batch);
+        }
+    }
+
+    fn record(kind: u8, first: u8, len: u16) -> Vec<u8> {
+        let mut body = vec![0; usize::from(len)];
+        body[0] = first;
+        [&[kind, 3, 3][..], &len.to_be_bytes(), &body].concat()
+    }
+
+    fn send(
+        rig: &mut Rig,
+        stage: &mut Whole,
+        (src, dst): (Endpoint, Endpoint),
+        mac: [u8; 6],
+        (flags, seq, payload): (u8, u32, &[u8]),
+    ) -> u16 {
+        let ends = ((addr(src.0), src.1), (addr(dst.0), dst.1));
+        let mut spec = TcpSpec::new(ends.0, ends.1, flags, payload);
+        (spec.seq, spec.link.destination) = (seq, mac);
+        u16_at(&rig.run(stage, tcp_packet(&spec)).bytes, 34)
+    }
+
+    /// A whole connection through a NAT: an answer 80 ms after its request, three gaps of 20 ms.
+    fn connection(rig: &mut Rig, stage: &mut Whole, client: Endpoint) {
+        use crate::graph::stages::rig::{BACKEND_SIDE, CLIENT_SIDE};
+        let there = (client, (V4.vip, 80));
+        let port = send(rig, stage, there, CLIENT_SIDE, (SYN, 9, b""));
+        let back = (V4.backend, (V4.nat, port));
+        send(rig, stage, back, BACKEND_SIDE, (SYN | ACK, 99, b""));
+        send(rig, stage, there, CLIENT_SIDE, (ACK, 10, &record(22, 1, 300)));
+        send(rig, stage, back, BACKEND_SIDE, (ACK, 100, &record(22, 2, 95)));
+        send(rig, stage, there, CLIENT_SIDE, (ACK, 315, &record(23, 0, 200)));
+        rig.now = rig.now.saturating_add(60 * MS);
+        for i in 0..4 {
+            rig.now = rig.now.saturating_add(20 * MS);
+            send(rig, stage, back, BACKEND_SIDE, (ACK, 200 + i * 105, &record(23, 0, 100)));
+        }
+    }
+
+    fn counts(rig: &Rig) -> Vec<(Series, u64, u64, u64)> {
+        let read = rig.latencies.read();
+        let mut all: Vec<_> =
+            read.map(|(s, [f, g])| (s, f.count(), g.count(), f.sum_us + g.sum_us)).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn times_are_counted_for_class_service_and_backend() {
+        let mut rig = Rig::new(LIMITS);
+        let stage = &mut Whole(Timing::new(64), Balance::new());
+        connection(&mut rig, stage, V4.client);
+        connection(&mut rig, stage, (V4.client.0, 41_000));
+        let wanted = [
+            Series::Class(ClassId::UNSET),
+            Series::Service(addr(V4.vip), 80, tcp::PROTOCOL),
+            Series::Backend(addr(V4.backend.0), V4.backend.1, tcp::PROTOCOL),
+        ];
+        assert_eq!(counts(&rig), wanted.map(|series| (series, 2, 6, 2 * 140_000)));
+    }
+
+    #[test]
+    fn a_place_goes_to_another_flow_when_its_own_is_quiet() {
+        let mut rig = Rig::new(LIMITS);
+        let stage = &mut Whole(Timing::new(1), Balance::new());
+        connection(&mut rig, stage, V4.client);
+        connection(&mut rig, stage, (V4.client.0, 41_000));
+        assert_eq!(counts(&rig)[0].1, 1, "the second one has no place");
+        rig.now = rig.now.saturating_add(QUIET_NS_MAX);
+        connection(&mut rig, stage, (V4.client.0, 42_000));
+        assert_eq!(counts(&rig)[0].1, 2);
+    }
+
+    #[test]
+    fn a_reload_keeps_what_is_under_way() {
+        let (mut old, mut new) = (Timing::new(5), Timing::new(8));
+        old.places[3].0 = AnswerTimer::begin(7, Direction::Forward, Nanos(1), b"GET / HTTP/1.1");
+        new.take_over(&mut old);
+        assert_eq!(new.places[3].0.as_ref().map(AnswerTimer::owner), Some(7));
+        let mut other = Timing::new(9);
+        other.take_over(&mut new);
+        assert!(other.places.iter().all(|p| p.0.is_none()));
+    }
+}

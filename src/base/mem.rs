@@ -194,11 +194,19 @@ impl Drop for Arena {
     }
 }
 
-/// `n` times `value`, on transparent huge pages where the kernel has them: a table that is looked
-/// into at random otherwise costs a walk through the page tables with nearly every look.
+/// `n` times `value`, in memory as that of [`huge_table`].
 pub fn huge_vec<T: Clone>(n: usize, value: T) -> Vec<T> {
+    let mut table = huge_table(n);
+    table.resize(n, value);
+    table
+}
+
+/// An empty vector with room for `n`, on transparent huge pages where the kernel has them: a table
+/// that is looked into at random otherwise costs a walk through the page tables with nearly every
+/// look.
+pub fn huge_table<T>(n: usize) -> Vec<T> {
     const HUGE_PAGE: usize = 2 << 20;
-    let mut table = Vec::with_capacity(n);
+    let table = Vec::with_capacity(n);
     let start = table.as_ptr() as usize;
     let (from, to) = (start.next_multiple_of(HUGE_PAGE), start + n * size_of::<T>());
     let len = to.saturating_sub(from) / HUGE_PAGE * HUGE_PAGE;
@@ -207,7 +215,6 @@ pub fn huge_vec<T: Clone>(n: usize, value: T) -> Vec<T> {
         // they hold. It is a wish: where it is refused, the table lies on small pages.
         unsafe { libc::madvise(from as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
     }
-    table.resize(n, value);
     table
 }
 

@@ -63,7 +63,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
     let bucket = Bucket::new(rate, cap(lengths, rate, spec.burst));
     let root = Class::new(ROOT, bucket, bucket, Traits::new(false, Buckets::Ceil, 0));
     let mut out = Compiled {
-        tree: Tree::new(root, now),
+        tree: Tree::new(root, spec.classes.len() + 2, now),
         leaf_of: vec![u32::MAX; shape.ids],
         default_leaf: u32::MAX,
         leaves: vec![LeafSettings::NONE],

@@ -6,7 +6,7 @@ use super::codel::{Above, Codel};
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::base::hash::fold;
-use crate::base::mem::prefetch;
+use crate::base::mem::{huge_table, huge_vec, prefetch};
 
 const MIX: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
@@ -83,15 +83,15 @@ impl Flows {
             above: Above::default(),
         };
         let slots = (u64::from(flows_max) * 2).next_power_of_two().clamp(2, 1 << 32) as usize;
+        let mut arena = huge_table(flows_max as usize);
+        arena.extend((0..flows_max).map(blank));
+        let queue = Queue { fat_prev: NIL, fat_next: NIL, codel: Codel::default() };
         Flows {
-            arena: (0..flows_max).map(blank).collect(),
-            queues: vec![
-                Queue { fat_prev: NIL, fat_next: NIL, codel: Codel::default() };
-                flows_max as usize
-            ],
+            arena,
+            queues: huge_vec(flows_max as usize, queue),
             free: if flows_max > 0 { 0 } else { NIL },
             used: 0,
-            table: vec![VACANT; slots],
+            table: huge_vec(slots, VACANT),
             mask: (slots - 1) as u32,
             seed,
         }
@@ -138,8 +138,30 @@ impl Flows {
     /// Asks the cache for the flow that is known at that place, if any.
     #[inline(always)]
     pub fn prefetch_known(&self, leaf: u32, hash: u32) {
-        let entry = self.table[(self.tag(leaf, hash) & self.mask) as usize];
-        prefetch(&self.arena, entry as u32 as usize);
+        prefetch(&self.arena, self.known(leaf, hash));
+    }
+
+    /// The last cell of that flow, once it is in the cache.
+    #[inline(always)]
+    pub fn known_tail(&self, leaf: u32, hash: u32) -> u32 {
+        self.arena.get(self.known(leaf, hash)).map_or(NIL, |flow| flow.tail)
+    }
+
+    /// Asks the cache for what a flow's end, or its standing queue, will touch; the flow itself is
+    /// there.
+    #[inline(always)]
+    pub fn prefetch_rest(&self, flow: u32) {
+        prefetch(&self.queues, flow as usize);
+        let Flow { leaf, hash, head, tail, .. } = self.arena[flow as usize];
+        if head == tail {
+            self.prefetch_entry(u32::from(leaf), hash);
+        }
+    }
+
+    /// The flow that is likely to be meant, as the first look into the table says.
+    #[inline(always)]
+    fn known(&self, leaf: u32, hash: u32) -> usize {
+        self.table[(self.tag(leaf, hash) & self.mask) as usize] as u32 as usize
     }
 
     #[cfg(test)]

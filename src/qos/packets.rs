@@ -2,7 +2,7 @@
 
 use super::codel::Ticks;
 use super::wheel::NIL;
-use crate::base::mem::prefetch;
+use crate::base::mem::{huge_table, prefetch};
 use crate::packet::Frame;
 
 struct Cell {
@@ -36,7 +36,9 @@ impl Packets {
         let next = |i| if i + 1 < packets_max { i + 1 } else { NIL };
         let cell = |i| Cell { frame: None, next: next(i), note: Note::default() };
         let free = if packets_max > 0 { 0 } else { NIL };
-        Packets { cells: (0..packets_max).map(cell).collect(), free, used: 0 }
+        let mut cells = huge_table(packets_max as usize);
+        cells.extend((0..packets_max).map(cell));
+        Packets { cells, free, used: 0 }
     }
 
     #[inline(always)]

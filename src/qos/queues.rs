@@ -15,7 +15,7 @@ use super::spec::QueueSpec;
 use super::stats::ClassStats;
 use super::wheel::{NIL, TICK_BITS};
 use crate::base::Seed;
-use crate::base::mem::{Arena, prefetch};
+use crate::base::mem::{Arena, huge_table, huge_vec, prefetch};
 use crate::packet::{DropReason, Frame};
 
 /// Sizes of flows are told apart by powers of two, from 4 KiB on; the last takes all from 4 MiB on.
@@ -172,9 +172,9 @@ impl Queues {
     pub fn new(leaves: &[LeafSettings], packets_max: u32, quantum: u32, seed: Seed) -> Queues {
         let empty_max = packets_max / EMPTY_SHARE + 1;
         Queues {
-            leaves: leaves.iter().map(|&settings| Leaf::new(settings)).collect(),
-            losses: leaves.iter().map(|&settings| Losses::new(settings)).collect(),
-            sojourns: vec![Sojourn::default(); leaves.len()],
+            leaves: table(leaves, Leaf::new),
+            losses: table(leaves, Losses::new),
+            sojourns: huge_vec(leaves.len(), Sojourn::default()),
             // A flow holds a packet or is one of the empty ones, of which a few more may lie
             // between others in a leaf that is over its limit.
             flows: Flows::new(packets_max.saturating_add(empty_max.saturating_mul(2)), seed),
@@ -218,7 +218,7 @@ impl Queues {
         leaf
     }
 
-    /// Asks the cache for what the leaf's next packet touches, in three steps.
+    /// Asks the cache for what the leaf's next packet touches, in four steps.
     #[inline(always)]
     pub fn prefetch_leaf(&self, leaf: u32) {
         prefetch(&self.leaves, leaf as usize);
@@ -236,6 +236,22 @@ impl Queues {
         let flow = if lists[0].head != NIL { lists[0].head } else { lists[1].head };
         if flow != NIL {
             self.packets.prefetch(self.flows.at(flow).head);
+        }
+    }
+
+    #[inline(always)]
+    pub fn prefetch_counts(&self, now: Ticks, leaf: u32) {
+        prefetch(&self.losses, leaf as usize);
+        let lists = &self.leaves[leaf as usize].lists;
+        let flow = if lists[0].head != NIL { lists[0].head } else { lists[1].head };
+        if flow == NIL {
+            return;
+        }
+        self.flows.prefetch_rest(flow);
+        let head = self.flows.at(flow).head;
+        if head != NIL {
+            let waited = now.wrapping_sub(self.packets.note(head).since);
+            self.sojourns[leaf as usize].prefetch(waited);
         }
     }
 
@@ -431,6 +447,13 @@ impl Queues {
         }
         first
     }
+}
+
+/// What is kept by class.
+pub(super) fn table<T>(leaves: &[LeafSettings], new: impl Fn(LeafSettings) -> T) -> Vec<T> {
+    let mut table = huge_table(leaves.len());
+    table.extend(leaves.iter().map(|&settings| new(settings)));
+    table
 }
 
 #[inline(always)]

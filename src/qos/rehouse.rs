@@ -3,10 +3,11 @@
 use super::build::Lengths;
 use super::codel::Above;
 use super::flows::{Flow, Flows};
-use super::queues::{Leaf, LeafSettings, Losses, Queues};
+use super::queues::{Leaf, LeafSettings, Losses, Queues, table};
 use super::sojourn::Sojourn;
 use super::wheel::NIL;
 use crate::base::Seed;
+use crate::base::mem::huge_vec;
 use crate::packet::Frame;
 
 /// Where the flows of an old leaf go.
@@ -35,11 +36,11 @@ impl Queues {
     /// their order. A flow that the target has already gets the
     /// packets behind its own. Nothing is dropped, even over a limit. Allocates.
     pub fn rehouse(&mut self, leaves: &[LeafSettings], map: &[Move], seed: Seed, lengths: Lengths) {
-        let fresh = leaves.iter().map(|&settings| Leaf::new(settings)).collect();
+        let fresh = table(leaves, Leaf::new);
         let old_leaves: Vec<Leaf> = std::mem::replace(&mut self.leaves, fresh);
-        let fresh = leaves.iter().map(|&settings| Losses::new(settings)).collect();
+        let fresh = table(leaves, Losses::new);
         let old_losses: Vec<Losses> = std::mem::replace(&mut self.losses, fresh);
-        let fresh = vec![Sojourn::default(); leaves.len()];
+        let fresh = huge_vec(leaves.len(), Sojourn::default());
         let old_sojourns = std::mem::replace(&mut self.sojourns, fresh);
         let fresh = Flows::new(self.flows.capacity(), seed);
         let old_flows = std::mem::replace(&mut self.flows, fresh);

@@ -26,9 +26,10 @@ const WAKES_BASE: usize = 1024;
 /// A packet sends at most each class on its way to sleep.
 const WAKES_PER_PACKET: usize = super::spec::DEPTH_MAX + 1;
 /// Packets after which the flow, and after which the next packet, of a leaf that is likely to have
-/// its turn soon is fetched into the cache; what is asked for has come by then.
+/// its turn soon, and then what is counted, are fetched into the cache: each has come by the next.
 const FLOW_AHEAD: usize = 4;
 const PACKET_AHEAD: usize = 8;
+const COUNTS_AHEAD: usize = 12;
 /// Leaves remembered for that.
 const AHEAD: usize = 16;
 
@@ -70,7 +71,8 @@ pub struct Scheduler {
     ahead_at: usize,
 }
 
-const _: () = assert!(FLOW_AHEAD < PACKET_AHEAD && PACKET_AHEAD < AHEAD);
+const _: () = assert!(FLOW_AHEAD < PACKET_AHEAD && PACKET_AHEAD < COUNTS_AHEAD);
+const _: () = assert!(COUNTS_AHEAD < AHEAD);
 const _: () = assert!(AHEAD.is_power_of_two());
 
 impl Scheduler {
@@ -129,6 +131,10 @@ impl Scheduler {
             if self.queues.leaves[leaf as usize].packets == 0 {
                 self.tree.prefetch(leaf);
             }
+        }
+        for q in packets.iter() {
+            let tail = self.queues.flows.known_tail(self.leaf(q.class), q.flow_hash);
+            self.queues.packets.prefetch(tail);
         }
         for q in packets.drain(..) {
             self.enqueue(now, q, arena, dropped);
@@ -362,7 +368,7 @@ impl Scheduler {
         }
     }
 
-    /// Fetches into the cache what the leaf after `choice` will touch, in three steps as far apart
+    /// Fetches into the cache what the leaf after `choice` will touch, in four steps as far apart
     /// as it takes: each step finds the next one's address in what it fetched.
     #[inline(always)]
     fn look_ahead(&mut self, choice: Choice) {
@@ -372,6 +378,8 @@ impl Scheduler {
         self.ahead[at % AHEAD] = next;
         self.queues.prefetch_flow(self.ahead[(at + AHEAD - FLOW_AHEAD) % AHEAD]);
         self.queues.prefetch_packet(self.ahead[(at + AHEAD - PACKET_AHEAD) % AHEAD]);
+        let counts = self.ahead[(at + AHEAD - COUNTS_AHEAD) % AHEAD];
+        self.queues.prefetch_counts(ticks(self.now), counts);
         self.ahead_at = at.wrapping_add(1);
     }
 

@@ -22,7 +22,7 @@ use super::sets::{Set, Sets};
 use super::spec::{DEPTH_MAX, PRIORITIES};
 use super::wheel::{Timer, Wheel};
 use crate::base::Nanos;
-use crate::base::mem::prefetch;
+use crate::base::mem::{huge_table, prefetch};
 use crate::packet::ClassId;
 
 /// The port itself.
@@ -101,13 +101,13 @@ impl Choice {
 }
 
 impl Tree {
-    /// A tree of the port alone.
-    pub fn new(root: Class, now: Nanos) -> Tree {
+    /// A tree of the port alone, with room for `classes` in all.
+    pub fn new(root: Class, classes: usize, now: Nanos) -> Tree {
         let mut tree = Tree {
-            classes: Vec::new(),
-            timers: Vec::new(),
-            shares: Vec::new(),
-            inner_of: Vec::new(),
+            classes: huge_table(classes),
+            timers: huge_table(classes),
+            shares: huge_table(classes),
+            inner_of: huge_table(classes),
             inners: Vec::new(),
             sets: Sets::default(),
             wheel: Wheel::new(now),
@@ -261,6 +261,7 @@ impl Tree {
     #[inline(always)]
     pub fn prefetch(&self, class: u32) {
         prefetch(&self.classes, class as usize);
+        prefetch(&self.timers, class as usize);
     }
 
     /// Settles a class and, where it must wait, sets its timer. One that is set already stays if it

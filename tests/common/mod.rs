@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod probe;
+pub mod stream;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,183 @@
+//! The class tree under real traffic: iperf3, Linux's TCP with and without ECN, a flood, and a
+//! stream that must not feel any of it.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use common::stream::{Flood, Stream};
+use common::{Net, SERVERS4};
+use serde_json::Value;
+use tidegate::lab::{Process, wait_for};
+
+/// iperf3's ports, one a class; then the stream's and the flood's.
+const W: u16 = 5201;
+const O: u16 = 5202;
+const B: u16 = 5203;
+const STREAM: u16 = 7001;
+const FLOOD: u16 = 7002;
+
+/// A router whose port to the servers has this tree; destination ports tell the classes.
+fn routed(tree: &str, rules: &[(u16, &str)]) -> (Net, Process) {
+    let net = Net::new(1);
+    net.kernel_forwards(false);
+    let mut config = net.config_head("router", "");
+    config += "[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
+    config += tree;
+    for (port, class) in rules {
+        config +=
+            &format!("[[rule]]\nname = \"to-{port}\"\nport = [{port}]\nclass = \"{class}\"\n");
+    }
+    let edge = net.start(&config);
+    (net, edge)
+}
+
+fn class(name: &str, lines: &str) -> String {
+    format!("[qos.lan.class.{name}]\n{lines}\n")
+}
+
+fn server(net: &Net, port: u16) -> Process {
+    let mut command = Command::new("iperf3");
+    command.args(["-s", "-J", "-p", &port.to_string()]);
+    let server = net.server.spawn(command).expect("iperf3");
+    let filter = format!(":{port}");
+    wait_for(Duration::from_secs(5), "iperf3", || {
+        let listening = net.server.run("ss", &["-Hltn", "sport", "=", &filter]);
+        listening.is_ok_and(|out| !out.is_empty())
+    })
+    .expect("listening");
+    server
+}
+
+/// Runs iperf3 for so long, in a thread of its own. Cubic, unlike BBR, answers to marks and drops.
+fn iperf(net: &Net, port: u16, flows: u32, seconds: u32) -> JoinHandle<Value> {
+    let words = format!(
+        "-J --get-server-output -C cubic -c {} -p {port} -P {flows} -t {seconds}",
+        SERVERS4[0]
+    );
+    let run = move || {
+        let out = Command::new("iperf3").args(words.split(' ')).output().expect("iperf3");
+        let text = String::from_utf8_lossy(&out.stdout);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    };
+    net.client.thread("iperf3", run).expect("thread")
+}
+
+/// Bytes that the server got in the run's seconds `2..until`, when every flow was under way.
+fn received(report: &Value, until: usize) -> f64 {
+    let intervals = report["server_output_json"]["intervals"].as_array();
+    let intervals = intervals.unwrap_or_else(|| panic!("{report:#}"));
+    intervals[2..until].iter().map(|i| i["sum"]["bytes"].as_f64().expect("bytes")).sum()
+}
+
+/// A counter of nstat; 0 where it never counted.
+fn nstat(net: &Net, client: bool, name: &str) -> u64 {
+    let ns = if client { &net.client } else { &net.server };
+    let out = ns.run("nstat", &["-asz", name]).expect("nstat");
+    let line = out.lines().find(|line| line.starts_with(name)).expect("counter");
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("number")
+}
+
+/// What `show qos` says of a class on the port to the servers.
+fn shown(net: &Net, class: &str) -> Value {
+    let shown = net.ask_json(&["show", "qos"]);
+    let classes = shown["classes"].as_array().expect("classes");
+    let of = |c: &&Value| c["class"] == class && c["port"] == "lan";
+    classes.iter().find(of).unwrap_or_else(|| panic!("{shown:#}"))["values"].clone()
+}
+
+#[test]
+fn shares_are_those_of_the_table() {
+    const SECONDS: u32 = 8;
+    let tree = [
+        "[qos.lan]\nrate = \"20Mbit/s\"\ndefault = \"w\"\n".to_string(),
+        class("w", "rate = \"30%\"\nweight = 3\ntarget = \"20ms\""),
+        class("o", "rate = \"10%\"\nweight = 1\ntarget = \"20ms\""),
+        class("b", "rate = \"60%\"\nweight = 6\ntarget = \"20ms\""),
+    ]
+    .concat();
+    let (net, _edge) = routed(&tree, &[(W, "w"), (O, "o"), (B, "b")]);
+    // Rows 1 and 4: everyone sends; then the largest is silent.
+    for (row, active) in
+        [(1, vec![(W, 30.0), (O, 10.0), (B, 60.0)]), (4, vec![(W, 75.0), (O, 25.0)])]
+    {
+        // Servers of their own: one may take a while to end what it did last.
+        let _servers: Vec<_> = active.iter().map(|&(port, _)| server(&net, port)).collect();
+        let runs: Vec<_> = active.iter().map(|&(port, _)| iperf(&net, port, 8, SECONDS)).collect();
+        let reports: Vec<Value> = runs.into_iter().map(|run| run.join().expect("run")).collect();
+        let until = SECONDS as usize - 1;
+        let bytes: Vec<f64> = reports.iter().map(|report| received(report, until)).collect();
+        let all: f64 = bytes.iter().sum();
+        for (&(port, want), bytes) in active.iter().zip(&bytes) {
+            let got = bytes / all * 100.0;
+            assert!((got - want).abs() <= 2.0, "row {row}, port {port}: {got:.2} %, want {want}");
+        }
+        // Of 1538 bytes on the wire 1448 are what iperf3 counts: 18.8 Mbit/s at most.
+        let goodput = all * 8.0 / (until - 2) as f64 / 1e6;
+        assert!((12.0..=19.2).contains(&goodput), "row {row}: {goodput} Mbit/s");
+    }
+}
+
+#[test]
+fn a_stream_loses_nothing_beside_greedy_flows_and_a_flood() {
+    const DATAGRAMS: usize = 200;
+    let tree = [
+        "[qos.lan]\nrate = \"40Mbit/s\"\ndefault = \"bulk\"\n".to_string(),
+        class("interactive", "rate = \"10%\"\npriority = 0"),
+        class("bulk", "rate = \"50%\"\npriority = 1"),
+    ]
+    .concat();
+    let (net, _edge) = routed(&tree, &[(STREAM, "interactive")]);
+    let _server = server(&net, W);
+    let to = |address: &str, port: u16| SocketAddr::new(address.parse().expect("address"), port);
+    let flood = Flood::start(&net.client, to(SERVERS4[1], FLOOD), 60_000_000);
+    let greedy = iperf(&net, W, 32, 6);
+    std::thread::sleep(Duration::from_secs(1));
+    // One in a class of its own, one among those that flood: there its flow alone protects it.
+    let targets = [to(SERVERS4[0], STREAM), to(SERVERS4[2], STREAM + 10)];
+    let streams = targets.map(|target| Stream::start(&net.client, &net.server, target, DATAGRAMS));
+    for (target, stream) in targets.iter().zip(streams) {
+        let lost = stream.finish().iter().filter(|delay| delay.is_none()).count();
+        assert_eq!(lost, 0, "of the stream to {target}");
+    }
+    greedy.join().expect("run");
+    drop(flood);
+    let bulk = shown(&net, "bulk");
+    assert!(bulk["dropped_packets"].as_u64() > Some(100), "there was no overload: {bulk:#}");
+    let mut interactive = Value::Null;
+    let published = wait_for(Duration::from_secs(5), "the stream's count", || {
+        interactive = shown(&net, "interactive");
+        interactive["sent_packets"].as_u64() == Some(DATAGRAMS as u64)
+    });
+    assert!(published.is_ok(), "{interactive:#}");
+}
+
+#[test]
+fn ecn_flows_are_marked_and_lose_nothing() {
+    let tree = [
+        "[qos.lan]\nrate = \"40Mbit/s\"\ndefault = \"all\"\n".to_string(),
+        class("all", "rate = \"100%\"\ntarget = \"5ms\"\ninterval = \"20ms\""),
+    ]
+    .concat();
+    let (net, _edge) = routed(&tree, &[]);
+    for ns in [&net.client, &net.server] {
+        ns.sysctl("net.ipv4.tcp_ecn", "1").expect("sysctl");
+    }
+    let _server = server(&net, W);
+    let before = nstat(&net, false, "IpExtInCEPkts");
+    iperf(&net, W, 4, 4).join().expect("run");
+    let mut marked = 0;
+    let mut all = Value::Null;
+    // Counters are published now and then, and the last packets may be on their way.
+    let settled = wait_for(Duration::from_secs(5), "marks sent to be marks received", || {
+        all = shown(&net, "all");
+        marked = nstat(&net, false, "IpExtInCEPkts") - before;
+        all["marked_packets"].as_u64() == Some(marked)
+    });
+    assert!(settled.is_ok() && marked > 10, "{marked} marks came; {all:#}");
+    assert_eq!(all["dropped_packets"].as_u64(), Some(0), "{all:#}");
+    assert_eq!(nstat(&net, true, "TcpRetransSegs"), 0);
+}

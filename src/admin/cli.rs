@@ -123,6 +123,9 @@ pub enum Command {
         /// Providers and APIs besides those that are built in, or in place of them (TOML)
         #[arg(long, value_name = "FILE")]
         catalogue: Option<PathBuf>,
+        /// Tell providers and classes as an appliance with this configuration does (TOML)
+        #[arg(short, long, value_name = "FILE", conflicts_with = "catalogue")]
+        config: Option<PathBuf>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -197,9 +200,13 @@ mod tests {
     #[test]
     fn a_capture_is_inspected() {
         let cli = parse("tidegate inspect a.pcap --json --catalogue own.toml").expect("inspect");
-        let Command::Inspect { file, catalogue, output } = cli.command else { panic!("inspect") };
+        let Command::Inspect { file, catalogue, config, output } = cli.command else {
+            panic!("inspect")
+        };
         assert!(file.as_os_str() == "a.pcap" && output.json);
-        assert_eq!(catalogue, Some("own.toml".into()));
+        assert_eq!((catalogue, config), (Some("own.toml".into()), None));
+        assert!(parse("tidegate inspect a.pcap --config a.toml").is_ok());
+        assert!(parse("tidegate inspect a.pcap --config a.toml --catalogue b.toml").is_err());
     }
 
     #[test]

@@ -80,8 +80,9 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Doctor { interface, restore, output } => examine(&interface, restore, output.json),
-        Command::Inspect { file, catalogue, output } => {
-            inspect::run(&file, catalogue.as_deref(), output.json)
+        Command::Inspect { file, catalogue, config, output } => {
+            let catalogue = inspect::catalogue(catalogue.as_deref(), config.as_deref())?;
+            inspect::run(&file, &catalogue, output.json)
         }
         Command::Pktgen(args) => Ok(pktgen::run(args)?),
         Command::Demo(args) => Ok(demo::run(&args)?),

@@ -7,6 +7,7 @@ use super::check::tell;
 use super::commands::Failure;
 use super::table::Table;
 use crate::capture::{CaptureFile, FlowRecord, inspect};
+use crate::config::{Diagnostics, load};
 use crate::policy::catalogue::Catalogue;
 
 /// Captures of fewer bytes are read before a bar would be of use.
@@ -22,15 +23,14 @@ const PATH_COLUMNS: usize = 48;
 /// # Errors
 /// A file that is no capture. With a damaged one, all that was read before the damage is told of
 /// first.
-pub fn run(path: &Path, catalogue: Option<&Path>, json: bool) -> Result<(), Failure> {
-    let catalogue = read_catalogue(catalogue)?;
+pub fn run(path: &Path, catalogue: &Catalogue, json: bool) -> Result<(), Failure> {
     let name = path.display();
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(format!("{name}: {error}"));
     let bar = progress_of(path);
     let mut file = CaptureFile::open(path, bar).map_err(|error| failed(&error))?;
     let mut table = Table::new(&HEADINGS);
     let (mut out, mut rows) = (BufWriter::new(std::io::stdout().lock()), 0);
-    let end = inspect(&mut file, &catalogue, |record| {
+    let end = inspect(&mut file, catalogue, |record| {
         rows += 1;
         if json {
             // A reader that has gone, such as `head`, is no error.
@@ -51,15 +51,23 @@ pub fn run(path: &Path, catalogue: Option<&Path>, json: bool) -> Result<(), Fail
     end.map_err(|error| failed(&format!("{error}; {rows} flows were read before")))
 }
 
-fn read_catalogue(path: Option<&Path>) -> Result<Catalogue, Failure> {
-    let Some(path) = path else { return Ok(Catalogue::builtin()) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
-    Catalogue::with(Some((path, &text))).map_err(|mut faults| {
+/// The catalogue of a file, or of a configuration; without either the built-in one.
+///
+/// # Errors
+/// Files that can't be read, or that have faults, which were told.
+pub fn catalogue(file: Option<&Path>, config: Option<&Path>) -> Result<Catalogue, Failure> {
+    let told = |mut faults: Diagnostics| {
         faults.sort();
         tell(faults.iter());
         Failure::Told(2)
-    })
+    };
+    if let Some(path) = config {
+        return load(path).map(|config| config.catalogue).map_err(told);
+    }
+    let Some(path) = file else { return Ok(Catalogue::builtin()) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+    Catalogue::with(Some((path, &text))).map_err(told)
 }
 
 const HEADINGS: [&str; 8] =

@@ -12,6 +12,7 @@ mod compile;
 mod facts;
 mod kinds;
 mod names;
+mod normal;
 mod paths;
 mod prefixes;
 mod schedule;
@@ -29,6 +30,7 @@ use crate::packet::ClassId;
 use catalogue::{Catalogue, Known, bare_path, without_port};
 use kinds::{Hits, Kind, Kinds};
 use names::NameTable;
+use normal::{Scratch, normal};
 use paths::PathTable;
 use prefixes::PrefixTable;
 use schedule::Schedule;
@@ -262,8 +264,9 @@ impl Rules {
             }
             Kind::METHOD => [self.text(kind, request.method), NONE],
             Kind::PATH => {
+                let mut scratch: Scratch = None;
                 let path = request.path.map(bare_path).unwrap_or_default();
-                all.path_count = self.path.find(path, &mut all.path);
+                all.path_count = self.path.find(normal(path, &mut scratch), &mut all.path);
                 [NONE; 2]
             }
             Kind::GRPC => match request.fields.and_then(grpc::call) {

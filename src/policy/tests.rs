@@ -195,6 +195,7 @@ fn requests_are_told_apart_by_all_that_they_say() {
     assert_eq!(rule(request("PUT", a, "/v1/files/x")), Some(1));
     assert_eq!(rule(request("GET", a, "http://a.llm.test/v1/chat")), Some(1));
     assert_eq!(rule(request("GET", "llm.test", "/v1/chat")), None);
+    assert_eq!(rule(request("GET", a, "/x/%2e./v1/file%73/./x")), Some(0), "another spelling");
     let call = |path: &'static str| {
         let mut fields = fields.clone();
         fields.begin(wanted.id(b":path"));

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use super::normal::{Scratch, normal};
 use crate::base::diag::{Diagnostics, Source};
 use crate::base::tomlfile;
 use crate::packet::ClassId;
@@ -121,7 +122,8 @@ impl Catalogue {
     /// What is known by a host (a server name, or an authority with its port) and a path. Either
     /// may be missing.
     pub fn find(&self, host: Option<&[u8]>, path: Option<&[u8]>) -> Option<Known<'_>> {
-        let path = path.map(bare_path);
+        let mut scratch: Scratch = None;
+        let path = path.map(|path| normal(bare_path(path), &mut scratch));
         if let Some(provider) = host.and_then(|host| self.provider(host)) {
             let operation = path.and_then(|path| self.operation(provider, path));
             let class = operation.and_then(|op| self.classes.get(&op)).unwrap_or(&provider.class);

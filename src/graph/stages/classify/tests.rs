@@ -332,6 +332,26 @@ fn http2_is_followed_too() {
 }
 
 #[test]
+fn calls_of_grpc_decide_and_their_ends_are_seen() {
+    let grpc = vec!["a.Engine".to_owned()];
+    let mut c = Connection::open(&V4, &[RuleSpec { grpc, class: CHAT, ..RuleSpec::default() }]);
+    let literal = |name: &[u8], value: &[u8]| {
+        [&[0, name.len() as u8][..], name, &[value.len() as u8], value].concat()
+    };
+    let frame = |flags: u8, block: &[u8]| {
+        [&[0, 0, block.len() as u8, 1, flags, 0, 0, 0, 1][..], block].concat()
+    };
+    let kind = literal(b"content-type", b"application/grpc");
+    let asked = [&b"\x83\x86\x04\x0d/a.Engine/Run"[..], &literal(b":authority", b"h"), &kind];
+    let begun = [crate::inspect::h2::PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    assert_eq!(c.say(&begun), ClassId::UNSET);
+    assert_eq!(c.say(&frame(4, &asked.concat())), CHAT);
+    assert_eq!(c.hear(&frame(4, &[&b"\x88"[..], &kind].concat())), CHAT);
+    c.hear(&frame(5, &literal(b"grpc-status", b"14")));
+    assert_eq!((c.note().status, c.note().grpc_status), (200, Some(14)));
+}
+
+#[test]
 fn a_hello_is_answered_and_then_nobody_looks() {
     let mut c = Connection::open(&V4, &[by_name(CHAT)]);
     let said = hello("a.example.net");

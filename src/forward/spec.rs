@@ -33,7 +33,7 @@ pub enum ForwardMode {
 /// What a client must have sent before its connection gets a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BindAt {
-    /// A whole TLS ClientHello.
+    /// A whole TLS ClientHello; over UDP, that of QUIC.
     Hello,
 }
 
@@ -41,7 +41,7 @@ pub enum BindAt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delay {
     pub at: BindAt,
-    /// A client that has not sent it by then is reset, milliseconds.
+    /// A client that has not sent it by then is reset (of QUIC: forgotten), milliseconds.
     pub timeout_ms: u32,
     /// What clients are told before a backend is known.
     pub promise: Promise,

@@ -68,21 +68,23 @@ counters! {
     absorbed,
     /// SYNs answered with a cookie, for services with delayed binding.
     cookies_sent,
-    /// Connections whose client brought its cookie back.
+    /// Connections whose client brought its cookie back, or began with QUIC.
     bindings_begun,
     /// Connections that were joined to a backend after what their client said.
     bindings_joined,
-    /// Connections reset because their client did not say in time where to.
+    /// Connections reset, or of QUIC forgotten, because their client did not say in time where to.
     bindings_timed_out,
-    /// Connections reset for newer ones because too many waited.
+    /// Connections reset or forgotten for newer ones because too many waited.
     bindings_crowded_out,
     /// Connections whose client gave up before they were joined.
     bindings_abandoned,
-    /// Connections reset because no backend took them.
+    /// Connections reset or forgotten because no backend took them, or rules refuse them.
     bindings_unserved,
     /// Backends that refused a connection, did not answer, or do not keep what clients are
     /// promised.
     backends_unwilling,
+    /// Flows of QUIC whose client came back from another address, known by its connection id.
+    clients_followed,
     /// Flows entered into the table.
     flows_opened,
     /// Flows removed for their age.

@@ -17,7 +17,7 @@ use crate::nic::Port;
 use crate::nic::spec::PortSpec;
 use crate::observe::SharedStats;
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::{FramePool, ParseOptions};
+use crate::packet::{FramePool, ParseOptions, udp};
 use crate::qos::Scheduler;
 use crate::qos::spec::PortQosSpec;
 
@@ -87,7 +87,9 @@ impl Blueprint<'_> {
     /// stays where its stages are the same.
     pub fn update(&self, old: &Blueprint<'_>) -> Update {
         let same = self.pipeline.stages == old.pipeline.stages
-            && (self.splice().is_none() || old.splice().is_some());
+            && self
+                .splice()
+                .is_none_or(|new| old.splice().is_some_and(|old| old.datagrams || !new.datagrams));
         let pipeline = (!same).then(|| self.compile());
         let egress =
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
@@ -113,12 +115,15 @@ impl Blueprint<'_> {
     /// inspects.
     fn splice(&self) -> Option<SpliceLimits> {
         let services = self.snapshot.forward.services();
-        services.iter().find(|s| s.delay.is_some())?;
+        let mut delayed = services.iter().filter(|s| s.delay.is_some()).peekable();
+        delayed.peek()?;
+        let datagrams = delayed.any(|s| s.proto == udp::PROTOCOL);
         self.pipeline.stages.iter().find_map(|stage| match stage {
             StageSpec::Inspect { hello_bytes_max, flows_max, .. } => Some(SpliceLimits {
                 flows_max: self.workers.flows_max,
                 bindings_max: *flows_max,
                 read_bytes_max: *hello_bytes_max,
+                datagrams,
             }),
             _ => None,
         })

@@ -28,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 const NAMES: [&str; 3] = ["a.example", "a.example", "b.example"];
 
 /// Seeds of each simulation; `TIDEGATE_SIM_SEEDS` asks for more.
-fn seeds(few: u64) -> u64 {
+pub fn seeds(few: u64) -> u64 {
     std::env::var("TIDEGATE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(few)
 }
 
@@ -48,7 +48,7 @@ pub fn hello(name: &str, padding: usize) -> Vec<u8> {
     message.chunks(16_000).flat_map(record).collect()
 }
 
-fn delayed(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
+pub fn delayed(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
     let mut setup = setup(seed, family, mode);
     setup.pipeline = stages(&[inspect(), StageSpec::Classify, StageSpec::Balance]);
     let service = &mut setup.forward.services[0];

@@ -5,6 +5,10 @@
 mod binding;
 mod hostile;
 mod inspection;
+mod quic;
+#[path = "../quic_support/mod.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod quic_support;
 mod reload;
 mod services;
 mod workers;

@@ -46,10 +46,12 @@ pub fn delay(
         b.error(&bind.span(), what);
         return None;
     }
-    if proto != TCP {
-        let what = "`bind = \"hello\"` is for `protocol = \"tcp\"`: datagrams are bound with \
-                    their first packet";
-        b.error(&bind.span(), what);
+    if proto != TCP
+        && let Some(promise) = &s.promise
+    {
+        let what = "`promise` is for `protocol = \"tcp\"`: with QUIC nobody is told anything \
+                    before a backend is known";
+        b.error(&promise.span(), what);
     }
     if mode == ForwardMode::Dsr {
         let what = "`bind = \"hello\"` can't go with `mode = \"dsr\"`: answers would pass the \

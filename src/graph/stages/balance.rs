@@ -20,7 +20,7 @@ use crate::packet::{
 /// What is not for a service is left to the stages behind.
 #[derive(Default)]
 pub struct Balance {
-    /// Where some service binds its connections later than at their SYN.
+    /// Where some service binds its flows later than with their first packet.
     splice: Option<Box<Splice>>,
 }
 
@@ -101,7 +101,11 @@ fn established(
 
 /// Sends a packet of one of our flows on its way.
 #[inline(always)]
-fn forward(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, flow: FlowRef) -> Result<(), DropReason> {
+pub(super) fn forward(
+    cx: &mut Cx<'_>,
+    packet: &mut PacketMut<'_>,
+    flow: FlowRef,
+) -> Result<(), DropReason> {
     let meta = &packet.meta;
     let known = cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
     match known.hop(meta.direction, cx.snapshot.routes.generation()) {
@@ -194,7 +198,10 @@ fn first(
         return stray(cx, meta);
     };
     if let (Some(delay), Some(splice)) = (service.delay, splice) {
-        return splice.unbound(cx, packet, &delay);
+        return match key.proto {
+            udp::PROTOCOL => splice.datagram(cx, packet, &service, &delay),
+            _ => splice.unbound(cx, packet, &delay),
+        };
     }
     if key.proto == tcp::PROTOCOL && !opens(meta.tcp_flags) {
         return Err(DropReason::NoFlow);

@@ -124,6 +124,59 @@ pub fn may_be_quic(datagram: &[u8]) -> bool {
     LongHeader::parse(datagram).is_some_and(|h| h.kind != Kind::VersionNegotiation)
 }
 
+/// What a client's datagram is, as far as one that knows no connection can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start<'a> {
+    /// A long header of a version that an [`InitialReader`] reads.
+    Readable,
+    /// A long header of another version: the server will say which ones it has.
+    Unreadable,
+    /// A short header, and what follows its first byte: the connection id, whose length only the
+    /// server knows (RFC 9000, section 17.3.1).
+    Short(&'a [u8]),
+}
+
+impl Start<'_> {
+    /// `None`: there is nothing in it.
+    pub fn of(datagram: &[u8]) -> Option<Start<'_>> {
+        let (first, rest) = datagram.split_first()?;
+        if first & 0x80 == 0 {
+            return Some(Start::Short(rest));
+        }
+        let readable = LongHeader::parse(datagram).is_some_and(|header| header.edition.is_some());
+        Some(if readable { Start::Readable } else { Start::Unreadable })
+    }
+}
+
+/// What a server's datagram tells whoever has no keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer<'a> {
+    /// The connection id by which the server will be called (RFC 9000, section 7.2). Of no bytes,
+    /// where it does without.
+    CalledBy(&'a [u8]),
+    /// None of it is accepted: the client may begin anew with another version (RFC 9000, section
+    /// 6).
+    Negotiates,
+    /// The handshake is over.
+    Short,
+    /// Nothing, such as Retry: its token holds for the way that it came by.
+    Else,
+}
+
+impl Answer<'_> {
+    pub fn of(datagram: &[u8]) -> Answer<'_> {
+        match (LongHeader::parse(datagram), datagram.first()) {
+            (Some(header), _) => match header.kind {
+                Kind::Initial | Kind::Handshake => Answer::CalledBy(header.scid),
+                Kind::VersionNegotiation => Answer::Negotiates,
+                _ => Answer::Else,
+            },
+            (None, Some(first)) if first & 0x80 == 0 => Answer::Short,
+            _ => Answer::Else,
+        }
+    }
+}
+
 impl InitialReader {
     pub fn new() -> InitialReader {
         InitialReader::default()

@@ -3,7 +3,7 @@
 use super::{LinkState, Splice};
 use crate::graph::Cx;
 use crate::graph::stages::balance::forward_edited;
-use crate::packet::{Direction, DropReason, FlowRef, PacketMut};
+use crate::packet::{Direction, DropReason, FlowRef, PacketMut, udp};
 
 impl Splice {
     /// A packet of a spliced flow.
@@ -30,6 +30,9 @@ impl Splice {
         flow: FlowRef,
         state: LinkState,
     ) -> Result<(), DropReason> {
+        if packet.meta.key.proto == udp::PROTOCOL {
+            return self.early_datagram(cx, packet, flow);
+        }
         let forward = packet.meta.direction == Direction::Forward;
         if forward && let Some(done) = self.reopened(cx, packet, flow) {
             return done;

@@ -5,11 +5,13 @@
 
 mod choose;
 mod client;
+mod datagrams;
 mod joined;
 mod send;
 mod server;
 
 use self::choose::Tried;
+use self::datagrams::Quic;
 pub(super) use self::send::send_fresh;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind};
@@ -40,6 +42,8 @@ pub struct SpliceLimits {
     pub bindings_max: u32,
     /// Bytes of a client's stream that are read.
     pub read_bytes_max: u32,
+    /// Clients of QUIC are bound, too: as many again.
+    pub datagrams: bool,
 }
 
 /// Connections of one worker that are being bound, and what is translated in those that are.
@@ -55,6 +59,8 @@ pub struct Splice {
     parsers: Box<[HelloParser]>,
     /// By the flow's place in the table.
     links: Box<[Link]>,
+    /// Where some service binds datagrams so.
+    quic: Option<Box<Quic>>,
 }
 
 /// What is known of a connection beside its two halves.
@@ -108,12 +114,13 @@ impl Splice {
             bound: vec![Bound::default(); count].into_boxed_slice(),
             parsers: vec![HelloParser::new(read_bytes_max); count].into_boxed_slice(),
             links: vec![Link::default(); limits.flows_max as usize].into_boxed_slice(),
+            quic: limits.datagrams.then(|| Box::new(Quic::new(limits, read_bytes_max, seed))),
         }
     }
 
     /// Connections that are being bound now.
     pub fn bindings(&self) -> usize {
-        self.slots.taken()
+        self.slots.taken() + self.quic.as_ref().map_or(0, |quic| quic.bindings())
     }
 
     /// The flow left the table.
@@ -129,8 +136,12 @@ impl Splice {
     /// Goes on with the connections of one that this one replaces. Where their sizes differ, those
     /// that are not yet joined are given up.
     pub fn take_over(&mut self, old: &mut Splice) {
+        if let (Some(new), Some(old)) = (&mut self.quic, &mut old.quic) {
+            new.take_over(old);
+        }
         if self.slots.capacity() == old.slots.capacity() && self.hold_max == old.hold_max {
             std::mem::swap(self, old);
+            std::mem::swap(&mut self.quic, &mut old.quic);
             self.read_bytes_max = old.read_bytes_max;
             return;
         }
@@ -146,6 +157,9 @@ impl Splice {
             && let Some(slot) = self.slots.next_due(cx.now)
         {
             self.time_out(cx, slot);
+        }
+        if let Some(quic) = &mut self.quic {
+            quic.tick(cx);
         }
     }
 

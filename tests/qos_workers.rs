@@ -239,6 +239,35 @@ fn workers_are_served_by_their_flows_and_an_idle_one_costs_nothing() {
 }
 
 #[test]
+fn a_priority_holds_across_workers_within_200_us() {
+    const WITHIN: u64 = 200_000;
+    const WINDOW: u64 = 5_000_000;
+    for (rate_mb, count) in [(100.0, 2), (100.0, 4), (1_000.0, 2), (1_000.0, 4)] {
+        let guarantee = rate_mb / 100.0;
+        // Of what a class may send at once a worker is owed an eighth at most, which should last
+        // from one look to the next.
+        let burst = (rate_mb * 400.0) as u32;
+        let classes = [(O, 0), (B, 1)]
+            .map(|(id, priority)| class(id, guarantee).priority(priority).bursts(burst));
+        let spec = PortQosSpec { burst, ..port(rate_mb, &classes) };
+        let mut workers = Workers::new(&spec, count);
+        workers.run(50_000_000, &[(B, &[4, 4, 4, 4])]);
+        // From now on the first worker has packets that go first; it alone.
+        let both: Spread<'_> = &[(O, &[200, 0, 0, 0]), (B, &[4, 4, 4, 4])];
+        workers.run(WITHIN, both);
+        let sent = workers.run(WINDOW, both);
+        let bytes = |c: usize| sent.iter().map(|s| s[c]).sum::<u64>();
+        // What B is guaranteed, and a frame for each worker's lease of that.
+        let most = (guarantee * WINDOW as f64 / 1e3) as u64 + (count * 2 * LEN) as u64;
+        let all = bytes(0) + bytes(1);
+        assert!(bytes(1) <= most, "{rate_mb} MB/s, {count} workers: {} of {all}", bytes(1));
+        let least = (rate_mb * WINDOW as f64 / 1e3 * 0.9) as u64;
+        assert!(all >= least, "{rate_mb} MB/s, {count} workers: the link idles: {all} of {least}");
+        workers.finish();
+    }
+}
+
+#[test]
 fn a_worker_that_hangs_holds_nobody_up() {
     let spec = port(100.0, &[class(W, 60.0), class(O, 40.0)]);
     let mut workers = Workers::new(&spec, 2);

@@ -5,21 +5,25 @@
 //! the port's, so that nearly all is sent within them. `borrow`: rates are a quarter of the port's,
 //! the rest is borrowed. `ceil`: every class is held by its ceil, and sleeps between its packets.
 //!
+//! Beside it: threads that share a port's tree, DPDK's rte_sched on as many queues, and what a class
+//! and a flow take of memory.
+//!
 //! `cargo bench --bench qos [-- [CLASSES/FLOWS/CASE] [--json FILE]]`: the first picks rows by how
 //! their name begins.
 
-use std::sync::Arc;
+mod memory;
+mod peer;
+mod rig;
+mod threads;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
-use tidegate::base::hash::Rng;
-use tidegate::base::mem::Arena;
+use rig::Rig;
+use tidegate::base::Seed;
 use tidegate::base::units::BitRate;
-use tidegate::base::{Nanos, Seed};
-use tidegate::packet::frame::HEADROOM;
-use tidegate::packet::{ClassId, Frame, FramePool, PortId};
+use tidegate::packet::{ClassId, PortId};
+use tidegate::qos::Scheduler;
 use tidegate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
-use tidegate::qos::{Queued, Scheduler};
 
 const PORT: BitRate = BitRate(100_000_000_000);
 const LEN: usize = 1_514;
@@ -63,6 +67,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let json = args.iter().position(|arg| arg == "--json").and_then(|i| args.get(i + 1));
     let only = args.first().filter(|arg| !arg.starts_with("--")).map_or("", String::as_str);
+    let everything = only.is_empty();
+    let memory = everything.then(memory::print);
     let mut rows = Vec::new();
     println!("classes/flows/case     ns a packet");
     for (tenants, leaves) in SIZES {
@@ -78,21 +84,33 @@ fn main() {
             }
         }
     }
-    if let Some(path) = json {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|r| {
-                serde_json::json!({
-                    "classes": r.classes, "flows": r.flows, "case": r.case.name(), "ns": r.ns,
-                })
-            })
-            .collect();
-        let text = serde_json::json!({ "bench": "qos", "rows": rows }).to_string();
-        if let Err(e) = std::fs::write(path, text + "\n") {
-            eprintln!("{path}: {e}");
-            std::process::exit(1);
-        }
+    let shared = if everything { threads::print() } else { Vec::new() };
+    let peers = if everything { peer::print() } else { Vec::new() };
+    let Some(path) = json else { return };
+    let rows: Vec<_> = rows.iter().map(Row::to_json).collect();
+    let text = serde_json::json!({
+        "bench": "qos", "rows": rows, "threads": shared, "rte_sched": peers, "memory": memory,
+    });
+    if let Err(e) = std::fs::write(path, format!("{text}\n")) {
+        eprintln!("{path}: {e}");
+        std::process::exit(1);
     }
+}
+
+impl Row {
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "classes": self.classes, "flows": self.flows, "case": self.case.name(), "ns": self.ns,
+        })
+    }
+}
+
+fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
+    let spec = tree(tenants, leaves, case);
+    let mut rig = Rig::new(tenants, leaves, flows, |frames| Scheduler::new(&spec, frames, Seed(1)));
+    let ns = (0..ROUNDS).map(|_| rig.round()).fold(f64::INFINITY, f64::min);
+    rig.finish();
+    ns
 }
 
 fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {
@@ -135,64 +153,6 @@ fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {
         default_class: ClassId(1),
         classes,
     }
-}
-
-fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
-    let classes = u32::from(tenants) * u32::from(leaves);
-    let backlog = (4 * classes).max(flows).max(1_024) as usize;
-    let frames = backlog + 4 * BURST;
-    // The scheduler never looks into a frame: slots may be smaller than what they stand for.
-    let (arena, slots) = Arena::map(frames as u32, 64, false).expect("memory");
-    let mut pool = FramePool::new(Arc::clone(&arena), slots);
-    let spec = tree(tenants, leaves, case);
-    let mut scheduler = Scheduler::new(&spec, frames as u32, Seed(1));
-    let mut rng = Rng::new(Seed(2));
-    let arrivals: Vec<(ClassId, u32)> = (0..1 << 20)
-        .map(|_| {
-            let flow = rng.below(flows.max(classes));
-            let (class, flow) = (flow % classes, flow / classes % flows.div_ceil(classes));
-            let (tenant, leaf) = (class as u16 / leaves, class as u16 % leaves);
-            (ClassId(tenant * (leaves + 1) + 1 + leaf), flow.wrapping_mul(0x9e37_79b9))
-        })
-        .collect();
-    let mut next = arrivals.iter().cycle();
-    let mut dropped = Vec::with_capacity(BURST);
-    let mut out: Vec<Frame> = Vec::with_capacity(BURST);
-    let mut lost = Vec::with_capacity(BURST);
-    let mut now = Nanos(0);
-    let mut batch = Vec::with_capacity(BURST);
-    let mut offer = |scheduler: &mut Scheduler, pool: &mut FramePool, now, packets: usize| {
-        for _ in 0..packets {
-            let (Some(slot), Some(&(class, flow_hash))) = (pool.take_slot(), next.next()) else {
-                break;
-            };
-            let frame = Frame::new(slot, HEADROOM, LEN);
-            batch.push(Queued { frame, class, flow_hash, l3: 0 });
-            if batch.len() == BURST {
-                scheduler.enqueue_all(now, &mut batch, &arena, &mut dropped);
-            }
-        }
-        scheduler.enqueue_all(now, &mut batch, &arena, &mut dropped);
-    };
-    offer(&mut scheduler, &mut pool, now, backlog);
-    let mut rounds = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        let (mut moved, begin) = (0, cpu_ns());
-        while moved < PACKETS_A_ROUND {
-            now = now.saturating_add(BURST_NS);
-            let n = scheduler.dequeue(now, BURST, u64::MAX, &arena, &mut out, &mut lost);
-            let lost_now = lost.len();
-            lost.drain(..).for_each(|(frame, _)| pool.put(frame));
-            out.drain(..).for_each(|frame| pool.put(frame));
-            let gone = n + lost_now;
-            offer(&mut scheduler, &mut pool, now, gone);
-            moved += gone;
-        }
-        rounds.push((cpu_ns() - begin) / moved as f64);
-    }
-    scheduler.drain(&mut out);
-    out.drain(..).for_each(|frame| pool.put(frame));
-    rounds.into_iter().fold(f64::INFINITY, f64::min)
 }
 
 /// What this thread has had of a CPU: other programs on the machine don't count, but for the cache

@@ -1,9 +1,9 @@
-//! What an interactive stream feels of 32 greedy TCP flows and a flood at a port of 100 Mbit/s: behind
-//! tidegate, and behind Linux HTB with its fifo leaves.
+//! What an interactive stream feels of 32 greedy TCP flows and a flood at a port of 100 Mbit/s:
+//! behind tidegate, and behind Linux HTB with its fifo leaves.
 //!
-//! `cargo bench --bench veth_qos [-- [--seconds S] [--json FILE]]`, as root, with iperf3 and tc. The
-//! stream is 200 bytes every 20 ms, its delay that of one way. It stands once in a class of its own,
-//! and once among the rest.
+//! `cargo bench --bench veth_qos [-- [--seconds S] [--json FILE]]`, as root, with iperf3 and tc.
+//! The stream is 200 bytes every 20 ms, its delay that of one way. It stands once in a class of its
+//! own, and once among the rest.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -92,8 +92,8 @@ struct Row {
 
 fn main() {
     let cli = Cli::parse();
-    // Streams and shapers before all else on the machine, iperf3's 64 ends among it: they are not to
-    // be what a datagram waits for.
+    // Streams and shapers before all else on the machine, iperf3's 64 ends among it: they are not
+    // to be what a datagram waits for.
     let _priority = priority::raise().expect("root, and renice of the package bsdutils");
     println!("shaper      stream                p50 ms   p99 ms   max ms     lost   TCP Mbit/s");
     let mut rows = Vec::new();

@@ -1,7 +1,7 @@
 //! Workers as real threads, which meet at one class tree as the machine's scheduler lets them.
 //!
-//! Nothing here is timed: a thread that loses its core for a while only finds the clock, which all of
-//! them drive, further on.
+//! Nothing here is timed: a thread that loses its core for a while only finds the clock, which all
+//! of them drive, further on.
 
 mod qos_support;
 

@@ -5,8 +5,8 @@
 //! the port's, so that nearly all is sent within them. `borrow`: rates are a quarter of the port's,
 //! the rest is borrowed. `ceil`: every class is held by its ceil, and sleeps between its packets.
 //!
-//! Beside it: threads that share a port's tree, DPDK's rte_sched on as many queues, and what a class
-//! and a flow take of memory.
+//! Beside it: threads that share a port's tree, DPDK's rte_sched on as many queues, and what a
+//! class and a flow take of memory.
 //!
 //! `cargo bench --bench qos [-- [CLASSES/FLOWS/CASE] [--json FILE]]`: the first picks rows by how
 //! their name begins.

@@ -9,8 +9,8 @@ use crate::{Case, tree};
 const FEW_PACKETS: u32 = 1 << 10;
 const MANY_PACKETS: u32 = 1 << 20;
 
-/// Prints bytes a class, and bytes a place for a packet with the flow that it may be alone in. To be
-/// called first: later the allocator has memory that was freed, and takes none from the system.
+/// Prints bytes a class, and bytes a place for a packet with the flow that it may be alone in. To
+/// be called first: later the allocator has memory that was freed, and takes none from the system.
 pub fn print() -> Value {
     let (few, _a) = resident(2, 4, FEW_PACKETS);
     let (many_classes, _b) = resident(256, 250, FEW_PACKETS);

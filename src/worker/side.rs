@@ -165,8 +165,12 @@ fn bytes_of(frames: &[Frame]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Seed;
+    use crate::base::units::BitRate;
     use crate::nic::memory::MemoryPort;
-    use crate::packet::ClassId;
+    use crate::packet::{ClassId, PortId};
+    use crate::qos::Scheduler;
+    use crate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
 
     /// Past the queue, through it, and past it again, while the wire takes a few at a time.
     #[test]
@@ -196,5 +200,73 @@ mod tests {
         }
         assert_eq!(seen, (0..PACKETS).collect::<Vec<_>>());
         assert_eq!((counters.tx_packets, pool.outstanding()), (PACKETS.into(), 0));
+    }
+
+    /// A port of two classes that borrow by priority: class 1 first.
+    fn two_classes() -> PortQosSpec {
+        let rate = BitRate(1_000_000_000);
+        let class = |id: u16| ClassSpec {
+            id: ClassId(id),
+            name: format!("c{id}"),
+            parent: None,
+            rate: BitRate(1_000_000),
+            ceil: rate,
+            burst: 2_000,
+            cburst: 1 << 20,
+            priority: id as u8,
+            weight: 1,
+            quantum: None,
+            limit: u32::MAX,
+            queue: QueueSpec::INTERNET,
+        };
+        PortQosSpec {
+            port: PortId(0),
+            rate,
+            burst: 1 << 20,
+            overhead: 24,
+            mpu: 84,
+            mtu: 1_514,
+            default_class: ClassId(2),
+            classes: vec![class(1), class(2)],
+        }
+    }
+
+    #[test]
+    fn the_device_is_no_hidden_queue_before_the_class_tree() {
+        const PACKETS: u8 = 200;
+        const LEN: usize = 1_500;
+        const IN_FLIGHT_MAX: u64 = 16 << 10;
+        let mut pool = FramePool::standalone(2 * u32::from(PACKETS), 2_048);
+        let (port, wire) = MemoryPort::pair(PACKETS.into());
+        let tree = Scheduler::new(&two_classes(), PACKETS.into(), Seed(1));
+        let egress = EgressQueue::Tree(Box::new(tree));
+        let mut side = Side::new(port, egress, ParseOptions::default(), IN_FLIGHT_MAX);
+        let mut counters = Counters::default();
+        let offer = |side: &mut Side<MemoryPort>, pool: &mut FramePool, class, number| {
+            let frame = pool.take_with(&[number; LEN]).expect("stock");
+            let packet = Queued { frame, class: ClassId(class), flow_hash: 0, l3: 0 };
+            side.enqueue(Nanos::ZERO, packet, pool, &mut Counters::default());
+        };
+        for number in 1..PACKETS {
+            offer(&mut side, &mut pool, 2, number);
+        }
+        // The wire has room for all of them; the device gets no more than it may hold.
+        for _ in 0..3 {
+            side.transmit(Nanos::ZERO, &mut pool, &mut counters);
+            let in_flight = side.port.tx_in_flight_bytes();
+            assert!(in_flight < IN_FLIGHT_MAX + LEN as u64, "{in_flight} bytes in flight");
+        }
+        let before = side.port.tx_in_flight_bytes() as usize / LEN;
+        offer(&mut side, &mut pool, 1, 0);
+        let mut seen = Vec::new();
+        while side.held() > 0 || side.port.tx_in_flight_bytes() > 0 {
+            seen.extend(wire.recv().map(|bytes| bytes[0]));
+            side.transmit(Nanos::ZERO, &mut pool, &mut counters);
+        }
+        let first = seen.iter().position(|&number| number == 0);
+        assert!(first.is_some_and(|at| at <= before), "{first:?}, behind {before} in flight");
+        seen.retain(|&number| number != 0);
+        assert_eq!(seen, (1..PACKETS).collect::<Vec<_>>(), "lost, or out of order");
+        assert_eq!(pool.outstanding(), 0);
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! A counting allocator watches every turn of the loop, from the first one on.
 
+#[path = "fuzz/targets/client_hello.rs"]
+mod client_hello;
 #[allow(dead_code)] // the tests of QUIC use more of it
 mod quic_support;
 #[path = "sim/world.rs"]
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 use tidegate::base::hash::Rng;
 use tidegate::base::{Addr, Nanos, Seed};
-use tidegate::forward::spec::ForwardMode;
+use tidegate::forward::spec::{BindAt, Delay, ForwardMode, Promise};
 use tidegate::graph::spec::StageSpec;
 use tidegate::inspect::fields::Wanted;
 use tidegate::inspect::{h2, hpack, http1};
@@ -33,7 +35,8 @@ use tidegate::worker::command::FlowList;
 
 use quic_support::{Initial, V1, crypto};
 use world::{
-    CLIENTS, Family, SERVERS, TCP_PORT, UDP_PORT, box_mac, inspect, setup, stages, timing,
+    CLIENTS, Family, SERVER_PORTS, SERVERS, TCP_PORT, UDP_PORT, box_mac, inspect, setup, stages,
+    timing,
 };
 
 thread_local! {
@@ -426,4 +429,51 @@ fn tap() {
     for family in Family::BOTH {
         seen(&run(&pipeline, family, false), &[DropReason::TapOnly]);
     }
+}
+
+/// Hellos in two datagrams, the answer that says what the server is called, a client that moves,
+/// hellos that are never complete, and more clients at once than are held.
+#[test]
+fn quic_binding() {
+    const CLIENTS_AT_ONCE: u16 = 200;
+    let family = Family::V4;
+    let mut setup = setup(Seed(5), family, ForwardMode::Dnat);
+    setup.pipeline = stages(&[inspect_all(), StageSpec::Classify, StageSpec::Balance]);
+    setup.forward.pools[1].backends.truncate(1);
+    let promise = Promise::default();
+    setup.forward.services[1].delay = Some(Delay { at: BindAt::Hello, timeout_ms: 500, promise });
+    let mut bench = Bench::new(setup);
+    let (vip, server) = ((family.vip(), UDP_PORT), (family.server(0), SERVER_PORTS[1]));
+    let hello = client_hello::ClientHello {
+        name: Some(b"a.example"),
+        protocols: &[b"h3"],
+        padding: 0,
+        record_len: usize::MAX,
+    };
+    let hello = &hello.bytes()[5..];
+    let initial = Initial::new(V1, b"8 bytes!");
+    let halves = [initial.seal(&crypto(0, &hello[..50])), initial.seal(&crypto(50, &hello[50..]))];
+    let answer =
+        Initial { dcid: b"me", scid: b"server", from_client: false, ..initial }.seal(&[0; 30]);
+    let udp = |from, to, payload: &[u8]| udp_packet(&UdpSpec::new(from, to, payload));
+    for (port, halves) in [(1_000, &halves[..1]), (2_000, &halves[..])] {
+        for half in halves {
+            for i in 0..CLIENTS_AT_ONCE {
+                let client = (family.client(usize::from(i % 8)), port + i);
+                bench.send(CLIENTS, &udp(client, vip, half));
+                bench.turns(1, 10);
+            }
+        }
+    }
+    bench.turns(300, 5_000);
+    let client = (family.client(1), 3_000);
+    halves.iter().for_each(|half| bench.send(CLIENTS, &udp(client, vip, half)));
+    bench.turns(2, 10);
+    bench.send(SERVERS, &udp(server, client, &answer));
+    bench.turns(1, 10);
+    bench.send(CLIENTS, &udp((family.client(2), 3_001), vip, b"\x40server and more"));
+    bench.turns(300, 5_000);
+    let counters = bench.appliance.finish();
+    assert!(counters.bindings_joined > 0 && counters.bindings_crowded_out > 0, "{counters:?}");
+    assert!(counters.bindings_timed_out > 0 && counters.clients_followed == 1, "{counters:?}");
 }

@@ -7,6 +7,7 @@
 
 pub mod probe;
 pub mod stream;
+pub mod tls;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -154,12 +154,9 @@ pub enum Answer<'a> {
     /// The connection id by which the server will be called (RFC 9000, section 7.2). Of no bytes,
     /// where it does without.
     CalledBy(&'a [u8]),
-    /// None of it is accepted: the client may begin anew with another version (RFC 9000, section
-    /// 6).
-    Negotiates,
     /// The handshake is over.
     Short,
-    /// Nothing, such as Retry: its token holds for the way that it came by.
+    /// Nothing, such as Retry and version negotiation.
     Else,
 }
 
@@ -168,7 +165,6 @@ impl Answer<'_> {
         match (LongHeader::parse(datagram), datagram.first()) {
             (Some(header), _) => match header.kind {
                 Kind::Initial | Kind::Handshake => Answer::CalledBy(header.scid),
-                Kind::VersionNegotiation => Answer::Negotiates,
                 _ => Answer::Else,
             },
             (None, Some(first)) if first & 0x80 == 0 => Answer::Short,

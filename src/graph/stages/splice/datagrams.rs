@@ -5,7 +5,7 @@
 mod held;
 mod ids;
 
-use super::{Link, Splice, SpliceLimits};
+use super::{Link, LinkState, Splice, SpliceLimits};
 use crate::base::Seed;
 use crate::flow::entry::NO_MARK;
 use crate::flow::reassembly::Reassembler;
@@ -79,7 +79,7 @@ impl Splice {
             Start::Unreadable => {
                 let facts = Facts::of(&meta.key, meta.dscp());
                 let flow = bind(cx, meta, service, &facts)?;
-                links[flow.0 as usize] = Link::default();
+                links[flow.0 as usize] = Link { state: LinkState::Unread, ..Link::default() };
                 pass(cx, packet, flow)
             }
             Start::Readable => {
@@ -97,7 +97,10 @@ impl Splice {
         flow: FlowRef,
     ) -> Result<(), DropReason> {
         if packet.meta.direction == Direction::Forward {
-            return forward(cx, packet, flow);
+            return match self.begins_anew(cx, packet, flow) {
+                Some(done) => done,
+                None => forward(cx, packet, flow),
+            };
         }
         match Answer::of(payload(cx, packet)) {
             Answer::Else => {}
@@ -110,15 +113,30 @@ impl Splice {
                 }
                 settle(cx.flows, flow);
             }
-            Answer::Negotiates => {
-                // What the client says next is to be read.
-                forward(cx, packet, flow)?;
-                cx.flows.remove(flow);
-                packet.meta.flow = FlowRef::NONE;
-                return Ok(());
-            }
         }
         forward(cx, packet, flow)
+    }
+}
+
+impl Splice {
+    /// A client whose version nobody could read may come with another one (RFC 9000, section 6):
+    /// then it is bound by what it says. `None`: it does not.
+    fn begins_anew(
+        &mut self,
+        cx: &mut Cx<'_>,
+        packet: &mut PacketMut<'_>,
+        flow: FlowRef,
+    ) -> Option<Result<(), DropReason>> {
+        let state = self.links.get(flow.0 as usize)?.state;
+        if state != LinkState::Unread || Start::of(payload(cx, packet)) != Some(Start::Readable) {
+            return None;
+        }
+        let key = &packet.meta.key;
+        let service = *cx.snapshot.forward.service(key.dst, key.dport, key.proto)?;
+        let delay = service.delay?;
+        cx.flows.remove(flow);
+        packet.meta.flow = FlowRef::NONE;
+        Some(self.datagram(cx, packet, &service, &delay))
     }
 }
 

@@ -39,7 +39,7 @@ impl Splice {
         }
         match state {
             LinkState::Joined => self.translated(cx, packet, flow),
-            LinkState::Dead => self.refuse(cx, packet, flow),
+            LinkState::Dead | LinkState::Unread => self.refuse(cx, packet, flow),
             LinkState::Binding(slot) if forward => self.waiting(cx, packet, usize::from(slot)),
             LinkState::Binding(slot) => self.answered(cx, packet, flow, usize::from(slot)),
         }

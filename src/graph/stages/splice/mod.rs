@@ -91,6 +91,8 @@ enum LinkState {
     Binding(u16),
     /// Translated.
     Joined,
+    /// Datagrams of a version of QUIC that can't be read.
+    Unread,
 }
 
 const _: () = assert!(HOLD_MAX <= STREAM_BYTES_MAX);

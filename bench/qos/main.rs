@@ -16,8 +16,8 @@ mod peer;
 mod rig;
 mod threads;
 
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
 use rig::Rig;
 use tidegate::base::Seed;
 use tidegate::base::units::BitRate;
@@ -158,7 +158,6 @@ fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {
 /// What this thread has had of a CPU: other programs on the machine don't count, but for the cache
 /// lines that they take.
 fn cpu_ns() -> f64 {
-    let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("a thread may ask for its own usage");
-    let us = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    us as f64 * 1e3
+    let clock = ClockId::CLOCK_THREAD_CPUTIME_ID;
+    clock_gettime(clock).expect("every thread has this clock").num_nanoseconds() as f64
 }

@@ -30,6 +30,8 @@ const WAKES_PER_PACKET: usize = super::spec::DEPTH_MAX + 1;
 const FLOW_AHEAD: usize = 4;
 const PACKET_AHEAD: usize = 8;
 const COUNTS_AHEAD: usize = 12;
+/// Classes whose counters stay in the cache by themselves.
+const COUNTS_CACHED: usize = 64;
 /// Leaves remembered for that.
 const AHEAD: usize = 16;
 
@@ -378,8 +380,10 @@ impl Scheduler {
         self.ahead[at % AHEAD] = next;
         self.queues.prefetch_flow(self.ahead[(at + AHEAD - FLOW_AHEAD) % AHEAD]);
         self.queues.prefetch_packet(self.ahead[(at + AHEAD - PACKET_AHEAD) % AHEAD]);
-        let counts = self.ahead[(at + AHEAD - COUNTS_AHEAD) % AHEAD];
-        self.queues.prefetch_counts(ticks(self.now), counts);
+        if self.ids.len() > COUNTS_CACHED {
+            let counts = self.ahead[(at + AHEAD - COUNTS_AHEAD) % AHEAD];
+            self.queues.prefetch_counts(ticks(self.now), counts);
+        }
         self.ahead_at = at.wrapping_add(1);
     }
 

@@ -105,6 +105,9 @@ const HTTP2_FRAME_BYTES_MAX: u32 = 1 << 20;
 const METHODS: [&[u8]; 7] =
     [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"PATCH ", b"DELETE ", b"OPTIONS "];
 
+/// Of methods, of HTTP/2's preface and of an HTTP/1 answer.
+const FIRST_BYTES: [u8; 5] = *b"GPHDO";
+
 mod record {
     pub const CHANGE_CIPHER_SPEC: u8 = 20;
     pub const HANDSHAKE: u8 = 22;
@@ -121,12 +124,18 @@ mod frame {
 impl AnswerTimer {
     /// Of a connection whose segment begins like one of those that are timed. The segment is still
     /// to be fed.
+    #[inline]
     pub fn begin(
         owner: u32,
         direction: Direction,
         now: Nanos,
         payload: &[u8],
     ) -> Option<AnswerTimer> {
+        // Most bytes begin none of them, and this is asked for each packet of all other flows.
+        let first = payload.first()?;
+        if !FIRST_BYTES.contains(first) && !(20..=23).contains(first) {
+            return None;
+        }
         let framing = match direction {
             _ if Header::of_record(payload).is_some() => Framing::Tls,
             Direction::Forward if payload.starts_with(&HTTP2_PREFACE[..3]) => Framing::Http2,

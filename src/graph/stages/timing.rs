@@ -2,6 +2,7 @@
 //! by class, by service and by backend.
 
 use crate::base::Nanos;
+use crate::base::mem::prefetch;
 use crate::flow::{Flow, FlowKind};
 use crate::graph::{Cx, Stage};
 use crate::inspect::timing::{AnswerTimer, Heard};
@@ -89,6 +90,9 @@ fn owner(client: &FlowKey) -> u32 {
 
 impl Stage for Timing {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        for meta in batch.metas() {
+            prefetch(&self.places, meta.flow.0 as usize & self.mask);
+        }
         for packet in batch.iter() {
             let meta = packet.meta;
             if meta.verdict != Verdict::Next

@@ -1,0 +1,116 @@
+//! Our side: headers, reassembly and the inspector of online flows.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use tidegate::base::Seed;
+use tidegate::flow::reassembly::Reassembler;
+use tidegate::inspect::fields::{PATH_BYTES, Wanted};
+use tidegate::inspect::hpack::TABLE_BYTES;
+use tidegate::inspect::http1::Side;
+use tidegate::inspect::inspector::{App, Inspector, Pool, Rooms};
+use tidegate::packet::tcp::flag::{ACK, SYN};
+use tidegate::packet::{PacketMeta, ParseOptions, parse};
+
+use super::{Case, NAME, Run};
+
+const SEED: Seed = Seed(1);
+const PAGES: usize = 64;
+const HELLO_BYTES_MAX: u32 = 16_384;
+
+pub struct Ours {
+    reassembler: Reassembler,
+    pool: Pool,
+    /// What a flow takes: of TLS, of HTTP.
+    bytes: [u64; 2],
+}
+
+impl Ours {
+    pub fn new() -> Ours {
+        let wanted = Wanted::new([]).expect("no names");
+        let rooms = Rooms { target: PATH_BYTES, table: TABLE_BYTES };
+        let bytes = [false, true].map(bytes);
+        // One flow is kept while others come and go.
+        let pool = Pool::filled(wanted, rooms, 2);
+        Ours { reassembler: Reassembler::new(1, PAGES), pool, bytes }
+    }
+
+    pub fn run(&mut self, case: &Case, runs: u32) -> Run {
+        let known = self.follow(&case.frames);
+        let (app, named) = (known.app(), names(&known));
+        let start = Instant::now();
+        if case.again {
+            for _ in 0..runs {
+                assert!(black_box(&known).knows());
+            }
+        } else {
+            for _ in 0..runs {
+                let inspector = self.follow(black_box(&case.frames));
+                assert!(black_box(&inspector).app() != App::None);
+                inspector.give_back(&mut self.pool);
+            }
+        }
+        let ns = start.elapsed().as_nanos() as f64 / f64::from(runs);
+        known.give_back(&mut self.pool);
+        let http = matches!(app, App::Http1 | App::H2c);
+        Run { ns, known: app != App::None, named, bytes: self.bytes[usize::from(http)] }
+    }
+
+    fn follow(&mut self, frames: &[Vec<u8>]) -> Inspector {
+        let mut inspector = Inspector::with_hello(false, HELLO_BYTES_MAX);
+        for frame in frames {
+            self.packet(&mut inspector, frame);
+        }
+        inspector
+    }
+
+    #[inline]
+    fn packet(&mut self, inspector: &mut Inspector, frame: &[u8]) {
+        let mut meta = PacketMeta::default();
+        let options = ParseOptions { verify_transport_checksum: false };
+        parse(frame, SEED, options, &mut meta).expect("a good packet");
+        if meta.tcp_flags & (SYN | ACK) == SYN {
+            self.reassembler.open(0, meta.tcp_seq.wrapping_add(1));
+        }
+        let payload = &frame[usize::from(meta.payload)..usize::from(meta.end)];
+        if payload.is_empty() || inspector.knows() {
+            return;
+        }
+        let (reassembler, pool) = (&mut self.reassembler, &mut self.pool);
+        reassembler.push(0, meta.tcp_seq, false, payload, |bytes| {
+            inspector.stream(pool, Side::Client, bytes);
+        });
+    }
+}
+
+fn names(inspector: &Inspector) -> bool {
+    let sni = inspector.client_hello().and_then(|hello| hello.sni());
+    let authority = inspector.request().and_then(|request| request.authority);
+    sni.or(authority) == Some(NAME.as_bytes())
+}
+
+/// Flows of which the memory is taken, to see what one takes.
+const MANY: usize = 5_000;
+/// As the `inspect` stage has it.
+const FLOWS_PER_PAGE: usize = 4;
+
+/// What a flow takes while it is inspected: its slot with its share of the pages in which early
+/// segments wait, and with HTTP the parsers.
+fn bytes(http: bool) -> u64 {
+    let before = resident_bytes();
+    let slots: Vec<_> = (0..MANY).map(|_| Inspector::with_hello(false, HELLO_BYTES_MAX)).collect();
+    let streams = Reassembler::new(MANY, MANY / FLOWS_PER_PAGE);
+    let rooms = Rooms { target: PATH_BYTES, table: TABLE_BYTES };
+    let parts = if http { MANY } else { 0 };
+    let pool = Pool::filled(Wanted::new([]).expect("no names"), rooms, parts);
+    let held = resident_bytes().saturating_sub(before);
+    drop(black_box((slots, streams, pool)));
+    held / MANY as u64
+}
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|l| l.trim().split(' ').next()).and_then(|n| n.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

@@ -84,6 +84,36 @@ pub enum Command {
         output: OutputArgs,
     },
 
+    /// Give a backend, a pool, a service or all services no new flows; old ones finish
+    #[command(after_help = "Examples:\n  \
+        tidegate drain backend gpu/10.0.1.1:8443 --wait\n  \
+        tidegate drain service chat\n  \
+        tidegate drain appliance --wait\n\n\
+        Holds until `undrain` or the end of the process; a reload does not end it. Tells how many \
+        flows are left.")]
+    Drain {
+        #[command(flatten)]
+        what: DrainArgs,
+        /// Return when no flow is left
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        socket: SocketArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
+    /// Give what was drained new flows again
+    #[command(after_help = "Example:\n  tidegate undrain backend gpu/10.0.1.1:8443")]
+    Undrain {
+        #[command(flatten)]
+        what: DrainArgs,
+        #[command(flatten)]
+        socket: SocketArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
     /// Drain and end a running appliance; returns when the interfaces are released
     #[command(after_help = "Example:\n  tidegate stop")]
     Stop {
@@ -142,6 +172,27 @@ pub struct ConfigArgs {
     /// The configuration file (TOML)
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    #[arg(value_enum)]
+    pub kind: DrainKind,
+    /// Its name: POOL/BACKEND, as `show backends` has them, or that of the pool or the service
+    #[arg(value_name = "NAME", required_if_eq_any = [
+        ("kind", "backend"), ("kind", "pool"), ("kind", "service"),
+    ])]
+    pub name: Option<String>,
+}
+
+/// What is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DrainKind {
+    Backend,
+    Pool,
+    Service,
+    /// All services
+    Appliance,
 }
 
 #[derive(Debug, Args)]
@@ -225,6 +276,8 @@ mod tests {
             ("tidegate show", ErrorKind::MissingRequiredArgument),
             ("tidegate show moods", ErrorKind::InvalidValue),
             ("tidegate fly", ErrorKind::InvalidSubcommand),
+            ("tidegate drain pool", ErrorKind::MissingRequiredArgument),
+            ("tidegate drain moon x", ErrorKind::InvalidValue),
             ("tidegate show drops --limit x", ErrorKind::ValueValidation),
         ] {
             let error = parse(line).expect_err(line);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::cli::{Cli, Command, SocketArgs};
 use super::client::{self, ClientError};
 use super::protocol::{Ask, What};
-use super::{check, demo, doctor, inspect, logs, pktgen, run, show};
+use super::{check, demo, doctor, drain, inspect, logs, pktgen, run, show};
 use crate::control::view::ReloadView;
 
 /// Why a command did not succeed.
@@ -75,6 +75,14 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             show_what(what, limit, &socket, output.json)
         }
         Command::Reload { socket, output } => reload(&socket.socket, output.json),
+        Command::Drain { what, wait, socket, output } => {
+            let target = drain::target(what).map_err(Failure::Usage)?;
+            drain::run(&socket.socket, target, true, wait, output.json)
+        }
+        Command::Undrain { what, socket, output } => {
+            let target = drain::target(what).map_err(Failure::Usage)?;
+            drain::run(&socket.socket, target, false, false, output.json)
+        }
         Command::Stop { socket } => {
             client::ask(&socket.socket, Ask::Stop)?;
             Ok(())

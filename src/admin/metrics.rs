@@ -19,7 +19,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::Asker;
-use crate::control::view::{LatencyBucket, LatencyTimes, LatencyView, Overview, Values};
+use crate::control::view::{
+    BackendView, HealthView, LatencyBucket, LatencyTimes, LatencyView, Overview, Values,
+};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges};
 use crate::packet::DropReason;
@@ -87,6 +89,7 @@ impl Collector for Page {
         self.process(e)?;
         self.workers(e)?;
         self.ports(e)?;
+        self.backends(e)?;
         self.classes(e)?;
         self.latencies(e)
     }
@@ -183,6 +186,26 @@ impl Page {
         });
         let help = "Packets seen by the XDP program, by what it did with them and why.";
         counter(e, "steered", help, &steered.collect::<Vec<_>>())
+    }
+
+    fn backends(&self, e: &mut DescriptorEncoder) -> fmt::Result {
+        let backends = &self.0.backends;
+        let labels = |b: &BackendView| vec![("pool", b.pool.clone()), ("backend", b.name.clone())];
+        let of = |value: fn(&BackendView) -> u64| {
+            backends.iter().map(|b| (labels(b), value(b))).collect::<Vec<_>>()
+        };
+        let weights = of(|b| b.weight_now.into());
+        gauge(e, "backend_weight", "What new flows are shared out by in the pool.", &weights)?;
+        let drained = of(|b| b.drained.into());
+        gauge(e, "backend_drained", "Whether it is drained by the operator.", &drained)?;
+        let checked = backends.iter().filter_map(|b| Some((b, b.health.as_ref()?)));
+        let of = |value: fn(&HealthView) -> u64| {
+            checked.clone().map(|(b, h)| (labels(b), value(h))).collect::<Vec<_>>()
+        };
+        let up = of(|h| h.up.into());
+        gauge(e, "backend_up", "Whether its checks find it well.", &up)?;
+        counter(e, "backend_checks", "Checks made.", &of(|h| h.checks))?;
+        counter(e, "backend_checks_failed", "Checks that failed.", &of(|h| h.failures))
     }
 
     fn classes(&self, e: &mut DescriptorEncoder) -> fmt::Result {

@@ -6,6 +6,7 @@ pub mod client;
 mod commands;
 pub mod demo;
 pub mod doctor;
+mod drain;
 mod inspect;
 pub mod logs;
 pub mod metrics;

@@ -12,6 +12,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::DrainTarget;
+
 /// Raised when a question or an answer changes its meaning; new ones may be added without.
 pub const VERSION: u32 = 1;
 /// Bytes of one question at most; longer ones end the connection.
@@ -40,6 +42,11 @@ pub enum Ask {
         limit: Option<usize>,
     },
     Reload,
+    /// Give no new flows, or new flows again; answered with the flows that are left.
+    Drain {
+        target: DrainTarget,
+        drained: bool,
+    },
     Stop,
 }
 
@@ -131,6 +138,10 @@ mod tests {
                 r#"{"version":1,"ask":{"show":{"what":"flows","limit":3}}}"#,
             ),
             (Ask::Reload, r#"{"version":1,"ask":"reload"}"#),
+            (
+                Ask::Drain { target: DrainTarget::Pool("gpu".into()), drained: true },
+                r#"{"version":1,"ask":{"drain":{"target":{"pool":"gpu"},"drained":true}}}"#,
+            ),
             (Ask::Stop, r#"{"version":1,"ask":"stop"}"#),
         ];
         for (ask, line) in asks {

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::protocol::What;
 use super::table::{Table, grouped};
 use crate::control::view::{
-    BackendView, ClassView, LatencyTimes, LatencyView, NeighbourView, Overview, PortView,
-    ProcessView, ServiceView, Values, WorkerView,
+    BackendView, ClassView, HealthView, LatencyTimes, LatencyView, NeighbourView, Overview,
+    PortView, ProcessView, ServiceView, Values, WorkerView,
 };
 use crate::packet::DropReason;
 
@@ -221,13 +221,18 @@ fn services(lines: &[ServiceView]) -> String {
 fn backends(lines: &[BackendView]) -> String {
     let mut table =
         Table::new(&["pool", "backend", "address", ">weight", "port", "next hop", "mac", "state"]);
+    let mut unwell = String::new();
     for b in lines {
         let dash = || "-".to_string();
-        let state = match (&b.unreachable, &b.mac) {
+        let link = match (&b.unreachable, &b.mac) {
             (Some(why), _) => why.clone(),
             (None, Some(_)) => "reachable".into(),
             (None, None) => "unresolved".into(),
         };
+        let state = standing(b).into_iter().chain([link]).collect::<Vec<_>>().join(", ");
+        if let Some(HealthView { up: false, last_error: Some(error), .. }) = &b.health {
+            let _ = writeln!(unwell, "{}/{}: {error}", b.pool, b.name);
+        }
         table.row([
             b.pool.clone(),
             b.name.clone(),
@@ -239,7 +244,26 @@ fn backends(lines: &[BackendView]) -> String {
             state,
         ]);
     }
-    or_none(&table, "no backends")
+    let table = or_none(&table, "no backends");
+    match unwell.is_empty() {
+        true => table,
+        false => format!("{table}\n{unwell}"),
+    }
+}
+
+/// What a backend's checks and the operator say of it.
+fn standing(b: &BackendView) -> Vec<String> {
+    let since = |h: &HealthView| match h.changed_secs {
+        Some(secs) => format!(" for {}", duration(secs as u64)),
+        None => String::new(),
+    };
+    let health = b.health.as_ref().map(|h| match (h.up, h.panic) {
+        (true, _) => format!("up{}", since(h)),
+        (false, true) => format!("down{}, in use for want of others", since(h)),
+        (false, false) => format!("down{}", since(h)),
+    });
+    let drained = b.drained.then(|| "drained".to_string());
+    health.into_iter().chain(drained).collect()
 }
 
 fn latencies(lines: &[LatencyView]) -> String {

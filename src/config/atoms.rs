@@ -1,6 +1,7 @@
 //! Values with a notation of their own: how each is written, and what is told when it is not.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::base::tomlfile::Atom;
@@ -228,6 +229,34 @@ impl Atom for SocketMode {
             Ok(mode) if mode <= 0o777 => Ok(SocketMode(mode)),
             _ => Err(format!("`{text}` is not a mode in octal such as \"0660\"")),
         }
+    }
+}
+
+/// Statuses of HTTP, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusRange(pub RangeInclusive<u16>);
+
+impl StatusRange {
+    const KNOWN: RangeInclusive<u16> = 100..=599;
+}
+
+impl Atom for StatusRange {
+    const EXPECTED: &'static str = "a status such as 200, or several such as \"200-299\"";
+
+    fn from_text(text: &str) -> Result<StatusRange, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.trim().parse(), last.trim().parse()) {
+            (Ok(first), Ok(last))
+                if first <= last && Self::KNOWN.contains(&first) && Self::KNOWN.contains(&last) =>
+            {
+                Ok(StatusRange(first..=last))
+            }
+            _ => Err(format!("`{text}` is no range of statuses within 100 to 599")),
+        }
+    }
+
+    fn from_number(number: i64) -> Result<StatusRange, String> {
+        Self::from_text(&number.to_string())
     }
 }
 

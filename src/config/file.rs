@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::atoms::{
-    Alpn, Bytes, Dscp, Metrics, PortNumber, PortRange, Rate, ServerName, SocketMode,
+    Alpn, Bytes, Dscp, Metrics, PortNumber, PortRange, Rate, ServerName, SocketMode, StatusRange,
 };
 use super::rule_atoms::{
     Days, Fingerprint, GrpcName, HeaderValue, HourRange, Method, OperationName, Path, ProviderName,
@@ -157,6 +157,40 @@ pub enum FileBind {
 #[serde(default, deny_unknown_fields)]
 pub struct FilePool {
     pub backend: Vec<Spanned<FileBackend>>,
+    pub health: Plain<FileHealth>,
+    pub panic_percent: Plain<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileHealth {
+    #[serde(rename = "type")]
+    pub kind: Plain<FileCheck>,
+    pub port: Noted<PortNumber>,
+    pub tls: Plain<bool>,
+    pub sni: Plain<String>,
+    pub host: Plain<String>,
+    pub path: Plain<String>,
+    pub status: Many<StatusRange>,
+    pub body: Plain<String>,
+    pub service: Plain<String>,
+    pub interval: Noted<Duration>,
+    pub timeout: Noted<Duration>,
+    pub rise: Plain<i64>,
+    pub fall: Plain<i64>,
+    pub jitter_percent: Plain<i64>,
+    pub slow_start: Noted<Duration>,
+    pub flap_window: Noted<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileCheck {
+    Tcp,
+    Tls,
+    Http,
+    Http2,
+    Grpc,
 }
 
 #[derive(Debug, Default, Deserialize)]

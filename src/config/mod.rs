@@ -7,6 +7,7 @@
 mod atoms;
 mod build;
 mod file;
+pub mod health;
 mod load;
 mod rule_atoms;
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub workers: WorkersSpec,
     pub ports: Vec<PortSpec>,
     pub forward: ForwardSpec,
+    /// By [`crate::forward::spec::PoolId`].
+    pub health: Vec<health::PoolHealth>,
     /// Ports without an entry are plain FIFOs.
     pub qos: Vec<PortQosSpec>,
     /// Names of all classes, by [`crate::packet::ClassId`].

@@ -6,12 +6,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::crew::{Crew, Seat};
 use super::netlink::{Keeper, Netlink, NetlinkError, NetlinkOptions};
+use super::pools::Pools;
 use super::routes::{RouteFeed, kept_neighbours};
 use super::steering::{SteerTables, Steering};
 use crate::base::Seed;
 use crate::config::Config;
 use crate::flow::table::FLOW_BYTES_MAX;
-use crate::forward::Tables;
 use crate::graph::Snapshot;
 use crate::nic::restore::{Changes, STATE_DIR, restore_leftovers};
 use crate::nic::steer::{self, kernel_now};
@@ -48,6 +48,7 @@ pub struct Appliance {
     pub(super) feed: RouteFeed,
     pub(super) keeper: Keeper,
     pub(super) snapshot: Snapshot,
+    pub(super) pools: Pools,
     pub(super) crew: Crew,
     pub(super) modes: Vec<PortMode>,
     /// By port, as last logged.
@@ -89,8 +90,10 @@ impl Appliance {
         let seed = Seed::random();
         let mut feed = RouteFeed::new(&config.ports, seed);
         let routes = feed.build(netlink.mirror(), netlink.routes_version());
+        let clock = Clock::new();
+        let mut standing = Pools::new(&config);
         let snapshot = Snapshot {
-            forward: Arc::new(Tables::build(&config.forward, config.workers.count, seed)),
+            forward: Arc::new(standing.tables(clock.now(), &config, seed)),
             routes: Arc::new(routes),
             rules: Arc::new(rules_of(&config)),
             seed,
@@ -104,10 +107,11 @@ impl Appliance {
             feed,
             keeper: Keeper::default(),
             snapshot,
+            pools: standing,
             crew: Crew::default(),
             modes,
             links_up,
-            clock: Clock::new(),
+            clock,
             started: Instant::now(),
             reloads: 0,
             reloads_refused: 0,
@@ -166,6 +170,15 @@ impl Appliance {
         self.refresh_kept();
         if let Err(error) = self.steering.set_local(self.netlink.mirror()) {
             tracing::error!(%error, "the box's own addresses could not be told to the XDP program");
+        }
+    }
+
+    /// Hands out new weights, where the state of things asks for other ones.
+    pub(super) fn reweigh(&mut self) {
+        let (now, seed) = (self.clock.now(), self.snapshot.seed);
+        if let Some(tables) = self.pools.renewed(now, &self.config, seed) {
+            self.snapshot.forward = Arc::new(tables);
+            self.crew.reweigh(&self.snapshot.forward);
         }
     }
 

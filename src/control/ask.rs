@@ -2,7 +2,8 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::view::{FlowsView, Overview, ReloadView};
+use super::pools::DrainTarget;
+use super::view::{DrainView, FlowsView, Overview, ReloadView};
 
 /// Questions that wait for the control loop at most.
 const WAITING_MAX: usize = 64;
@@ -16,6 +17,12 @@ pub enum Ask {
         reply: oneshot::Sender<FlowsView>,
     },
     Reload(oneshot::Sender<Result<ReloadView, Refusal>>),
+    /// Drains, or ends it; answered with the flows that are left.
+    Drain {
+        target: DrainTarget,
+        drained: bool,
+        reply: oneshot::Sender<Result<DrainView, Refusal>>,
+    },
     /// Answered once the workers have drained and the interfaces are released.
     Stop(oneshot::Sender<()>),
 }
@@ -67,6 +74,18 @@ impl Asker {
     /// [`Gone`].
     pub async fn reload(&self) -> Result<Result<ReloadView, Refusal>, Gone> {
         self.ask(Ask::Reload).await
+    }
+
+    /// Gives something no new flows, or new flows again; within, why that can't be.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn drain(
+        &self,
+        target: DrainTarget,
+        drained: bool,
+    ) -> Result<Result<DrainView, Refusal>, Gone> {
+        self.ask(|reply| Ask::Drain { target, drained, reply }).await
     }
 
     /// Drains and ends; returns when the interfaces are released.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::base::Nanos;
-use crate::forward::Routes;
+use crate::forward::{Routes, Tables};
 use crate::observe::{Latencies, SharedStats, Stats};
 use crate::worker::{Exit, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread};
 
@@ -25,12 +25,16 @@ impl Seat {
 
     /// Gives a command; one that finds no room is given later, by [`Crew::poll`].
     pub fn send(&mut self, command: WorkerCommand) {
-        // Of two states of the routes the worker needs the newer one only: a worker that hangs
-        // piles up nothing.
-        if let (WorkerCommand::Routes(_), Some(WorkerCommand::Routes(_))) =
-            (&command, self.outbox.back())
-        {
-            self.outbox.pop_back();
+        // Of two states of the routes or the weights the worker needs the newer one only: a worker
+        // that hangs piles up nothing.
+        match &command {
+            WorkerCommand::Routes(_) => {
+                self.outbox.retain(|c| !matches!(c, WorkerCommand::Routes(_)));
+            }
+            WorkerCommand::Forward(_) => {
+                self.outbox.retain(|c| !matches!(c, WorkerCommand::Forward(_)));
+            }
+            _ => {}
         }
         self.outbox.push_back(command);
         self.flush();
@@ -76,6 +80,13 @@ impl Crew {
     pub fn reroute(&mut self, routes: &Arc<Routes>) {
         for seat in &mut self.seats {
             seat.send(WorkerCommand::Routes(Arc::clone(routes)));
+        }
+    }
+
+    /// Gives new weights to all.
+    pub fn reweigh(&mut self, tables: &Arc<Tables>) {
+        for seat in &mut self.seats {
+            seat.send(WorkerCommand::Forward(Arc::clone(tables)));
         }
     }
 
@@ -247,5 +258,10 @@ pub(super) mod tests {
         }
         assert!(!crew.seats[0].is_reached());
         assert_eq!(crew.seats[0].outbox.len(), 1);
+        for _ in 0..100 {
+            crew.reweigh(&snapshot.forward);
+            crew.reroute(&snapshot.routes);
+        }
+        assert_eq!(crew.seats[0].outbox.len(), 2, "the newest of each");
     }
 }

@@ -3,10 +3,12 @@
 mod appliance;
 pub mod ask;
 mod crew;
+mod draining;
 mod latency;
 mod listing;
 pub mod netlink;
 mod overview;
+mod pools;
 pub mod reload;
 pub mod routes;
 mod run;
@@ -17,4 +19,5 @@ pub mod view;
 pub use appliance::{Appliance, BootError};
 pub use ask::{Ask, Asker, Gone, Refusal};
 pub use listing::CLASS_VALUES;
+pub use pools::DrainTarget;
 pub use run::{RunError, Signals, run};

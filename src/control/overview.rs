@@ -6,10 +6,9 @@ use super::appliance::{Appliance, attach_text, copy_text};
 use super::latency::latencies;
 use super::run::Control;
 use super::view::{
-    BackendView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values, WorkerView,
-    mac_text, protocol_text,
+    BackendView, HealthView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values,
+    WorkerView, mac_text, protocol_text,
 };
-use crate::forward::Routes;
 use crate::forward::spec::{BackendSpec, ForwardMode, PoolSpec, ServiceSpec};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges, Stats};
@@ -101,7 +100,11 @@ fn service(a: &Appliance, s: &ServiceSpec) -> ServiceView {
         protocol: protocol_text(s.proto),
         mode: mode_text(s.mode).into(),
         pool: pool.map(|p| p.name.clone()).unwrap_or_default(),
-        backends: pool.map_or(0, |p| p.backends.iter().filter(|b| b.weight > 0).count()),
+        backends: pool.map_or(0, |p| {
+            let id = usize::from(p.id.0);
+            (0..p.backends.len()).filter(|i| a.pools.weight(id, *i) > 0).count()
+        }),
+        drained: a.pools.drained.service(&s.name),
         canary_percent: f64::from(s.canary_share) / 100.0,
         idle_established_secs: s.idle_established.as_secs(),
     }
@@ -117,7 +120,7 @@ fn mode_text(mode: ForwardMode) -> &'static str {
 
 fn backends(a: &Appliance) -> Vec<BackendView> {
     let of_pool = |p: &PoolSpec| {
-        let views = p.backends.iter().map(|b| backend(&a.snapshot.routes, p, b));
+        let views = p.backends.iter().enumerate().map(|(i, b)| backend(a, p, i, b));
         views.collect::<Vec<_>>()
     };
     let mut all: Vec<_> = a.config.forward.pools.iter().flat_map(of_pool).collect();
@@ -129,7 +132,8 @@ fn backends(a: &Appliance) -> Vec<BackendView> {
     all
 }
 
-fn backend(routes: &Routes, pool: &PoolSpec, b: &BackendSpec) -> BackendView {
+fn backend(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> BackendView {
+    let routes = &a.snapshot.routes;
     let to = routes.resolve(b.addr);
     BackendView {
         pool: pool.name.clone(),
@@ -137,6 +141,17 @@ fn backend(routes: &Routes, pool: &PoolSpec, b: &BackendSpec) -> BackendView {
         address: b.addr.to_ip(),
         port: b.port,
         weight: b.weight,
+        weight_now: a.pools.weight(usize::from(pool.id.0), index),
+        drained: a.pools.drained.backend(pool, b),
+        health: a.pools.health(pool, b).map(|h| HealthView {
+            up: h.is_up(),
+            panic: a.pools.is_panicking(&pool.name),
+            checks: h.checks,
+            failures: h.failures,
+            last_error: h.error.clone(),
+            changed_secs: h.changed().map(|at| a.clock.now().since(at) as f64 / 1e9),
+            flaps: h.flaps(),
+        }),
         via_port: to.ok().map(|t| routes.port(t.port).name.clone()),
         next_hop: to.ok().map(|t| t.next_hop.to_ip()),
         mac: to.ok().and_then(|t| t.mac).map(mac_text),

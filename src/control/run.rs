@@ -8,8 +8,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::appliance::{Appliance, unix_seconds};
 use super::ask::Ask;
+use super::draining::Draining;
 use super::listing::{Classes, Listing};
 use super::netlink::NetlinkError;
+use super::pools::Found;
 use super::taking_over::TakeOver;
 use crate::worker::{Exit, WorkerEvent};
 
@@ -76,6 +78,7 @@ pub async fn run(
         appliance,
         take_over: None,
         listing: Listing::default(),
+        draining: Draining::default(),
         classes: Classes::default(),
         events: Vec::new(),
         due: Vec::new(),
@@ -94,6 +97,7 @@ pub(super) struct Control {
     pub(super) appliance: Appliance,
     pub(super) take_over: Option<TakeOver>,
     pub(super) listing: Listing,
+    pub(super) draining: Draining,
     pub(super) classes: Classes,
     events: Vec<(u16, WorkerEvent)>,
     due: Vec<(u32, crate::base::Addr)>,
@@ -117,6 +121,7 @@ impl Control {
                         self.appliance.reroute();
                     }
                 }
+                found = self.appliance.pools.prober.found() => self.checked(found),
                 _ = tick.tick() => self.listen()?,
                 _ = housekeeping.tick() => self.keep_house()?,
                 _ = signals.terminate.recv() => return Ok(End::Signal("SIGTERM")),
@@ -126,6 +131,7 @@ impl Control {
                     Ask::Overview(reply) => drop(reply.send(self.overview())),
                     Ask::Flows { limit, reply } => self.list_flows(limit, reply),
                     Ask::Reload(reply) => self.reload(Some(reply)),
+                    Ask::Drain { target, drained, reply } => self.drain(target, drained, reply),
                     Ask::Stop(reply) => return Ok(End::Asked(reply)),
                 },
             }
@@ -143,6 +149,8 @@ impl Control {
                     self.taken_over(worker);
                 }
                 WorkerEvent::OldRoutes(routes) => drop(routes),
+                WorkerEvent::OldTables(tables) => drop(tables),
+                WorkerEvent::Counted(count) => self.flows_counted(worker, &count),
                 WorkerEvent::Flows(list) => self.flows_listed(worker, list),
                 WorkerEvent::Classes(rows) => self.classes.take(worker, rows),
                 WorkerEvent::Wanted(port, addr) => self.wanted(port, addr)?,
@@ -151,6 +159,7 @@ impl Control {
         self.events = events;
         self.check_take_over();
         self.check_listing();
+        self.check_draining();
         match self.appliance.crew.ended() {
             Some((worker, exit)) => Err(died(worker, exit)),
             None => Ok(()),
@@ -181,7 +190,21 @@ impl Control {
         }
         self.classes.ask(&mut a.crew, &a.config);
         a.snapshot.rules.set_time(unix_seconds());
+        // Weights of backends that have returned grow with time.
+        a.reweigh();
         Ok(())
+    }
+
+    /// Takes in what checks found, all that wait together.
+    fn checked(&mut self, found: Found) {
+        let a = &mut self.appliance;
+        let now = a.clock.now();
+        let mut next = Some(found);
+        while let Some(found) = next {
+            a.pools.found(now, &a.config, found);
+            next = a.pools.prober.waiting();
+        }
+        a.reweigh();
     }
 
     /// The end in order: nothing more is steered here, what waits is sent, then all is released.

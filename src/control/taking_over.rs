@@ -22,7 +22,6 @@ use super::steering::SteerTables;
 use super::view::ReloadView;
 use crate::base::Nanos;
 use crate::config::{self, Config};
-use crate::forward::Tables;
 use crate::graph::Snapshot;
 use crate::worker::WorkerCommand;
 
@@ -90,12 +89,9 @@ impl Control {
             let _ = a.steering.set_tables(before);
             return Err(error.into());
         }
+        a.pools.set_config(&wanted);
         let snapshot = Snapshot {
-            forward: Arc::new(Tables::build(
-                &wanted.forward,
-                wanted.workers.count,
-                a.snapshot.seed,
-            )),
+            forward: Arc::new(a.pools.tables(a.clock.now(), &wanted, a.snapshot.seed)),
             rules: Arc::new(rules_of(&wanted)),
             ..a.snapshot.clone()
         };

@@ -84,6 +84,8 @@ pub struct ServiceView {
     pub pool: String,
     /// Backends that get new flows.
     pub backends: usize,
+    /// It gets no new flows by the operator's word.
+    pub drained: bool,
     /// Share of clients that are taken, in percent.
     pub canary_percent: f64,
     pub idle_established_secs: u64,
@@ -95,7 +97,15 @@ pub struct BackendView {
     pub name: String,
     pub address: IpAddr,
     pub port: u16,
+    /// As configured.
     pub weight: u16,
+    /// That new flows are shared out by, beside the pool's others. All of a pool may be multiplied
+    /// by the same.
+    pub weight_now: u16,
+    /// It gets no new flows by the operator's word.
+    pub drained: bool,
+    /// `None` where it is not checked.
+    pub health: Option<HealthView>,
     /// Name of the port that leads there; `None`: no route by a port of ours.
     pub via_port: Option<String>,
     pub next_hop: Option<IpAddr>,
@@ -103,6 +113,22 @@ pub struct BackendView {
     pub mac: Option<String>,
     /// Why it can't be reached; `None` where it can, as far as the kernel's tables tell.
     pub unreachable: Option<String>,
+}
+
+/// What the checks of a backend found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HealthView {
+    pub up: bool,
+    /// So few backends of its pool are well that it gets new flows whether it is or not.
+    pub panic: bool,
+    pub checks: u64,
+    pub failures: u64,
+    /// Of the last check that failed.
+    pub last_error: Option<String>,
+    /// Since it was taken out or came back last; `None`: never.
+    pub changed_secs: Option<f64>,
+    /// Times that it fell soon after its return; each doubles what its next return takes.
+    pub flaps: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -224,6 +250,16 @@ pub struct SeenView {
     pub tenant: Option<String>,
     /// Code point that a rule has packets leave with.
     pub set_dscp: Option<u8>,
+}
+
+/// How far draining is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainView {
+    /// What is drained, or was.
+    pub target: String,
+    pub drained: bool,
+    /// Flows that it still serves; those of connections that have ended are not counted.
+    pub flows: u64,
 }
 
 /// What a reload did.

@@ -194,6 +194,14 @@ mod tests {
         assert_eq!(a.entries(), b.entries());
     }
 
+    #[test]
+    fn only_proportions_matter() {
+        let names = names(7);
+        let small = table(&names, |i| i as u16 % 3 + 1);
+        let large = table(&names, |i| (i as u16 % 3 + 1) * 100);
+        assert_eq!(small.entries(), large.entries());
+    }
+
     /// The table is a protocol between appliances of different builds: it must never change.
     #[test]
     fn the_table_is_pinned() {

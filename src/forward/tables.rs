@@ -29,6 +29,8 @@ pub struct Service {
     pub idle_established_ms: u32,
     /// `None`: bound with the first packet.
     pub delay: Option<Delay>,
+    /// It gets no new flows.
+    pub drained: bool,
 }
 
 /// A backend, as much of it as packets need.
@@ -91,6 +93,13 @@ impl Tables {
             services,
             backends,
             pools,
+        }
+    }
+
+    /// Has a service take no new flows.
+    pub fn drain(&mut self, service: ServiceId) {
+        if let Some(service) = self.services.get_mut(usize::from(service.0)) {
+            service.drained = true;
         }
     }
 
@@ -193,6 +202,7 @@ impl Service {
             proto: s.proto,
             idle_established_ms: s.idle_established.as_millis().try_into().unwrap_or(u32::MAX),
             delay: s.delay,
+            drained: false,
         }
     }
 }

@@ -83,6 +83,8 @@ drop_reasons! {
     SynLimit = "syn_limit",
     /// The pool has no backend with a weight above zero.
     NoBackend = "no_backend",
+    /// A new flow of a service that is being drained.
+    ServiceDrained = "service_drained",
     /// All source ports of the worker's slice toward this backend are taken.
     NatPortsExhausted = "nat_ports_exhausted",
     /// No route to the destination.

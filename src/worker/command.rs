@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
+use super::count::FlowCount;
 use super::egress::EgressQueue;
 use super::turn::Worker;
 use crate::base::{Addr, Nanos};
 use crate::flow::{Flow, Note};
-use crate::forward::Routes;
+use crate::forward::{Routes, Tables};
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::wake::Waker;
@@ -35,10 +36,14 @@ pub enum WorkerCommand {
     Update(Box<Update>),
     /// New routes or neighbours; answered by [`WorkerEvent::OldRoutes`].
     Routes(Arc<Routes>),
+    /// New weights, and services drained or not; answered by [`WorkerEvent::OldTables`].
+    Forward(Arc<Tables>),
     /// Answered by [`WorkerEvent::Flows`].
     ListFlows(FlowList),
     /// As many as there is capacity for; answered by [`WorkerEvent::Classes`].
     ListClasses(Vec<ClassRow>),
+    /// Answered by [`WorkerEvent::Counted`].
+    CountFlows(Box<FlowCount>),
     /// Receive nothing more, send what waits until the deadline, then end.
     Stop { deadline: Nanos },
 }
@@ -49,8 +54,11 @@ pub enum WorkerEvent {
     Old(Box<Update>),
     /// What new routes replaced, to be freed.
     OldRoutes(Arc<Routes>),
+    /// What new weights replaced, to be freed.
+    OldTables(Arc<Tables>),
     Flows(FlowList),
     Classes(Vec<ClassRow>),
+    Counted(Box<FlowCount>),
     /// A packet waits for this neighbour: have the kernel resolve it.
     Wanted(PortId, Addr),
 }
@@ -133,6 +141,8 @@ pub struct ControlLink {
     rings: Arc<Rings>,
     /// A listing of flows under way.
     listing: Option<FlowList>,
+    /// A count of flows under way.
+    pub(super) counting: Option<Box<FlowCount>>,
 }
 
 /// The control plane's end.
@@ -153,7 +163,10 @@ pub fn control_link(waker: Option<Waker>) -> (ControlLink, WorkerLink) {
         commands: ArrayQueue::new(COMMANDS_MAX),
         events: ArrayQueue::new(EVENTS_MAX),
     });
-    (ControlLink { rings: Arc::clone(&rings), listing: None }, WorkerLink { rings, waker })
+    (
+        ControlLink { rings: Arc::clone(&rings), listing: None, counting: None },
+        WorkerLink { rings, waker },
+    )
 }
 
 impl WorkerLink {
@@ -175,15 +188,15 @@ impl WorkerLink {
 
 impl ControlLink {
     pub fn is_called(&self) -> bool {
-        !self.rings.commands.is_empty() || self.listing.is_some()
+        !self.rings.commands.is_empty() || self.listing.is_some() || self.counting.is_some()
     }
 
     /// Room for one more event, so that whatever a command replaces can go back.
-    fn has_room(&self, reserve: usize) -> bool {
+    pub(super) fn has_room(&self, reserve: usize) -> bool {
         self.rings.events.len() + reserve < self.rings.events.capacity()
     }
 
-    fn tell(&self, event: WorkerEvent) {
+    pub(super) fn tell(&self, event: WorkerEvent) {
         let told = self.rings.events.push(event);
         debug_assert!(told.is_ok(), "an event without room: has_room was not asked");
     }
@@ -206,14 +219,25 @@ impl<P: Port> Worker<P> {
     #[cold]
     fn obey_commands(&mut self, now: Nanos) {
         self.list_flows();
+        self.count_flows();
         for _ in 0..COMMANDS_A_TURN {
-            if !self.parts.control.has_room(0) || self.parts.control.listing.is_some() {
+            let control = &self.parts.control;
+            if !control.has_room(0) || control.listing.is_some() || control.counting.is_some() {
                 return;
             }
             let Some(command) = self.parts.control.rings.commands.pop() else { return };
             match command {
                 WorkerCommand::Update(update) => self.update(now, update),
                 WorkerCommand::Routes(routes) => self.reroute(now, routes),
+                WorkerCommand::Forward(tables) => {
+                    let old = std::mem::replace(&mut self.parts.snapshot.forward, tables);
+                    self.parts.control.tell(WorkerEvent::OldTables(old));
+                }
+                WorkerCommand::CountFlows(mut count) => {
+                    (count.cursor, count.flows) = (0, 0);
+                    self.parts.control.counting = Some(count);
+                    self.count_flows();
+                }
                 WorkerCommand::ListFlows(mut list) => {
                     list.rows.clear();
                     self.parts.control.listing = Some(list);

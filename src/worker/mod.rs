@@ -3,6 +3,7 @@
 pub mod build;
 pub mod clock;
 pub mod command;
+pub mod count;
 pub mod egress;
 pub mod handover;
 pub mod runner;
@@ -13,6 +14,7 @@ pub mod turn;
 pub use build::{Blueprint, Own};
 pub use clock::Clock;
 pub use command::{ControlLink, Phase, Update, WorkerCommand, WorkerEvent, WorkerLink};
+pub use count::{FlowCount, FlowsOf};
 pub use egress::EgressQueue;
 pub use handover::Handover;
 pub use runner::{Exit, Heartbeat, NoHeartbeat, RunnerParts, WorkerThread};

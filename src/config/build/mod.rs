@@ -5,6 +5,7 @@ mod classes;
 mod delay;
 mod fit;
 mod forward;
+mod health;
 mod leaf;
 mod ports;
 mod qos;
@@ -36,6 +37,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let ports = ports::ports(b, file);
     let workers = workers::workers(b, file, &ports);
     let forward = forward::forward(b, file, workers.count);
+    let health = health::health(b, file);
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let catalogue = catalogue(b, file);
     let (rules, names) = rules::rules(b, file, classes, &catalogue);
@@ -45,6 +47,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         workers,
         ports,
         forward,
+        health,
         qos,
         class_names: names.classes.into_names(),
         rules,

@@ -200,11 +200,15 @@ fn first(
     if let (Some(delay), Some(splice)) = (service.delay, splice) {
         return match key.proto {
             udp::PROTOCOL => splice.datagram(cx, packet, &service, &delay),
+            _ if service.drained && opens(meta.tcp_flags) => Err(DropReason::ServiceDrained),
             _ => splice.unbound(cx, packet, &delay),
         };
     }
     if key.proto == tcp::PROTOCOL && !opens(meta.tcp_flags) {
         return Err(DropReason::NoFlow);
+    }
+    if service.drained {
+        return Err(DropReason::ServiceDrained);
     }
     may_cross(meta)?;
     let backend = *tables.choose(&service, key)?;

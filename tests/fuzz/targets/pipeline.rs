@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use tidegate::packet::{PacketFlags, PacketMeta, ParseOptions, complete_checksum, parse};
 use tidegate::worker::command::FlowList;
-use tidegate::worker::{Phase, WorkerCommand};
+use tidegate::worker::{FlowCount, FlowsOf, Phase, WorkerCommand};
 
 use super::rig::Rig;
 use super::script::{self, Input, op};
@@ -91,10 +91,14 @@ impl Play {
             op::LIST => {
                 let bits = input.u8();
                 let room = usize::from(bits / 4);
-                let command = if bits & 1 == 0 {
-                    WorkerCommand::ListFlows(FlowList { cursor: 0, rows: Vec::with_capacity(room) })
-                } else {
-                    WorkerCommand::ListClasses(Vec::with_capacity(room))
+                let command = match (bits & 1, room) {
+                    (0, 0) => WorkerCommand::CountFlows(Box::new(FlowCount::new(of_https()))),
+                    (0, 1) => WorkerCommand::Forward(self.rig.tables(usize::from(bits))),
+                    (0, _) => {
+                        let rows = Vec::with_capacity(room);
+                        WorkerCommand::ListFlows(FlowList { cursor: 0, rows })
+                    }
+                    _ => WorkerCommand::ListClasses(Vec::with_capacity(room)),
                 };
                 self.rig.command(usize::from(bits >> 1 & 1), command);
             }
@@ -210,4 +214,10 @@ fn check_sent(verify_transport_checksum: bool, port: usize, bytes: &[u8]) {
         complete_checksum(&mut completed, &mut meta);
         assert_eq!(completed, bytes, "sum not completed");
     }
+}
+
+/// The flows of one service of each family.
+fn of_https() -> FlowsOf {
+    let vip = |vip: &str| (vip.parse().expect("literal"), 443, tidegate::packet::tcp::PROTOCOL);
+    FlowsOf::services(vec![vip(V4.vip), vip(V6.vip)])
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tidegate::base::Nanos;
 use tidegate::base::mem::Arena;
-use tidegate::forward::RoutesBuilder;
+use tidegate::forward::{RoutesBuilder, Tables};
 use tidegate::graph::Snapshot;
 use tidegate::nic::memory::{MemoryEnd, MemoryPort};
 use tidegate::observe::{Counters, SharedStats};
@@ -153,6 +153,11 @@ impl Rig {
             let update = Box::new(new.update(&old));
             self.command(worker, WorkerCommand::Update(update));
         }
+    }
+
+    /// Other services and weights than the box has.
+    pub fn tables(&self, services: usize) -> Arc<Tables> {
+        tables(services, self.links.len() as u16)
     }
 
     /// Has one worker do something at its next turn; a worker that has too much to do is left

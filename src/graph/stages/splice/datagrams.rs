@@ -69,7 +69,12 @@ impl Splice {
         if let Some(slot) = quic.slots.find(&meta.key, meta.hash) {
             return quic.hear(cx, packet, service, slot, links);
         }
-        match Start::of(payload(cx, packet)).ok_or(DropReason::NoFlow)? {
+        let start = Start::of(payload(cx, packet)).ok_or(DropReason::NoFlow)?;
+        // A client that has moved is no new one.
+        if service.drained && !matches!(start, Start::Short(_)) {
+            return Err(DropReason::ServiceDrained);
+        }
+        match start {
             Start::Short(rest) => {
                 let (id, before) = quic.ids.find(service.id, rest).ok_or(DropReason::NoFlow)?;
                 let flow = follow(cx, meta, service, &before)?;

@@ -1,0 +1,108 @@
+//! What the operator has drained, by name: it outlives reloads.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::forward::spec::{BackendSpec, PoolSpec};
+use crate::worker::FlowsOf;
+
+/// What can be drained.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum DrainTarget {
+    /// One backend of one pool.
+    Backend {
+        pool: String,
+        name: String,
+    },
+    Pool(String),
+    Service(String),
+    /// All services.
+    Appliance,
+}
+
+impl std::fmt::Display for DrainTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DrainTarget::Backend { pool, name } => write!(f, "backend {pool}/{name}"),
+            DrainTarget::Pool(name) => write!(f, "pool {name}"),
+            DrainTarget::Service(name) => write!(f, "service {name}"),
+            DrainTarget::Appliance => f.write_str("the appliance"),
+        }
+    }
+}
+
+/// Everything that gets no new flows by the operator's word.
+#[derive(Clone, Debug, Default)]
+pub struct Drained {
+    targets: BTreeSet<DrainTarget>,
+}
+
+impl Drained {
+    /// Drains, or ends it; whether that is a change.
+    pub fn set(&mut self, target: &DrainTarget, drained: bool) -> bool {
+        match drained {
+            true => self.targets.insert(target.clone()),
+            false => self.targets.remove(target),
+        }
+    }
+
+    pub fn backend(&self, pool: &PoolSpec, backend: &BackendSpec) -> bool {
+        let (pool, name) = (pool.name.clone(), backend.name.clone());
+        self.targets.contains(&DrainTarget::Pool(pool.clone()))
+            || self.targets.contains(&DrainTarget::Backend { pool, name })
+    }
+
+    pub fn service(&self, name: &str) -> bool {
+        self.targets.contains(&DrainTarget::Appliance)
+            || self.targets.contains(&DrainTarget::Service(name.to_string()))
+    }
+
+    /// Forgets what a new configuration no longer has; gives it back.
+    pub fn keep_known(&mut self, config: &Config) -> Vec<DrainTarget> {
+        let gone = |t: &DrainTarget| flows_of(config, t).is_err();
+        let gone: Vec<_> = self.targets.iter().filter(|t| gone(t)).cloned().collect();
+        self.targets.retain(|t| !gone.contains(t));
+        gone
+    }
+}
+
+/// Whose flows are left when this is drained.
+///
+/// # Errors
+/// One sentence for the operator: there is no such thing.
+pub fn flows_of(config: &Config, target: &DrainTarget) -> Result<FlowsOf, String> {
+    let forward = &config.forward;
+    let pool = |name: &str| {
+        let found = forward.pools.iter().find(|p| p.name == name);
+        found.ok_or_else(|| format!("there is no pool `{name}`"))
+    };
+    let ends = |backends: &[BackendSpec], wanted: Option<&str>| {
+        let of = backends.iter().filter(|b| wanted.is_none_or(|name| b.name == name));
+        of.map(|b| (b.addr, b.port)).collect::<Vec<_>>()
+    };
+    let vips = |wanted: Option<&str>| {
+        let of = forward.services.iter().filter(|s| wanted.is_none_or(|name| s.name == name));
+        of.map(|s| (s.vip, s.port, s.proto)).collect::<Vec<_>>()
+    };
+    match target {
+        DrainTarget::Backend { pool: of, name } => {
+            let ends = ends(&pool(of)?.backends, Some(name));
+            match ends.is_empty() {
+                true => Err(format!("pool `{of}` has no backend `{name}`")),
+                false => Ok(FlowsOf::backends(ends)),
+            }
+        }
+        DrainTarget::Pool(name) => Ok(FlowsOf::backends(ends(&pool(name)?.backends, None))),
+        DrainTarget::Service(name) => {
+            let vips = vips(Some(name));
+            match vips.is_empty() {
+                true => Err(format!("there is no service `{name}`")),
+                false => Ok(FlowsOf::services(vips)),
+            }
+        }
+        DrainTarget::Appliance => Ok(FlowsOf::services(vips(None))),
+    }
+}

@@ -1,0 +1,198 @@
+//! Who gets new flows: weights as configured, less what is drained or not well.
+
+pub mod drained;
+mod health;
+mod probe;
+mod prober;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::base::{Addr, Nanos, Seed};
+use crate::config::Config;
+use crate::forward::Tables;
+use crate::forward::spec::{BackendSpec, PoolSpec, ServiceId};
+
+pub use drained::{DrainTarget, Drained, flows_of};
+pub use health::{Change, Health};
+pub use prober::{Found, Prober};
+
+use health::WHOLE;
+
+/// A backend of a pool, by what stays the same over reloads.
+pub type BackendKey = (String, Addr, u16);
+
+/// The state of all pools.
+#[derive(Debug)]
+pub struct Pools {
+    pub drained: Drained,
+    pub prober: Prober,
+    health: BTreeMap<BackendKey, Health>,
+    /// What the workers have.
+    applied: Standing,
+}
+
+/// What [`Tables`] are built by, beside the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Standing {
+    /// By pool and backend, in the configuration's order.
+    weights: Vec<Vec<u16>>,
+    /// Pools of which so few are well that all get flows.
+    panicking: BTreeSet<String>,
+    services_drained: Vec<ServiceId>,
+}
+
+impl Pools {
+    /// Needs a tokio runtime.
+    pub fn new(config: &Config) -> Pools {
+        let mut pools = Pools {
+            drained: Drained::default(),
+            prober: Prober::new(),
+            health: BTreeMap::new(),
+            applied: Standing::default(),
+        };
+        pools.set_config(config);
+        pools
+    }
+
+    /// Goes over to another configuration. Backends that it keeps stay as they are.
+    pub fn set_config(&mut self, config: &Config) {
+        for gone in self.drained.keep_known(config) {
+            tracing::info!("{gone} is gone and no longer drained");
+        }
+        self.prober.set_config(config);
+        let checked: BTreeSet<BackendKey> = checked(config).map(|(p, b)| key(p, b)).collect();
+        self.health.retain(|key, _| checked.contains(key));
+        for key in checked {
+            self.health.entry(key).or_default();
+        }
+    }
+
+    /// A check's result; what changed by it is logged.
+    pub fn found(&mut self, now: Nanos, config: &Config, found: Found) {
+        let Some(health) = self.health.get_mut(&found.key) else { return };
+        let (pool, addr, port) = &found.key;
+        let Some(of) = config.forward.pools.iter().find(|p| p.name == *pool) else { return };
+        let spec = config.health.get(usize::from(of.id.0)).and_then(|h| h.check.as_ref());
+        let backend = of.backends.iter().find(|b| (b.addr, b.port) == (*addr, *port));
+        let (Some(spec), Some(backend)) = (spec, backend) else { return };
+        let name = &backend.name;
+        match health.take(now, spec, found.result) {
+            Some(Change::Down) => {
+                let error = health.error.as_deref().unwrap_or_default();
+                tracing::warn!(pool, backend = name, error, "backend down");
+            }
+            Some(Change::Up) => {
+                tracing::info!(pool, backend = name, flaps = health.flaps(), "backend up");
+            }
+            None => {}
+        }
+    }
+
+    /// The state of a backend that is checked.
+    pub fn health(&self, pool: &PoolSpec, backend: &BackendSpec) -> Option<&Health> {
+        self.health.get(&key(pool, backend))
+    }
+
+    /// The weight that the workers have for a backend.
+    pub fn weight(&self, pool: usize, backend: usize) -> u16 {
+        self.applied.weights.get(pool).and_then(|w| w.get(backend)).copied().unwrap_or(0)
+    }
+
+    pub fn is_panicking(&self, pool: &str) -> bool {
+        self.applied.panicking.contains(pool)
+    }
+
+    /// Tables by the state of things, for a configuration.
+    pub fn tables(&mut self, now: Nanos, config: &Config, seed: Seed) -> Tables {
+        self.applied = self.standing(now, config);
+        self.build(config, seed)
+    }
+
+    /// As [`Pools::tables`], if they differ from what was built last.
+    pub fn renewed(&mut self, now: Nanos, config: &Config, seed: Seed) -> Option<Tables> {
+        let standing = self.standing(now, config);
+        if standing == self.applied {
+            return None;
+        }
+        for pool in standing.panicking.difference(&self.applied.panicking) {
+            tracing::error!(pool, "too few backends are well: all get new flows");
+        }
+        for pool in self.applied.panicking.difference(&standing.panicking) {
+            tracing::info!(pool, "enough backends are well again");
+        }
+        self.applied = standing;
+        Some(self.build(config, seed))
+    }
+
+    fn build(&self, config: &Config, seed: Seed) -> Tables {
+        let mut spec = config.forward.clone();
+        for (pool, weights) in spec.pools.iter_mut().zip(&self.applied.weights) {
+            for (backend, weight) in pool.backends.iter_mut().zip(weights) {
+                backend.weight = *weight;
+            }
+        }
+        let mut tables = Tables::build(&spec, config.workers.count, seed);
+        self.applied.services_drained.iter().for_each(|s| tables.drain(*s));
+        tables
+    }
+
+    fn standing(&self, now: Nanos, config: &Config) -> Standing {
+        let mut standing = Standing::default();
+        for (i, pool) in config.forward.pools.iter().enumerate() {
+            let mut shares: Vec<u32> = vec![WHOLE; pool.backends.len()];
+            if let Some(health) = config.health.get(i)
+                && let Some(spec) = &health.check
+            {
+                let of = |b| self.health(pool, b).filter(|h| h.is_up());
+                let share = |b| of(b).map_or(0, |h| h.share(now, spec));
+                shares = pool.backends.iter().map(share).collect();
+                if self.panics(pool, &shares, health.panic_percent) {
+                    shares.fill(WHOLE);
+                    standing.panicking.insert(pool.name.clone());
+                }
+            }
+            standing.weights.push(self.weights(pool, &shares));
+        }
+        let services = config.forward.services.iter();
+        let drained = services.filter(|s| self.drained.service(&s.name));
+        standing.services_drained = drained.map(|s| s.id).collect();
+        standing
+    }
+
+    /// Whether too few of those that may get flows are well.
+    fn panics(&self, pool: &PoolSpec, shares: &[u32], percent: u8) -> bool {
+        let may = |b: &BackendSpec| b.weight > 0 && !self.drained.backend(pool, b);
+        let all = pool.backends.iter().filter(|b| may(b)).count();
+        let well = pool.backends.iter().zip(shares).filter(|(b, s)| may(b) && **s > 0).count();
+        all > 0 && (well == 0 || well * 100 < usize::from(percent) * all)
+    }
+
+    fn weights(&self, pool: &PoolSpec, shares: &[u32]) -> Vec<u16> {
+        let partial = shares.iter().any(|s| (1..WHOLE).contains(s));
+        let heaviest = pool.backends.iter().map(|b| u32::from(b.weight)).max().unwrap_or(0);
+        // Small weights could not show a part. All times the same give the same Maglev table.
+        let times = if partial && heaviest * WHOLE <= u32::from(u16::MAX) { WHOLE } else { 1 };
+        let weight = |(b, share): (&BackendSpec, &u32)| {
+            if self.drained.backend(pool, b) || b.weight == 0 || *share == 0 {
+                return 0;
+            }
+            let part = u32::from(b.weight) * times * share / WHOLE;
+            part.max(1).try_into().unwrap_or(u16::MAX)
+        };
+        pool.backends.iter().zip(shares).map(weight).collect()
+    }
+}
+
+fn key(pool: &PoolSpec, backend: &BackendSpec) -> BackendKey {
+    (pool.name.clone(), backend.addr, backend.port)
+}
+
+/// Backends whose pool has a check.
+fn checked(config: &Config) -> impl Iterator<Item = (&PoolSpec, &BackendSpec)> {
+    let pools = config.forward.pools.iter().zip(&config.health);
+    let checked = pools.filter(|(_, health)| health.check.is_some());
+    checked.flat_map(|(pool, _)| pool.backends.iter().map(move |b| (pool, b)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Weights by the state of things: checks, drains, returns, panic.
+
+use std::path::Path;
+
+use super::*;
+use crate::config;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn text(panic_percent: u8) -> String {
+    let head = "pipeline = \"l4-balancer\"\n[port.p]\ninterface = \"p\"\n[nat]\naddresses = \
+                [\"192.0.2.9\"]\n[service.s]\nvip = \"203.0.113.1\"\nport = 80\npool = \"a\"\n";
+    let backend = |i: usize| {
+        format!("[[pool.a.backend]]\naddress = \"10.0.0.{i}\"\nname = \"b{i}\"\nweight = {i}\n")
+    };
+    let backends: String = (1..=4).map(backend).collect();
+    format!(
+        "{head}[pool.a]\npanic_percent = {panic_percent}\n{backends}\
+         [pool.a.health]\ntype = \"tcp\"\nrise = 1\nfall = 1\nslow_start = \"10s\"\n"
+    )
+}
+
+fn load(text: &str) -> Config {
+    config::load_text(Path::new("t.toml"), text).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+struct World {
+    config: Config,
+    pools: Pools,
+}
+
+impl World {
+    fn new(text: &str) -> World {
+        let config = load(text);
+        let mut pools = Pools::new(&config);
+        pools.tables(Nanos(0), &config, Seed(1));
+        World { config, pools }
+    }
+
+    fn check(&mut self, secs: u64, backend: u8, well: bool) {
+        let addr = format!("10.0.0.{backend}").parse().expect("literal");
+        let result = if well { Ok(()) } else { Err("refused".to_string()) };
+        let found = Found { key: ("a".to_string(), addr, 80), result };
+        self.pools.found(Nanos(secs * SECOND), &self.config, found);
+    }
+
+    /// The weights, and whether the workers must be told.
+    fn weights(&mut self, secs: u64) -> (Vec<u16>, bool) {
+        let renewed = self.pools.renewed(Nanos(secs * SECOND), &self.config, Seed(1));
+        ((0..4).map(|i| self.pools.weight(0, i)).collect(), renewed.is_some())
+    }
+}
+
+fn backend(name: &str) -> DrainTarget {
+    DrainTarget::Backend { pool: "a".into(), name: name.into() }
+}
+
+/// Checks need a runtime to be started in; none of them gets to run here.
+fn in_runtime(body: impl FnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let _in = runtime.enter();
+    body();
+}
+
+#[test]
+fn what_is_down_gets_nothing_and_grows_when_it_returns() {
+    in_runtime(|| {
+        let mut w = World::new(&text(0));
+        assert_eq!(w.weights(0), (vec![1, 2, 3, 4], false));
+        w.check(1, 3, false);
+        assert_eq!(w.weights(1), (vec![1, 2, 0, 4], true));
+        assert_eq!(w.weights(2), (vec![1, 2, 0, 4], false));
+        w.check(10, 3, true);
+        assert_eq!(w.weights(10), (vec![100, 200, 30, 400], true));
+        assert_eq!(w.weights(15), (vec![100, 200, 150, 400], true));
+        assert_eq!(w.weights(20), (vec![1, 2, 3, 4], true));
+    });
+}
+
+#[test]
+fn where_too_few_are_well_all_get_flows() {
+    in_runtime(|| {
+        let mut w = World::new(&text(0));
+        for b in 1..=3 {
+            w.check(1, b, false);
+        }
+        assert_eq!(w.weights(1).0, [0, 0, 0, 4]);
+        w.check(2, 4, false);
+        assert_eq!(w.weights(2).0, [1, 2, 3, 4], "none is well");
+        assert!(w.pools.is_panicking("a"));
+        w.check(3, 1, true);
+        assert_eq!(w.weights(60).0, [1, 0, 0, 0]);
+        assert!(!w.pools.is_panicking("a"));
+
+        let mut w = World::new(&text(51));
+        w.check(1, 1, false);
+        assert_eq!(w.weights(1).0, [0, 2, 3, 4]);
+        w.check(1, 2, false);
+        assert_eq!(w.weights(1).0, [1, 2, 3, 4], "half of them is less than 51 percent");
+    });
+}
+
+#[test]
+fn drained_backends_get_nothing_even_in_panic_and_after_a_reload() {
+    in_runtime(|| {
+        let mut w = World::new(&text(0));
+        assert!(w.pools.drained.set(&backend("b4"), true));
+        assert!(!w.pools.drained.set(&backend("b4"), true), "no change");
+        assert_eq!(w.weights(0).0, [1, 2, 3, 0]);
+        for b in 1..=4 {
+            w.check(1, b, b == 4);
+        }
+        assert_eq!(w.weights(1).0, [1, 2, 3, 0], "of those that may be used none is well");
+        w.config = load(&text(0).replace("weight = 1", "weight = 9"));
+        w.pools.set_config(&w.config);
+        w.pools.tables(Nanos(SECOND), &w.config, Seed(1));
+        assert_eq!(w.weights(1), (vec![9, 2, 3, 0], false));
+        w.config = load(&text(0).replace("\"b4\"", "\"other\""));
+        w.pools.set_config(&w.config);
+        assert!(w.pools.drained.keep_known(&w.config).is_empty(), "forgotten already");
+        assert_eq!(w.weights(1).0, [0, 0, 0, 4], "its end is the same: it is well");
+    });
+}
+
+#[test]
+fn pools_services_and_all_can_be_drained() {
+    in_runtime(|| {
+        let mut w = World::new(&text(0));
+        let mut drained = |target: DrainTarget, on| {
+            w.pools.drained.set(&target, on);
+            let tables = w.pools.renewed(Nanos(0), &w.config, Seed(1)).expect("a change");
+            let vip = "203.0.113.1".parse().expect("literal");
+            let service = *tables.service(vip, 80, 6).expect("the service");
+            let key = crate::packet::FlowKey { dst: vip, ..Default::default() };
+            (service.drained, tables.choose(&service, &key).is_ok())
+        };
+        assert_eq!(drained(DrainTarget::Pool("a".into()), true), (false, false));
+        assert_eq!(drained(DrainTarget::Pool("a".into()), false), (false, true));
+        assert_eq!(drained(DrainTarget::Service("s".into()), true), (true, true));
+        w.pools.drained.set(&DrainTarget::Appliance, true);
+        w.pools.drained.set(&DrainTarget::Service("s".into()), false);
+        assert!(w.pools.renewed(Nanos(0), &w.config, Seed(1)).is_none(), "drained either way");
+        for (target, said) in [
+            (DrainTarget::Pool("b".into()), "there is no pool `b`"),
+            (DrainTarget::Service("t".into()), "there is no service `t`"),
+            (backend("b9"), "pool `a` has no backend `b9`"),
+        ] {
+            assert_eq!(flows_of(&w.config, &target), Err(said.to_string()));
+        }
+    });
+}

@@ -1,0 +1,86 @@
+//! How many flows are left of what is being drained.
+
+use super::command::WorkerEvent;
+use super::turn::Worker;
+use crate::base::Addr;
+use crate::flow::{Flow, FlowKind, TcpState};
+use crate::nic::Port;
+use crate::packet::FlowRef;
+
+/// Flows looked at in one turn of the loop at most.
+const FLOWS_A_TURN: u32 = 256;
+
+/// Whose flows are counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowsOf(Ends);
+
+/// Sorted lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Ends {
+    Backends(Vec<(Addr, u16)>),
+    Services(Vec<(Addr, u16, u8)>),
+}
+
+/// A count of the flows of some backends or services, in parts where there are many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowCount {
+    pub of: FlowsOf,
+    /// Where it goes on.
+    pub(super) cursor: u32,
+    /// Counted so far.
+    pub flows: u64,
+}
+
+impl FlowCount {
+    pub fn new(of: FlowsOf) -> FlowCount {
+        FlowCount { of, cursor: 0, flows: 0 }
+    }
+}
+
+impl FlowsOf {
+    /// Those that backends serve, by their address and port.
+    pub fn backends(mut ends: Vec<(Addr, u16)>) -> FlowsOf {
+        ends.sort_unstable();
+        FlowsOf(Ends::Backends(ends))
+    }
+
+    /// Those of services, by address, port and protocol of the VIP.
+    pub fn services(mut vips: Vec<(Addr, u16, u8)>) -> FlowsOf {
+        vips.sort_unstable();
+        FlowsOf(Ends::Services(vips))
+    }
+
+    /// Connections that both sides have ended, or one has reset, are no longer counted: they are
+    /// kept for late packets only.
+    pub fn has(&self, flow: &Flow) -> bool {
+        if flow.kind == FlowKind::Transit
+            || matches!(flow.tcp, TcpState::TimeWait | TcpState::Reset)
+        {
+            return false;
+        }
+        let [client, server] = &flow.key;
+        match &self.0 {
+            Ends::Backends(ends) => ends.binary_search(&(server.src, server.sport)).is_ok(),
+            Ends::Services(vips) => {
+                vips.binary_search(&(client.dst, client.dport, client.proto)).is_ok()
+            }
+        }
+    }
+}
+
+impl<P: Port> Worker<P> {
+    pub(super) fn count_flows(&mut self) {
+        let Some(count) = &mut self.parts.control.counting else { return };
+        let flows = &self.parts.flows;
+        let capacity = flows.capacity() as u32;
+        let end = count.cursor.saturating_add(FLOWS_A_TURN).min(capacity);
+        let part = (count.cursor..end).filter_map(|at| flows.at(FlowRef(at)));
+        count.flows += part.filter(|flow| count.of.has(flow)).count() as u64;
+        count.cursor = end;
+        if end == capacity
+            && let Some(count) = self.parts.control.counting.take()
+        {
+            self.parts.control.tell(WorkerEvent::Counted(count));
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Backends that die, hang, fail and are drained: what becomes of clients.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{HTTP, NAT4, Net, SERVERS4, VIP4, pool, service};
+use nix::sys::signal::Signal;
+use tidegate::lab::{Process, wait_for};
+
+/// For what takes well under a second on a machine of its own.
+const SOON: Duration = Duration::from_secs(30);
+const REQUESTS: &str = "2000";
+
+const HEALTH: &str = "[pool.web.health]\ntype = \"http\"\npath = \"/health\"\nbody = \"well\"\n\
+                      interval = \"200ms\"\ntimeout = \"2s\"\nfall = 2\nrise = 2\n";
+
+fn config(net: &Net, more: &str) -> String {
+    [
+        net.config_head("l4-balancer", ""),
+        format!("[nat]\naddresses = [\"{NAT4}\"]\n"),
+        pool("web", SERVERS4, HTTP),
+        service("web", VIP4, 80, "web", "nat"),
+        more.to_string(),
+    ]
+    .concat()
+}
+
+/// An nginx on one of the servers' addresses. It answers 500 while a file `sick-ADDRESS` exists.
+fn nginx(net: &Net, address: &str) -> Process {
+    let dir = net.path(address);
+    std::fs::create_dir_all(&dir).expect("mkdir");
+    let d = dir.display();
+    let sick = net.path(&format!("sick-{address}"));
+    let text = format!(
+        "user root;\nmaster_process off;\npid {d}/nginx.pid;\nerror_log stderr warn;\n\
+         events {{ worker_connections 1024; }}\nhttp {{\n access_log off;\n\
+         keepalive_requests 1000000;\n keepalive_timeout 3600;\n client_body_temp_path {d}/body;\n\
+         proxy_temp_path {d}/proxy;\n fastcgi_temp_path {d}/fcgi;\n\
+         uwsgi_temp_path {d}/uwsgi;\n scgi_temp_path {d}/scgi;\n\
+         server {{\n listen {address}:{HTTP};\n root {d};\n\
+         if (-f {}) {{ return 500; }}\n\
+         location = /health {{ return 200 \"well\\n\"; }}\n\
+         location = / {{ return 200 \"{address}\\n\"; }}\n }}\n}}\n",
+        sick.display()
+    );
+    std::fs::write(dir.join("nginx.conf"), text).expect("write");
+    let mut command = Command::new("nginx");
+    command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(&dir);
+    command.arg("-c").arg(dir.join("nginx.conf"));
+    let mut process = net.server.spawn(command).expect("nginx");
+    let url = format!("http://{address}:{HTTP}/");
+    let up = wait_for(SOON, "nginx", || {
+        !process.is_running() || net.server.run("curl", &["-sf", &url]).is_ok()
+    });
+    if up.is_err() || !process.is_running() {
+        panic!("nginx did not start: {}", process.kill_and_read_stderr());
+    }
+    process
+}
+
+/// Which backends answer `count` new connections; an error in any of them fails the test.
+fn who_answers(net: &Net, count: usize) -> BTreeSet<String> {
+    let url = format!("http://{VIP4}/");
+    let ask = |_| net.client.run("curl", &["-sSf", "-m", "10", &url]).expect("an answer");
+    (0..count).map(ask).map(|name| name.trim().to_string()).collect()
+}
+
+/// Who answers on a connection that stays.
+fn ask_on(stream: &mut TcpStream) -> String {
+    stream.set_read_timeout(Some(SOON)).expect("a limit");
+    let request = format!("GET / HTTP/1.1\r\nhost: {VIP4}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    // The body is the answer's last line.
+    while !answer.split_once("\r\n\r\n").is_some_and(|(_, body)| body.ends_with('\n')) {
+        let mut part = [0; 1024];
+        let length = stream.read(&mut part).expect("an answer");
+        assert!(length > 0, "cut after {answer:?}");
+        answer.push_str(&String::from_utf8_lossy(&part[..length]));
+    }
+    answer.lines().last().unwrap_or_default().to_string()
+}
+
+fn h2load(net: &Net) {
+    let url = format!("http://{VIP4}/");
+    let args = ["--h1", "-n", REQUESTS, "-c", "20", &url];
+    let out = net.client.run("h2load", &args).expect("h2load");
+    let wanted = format!("{REQUESTS} succeeded, 0 failed, 0 errored, 0 timeout");
+    assert!(out.contains(&wanted), "{out}");
+}
+
+/// Waits until exactly these are up.
+fn until_up(net: &Net, wanted: &[&str]) {
+    let mut last = serde_json::Value::Null;
+    let agreed = wait_for(SOON, "the checks to agree", || {
+        last = net.ask_json(&["show", "backends"]);
+        let backends = last["backends"].as_array().expect("backends");
+        let is_up = |address: &str| {
+            let found = backends.iter().find(|b| b["address"] == address).expect("listed");
+            found["health"]["checks"].as_u64() > Some(0) && found["health"]["up"] == true
+        };
+        SERVERS4.iter().all(|a| is_up(a) == wanted.contains(a))
+    });
+    assert!(agreed.is_ok(), "{last:#}");
+}
+
+fn names(of: &[&str]) -> BTreeSet<String> {
+    of.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_dead_the_hung_and_the_failing_are_left_and_return() {
+    let net = Net::new(1);
+    let [a, b, c] = SERVERS4;
+    let mut servers = SERVERS4.map(|address| nginx(&net, address));
+    let _edge = net.start(&config(&net, HEALTH));
+    until_up(&net, &[a, b, c]);
+    assert_eq!(who_answers(&net, 40), names(&[a, b, c]));
+
+    servers[0].signal(Signal::SIGKILL).expect("kill");
+    until_up(&net, &[b, c]);
+    h2load(&net);
+    assert_eq!(who_answers(&net, 20), names(&[b, c]));
+
+    servers[1].signal(Signal::SIGSTOP).expect("stop");
+    until_up(&net, &[c]);
+    h2load(&net);
+    assert_eq!(who_answers(&net, 10), names(&[c]));
+    let text = net.ask(&["show", "backends"]).expect("answer");
+    assert!(text.contains("connect: Connection refused"), "{text}");
+    assert!(text.contains("no answer within 2s"), "{text}");
+
+    servers[1].signal(Signal::SIGCONT).expect("continue");
+    servers[0] = nginx(&net, a);
+    until_up(&net, &[a, b, c]);
+    net.write(&format!("sick-{c}"), "");
+    until_up(&net, &[a, b]);
+    h2load(&net);
+    assert_eq!(who_answers(&net, 40), names(&[a, b]));
+    let text = net.ask(&["show", "backends"]).expect("answer");
+    assert!(text.contains("http: status 500"), "{text}");
+
+    // All are down: better one that may fail than none at all.
+    for server in [a, b] {
+        net.write(&format!("sick-{server}"), "");
+    }
+    until_up(&net, &[]);
+    let text = net.ask(&["show", "backends"]).expect("answer");
+    assert!(text.contains("in use for want of others"), "{text}");
+    let url = format!("http://{VIP4}/");
+    let status = ["-s", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", &url];
+    assert_eq!(net.client.run("curl", &status).expect("an answer"), "500");
+}
+
+#[test]
+fn what_is_drained_keeps_its_flows_and_gets_no_new_ones() {
+    let net = Net::new(1);
+    let _servers = SERVERS4.map(|address| nginx(&net, address));
+    let text = config(&net, "");
+    let mut edge = net.start(&text);
+    let connect = || TcpStream::connect((VIP4, 80)).expect("connect");
+    let mut old = net.client.enter(connect).expect("thread");
+    let serving = format!("{}:{HTTP}", ask_on(&mut old));
+    let name = format!("web/{serving}");
+    let left = net.ask_json(&["drain", "backend", &name]);
+    assert_eq!((left["drained"].as_bool(), left["flows"].as_u64()), (Some(true), Some(1)));
+    let others = |seen: &BTreeSet<String>| {
+        seen.len() == 2 && !seen.iter().any(|server| serving.starts_with(server))
+    };
+    let seen = who_answers(&net, 30);
+    assert!(others(&seen), "{seen:?} beside {serving}");
+
+    net.write("tidegate.toml", &text.replace("port = 80\n", "port = 80\nidle_timeout = \"1h\"\n"));
+    net.ask(&["reload"]).expect("reload");
+    let seen = who_answers(&net, 30);
+    assert!(others(&seen), "after the reload: {seen:?} beside {serving}");
+    assert_eq!(format!("{}:{HTTP}", ask_on(&mut old)), serving, "the old flow was moved or cut");
+    assert!(net.ask(&["show", "backends"]).expect("answer").contains("drained"));
+
+    drop(old);
+    let left = net.ask_json(&["drain", "backend", &name, "--wait"]);
+    assert_eq!(left["flows"].as_u64(), Some(0));
+    net.ask(&["undrain", "backend", &name]).expect("undrain");
+    assert_eq!(who_answers(&net, 40).len(), 3);
+
+    net.ask(&["drain", "appliance"]).expect("drain");
+    let refused = net.client.run("curl", &["-sSf", "-m", "2", &format!("http://{VIP4}/")]);
+    assert!(refused.is_err(), "a new flow of a drained appliance");
+    let drops = net.ask_json(&["show", "drops"]);
+    let drops = drops["drops"].as_array().expect("drops");
+    let drained = drops.iter().find(|d| d["reason"] == "service_drained").expect("listed");
+    assert!(drained["packets"].as_u64() > Some(0));
+    net.ask(&["undrain", "appliance"]).expect("undrain");
+    h2load(&net);
+    assert!(net.ask(&["drain", "pool", "nosuch"]).expect_err("no pool").contains("no pool"));
+    assert!(edge.is_running());
+}

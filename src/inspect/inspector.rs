@@ -275,6 +275,11 @@ impl Inspector {
         }
     }
 
+    /// Whether it has taken parsers of HTTP from the pool.
+    pub fn has_parsers(&self) -> bool {
+        self.http.is_some()
+    }
+
     /// Ends, and gives the parsers back.
     pub fn give_back(self, pool: &mut Pool) {
         if let Some(http) = self.http {

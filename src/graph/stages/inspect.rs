@@ -37,6 +37,8 @@ const STALL_NS_MAX: u64 = 10_000_000_000;
 const SWEEP_SLOTS: usize = 2;
 /// Slots among which the one that stalls longest gives way to a new flow.
 const CROWD_SLOTS: usize = 8;
+/// Slots among which the one that is silent for longest gives its parsers to a new flow.
+const PARSER_SLOTS: usize = 64;
 /// Flows under inspection for each page in which early segments wait.
 const FLOWS_PER_PAGE: usize = 4;
 const PAGES_MIN: usize = 64;
@@ -188,6 +190,18 @@ impl Inspect {
         let slot = next.min_by_key(|&slot| self.slots[slot].progress_at).unwrap_or(from);
         self.give_up(cx, slot, Given::Up(Unknown::Crowded));
         self.free.pop().map_or(slot, usize::from)
+    }
+
+    /// All parsers of HTTP are in use and another flow begins as HTTP does: of the next flows, the
+    /// one that is silent for longest is let go.
+    fn free_parsers(&mut self, cx: &mut Cx<'_>) {
+        let from = self.hand;
+        self.hand = (from + PARSER_SLOTS) % self.slots.len();
+        let next = (from..from + PARSER_SLOTS.min(self.slots.len())).map(|i| i % self.slots.len());
+        let using = next.filter(|&slot| self.inspectors[slot].has_parsers());
+        if let Some(slot) = using.min_by_key(|&slot| self.slots[slot].progress_at) {
+            self.give_up(cx, slot, Given::Up(Unknown::Crowded));
+        }
     }
 
     /// Gives up a few of the flows that stall. Those whose protocol is known may be silent for as

@@ -39,7 +39,13 @@ impl Inspect {
         let flow = cx.flows.get(meta.flow);
         let slot = match (flow.inspection, self.slot_of(flow)) {
             (_, Some(slot)) => slot,
-            (NOT_YET, None) => self.begin(cx, meta),
+            (NOT_YET, None) => {
+                // HTTP begins with text.
+                if self.pool.is_empty() && payload.first().is_some_and(u8::is_ascii_graphic) {
+                    self.free_parsers(cx);
+                }
+                self.begin(cx, meta)
+            }
             // Its slot went with an inspector of another size.
             _ => {
                 cx.flows.get_mut(meta.flow).inspection = DONE;

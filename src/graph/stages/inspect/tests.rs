@@ -328,6 +328,22 @@ fn when_all_slots_are_taken_the_longest_stalled_flow_gives_way() {
 }
 
 #[test]
+fn a_silent_connection_gives_its_parsers_to_a_new_one() {
+    let mut rig = Rig::new(8, 8);
+    let limits = InspectLimits { http_flows_max: 2, ..inspect_limits(HELLO_BYTES_MAX, 8) };
+    rig.inspect = Inspect::new(&limits);
+    let clients: Vec<Client> = (1..=3).map(client).collect();
+    let flows: Vec<FlowRef> = clients.iter().map(|c| rig.open(c)).collect();
+    for c in &clients {
+        rig.now = rig.now.saturating_add(1_000);
+        rig.run(&[c.data(0, b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")]);
+    }
+    let done: Vec<bool> = flows.iter().map(|&flow| rig.inspection(flow) == DONE).collect();
+    assert_eq!(done, [true, false, false]);
+    assert_eq!((rig.counters.requests_read, rig.counters.unknown_crowded), (3, 0));
+}
+
+#[test]
 fn a_gap_that_stays_ends_it() {
     let mut rig = Rig::new(2, 8);
     let c = client(1);

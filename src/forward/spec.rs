@@ -35,6 +35,8 @@ pub enum ForwardMode {
 pub enum BindAt {
     /// A whole TLS ClientHello; over UDP, that of QUIC.
     Hello,
+    /// The head of a request in the clear, of HTTP/1 or HTTP/2; or a ClientHello.
+    Request,
 }
 
 /// Delayed binding of a service's connections.

@@ -103,6 +103,13 @@ impl RuleSpec {
             && self.operation.is_empty())
     }
 
+    /// Whether nothing but a request in the clear can match.
+    pub fn needs_request(&self) -> bool {
+        let RuleSpec { authority, method, path, header, grpc, .. } = self;
+        let requests = authority.is_empty() && method.is_empty() && path.is_empty();
+        !(requests && header.is_empty() && grpc.is_empty())
+    }
+
     /// Whether every flow matches at any time.
     pub fn is_catch_all(&self) -> bool {
         let RuleSpec { vip, client, server, dscp, port, bytes_over, time, .. } = self;

@@ -9,9 +9,10 @@ use super::side::Side;
 use super::spec::WorkersSpec;
 use super::turn::{Worker, WorkerParts};
 use crate::flow::{FlowLimits, FlowTable, Names, Timeouts};
+use crate::forward::spec::BindAt;
 use crate::forward::{IcmpLimiter, Parking};
 use crate::graph::spec::{PipelineSpec, StageSpec};
-use crate::graph::stages::splice::SpliceLimits;
+use crate::graph::stages::splice::{HeadLimits, SpliceLimits};
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::spec::PortSpec;
@@ -115,16 +116,23 @@ impl Blueprint<'_> {
     /// inspects.
     fn splice(&self) -> Option<SpliceLimits> {
         let services = self.snapshot.forward.services();
-        let mut delayed = services.iter().filter(|s| s.delay.is_some()).peekable();
-        delayed.peek()?;
-        let datagrams = delayed.any(|s| s.proto == udp::PROTOCOL);
+        let delayed = || services.iter().filter(|s| s.delay.is_some());
+        delayed().next()?;
+        let datagrams = delayed().any(|s| s.proto == udp::PROTOCOL);
+        let requests = delayed().any(|s| s.delay.is_some_and(|d| d.at == BindAt::Request));
         self.pipeline.stages.iter().find_map(|stage| match stage {
-            StageSpec::Inspect { hello_bytes_max, flows_max, .. } => Some(SpliceLimits {
-                flows_max: self.workers.flows_max,
-                bindings_max: *flows_max,
-                read_bytes_max: *hello_bytes_max,
-                datagrams,
-            }),
+            StageSpec::Inspect { hello_bytes_max, flows_max, http_flows_max, headers } => {
+                Some(SpliceLimits {
+                    flows_max: self.workers.flows_max,
+                    bindings_max: *flows_max,
+                    read_bytes_max: *hello_bytes_max,
+                    datagrams,
+                    heads: requests.then(|| HeadLimits {
+                        connections_max: *http_flows_max,
+                        headers: headers.clone(),
+                    }),
+                })
+            }
             _ => None,
         })
     }

@@ -7,6 +7,7 @@ mod common;
 mod capture;
 mod crowd;
 mod python;
+mod requests;
 mod site;
 
 use std::fs;

@@ -17,6 +17,7 @@ use tidegate::policy::spec::{NamePattern, RuleSpec};
 use tidegate::sim::stream::{Echo, Mood, Plan, Profile, Stand, Talker};
 use tidegate::sim::{Appliance, Endpoint, LinkSpec, Machine, Net, Setup, mac_of};
 
+use crate::speech::{hello, http1, http2};
 use crate::world::{
     CLIENTS, Family, SERVER_PORTS, SERVERS, TCP_PORT, World, box_mac, client_end, for_seeds,
     inspect, setup, stages,
@@ -32,28 +33,12 @@ pub fn seeds(few: u64) -> u64 {
     std::env::var("TIDEGATE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(few)
 }
 
-/// A ClientHello that names a server, `padding` bytes longer than it needs to be.
-pub fn hello(name: &str, padding: usize) -> Vec<u8> {
-    let sized = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat();
-    let extension = |kind: u16, body: &[u8]| [&kind.to_be_bytes()[..], &sized(body)].concat();
-    let entry = [&[0][..], &sized(name.as_bytes())].concat();
-    let versions = extension(43, &[2, 3, 4]);
-    let extensions =
-        [extension(21, &vec![0; padding]), versions, extension(0, &sized(&entry))].concat();
-    let body =
-        [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0], &sized(&extensions)].concat();
-    let length = (body.len() as u32).to_be_bytes();
-    let message = [&[1][..], &length[1..], &body].concat();
-    let record = |part: &[u8]| [&[22, 3, 1][..], &sized(part)].concat();
-    message.chunks(16_000).flat_map(record).collect()
-}
-
-pub fn delayed(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
+pub fn delayed(seed: Seed, family: Family, mode: ForwardMode, at: BindAt) -> Setup {
     let mut setup = setup(seed, family, mode);
     setup.pipeline = stages(&[inspect(), StageSpec::Classify, StageSpec::Balance]);
     let service = &mut setup.forward.services[0];
     let promise = Promise { mss: 1_440, ..Promise::default() };
-    service.delay = Some(Delay { at: BindAt::Hello, timeout_ms: 30_000, promise });
+    service.delay = Some(Delay { at, timeout_ms: 30_000, promise });
     service.rule_pools = vec![PoolId(1)];
     setup.forward.services.truncate(1);
     let backend = |i: usize| BackendSpec {
@@ -65,8 +50,13 @@ pub fn delayed(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
     };
     let pool = |id: u16, backends| PoolSpec { id: PoolId(id), name: format!("p{id}"), backends };
     setup.forward.pools = vec![pool(0, vec![backend(0), backend(1)]), pool(1, vec![backend(2)])];
-    let sni = vec![NamePattern::Exact(NAMES[2].into())];
-    setup.rules = vec![RuleSpec { sni, class: ClassId(3), pool: Some(1), ..RuleSpec::default() }];
+    let name = || vec![NamePattern::Exact(NAMES[2].into())];
+    let rule = RuleSpec { class: ClassId(3), pool: Some(1), ..RuleSpec::default() };
+    let method = vec!["POST".into()];
+    setup.rules = vec![
+        RuleSpec { sni: name(), ..rule.clone() },
+        RuleSpec { authority: name(), method, ..rule },
+    ];
     setup
 }
 
@@ -114,28 +104,30 @@ fn server_profile(rng: &mut Rng) -> Profile {
     Profile { mss, sack: true, stamps: true, window_scale, buffer, ..any_profile(rng) }
 }
 
-fn any_plan(rng: &mut Rng, now: Nanos, name: &str) -> Plan {
+fn any_plan(rng: &mut Rng, now: Nanos, name: &str, at: BindAt) -> Plan {
     let padding = [0, 1_500, 4_000, 12_000][rng.below(4) as usize];
-    let mut says = hello(name, padding);
+    let ways = [hello, http1, http2];
+    let way = if at == BindAt::Request { rng.below(3) as usize } else { 0 };
+    let mut says = ways[way](name, padding);
     let more = if rng.chance(0.1) { 0 } else { rng.below(40_000) };
     says.extend((0..more).map(|i| (i ^ i >> 8) as u8));
     let start = Nanos(now.0 + u64::from(rng.below(300_000_000)));
     Plan { start, says, closes_early: rng.chance(0.3) }
 }
 
-fn talk(seed: Seed, percent: f64, family: Family, mode: ForwardMode) -> Counters {
+fn talk(seed: Seed, percent: f64, family: Family, mode: ForwardMode, at: BindAt) -> Counters {
     const TALKERS: usize = 6;
     let mut rng = Rng::new(seed);
     let profiles: Vec<_> = (0..3).map(|_| server_profile(&mut rng)).collect();
     let bad = LinkSpec::bad(percent, DELAY);
-    let mut setup = delayed(seed, family, mode);
+    let mut setup = delayed(seed, family, mode, at);
     setup.workers = 1 + (seed.0 % 2) as u16;
     let mut net = world(setup, family, bad, |i| profiles[i]);
     let mut names = Vec::new();
     for i in 0..TALKERS {
         let name = NAMES[rng.below(3) as usize];
         names.push(name);
-        let plan = any_plan(&mut rng, net.now, name);
+        let plan = any_plan(&mut rng, net.now, name, at);
         let profile = any_profile(&mut rng);
         let isn = if rng.chance(0.5) { 0u32.wrapping_sub(rng.below(9_000)) } else { rng.below(9) };
         net.add(CLIENTS, talker(family, i, isn, profile, plan));
@@ -195,39 +187,51 @@ fn finish(mut net: World) -> Counters {
     net.appliance.finish()
 }
 
-fn talk_all(percent: f64, few: u64) {
+fn talk_all(percent: f64, few: u64, at: BindAt) {
     for_seeds(seeds(few), |seed| {
         let family = Family::BOTH[(seed.0 / 2 % 2) as usize];
         let mode = [ForwardMode::Nat, ForwardMode::Dnat][(seed.0 / 4 % 2) as usize];
-        let counters = talk(seed, percent, family, mode);
+        let counters = talk(seed, percent, family, mode, at);
         assert!(counters.bindings_joined >= 6, "{counters:?}");
     });
 }
 
 #[test]
 fn over_perfect_links() {
-    talk_all(0.0, 8);
+    talk_all(0.0, 8, BindAt::Hello);
 }
 
 #[test]
 fn over_links_that_lose_one_in_a_hundred() {
-    talk_all(1.0, 8);
+    talk_all(1.0, 8, BindAt::Hello);
 }
 
 #[test]
 fn over_links_that_lose_one_in_twenty() {
-    talk_all(5.0, 8);
+    talk_all(5.0, 8, BindAt::Hello);
 }
 
 #[test]
 fn over_links_that_lose_one_in_five() {
-    talk_all(20.0, 8);
+    talk_all(20.0, 8, BindAt::Hello);
+}
+
+/// Requests of HTTP/1 and HTTP/2, and hellos, at a service that waits for requests.
+#[test]
+fn requests_over_links_of_all_kinds() {
+    for percent in [0.0, 1.0, 5.0, 20.0] {
+        talk_all(percent, 6, BindAt::Request);
+    }
 }
 
 /// One talker behind good links, with what the servers are like.
 fn one(family: Family, moods: [Mood; 3], says: Vec<u8>) -> World {
+    one_at(family, moods, says, BindAt::Hello)
+}
+
+fn one_at(family: Family, moods: [Mood; 3], says: Vec<u8>, at: BindAt) -> World {
     let mut net =
-        world(delayed(Seed(7), family, ForwardMode::Nat), family, LinkSpec::default(), |_| {
+        world(delayed(Seed(7), family, ForwardMode::Nat, at), family, LinkSpec::default(), |_| {
             Profile { mss: 1_440, ..Profile::default() }
         });
     for (i, mood) in moods.into_iter().enumerate() {
@@ -298,15 +302,44 @@ fn what_is_no_hello_goes_to_the_services_own_pool() {
     assert_eq!(finish(net).apps_other, 1);
 }
 
+/// A head that never ends, and one that is longer than what is read.
+#[test]
+fn requests_that_never_end_are_given_up() {
+    let mut half = http2(NAMES[0], 100);
+    half.truncate(70);
+    let mut net = one_at(Family::V4, [Mood::Willing; 3], half, BindAt::Request);
+    net.run_for(Duration::from_secs(31));
+    assert_eq!(stand(&net), Stand::Reset);
+    assert_eq!(finish(net).bindings_timed_out, 1);
+    let long = http1(NAMES[2], 40_000);
+    let mut net = one_at(Family::V4, [Mood::Willing; 3], long, BindAt::Request);
+    everyone_is_served(&mut net);
+    assert_eq!(finish(net).unknown_head_too_long, 1);
+}
+
+/// Where the first backend refuses, the head is read again for the next: of the same pool.
+#[test]
+fn the_next_backend_is_of_the_pool_that_the_request_chose() {
+    let moods = [Mood::Willing, Mood::Willing, Mood::Refusing];
+    for says in [http1(NAMES[2], 500), http2(NAMES[2], 12_000)] {
+        let mut net = one_at(Family::V4, moods, says, BindAt::Request);
+        net.run_for(Duration::from_secs(1));
+        assert_eq!(stand(&net), Stand::Reset, "{:?}", net.appliance.counters());
+        let counters = finish(net);
+        assert_eq!((counters.bindings_unserved, counters.backends_unwilling), (1, 3));
+    }
+}
+
 /// Cookies keep nothing, so a flood takes no memory and no place from anybody.
 #[test]
 fn a_flood_of_syns_harms_nobody() {
     let (family, mode) = (Family::V4, ForwardMode::Nat);
     let good = LinkSpec { delay: DELAY, ..LinkSpec::default() };
-    let mut net = world(delayed(Seed(9), family, mode), family, good, |_| Profile::default());
+    let mut net =
+        world(delayed(Seed(9), family, mode, BindAt::Hello), family, good, |_| Profile::default());
     let mut rng = Rng::new(Seed(9));
     for i in 0..8 {
-        let plan = any_plan(&mut rng, net.now, NAMES[i % 3]);
+        let plan = any_plan(&mut rng, net.now, NAMES[i % 3], BindAt::Hello);
         net.add(CLIENTS, talker(family, i, 77, Profile::default(), plan));
     }
     let vip = (family.vip(), TCP_PORT);

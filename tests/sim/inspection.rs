@@ -16,7 +16,7 @@ use tidegate::policy::spec::{
 };
 use tidegate::sim::Appliance;
 
-use crate::binding::hello;
+use crate::speech::hello;
 use crate::world::{CLIENTS, Family, SERVERS, TCP_PORT, box_mac, for_seeds, setup, stages};
 
 const BY_NAME: u8 = 10;

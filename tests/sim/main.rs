@@ -11,5 +11,6 @@ mod quic;
 mod quic_support;
 mod reload;
 mod services;
+mod speech;
 mod workers;
 mod world;

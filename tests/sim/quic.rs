@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tidegate::base::hash::Rng;
 use tidegate::base::{Nanos, Seed};
-use tidegate::forward::spec::{ForwardMode, PoolId};
+use tidegate::forward::spec::{BindAt, ForwardMode, PoolId};
 use tidegate::inspect::Peek;
 use tidegate::observe::Counters;
 use tidegate::packet::build::{LinkSpec as Ends, UdpSpec, udp_packet};
@@ -15,8 +15,9 @@ use tidegate::policy::spec::RuleSpec;
 use tidegate::sim::net::{Host, Outbox};
 use tidegate::sim::{Appliance, Endpoint, LinkSpec, Net, Setup, mac_of};
 
-use crate::binding::{delayed, hello, seeds};
+use crate::binding::{delayed, seeds};
 use crate::quic_support::{self, Initial, V1, crypto};
+use crate::speech::hello;
 use crate::world::{CLIENTS, Family, SERVERS, UDP_PORT, box_mac, client_end, for_seeds};
 
 const DELAY: Duration = Duration::from_millis(2);
@@ -219,7 +220,7 @@ impl Host for Machine {
 }
 
 fn quic_setup(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
-    let mut setup = delayed(seed, family, mode);
+    let mut setup = delayed(seed, family, mode, BindAt::Hello);
     let service = &mut setup.forward.services[0];
     (service.proto, service.port) = (17, UDP_PORT);
     setup.rules.push(RuleSpec { mark: Some(MARK), class: ClassId(2), ..RuleSpec::default() });

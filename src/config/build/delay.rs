@@ -35,16 +35,25 @@ pub fn delay(
             ("promise", s.promise.as_ref().map(Spanned::span)),
         ] {
             if let Some(span) = span {
-                b.error(&span, format!("`{key}` is for services with `bind = \"hello\"`"));
+                b.error(
+                    &span,
+                    format!(
+                        "`{key}` is for services with `bind = \"hello\"` or `bind = \"request\"`"
+                    ),
+                );
             }
         }
         return None;
     };
-    if matches!(bind.get_ref(), FileBind::Request) {
-        let what = "binding at the `request` comes with a later release: this one has \"syn\" and \
-                    \"hello\"";
+    let at = match bind.get_ref() {
+        FileBind::Request => BindAt::Request,
+        _ => BindAt::Hello,
+    };
+    let word = word(at);
+    if proto != TCP && at == BindAt::Request {
+        let what = "`bind = \"request\"` is for `protocol = \"tcp\"`: QUIC says nothing in the \
+                    clear but its ClientHello, for which there is \"hello\"";
         b.error(&bind.span(), what);
-        return None;
     }
     if proto != TCP
         && let Some(promise) = &s.promise
@@ -54,16 +63,25 @@ pub fn delay(
         b.error(&promise.span(), what);
     }
     if mode == ForwardMode::Dsr {
-        let what = "`bind = \"hello\"` can't go with `mode = \"dsr\"`: answers would pass the \
-                    appliance by, and their numbers have to be translated";
+        let what = format!(
+            "`bind = \"{word}\"` can't go with `mode = \"dsr\"`: answers would pass the \
+             appliance by, and their numbers have to be translated"
+        );
         b.error(&bind.span(), what);
     }
     let timeout = b.within(&s.bind_timeout, TIMEOUT_MIN..=TIMEOUT_MAX, TIMEOUT, show);
     Some(Delay {
-        at: BindAt::Hello,
+        at,
         timeout_ms: timeout.as_millis() as u32,
         promise: promise(b, s.promise.as_ref().map(Spanned::get_ref)),
     })
+}
+
+fn word(at: BindAt) -> &'static str {
+    match at {
+        BindAt::Hello => "hello",
+        BindAt::Request => "request",
+    }
 }
 
 fn promise(b: &mut Build<'_>, given: Option<&FilePromise>) -> Promise {
@@ -106,8 +124,8 @@ pub fn rule_pools(b: &mut Build<'_>, file: &FileConfig, config: &mut Config) {
             }
         }
         if !chosen {
-            let what = "no service with `bind = \"hello\"` that this rule can match: others get \
-                        their backend before rules are asked, from their own pool";
+            let what = "no service whose `bind` waits for what this rule asks about: others get \
+                        their backend before it is known, from their own pool";
             b.error(&name.span(), what);
         }
     }
@@ -115,7 +133,7 @@ pub fn rule_pools(b: &mut Build<'_>, file: &FileConfig, config: &mut Config) {
 
 /// Whether connections to a service with delayed binding can match a rule.
 fn may_match(rule: &RuleSpec, service: &ServiceSpec) -> bool {
-    service.delay.is_some()
+    service.delay.is_some_and(|d| d.at == BindAt::Request || !rule.needs_request())
         && (rule.vip.is_empty() || rule.vip.contains(&service.vip))
         && (rule.port.is_empty() || rule.port.contains(&service.port))
 }
@@ -133,8 +151,9 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
             && !stages.is_empty()
         {
             let what = format!(
-                "`bind = \"hello\"` needs a pipeline with an `inspect` stage, whose limits it \
+                "`bind = \"{}\"` needs a pipeline with an `inspect` stage, whose limits it \
                  shares: `{}` has none",
+                word(service.delay.map_or(BindAt::Hello, |d| d.at)),
                 config.pipeline.name,
             );
             b.error(&bind.span(), what);

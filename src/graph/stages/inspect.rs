@@ -23,6 +23,7 @@ mod streams;
 
 use datagrams::Places;
 use openings::Openings;
+pub(super) use streams::keep_request;
 
 /// [`Flow::inspection`] of a flow that was not looked at yet.
 pub const NOT_YET: u16 = u16::MAX;
@@ -46,7 +47,7 @@ const PAGES_MIN: usize = 64;
 const SIDES: usize = 2;
 /// The header table that is kept for each direction of HTTP/2: the protocol's default (RFC 9113,
 /// section 6.5.2).
-const TABLE_BYTES: usize = 4_096;
+pub(super) const TABLE_BYTES: usize = 4_096;
 
 // A sighting holds whatever the parser does.
 const _: () = assert!(tls::SNI_BYTES_MAX == NAME_BYTES_MAX);
@@ -358,7 +359,7 @@ fn count_end(
     }
 }
 
-fn count_app(app: App, counters: &mut Counters) {
+pub(super) fn count_app(app: App, counters: &mut Counters) {
     match app {
         App::None => {}
         App::Tls => counters.apps_tls += 1,
@@ -368,7 +369,7 @@ fn count_app(app: App, counters: &mut Counters) {
     }
 }
 
-fn count_unknown(unknown: Unknown, counters: &mut Counters) {
+pub(super) fn count_unknown(unknown: Unknown, counters: &mut Counters) {
     match unknown {
         Unknown::HelloTooLong => counters.unknown_hello_too_long += 1,
         Unknown::HeadMalformed => counters.unknown_head_malformed += 1,

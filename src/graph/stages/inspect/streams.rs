@@ -238,7 +238,7 @@ impl Teller<'_> {
     }
 }
 
-fn keep_request(note: &mut Note, request: &Request<'_>) {
+pub(in crate::graph::stages) fn keep_request(note: &mut Note, request: &Request<'_>) {
     note.requests = note.requests.saturating_add(1);
     note.method.set(request.method);
     note.authority.set(request.authority.unwrap_or_default());

@@ -8,13 +8,11 @@ use crate::forward::Backend;
 use crate::forward::spec::PoolId;
 use crate::forward::splice::Out;
 use crate::graph::stages::balance::open;
-use crate::graph::stages::inspect::{DONE, count_failure, count_name, intern};
+use crate::graph::stages::inspect::{DONE, intern};
 use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, REPLIES_MAX};
-use crate::inspect::AlpnList;
-use crate::inspect::tls::Carrier;
 use crate::packet::{Direction, FlowRef, PacketMeta, tcp};
-use crate::policy::{Decision, Facts, Steps};
+use crate::policy::{Decision, Steps};
 
 /// Times that a connection is offered to a backend.
 const BACKENDS_TRIED_MAX: usize = 3;
@@ -45,14 +43,7 @@ impl Splice {
     /// The client has said enough, or something that is not understood: the first backend. `false`
     /// where there is none.
     pub(super) fn decide(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> bool {
-        let parser = &self.parsers[slot];
-        match parser.failure() {
-            Some(failure) => count_failure(Some(failure), cx.counters),
-            None => {
-                count_name(parser.sni(), cx.counters);
-                cx.counters.apps_tls += 1;
-            }
-        }
+        self.speech.count(slot, cx.counters);
         self.slots.keep(slot);
         self.open_next(cx, slot, out).is_some()
     }
@@ -115,12 +106,15 @@ impl Splice {
 
     /// What else the flow is known by.
     fn enter(&mut self, cx: &mut Cx<'_>, slot: usize, flow: FlowRef) {
-        let name = self.parsers[slot].sni().map(|sni| intern(cx.names, sni));
+        let name = self.speech.name(slot).map(|sni| intern(cx.names, sni));
         let known = cx.flows.get_mut(flow);
         known.kind = FlowKind::Spliced;
         known.inspection = DONE;
         if let Some(name) = name {
             known.name = name;
+        }
+        if let Some(note) = cx.names.notes.of(flow, known) {
+            self.speech.note(slot, note);
         }
         if self.bound[slot].binding.is_finished() {
             let direction = Direction::Forward;
@@ -131,16 +125,11 @@ impl Splice {
     }
 
     /// What the rules say, now that the client has spoken. Whom they refuse gets no backend.
-    fn choice(&self, cx: &mut Cx<'_>, slot: usize) -> (Decision, Steps) {
-        let parser = &self.parsers[slot];
+    fn choice(&mut self, cx: &mut Cx<'_>, slot: usize) -> (Decision, Steps) {
+        let said = self.held.pieces(slot, 0, self.held.len(slot));
         let (key, _) = self.slots.key(slot);
-        let alpn = AlpnList::from_wire(parser.alpn().wire());
-        let ja4 = parser.ja4(Carrier::Tcp);
-        let ja4 = ja4.as_ref().map(|ja4| ja4.as_str().as_bytes());
-        let facts = Facts { sni: parser.sni(), alpn, ja4, ..Facts::of(key, 0) };
-        let rules = &cx.snapshot.rules;
-        let decision = rules.decide(&facts);
-        cx.counters.classifications += u64::from(decision.rule.is_some());
-        (decision, rules.steps(&facts))
+        let decided = self.speech.decide(slot, said, key, &cx.snapshot.rules);
+        cx.counters.classifications += u64::from(decided.0.rule.is_some());
+        decided
     }
 }

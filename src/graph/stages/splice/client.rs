@@ -10,8 +10,6 @@ use crate::forward::splice::{
 };
 use crate::graph::stages::egress::may_cross;
 use crate::graph::{Cx, REPLIES_MAX};
-use crate::inspect::Peek;
-use crate::inspect::tls::HelloParser;
 use crate::packet::field::u16_at;
 use crate::packet::tcp::flag::{ACK, RST, SYN};
 use crate::packet::{Direction, DropReason, FlowRef, PacketMeta, PacketMut, PacketRef, tcp};
@@ -34,8 +32,11 @@ impl Splice {
         }
         let seen = seen(cx, packet.as_ref());
         let agreed = self.cookie(cx, meta, &seen).ok_or(DropReason::BadCookie)?;
-        if self.slots.is_full() {
+        if self.slots.is_full() || !self.speech.has_room(delay.at) {
             self.push_out(cx)?;
+        }
+        if !self.speech.has_room(delay.at) {
+            return Err(DropReason::BindingsFull);
         }
         let (key, hash) = (meta.key, meta.hash);
         let slot = self.slots.take(&key, hash).ok_or(DropReason::BindingsFull)?;
@@ -46,7 +47,7 @@ impl Splice {
             class: meta.class,
             ..Bound::default()
         };
-        self.parsers[slot] = HelloParser::new(self.read_bytes_max);
+        self.speech.begin(slot, delay.at);
         self.waiting(cx, packet, slot)
     }
 
@@ -166,12 +167,16 @@ impl Splice {
         if self.bound[slot].binding.phase() != Phase::Waiting {
             return true;
         }
-        let parser = &mut self.parsers[slot];
-        let mut peek = Peek::NeedMore;
-        for piece in self.held.pieces(slot, before, self.held.len(slot)) {
-            peek = parser.feed(piece);
+        let len = self.held.len(slot);
+        let mut clear = false;
+        for piece in self.held.pieces(slot, before, len) {
+            clear |= self.speech.hear(slot, piece);
         }
-        peek == Peek::NeedMore || self.decide(cx, slot, out)
+        if !clear && self.speech.has_said_too_much(len) {
+            self.speech.give_up(slot);
+            clear = true;
+        }
+        !clear || self.decide(cx, slot, out)
     }
 }
 

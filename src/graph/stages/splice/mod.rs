@@ -9,17 +9,19 @@ mod datagrams;
 mod joined;
 mod send;
 mod server;
+mod speech;
 
 use self::choose::Tried;
 use self::datagrams::Quic;
 pub(super) use self::send::send_fresh;
+pub use self::speech::HeadLimits;
+use self::speech::Speech;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind};
 use crate::forward::splice::held::{PAGE_BYTES, STREAM_BYTES_MAX};
 use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::splice::{Binding, Cookies, Held, OnTimer, Out, Slots, Translation};
 use crate::graph::{Cx, REPLIES_MAX};
-use crate::inspect::tls::HelloParser;
 use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
 
 /// Bytes held beyond those that are read: what follows a hello at once, such as early data.
@@ -34,7 +36,7 @@ const SLOTS_PER_SPARE_PAGE: usize = 4;
 const SPARE_PAGES_MIN: usize = 64;
 
 /// How much of delayed binding there may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpliceLimits {
     /// Flows of the worker's table.
     pub flows_max: u32,
@@ -44,6 +46,8 @@ pub struct SpliceLimits {
     pub read_bytes_max: u32,
     /// Clients of QUIC are bound, too: as many again.
     pub datagrams: bool,
+    /// `None` where no service waits for requests.
+    pub heads: Option<HeadLimits>,
 }
 
 /// Connections of one worker that are being bound, and what is translated in those that are.
@@ -52,11 +56,10 @@ pub struct Splice {
     slots: Slots,
     held: Held,
     hold_max: u32,
-    read_bytes_max: u32,
+    limits: SpliceLimits,
     /// By slot.
     bound: Box<[Bound]>,
-    /// By slot.
-    parsers: Box<[HelloParser]>,
+    speech: Speech,
     /// By the flow's place in the table.
     links: Box<[Link]>,
     /// Where some service binds datagrams so.
@@ -112,9 +115,9 @@ impl Splice {
             slots: Slots::new(count),
             held: Held::new(count, count + spare),
             hold_max,
-            read_bytes_max,
+            limits: limits.clone(),
             bound: vec![Bound::default(); count].into_boxed_slice(),
-            parsers: vec![HelloParser::new(read_bytes_max); count].into_boxed_slice(),
+            speech: Speech::new(count, read_bytes_max, limits.heads.as_ref()),
             links: vec![Link::default(); limits.flows_max as usize].into_boxed_slice(),
             quic: limits.datagrams.then(|| Box::new(Quic::new(limits, read_bytes_max, seed))),
         }
@@ -141,10 +144,9 @@ impl Splice {
         if let (Some(new), Some(old)) = (&mut self.quic, &mut old.quic) {
             new.take_over(old);
         }
-        if self.slots.capacity() == old.slots.capacity() && self.hold_max == old.hold_max {
+        if self.limits == old.limits {
             std::mem::swap(self, old);
             std::mem::swap(&mut self.quic, &mut old.quic);
-            self.read_bytes_max = old.read_bytes_max;
             return;
         }
         for link in old.links.iter_mut().filter(|l| matches!(l.state, LinkState::Binding(_))) {
@@ -191,6 +193,7 @@ impl Splice {
     fn release(&mut self, slot: usize) {
         self.held.clear(slot);
         self.slots.release(slot);
+        self.speech.end(slot);
         self.bound[slot] = Bound::default();
     }
 

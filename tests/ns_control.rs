@@ -74,8 +74,21 @@ fn everything_that_can_be_asked_is_answered() {
     assert!(wan["steered"]["vip"].as_u64() >= Some(100) && wan["tx_bytes"].as_u64() > Some(0));
     let neighbours = net.ask_json(&["show", "neighbours"]);
     assert!(neighbours["neighbours"].as_array().map_or(0, Vec::len) >= 3);
-    let qos = net.ask_json(&["show", "qos"]);
+    // A class's rate is known with the second sample that has its packets.
+    let deadline = std::time::Instant::now() + LIMIT;
+    let qos = loop {
+        let qos = net.ask_json(&["show", "qos"]);
+        let rate = qos["classes"][0]["values"]["sent_bits_10s"].as_u64();
+        if rate > Some(0) || std::time::Instant::now() > deadline {
+            break qos;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
     assert!(qos["classes"][0]["values"]["sent_packets"].as_u64() >= Some(50), "{qos}");
+    let class = |name: &str| qos["classes"][0]["values"][name].as_u64().expect(name);
+    assert_eq!((class("rate_bits"), class("ceil_bits")), (100_000_000, 200_000_000), "{qos}");
+    assert!(class("sent_bits_10s") > 0, "{qos}");
+    assert!(class("sojourn_p50_ns") <= class("sojourn_p999_ns"), "{qos}");
     for what in ["counters", "drops", "flows", "services", "backends", "ports", "neighbours"] {
         let text = net.ask(&["show", what]).expect("a table");
         assert!(text.lines().count() >= 1 && text.ends_with('\n'), "{what}: {text}");

@@ -1,24 +1,22 @@
-//! Answers that workers have to be asked for: their flows, their classes.
+//! Flows as workers list them when they are asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::appliance::Appliance;
-use super::crew::Crew;
 use super::run::Control;
-use super::view::{ClassView, FlowView, FlowsView, SeenView, Values, protocol_text};
+use super::view::{FlowView, FlowsView, SeenView, protocol_text};
 use crate::base::text::printable;
 use crate::base::{Addr, Nanos};
 use crate::config::Config;
 use crate::flow::entry::NO_MARK;
 use crate::flow::{Flow, FlowKind, Note, TcpState};
 use crate::inspect::AlpnList;
-use crate::packet::{ClassId, FlowKey, PortId};
-use crate::qos::ClassStats;
+use crate::packet::{ClassId, FlowKey};
 use crate::worker::WorkerCommand;
-use crate::worker::command::{ClassRow, FlowList, FlowRow};
+use crate::worker::command::{FlowList, FlowRow};
 
 /// Workers that have not listed their flows by then hang: the others' are shown.
 const LISTED_WITHIN: Duration = Duration::from_secs(2);
@@ -198,83 +196,5 @@ fn state_text(state: TcpState) -> &'static str {
         TcpState::FinReply => "fin-from-server",
         TcpState::TimeWait => "time-wait",
         TcpState::Reset => "reset",
-    }
-}
-
-/// What is shown of a class: name, meaning, and whether it is a gauge.
-pub const CLASS_VALUES: [(&str, &str, bool); 13] = [
-    ("enqueued_packets", "Packets that arrived, whatever became of them.", false),
-    ("enqueued_bytes", "Bytes that arrived, whatever became of them.", false),
-    ("sent_packets", "Packets sent.", false),
-    ("sent_bytes", "Bytes sent.", false),
-    ("dropped_packets", "Packets lost, to overload or to the queue management.", false),
-    ("dropped_bytes", "Bytes lost, to overload or to the queue management.", false),
-    ("aqm_dropped_packets", "Packets that the queue management dropped.", false),
-    ("marked_packets", "Packets sent with a mark of congestion (ECN).", false),
-    ("borrowed_bytes", "Bytes sent on the rate of a class above.", false),
-    ("backlog_packets", "Packets waiting.", true),
-    ("backlog_bytes", "Bytes waiting.", true),
-    ("sojourn_p50_ns", "Half of the packets sent waited less.", true),
-    ("sojourn_p99_ns", "99 of 100 packets sent waited less.", true),
-];
-
-fn class_values(s: &ClassStats) -> Values {
-    let values = [
-        s.enqueued_packets,
-        s.enqueued_bytes,
-        s.sent_packets,
-        s.sent_bytes,
-        s.dropped_packets,
-        s.dropped_bytes,
-        s.aqm_dropped_packets,
-        s.marked_packets,
-        s.borrowed_bytes,
-        s.backlog_packets,
-        s.backlog_bytes,
-        s.sojourn.quantile_ns(0.5),
-        s.sojourn.quantile_ns(0.99),
-    ];
-    CLASS_VALUES.iter().map(|(name, ..)| (*name).to_string()).zip(values).collect()
-}
-
-/// What workers told of their classes last, at most a second ago.
-#[derive(Default)]
-pub(super) struct Classes {
-    by_worker: BTreeMap<u16, Vec<ClassRow>>,
-    awaited: BTreeSet<u16>,
-}
-
-impl Classes {
-    /// Asks all workers that have answered the last time.
-    pub(super) fn ask(&mut self, crew: &mut Crew, config: &Config) {
-        let count: usize = config.qos.iter().map(|q| q.classes.len()).sum();
-        for seat in &mut crew.seats {
-            if count > 0 && seat.is_reached() && self.awaited.insert(seat.id) {
-                // Twice: while a reload is under way a worker may still have the classes before.
-                let rows = Vec::with_capacity(2 * count);
-                seat.send(WorkerCommand::ListClasses(rows));
-            }
-        }
-    }
-
-    pub(super) fn take(&mut self, worker: u16, rows: Vec<ClassRow>) {
-        self.awaited.remove(&worker);
-        self.by_worker.insert(worker, rows);
-    }
-
-    /// All workers together, by port and class.
-    pub(super) fn view(&self, config: &Config) -> Vec<ClassView> {
-        let mut sums: BTreeMap<(PortId, ClassId), ClassStats> = BTreeMap::new();
-        for row in self.by_worker.values().flatten() {
-            *sums.entry((row.port, row.class)).or_default() += row.stats;
-        }
-        let view = |((port, class), stats): ((PortId, ClassId), ClassStats)| {
-            Some(ClassView {
-                port: config.ports.get(usize::from(port.0))?.name.clone(),
-                class: config.class_names.get(usize::from(class.0))?.clone(),
-                values: class_values(&stats),
-            })
-        };
-        sums.into_iter().filter_map(view).collect()
     }
 }

@@ -2,6 +2,7 @@
 
 mod appliance;
 pub mod ask;
+mod classes;
 mod crew;
 mod draining;
 mod latency;
@@ -18,6 +19,6 @@ pub mod view;
 
 pub use appliance::{Appliance, BootError};
 pub use ask::{Ask, Asker, Gone, Refusal};
-pub use listing::CLASS_VALUES;
+pub use classes::CLASS_VALUES;
 pub use pools::DrainTarget;
 pub use run::{RunError, Signals, run};

@@ -8,8 +8,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::appliance::{Appliance, unix_seconds};
 use super::ask::Ask;
+use super::classes::Classes;
 use super::draining::Draining;
-use super::listing::{Classes, Listing};
+use super::listing::Listing;
 use super::netlink::NetlinkError;
 use super::pools::Found;
 use super::taking_over::TakeOver;
@@ -152,7 +153,7 @@ impl Control {
                 WorkerEvent::OldTables(tables) => drop(tables),
                 WorkerEvent::Counted(count) => self.flows_counted(worker, &count),
                 WorkerEvent::Flows(list) => self.flows_listed(worker, list),
-                WorkerEvent::Classes(rows) => self.classes.take(worker, rows),
+                WorkerEvent::Classes(at, rows) => self.classes.take(worker, at, rows),
                 WorkerEvent::Wanted(port, addr) => self.wanted(port, addr)?,
             }
         }

@@ -57,7 +57,8 @@ pub enum WorkerEvent {
     /// What new weights replaced, to be freed.
     OldTables(Arc<Tables>),
     Flows(FlowList),
-    Classes(Vec<ClassRow>),
+    /// And when they were listed.
+    Classes(Nanos, Vec<ClassRow>),
     Counted(Box<FlowCount>),
     /// A packet waits for this neighbour: have the kernel resolve it.
     Wanted(PortId, Addr),
@@ -243,7 +244,7 @@ impl<P: Port> Worker<P> {
                     self.parts.control.listing = Some(list);
                     self.list_flows();
                 }
-                WorkerCommand::ListClasses(rows) => self.list_classes(rows),
+                WorkerCommand::ListClasses(rows) => self.list_classes(now, rows),
                 WorkerCommand::Stop { deadline } => self.phase = Phase::Draining(deadline),
             }
         }
@@ -332,7 +333,7 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    fn list_classes(&mut self, mut rows: Vec<ClassRow>) {
+    fn list_classes(&mut self, now: Nanos, mut rows: Vec<ClassRow>) {
         rows.clear();
         for (port, side) in self.parts.sides.iter().enumerate() {
             let EgressQueue::Tree(tree) = &side.egress else { continue };
@@ -342,7 +343,7 @@ impl<P: Port> Worker<P> {
                 }
             }
         }
-        self.parts.control.tell(WorkerEvent::Classes(rows));
+        self.parts.control.tell(WorkerEvent::Classes(now, rows));
     }
 
     /// Drops what is still held, gives every frame back, and publishes a last time. For the loop's

@@ -93,7 +93,15 @@ fn told_of_pipeline(text: &str) -> String {
 
 #[test]
 fn broken_configurations() {
-    let files = ["syntax.txt", "machine.txt", "forward.txt", "qos.txt", "rules.txt", "fit.txt"];
+    let files = [
+        "syntax.txt",
+        "machine.txt",
+        "forward.txt",
+        "qos.txt",
+        "rules.txt",
+        "fit.txt",
+        "meters.txt",
+    ];
     let mut total = 0;
     for file in files {
         let (cases, faults) = run(file, told_of_config);

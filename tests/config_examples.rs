@@ -63,7 +63,7 @@ fn the_rules_of_the_readme() {
 #[test]
 fn the_edge_example() {
     let c = example("example-llm-edge.toml");
-    assert_eq!(c.pipeline.stages.len(), 5);
+    assert_eq!(c.pipeline.stages.len(), 7);
     assert_eq!((c.workers.count, c.workers.cores.as_slice()), (2, [2, 3].as_slice()));
     assert_eq!(c.workers.heartbeat_limit, Duration::from_millis(100));
     let names: Vec<&str> = c.forward.services.iter().map(|s| s.name.as_str()).collect();
@@ -126,7 +126,7 @@ fn the_other_examples() {
     assert_eq!((c.rules[1].bytes_over, c.rules[3].mark), (Some(500_000_000), Some(34)));
     let known = c.catalogue.find(None, Some(b"/generate/7")).expect("added");
     assert_eq!((known.provider, known.class), ("in-house", "interactive"));
-    let StageSpec::Inspect { headers, .. } = &c.pipeline.stages[0] else { panic!("inspect") };
+    let StageSpec::Inspect { headers, .. } = &c.pipeline.stages[1] else { panic!("inspect") };
     assert_eq!(headers, &["x-tenant"]);
 
     let c = example("example-tap.toml");

@@ -208,6 +208,7 @@ pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + 
         rules: Arc::new(Rules::compile(&rules())),
         seed: SEED,
         worker_count: 1,
+        meters: Default::default(),
         shared_ports: Default::default(),
     };
     let pipeline = PipelineSpec { name: "bench".into(), stages: stages.to_vec() };

@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::atoms::{
     Alpn, Bytes, Dscp, Metrics, PortNumber, PortRange, Rate, ServerName, SocketMode, StatusRange,
 };
+use super::meter_atoms::ColourAction;
 use super::rule_atoms::{
     Days, Fingerprint, GrpcName, HeaderValue, HourRange, Method, OperationName, Path, ProviderName,
     ZoneName,
@@ -35,6 +36,8 @@ pub struct FileConfig {
     pub nat: Plain<FileNat>,
     pub transit: Plain<FileTransit>,
     pub qos: Named<FileQos>,
+    pub meter: Named<FileMeter>,
+    pub dscp: Named<FileTrust>,
     pub rule: Vec<Spanned<FileRule>>,
     pub catalogue: FileCatalogue,
     pub admin: Plain<FileAdmin>,
@@ -249,6 +252,31 @@ pub struct FileClass {
 pub enum FileQueue {
     FqCodel,
     Fifo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileMeter {
+    pub classes: Plain<Vec<Spanned<String>>>,
+    pub port: Plain<String>,
+    pub rate: Noted<Rate>,
+    pub burst: Noted<Bytes>,
+    pub excess_burst: Noted<Bytes>,
+    pub peak_rate: Noted<Rate>,
+    pub peak_burst: Noted<Bytes>,
+    pub colour_aware: Option<bool>,
+    pub green: Noted<ColourAction>,
+    pub yellow: Noted<ColourAction>,
+    pub red: Noted<ColourAction>,
+}
+
+/// What becomes of code points of packets that come in by a port.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTrust {
+    pub trust: Option<bool>,
+    pub otherwise: Noted<Dscp>,
+    pub remap: Named<Leaf<Dscp>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -9,6 +9,7 @@ mod build;
 mod file;
 pub mod health;
 mod load;
+mod meter_atoms;
 mod rule_atoms;
 
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use crate::graph::spec::PipelineSpec;
 use crate::nic::spec::PortSpec;
 use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::RuleSpec;
+use crate::qos::meters::MeteringSpec;
 use crate::qos::spec::PortQosSpec;
 use crate::worker::spec::WorkersSpec;
 
@@ -40,6 +42,7 @@ pub struct Config {
     /// Names of all classes, by [`crate::packet::ClassId`].
     pub class_names: Vec<String>,
     pub rules: Vec<RuleSpec>,
+    pub metering: MeteringSpec,
     /// Names of all tenants, by the number that rules have.
     pub tenant_names: Vec<String>,
     /// The catalogue of LLM APIs, with the configuration's changes.

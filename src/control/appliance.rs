@@ -20,6 +20,7 @@ use crate::nic::xsk::XskPort;
 use crate::nic::{Nic, NicError, PortMode};
 use crate::observe::SharedStats;
 use crate::policy::Rules;
+use crate::qos::meters::Meters;
 use crate::worker::command::control_link;
 use crate::worker::handover::RING_PACKETS;
 use crate::worker::spec::{OnFailure, WorkersSpec};
@@ -98,6 +99,7 @@ impl Appliance {
             rules: Arc::new(rules_of(&config)),
             seed,
             worker_count: config.workers.count,
+            meters: Arc::new(Meters::build(&config.metering, None)),
             shared_ports: Default::default(),
         };
         let links_up = vec![true; config.ports.len()];

@@ -181,6 +181,7 @@ pub(super) mod tests {
             rules: Arc::new(Rules::compile(&config.rules)),
             seed,
             worker_count: 1,
+            meters: Default::default(),
             shared_ports: Default::default(),
         };
         let sleeper = Sleeper::new().expect("eventfd");

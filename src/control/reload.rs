@@ -7,7 +7,7 @@ use crate::forward::spec::{ForwardMode, ForwardSpec};
 use crate::packet::ClassId;
 
 /// Classes known over a process's life, those of earlier configurations included.
-pub const CLASSES_MAX: usize = 4096;
+pub const CLASSES_MAX: usize = 65_000;
 /// The same for tenants.
 pub const TENANTS_MAX: usize = 65_000;
 
@@ -122,6 +122,7 @@ pub fn keep_class_ids(running: &Config, wanted: &mut Config) -> Result<(), Reloa
             class.parent.iter_mut().for_each(renumber);
         }
     }
+    wanted.metering.meters.iter_mut().flat_map(|m| &mut m.classes).for_each(renumber);
     wanted.rules.iter_mut().for_each(|rule| renumber(&mut rule.class));
     wanted.class_names = names;
     Ok(())

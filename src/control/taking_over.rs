@@ -23,6 +23,7 @@ use super::view::ReloadView;
 use crate::base::Nanos;
 use crate::config::{self, Config};
 use crate::graph::Snapshot;
+use crate::qos::meters::Meters;
 use crate::worker::WorkerCommand;
 
 /// A worker takes a new configuration within a few polls, unless it hangs.
@@ -93,6 +94,7 @@ impl Control {
         let snapshot = Snapshot {
             forward: Arc::new(a.pools.tables(a.clock.now(), &wanted, a.snapshot.seed)),
             rules: Arc::new(rules_of(&wanted)),
+            meters: Arc::new(Meters::build(&wanted.metering, Some(&a.snapshot.meters))),
             ..a.snapshot.clone()
         };
         let new = blueprint(&wanted, &snapshot);

@@ -5,10 +5,12 @@ use super::spec::{PipelineSpec, StageSpec};
 use super::stages::balance::Balance;
 use super::stages::classify::Classify;
 use super::stages::inspect::{Inspect, InspectLimits};
+use super::stages::meter::Meter;
 use super::stages::route::Route;
 use super::stages::splice::{Splice, SpliceLimits};
 use super::stages::tap::Tap;
 use super::stages::timing::Timing;
+use super::stages::trust::Trust;
 use crate::base::Seed;
 use crate::flow::Flow;
 use crate::packet::Batch;
@@ -20,7 +22,9 @@ pub struct Pipeline {
 
 enum StageKind {
     Inspect(Box<Inspect>),
+    Trust(Trust),
     Classify(Classify),
+    Meter(Meter),
     Timing(Timing),
     Balance(Balance),
     Route(Route),
@@ -45,6 +49,8 @@ impl Pipeline {
             StageSpec::Classify => {
                 Some(StageKind::Classify(Classify::new(!spec.stages.contains(&StageSpec::Tap))))
             }
+            StageSpec::Trust => Some(StageKind::Trust(Trust)),
+            StageSpec::Meter => Some(StageKind::Meter(Meter)),
             StageSpec::Timing { flows_max } => Some(StageKind::Timing(Timing::new(*flows_max))),
             StageSpec::Balance => Some(StageKind::Balance(match &splice {
                 Some((limits, seed)) => Balance::with_splice(Splice::new(limits, *seed)),
@@ -63,7 +69,9 @@ impl Pipeline {
         for stage in &mut self.stages {
             match stage {
                 StageKind::Inspect(s) => s.process(cx, batch),
+                StageKind::Trust(s) => s.process(cx, batch),
                 StageKind::Classify(s) => s.process(cx, batch),
+                StageKind::Meter(s) => s.process(cx, batch),
                 StageKind::Timing(s) => s.process(cx, batch),
                 StageKind::Balance(s) => s.process(cx, batch),
                 StageKind::Route(s) => s.process(cx, batch),

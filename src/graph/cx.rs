@@ -10,6 +10,7 @@ use crate::observe::{Counters, Latencies};
 use crate::packet::{Batch, FramePool, Packet, PacketMeta, PortId, Verdict};
 use crate::policy::Rules;
 use crate::qos::SharedPorts;
+use crate::qos::meters::Meters;
 
 /// Packets that the stages may make for one batch: one answer to each packet.
 pub const REPLIES_MAX: usize = crate::packet::batch::BATCH_MAX;
@@ -25,6 +26,8 @@ pub struct Snapshot {
     /// The process's seed: the same in every snapshot, since hashes of flows depend on it.
     pub seed: Seed,
     pub worker_count: u16,
+    /// Meters, which workers share, and the code points that ports trust.
+    pub meters: Arc<Meters>,
     /// What workers of one port have in common when they shape its egress.
     pub shared_ports: SharedPorts,
 }

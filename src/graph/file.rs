@@ -65,8 +65,10 @@ struct FilePipeline {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StageName {
+    Trust,
     Inspect,
     Classify,
+    Meter,
     Timing,
     Balance,
     Route,
@@ -74,9 +76,11 @@ enum StageName {
     Tap,
 }
 
-const STAGE_NAMES: [(&str, StageName); 7] = [
+const STAGE_NAMES: [(&str, StageName); 9] = [
+    ("trust", StageName::Trust),
     ("inspect", StageName::Inspect),
     ("classify", StageName::Classify),
+    ("meter", StageName::Meter),
     ("timing", StageName::Timing),
     ("balance", StageName::Balance),
     ("route", StageName::Route),
@@ -223,7 +227,9 @@ impl Checker<'_> {
         }
         let spec = match name.get_ref() {
             StageName::Inspect => self.inspect(&stage.inspect),
+            StageName::Trust => StageSpec::Trust,
             StageName::Classify => StageSpec::Classify,
+            StageName::Meter => StageSpec::Meter,
             StageName::Timing => StageSpec::Timing {
                 flows_max: self.number(&stage.timing.flows_max, TIMED_FLOWS, TIMED_FLOWS_DEFAULT),
             },
@@ -265,7 +271,7 @@ impl Checker<'_> {
 
     /// Holds the stages to an order in which each finds what it needs.
     fn order(&mut self, order: &[(StageName, Range<usize>)], start: &Range<usize>) {
-        use StageName::{Balance, Classify, Inspect, Route, Shape, Tap, Timing};
+        use StageName::{Balance, Classify, Inspect, Meter, Route, Shape, Tap, Timing, Trust};
         let at = |name| order.iter().position(|(n, _)| *n == name);
         for (i, (name, span)) in order.iter().enumerate() {
             if at(*name) != Some(i) {
@@ -273,9 +279,11 @@ impl Checker<'_> {
                 return;
             }
         }
-        let rules: [(StageName, &[StageName], &str); 5] = [
-            (Inspect, &[Classify, Balance, Route, Shape], "rules ask for what it reads"),
-            (Classify, &[Balance, Route, Shape], "the class is decided first"),
+        let rules: [(StageName, &[StageName], &str); 7] = [
+            (Trust, &[Inspect, Classify, Balance, Route, Shape], "rules ask for code points"),
+            (Inspect, &[Classify, Meter, Balance, Route, Shape], "rules ask for what it reads"),
+            (Classify, &[Meter, Balance, Route, Shape], "the class is decided first"),
+            (Meter, &[Balance, Route, Shape], "what it drops need not be forwarded"),
             (Timing, &[Balance, Route, Shape], "it looks at what is not yet forwarded"),
             (Balance, &[Route, Shape], "it takes what is addressed to services"),
             (Route, &[Shape], "only what is forwarded can be shaped"),
@@ -287,7 +295,9 @@ impl Checker<'_> {
                 self.error(&order[i].1, what);
             }
         }
-        if let (Some(i), Some(j)) = (at(Tap), [Balance, Route, Shape].iter().find_map(|n| at(*n))) {
+        if let (Some(i), Some(j)) =
+            (at(Tap), [Meter, Balance, Route, Shape].iter().find_map(|n| at(*n)))
+        {
             let what = format!(
                 "`tap` transmits nothing, so it can't stand in a pipeline with `{}`",
                 order[j].0
@@ -341,11 +351,12 @@ mod tests {
     fn shipped_pipelines_are_what_they_say() {
         let inspect = inspect(4_096);
         let timing = StageSpec::Timing { flows_max: 65_536 };
-        use StageSpec::{Balance, Classify, Route, Shape, Tap};
+        use StageSpec::{Balance, Classify, Meter, Route, Shape, Tap, Trust};
+        let edge = vec![Trust, inspect.clone(), Classify, Meter, timing.clone(), Balance, Shape];
         let expected = [
-            ("llm-edge", vec![inspect.clone(), Classify, timing.clone(), Balance, Shape]),
+            ("llm-edge", edge),
             ("l4-balancer", vec![Balance]),
-            ("router", vec![Classify, Route, Shape]),
+            ("router", vec![Trust, Classify, Meter, Route, Shape]),
             ("tap", vec![inspect, Classify, timing, Tap]),
         ];
         for (name, stages) in expected {

@@ -15,8 +15,12 @@ pub enum StageSpec {
         /// Header fields that rules ask for, in their order.
         headers: Vec<String>,
     },
+    /// Trusts, maps or clears the code points that packets come with.
+    Trust,
     /// Applies the rules: gives each flow its class.
     Classify,
+    /// Measures the packets of classes, and drops or marks what is beyond its rate.
+    Meter,
     /// Times the answers of connections.
     Timing {
         /// Connections of one worker that may be timed at once.

@@ -85,6 +85,14 @@ counters! {
     backends_unwilling,
     /// Flows of QUIC whose client came back from another address, known by its connection id.
     clients_followed,
+    /// Packets whose code point was not the one that their port trusts.
+    dscp_remapped,
+    /// Packets that a meter found to keep to their rate.
+    metered_green,
+    /// Packets that a meter found to be within the excess burst or the peak rate.
+    metered_yellow,
+    /// Packets that a meter found to be beyond that, dropped or not.
+    metered_red,
     /// Flows entered into the table.
     flows_opened,
     /// Flows removed for their age.

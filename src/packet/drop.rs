@@ -101,6 +101,8 @@ drop_reasons! {
     NotHandled = "not_handled",
     /// A rule of the policy drops it.
     PolicyDrop = "policy_drop",
+    /// A meter found it to be beyond its rate, and drops that colour.
+    MeterDrop = "meter_drop",
     /// The leaf's or the scheduler's queue is full.
     QueueFull = "queue_full",
     /// The active queue management chose it.

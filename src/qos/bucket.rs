@@ -33,6 +33,12 @@ impl Rate {
         let bytes = (u128::from(self.0) * u128::from(ns)) >> RATE_BITS;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
+
+    /// Whole tokens (of 2^-20 byte) that come from time 0 to `ns`.
+    #[inline(always)]
+    pub fn tokens_until(self, ns: u64) -> u128 {
+        (u128::from(self.0) * u128::from(ns)) >> CARRY_BITS
+    }
 }
 
 /// One bucket. When it was last settled is kept beside it, since a class settles both of its

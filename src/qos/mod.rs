@@ -8,11 +8,14 @@ mod bucket;
 mod build;
 mod class;
 mod codel;
+pub mod dscp;
 mod ecn;
 mod flows;
 #[cfg(test)]
 mod invariants;
 mod member;
+pub mod meter;
+pub mod meters;
 mod packets;
 mod queues;
 mod rehouse;

@@ -114,6 +114,7 @@ impl Appliance {
             rules: Arc::new(Rules::compile(&setup.rules)),
             seed: setup.seed,
             worker_count: setup.workers,
+            meters: Default::default(),
             shared_ports: Default::default(),
         };
         let mut appliance = Appliance {

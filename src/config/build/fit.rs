@@ -60,6 +60,12 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     warn(!routes && !taps, transit, lost("route") + dropped);
     warn(!shapes, first_qos, lost("shape") + ": the class tree has no effect");
     warn(!classifies, first_rule, lost("classify") + ": rules have no effect");
+    let first_meter = file.meter.0.first().map(|(key, _)| key.span());
+    let none = ": nothing is measured";
+    warn(!has(&StageSpec::Meter), first_meter, lost("meter") + none);
+    let first_trust = file.dscp.0.first().map(|(key, _)| key.span());
+    let none = ": code points stay as they come";
+    warn(!has(&StageSpec::Trust), first_trust, lost("trust") + none);
     for r in &file.rule {
         let never = ": no flow has a name to match";
         warn(classifies && !inspects, content_place(r.get_ref()), lost("inspect") + never);

@@ -7,6 +7,7 @@ mod fit;
 mod forward;
 mod health;
 mod leaf;
+mod meters;
 mod ports;
 mod qos;
 mod rule;
@@ -41,6 +42,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let catalogue = catalogue(b, file);
     let (rules, names) = rules::rules(b, file, classes, &catalogue);
+    let metering = meters::metering(b, file, &ports, &qos, &names.classes);
     let admin = admin::admin(b, file);
     let mut config = Config {
         path: b.source.path().to_path_buf(),
@@ -52,6 +54,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         class_names: names.classes.into_names(),
         rules,
         tenant_names: names.tenants,
+        metering,
         catalogue,
         pipeline,
         admin,

@@ -5,6 +5,7 @@ pub mod classify;
 mod egress;
 mod ending;
 pub mod inspect;
+pub mod meter;
 #[cfg(test)]
 mod rig;
 pub mod route;
@@ -12,4 +13,5 @@ pub mod splice;
 pub mod tap;
 pub mod timing;
 mod transit;
+pub mod trust;
 mod verdict;

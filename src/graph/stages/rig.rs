@@ -116,6 +116,7 @@ impl Rig {
                 rules: Arc::new(Rules::compile(&[])),
                 seed,
                 worker_count: 2,
+                meters: Default::default(),
                 shared_ports: Default::default(),
             },
             routes,
@@ -182,6 +183,15 @@ impl Rig {
         let (mut out, replies) = self.run_with(stage, &[packet], |_| {});
         assert!(replies.is_empty(), "answered");
         out.pop().expect("one packet")
+    }
+
+    /// Runs a UDP datagram of a client with this TOS byte or traffic class.
+    pub fn run_tos(&mut self, stage: &mut impl Stage, family: &Family, tos: u8) -> Outcome {
+        let end = |(host, port): Endpoint| (addr(host), port);
+        let mut spec = UdpSpec::new(end(family.client), (addr(family.vip), 80), b"payload");
+        spec.ip.tos = tos;
+        spec.link.destination = CLIENT_SIDE;
+        self.run(stage, udp_packet(&spec))
     }
 
     /// Runs one packet that may be answered.

@@ -53,6 +53,7 @@ impl Rig {
             rules: Arc::new(Rules::compile(&rules())),
             seed: SEED,
             worker_count: workers,
+            meters: Default::default(),
             shared_ports: Default::default(),
         };
         let mut rig = Rig {

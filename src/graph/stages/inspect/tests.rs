@@ -59,6 +59,7 @@ impl Rig {
                 rules: Arc::new(Rules::compile(&rules())),
                 seed: SEED,
                 worker_count: 1,
+                meters: Default::default(),
                 shared_ports: Default::default(),
             },
             counters: Counters::default(),

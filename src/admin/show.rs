@@ -9,12 +9,15 @@ use serde_json::Value;
 use super::protocol::What;
 use super::table::{Table, grouped};
 use crate::control::view::{
-    BackendView, ClassView, HealthView, LatencyTimes, LatencyView, NeighbourView, Overview,
-    PortView, ProcessView, ServiceView, Values, WorkerView,
+    BackendView, HealthView, LatencyTimes, LatencyView, NeighbourView, Overview, PortView,
+    ProcessView, ServiceView, Values, WorkerView,
 };
 use crate::packet::DropReason;
 
+mod classes;
 mod flows;
+
+use classes::classes;
 
 /// `show counters`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -342,65 +345,6 @@ fn neighbours(lines: &[NeighbourView]) -> String {
     or_none(&table, "no neighbours")
 }
 
-fn classes(lines: &[ClassView]) -> String {
-    let mut table = Table::new(&[
-        "port",
-        "class",
-        ">rate",
-        ">ceil",
-        ">sent 1s",
-        ">sent 10s",
-        ">borrowed",
-        ">sent packets",
-        ">queue full",
-        ">by AQM",
-        ">marked",
-        ">waiting packets",
-        ">waiting bytes",
-        ">p50 us",
-        ">p99 us",
-        ">p99.9 us",
-    ]);
-    for c in lines {
-        let plain = |name: &str| c.values.get(name).copied().unwrap_or(0);
-        let value = |name: &str| grouped(plain(name));
-        let rate = |name: &str| bit_rate(plain(name));
-        let (sent, borrowed) = (plain("sent_bits_10s"), plain("borrowed_bits_10s"));
-        table.row([
-            c.port.clone(),
-            c.class.clone(),
-            rate("rate_bits"),
-            rate("ceil_bits"),
-            rate("sent_bits_1s"),
-            rate("sent_bits_10s"),
-            format!("{:.0}%", 100.0 * borrowed as f64 / sent.max(1) as f64),
-            value("sent_packets"),
-            value("queue_full_dropped_packets"),
-            value("aqm_dropped_packets"),
-            value("marked_packets"),
-            value("backlog_packets"),
-            value("backlog_bytes"),
-            grouped(plain("sojourn_p50_ns") / 1_000),
-            grouped(plain("sojourn_p99_ns") / 1_000),
-            grouped(plain("sojourn_p999_ns") / 1_000),
-        ]);
-    }
-    or_none(&table, "no port has classes")
-}
-
-/// Bits per second with three to four digits.
-fn bit_rate(bits: u64) -> String {
-    let units = [(1_000_000_000, "Gbit/s"), (1_000_000, "Mbit/s"), (1_000, "kbit/s")];
-    match units.iter().find(|(unit, _)| bits >= *unit) {
-        Some((unit, name)) => {
-            let n = bits as f64 / *unit as f64;
-            let digits = if n < 10.0 { 2 } else { usize::from(n < 100.0) };
-            format!("{n:.digits$} {name}")
-        }
-        None => format!("{bits} bit/s"),
-    }
-}
-
 fn or_none(table: &Table, none: &str) -> String {
     match table.is_empty() {
         true => format!("{none}\n"),
@@ -488,24 +432,6 @@ mod tests {
             assert!(text.starts_with("no "), "{text}");
         }
         assert_eq!(shown(What::Flows, &crate::control::view::FlowsView::default()), "no flows\n");
-    }
-
-    #[test]
-    fn classes_show_what_they_may_and_what_they_get() {
-        let values = [("rate_bits", 1_500_000), ("sent_bits_10s", 400), ("borrowed_bits_10s", 100)];
-        let values = values.map(|(name, value)| (name.to_string(), value)).into();
-        let line = ClassView { port: "wan".into(), class: "bulk".into(), values };
-        let text = print(What::Qos, serde_json::json!({ "classes": [line] })).expect("a list");
-        assert!(text.contains("1.50 Mbit/s"), "{text}");
-        assert!(text.contains("400 bit/s       25%"), "{text}");
-        for (bits, shown) in [
-            (999, "999 bit/s"),
-            (12_345, "12.3 kbit/s"),
-            (123_456_000, "123 Mbit/s"),
-            (10_000_000_000, "10.0 Gbit/s"),
-        ] {
-            assert_eq!(bit_rate(bits), shown);
-        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Differentiated services code points (RFC 2474): which are trusted, and what they say of a colour.
+//! Differentiated services code points (RFC 2474): which are trusted, and what they say of a
+//! colour.
 
 use super::meter::Colour;
 

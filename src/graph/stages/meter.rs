@@ -59,7 +59,7 @@ mod tests {
 
     const LIMITS: FlowLimits = FlowLimits { flows_max: 8, half_open_max: 8 };
 
-    /// A rig whose packets, of class `UNSET`, have a meter for two packets of the rig's and one more.
+    /// A rig whose packets, of class `UNSET`, have a meter for two of them and one more.
     fn rig(actions: [Action; 3], is_colour_aware: bool) -> Rig {
         let mut rig = Rig::new(LIMITS);
         let second = Second::Excess { burst: 100 };

@@ -25,5 +25,6 @@ pub mod observe;
 pub mod packet;
 pub mod policy;
 pub mod qos;
+pub mod scenario;
 pub mod sim;
 pub mod worker;

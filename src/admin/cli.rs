@@ -8,6 +8,7 @@ use super::demo::DemoArgs;
 use super::logs::LogFormat;
 use super::pktgen::PktgenArgs;
 use super::protocol::What;
+use super::simulate::SimulateArgs;
 
 /// Where the control socket is unless the configuration or `--socket` says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tidegate/tidegate.sock";
@@ -160,6 +161,10 @@ pub enum Command {
         output: OutputArgs,
     },
 
+    /// Try a class tree on given traffic, on a virtual clock: what each class gets, and how long its
+    /// packets wait
+    Simulate(SimulateArgs),
+
     /// Generate and measure packets over AF_XDP, for the lab
     Pktgen(PktgenArgs),
 
@@ -258,6 +263,21 @@ mod tests {
         assert_eq!((catalogue, config), (Some("own.toml".into()), None));
         assert!(parse("tidegate inspect a.pcap --config a.toml").is_ok());
         assert!(parse("tidegate inspect a.pcap --config a.toml --catalogue b.toml").is_err());
+    }
+
+    #[test]
+    fn a_scenario_is_simulated() {
+        let line = "tidegate simulate a.toml --set x=1 --set y=2 --against --plot b.svg --json";
+        let Command::Simulate(args) = parse(line).expect("simulate").command else { panic!() };
+        assert_eq!((args.scenario, args.set), ("a.toml".into(), vec!["x=1".into(), "y=2".into()]));
+        assert_eq!(args.against, Some(None), "the same file without what is set");
+        assert_eq!((args.plot, args.output.json), (Some("b.svg".into()), true));
+        let Command::Simulate(args) =
+            parse("tidegate simulate a.toml --against b.toml --seed 7").expect("simulate").command
+        else {
+            panic!()
+        };
+        assert_eq!((args.against, args.seed), (Some(Some("b.toml".into())), Some(7)));
     }
 
     #[test]

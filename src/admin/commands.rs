@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::cli::{Cli, Command, SocketArgs};
 use super::client::{self, ClientError};
 use super::protocol::{Ask, What};
-use super::{check, demo, doctor, drain, inspect, logs, pktgen, run, show};
+use super::{check, demo, doctor, drain, inspect, logs, pktgen, run, show, simulate};
 use crate::control::view::ReloadView;
 
 /// Why a command did not succeed.
@@ -92,6 +92,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             let catalogue = inspect::catalogue(catalogue.as_deref(), config.as_deref())?;
             inspect::run(&file, &catalogue, output.json)
         }
+        Command::Simulate(args) => simulate::run(&args),
         Command::Pktgen(args) => Ok(pktgen::run(args)?),
         Command::Demo(args) => Ok(demo::run(&args)?),
     }

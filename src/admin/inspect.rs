@@ -1,10 +1,11 @@
 //! `tidegate inspect`: what a capture's connections are, one line each.
 
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use super::check::tell;
 use super::commands::Failure;
+use super::progress::Bar;
 use super::table::Table;
 use crate::capture::{CaptureFile, FlowRecord, inspect};
 use crate::config::{Diagnostics, load};
@@ -12,7 +13,6 @@ use crate::policy::catalogue::Catalogue;
 
 /// Captures of fewer bytes are read before a bar would be of use.
 const PROGRESS_BYTES_MIN: u64 = 32 << 20;
-const BAR_COLUMNS: u64 = 40;
 /// Lines of a table at most: it is laid out as a whole. `--json` has no such limit.
 const ROWS_MAX: usize = 1_000_000;
 /// Characters of a path that are shown.
@@ -100,57 +100,18 @@ fn cells(record: &FlowRecord) -> [String; 8] {
 /// What hears of the bytes read.
 fn progress_of(path: &Path) -> impl FnMut(usize) + Send + 'static {
     let total = std::fs::metadata(path).map_or(0, |m| m.len());
-    let shown = total >= PROGRESS_BYTES_MIN && std::io::stderr().is_terminal();
-    let mut bar = shown.then(|| Bar { total, read: 0, drawn: u64::MAX });
+    let is_long = total >= PROGRESS_BYTES_MIN;
+    let mut bar = if is_long { Bar::new(total, format!("{} MB", total >> 20)) } else { None };
     move |bytes| {
         if let Some(bar) = &mut bar {
-            bar.advance(bytes);
+            bar.advance(bytes as u64);
         }
-    }
-}
-
-/// How far a file was read, on a terminal's standard error; its line is cleared at the end.
-struct Bar {
-    total: u64,
-    read: u64,
-    drawn: u64,
-}
-
-impl Bar {
-    fn advance(&mut self, bytes: usize) {
-        self.read += bytes as u64;
-        let percent = (self.read * 100 / self.total).min(100);
-        if percent != self.drawn {
-            self.drawn = percent;
-            let _ = write!(std::io::stderr(), "\r{}", self.line(percent));
-        }
-    }
-
-    fn line(&self, percent: u64) -> String {
-        let full = (percent * BAR_COLUMNS / 100) as usize;
-        let (done, left) = ("#".repeat(full), " ".repeat(BAR_COLUMNS as usize - full));
-        format!("[{done}{left}] {percent:>3} % of {} MB", self.total >> 20)
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_bar_grows_with_what_was_read() {
-        let bar = Bar { total: 100 << 20, read: 0, drawn: 0 };
-        assert_eq!(bar.line(0), format!("[{}]   0 % of 100 MB", " ".repeat(40)));
-        assert_eq!(bar.line(50), format!("[{}{}]  50 % of 100 MB", "#".repeat(20), " ".repeat(20)));
-        assert_eq!(bar.line(100), format!("[{}] 100 % of 100 MB", "#".repeat(40)));
-        std::mem::forget(bar);
-    }
 
     #[test]
     fn a_line_names_both_ends_and_what_was_asked() {

@@ -11,10 +11,12 @@ mod inspect;
 pub mod logs;
 pub mod metrics;
 pub mod pktgen;
+mod progress;
 pub mod protocol;
 mod run;
 pub mod server;
 pub mod show;
+mod simulate;
 pub mod table;
 
 pub use commands::main;

@@ -7,16 +7,49 @@ use std::path::{Path, PathBuf};
 /// Faults of one file that are told; whoever has more corrects these first.
 pub const FAULTS_MAX: usize = 100;
 
-/// A text file and where it came from. Places in it are byte ranges of its text.
+/// A text file and where it came from. Places in it are byte ranges of its text, behind which lie
+/// the values that were [set](Source::set) in its place.
 #[derive(Clone, Debug)]
 pub struct Source {
     path: PathBuf,
     text: String,
+    sets: Vec<Set>,
+}
+
+/// A value given beside the file, such as `qos.class.batch.rate=20%`.
+#[derive(Clone, Debug)]
+struct Set {
+    /// As it was given.
+    words: String,
+    /// The same as a line of TOML, behind the file's text.
+    line: String,
+    start: usize,
 }
 
 impl Source {
     pub fn new(path: impl Into<PathBuf>, text: impl Into<String>) -> Source {
-        Source { path: path.into(), text: text.into() }
+        Source { path: path.into(), text: text.into(), sets: Vec::new() }
+    }
+
+    /// Puts a value in the place of what the file says, or where it says nothing: `line` is a line
+    /// of TOML with a dotted key. Faults in it are told by `words`, as it was given.
+    pub fn set(&mut self, words: &str, line: String) {
+        let end = |s: &Set| s.start + s.line.len() + 1;
+        let start = self.sets.last().map_or(self.text.len() + 1, end);
+        self.sets.push(Set { words: words.to_string(), line, start });
+    }
+
+    /// What was set: each line, and where it lies.
+    pub fn sets(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.sets.iter().map(|s| (s.line.as_str(), s.start))
+    }
+
+    /// Where an offset is: in the file, or in what was set.
+    fn place(&self, offset: usize) -> (PathBuf, Option<(u32, u32)>) {
+        match self.sets.iter().rfind(|s| s.start <= offset) {
+            Some(set) => (format!("--set {}", set.words).into(), None),
+            None => (self.path.clone(), Some(self.line_column(offset))),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -99,12 +132,8 @@ impl Diagnostics {
     }
 
     fn push(&mut self, severity: Severity, source: &Source, span: &Range<usize>, message: String) {
-        let fault = Diagnostic {
-            severity,
-            path: source.path.clone(),
-            place: Some(source.line_column(span.start)),
-            message,
-        };
+        let (path, place) = source.place(span.start);
+        let fault = Diagnostic { severity, path, place, message };
         // One fault may be met on several ways to it; it is told once.
         if !self.list.contains(&fault) {
             self.list.push(fault);

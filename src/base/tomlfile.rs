@@ -57,6 +57,13 @@ pub fn read<T: DeserializeOwned>(source: &Source, out: &mut Diagnostics) -> Opti
     }
     let root_span = root.span();
     let mut table = root.into_inner();
+    let lines: Vec<(String, usize)> = source.sets().map(|(l, at)| (padded(l, at), at)).collect();
+    for (line, at) in &lines {
+        match DeTable::parse(line) {
+            Ok(set) => merge(&mut table, set.into_inner()),
+            Err(e) => out.error(source, &(*at..*at), explain_syntax(e.message(), None)),
+        }
+    }
     let mut faulty = Faulty::default();
     for _ in 0..FAULTS_MAX {
         let document = Spanned::new(root_span.clone(), DeValue::Table(table.clone()));
@@ -72,6 +79,29 @@ pub fn read<T: DeserializeOwned>(source: &Source, out: &mut Diagnostics) -> Opti
     }
     out.file_error(source.path(), format!("more than {FAULTS_MAX} errors: correct these first"));
     None
+}
+
+/// A line behind `at` spaces, so that its places are those it is said to have.
+fn padded(line: &str, at: usize) -> String {
+    format!("{:at$}{line}", "")
+}
+
+/// Puts the entries of `new` in the place of those in `table`; tables are gone into.
+fn merge<'i>(table: &mut DeTable<'i>, new: DeTable<'i>) {
+    for (key, value) in new {
+        let known = table.get_mut(key.get_ref().as_ref()).map(Spanned::get_mut);
+        match (known, value.get_ref()) {
+            (Some(DeValue::Table(known)), DeValue::Table(_)) => {
+                if let DeValue::Table(new) = value.into_inner() {
+                    merge(known, new);
+                }
+            }
+            _ => {
+                table.remove(key.get_ref().as_ref());
+                table.insert(key, value);
+            }
+        }
+    }
 }
 
 /// Takes the innermost entry at `span` out of `table`; false when there is none.
@@ -430,6 +460,31 @@ mod tests {
         assert!(faults.starts_with("t:1:9: error: "), "{faults}");
         let twice = "t:2:1: error: `count` is given a second time";
         assert_eq!(doc("count = 1\ncount = 2\n").1, twice);
+    }
+
+    #[test]
+    fn what_is_set_takes_the_place_of_what_is_written() {
+        let text = "count = 3\n[item.a]\nsize = 2\n[item.b]\nsize = 1\n";
+        let read_with = |sets: &[&str]| {
+            let mut source = Source::new("t", text);
+            sets.iter().for_each(|set| source.set(set, set.to_string()));
+            let mut out = Diagnostics::default();
+            let reading = read::<Doc>(&source, &mut out);
+            (reading, out.to_string())
+        };
+        let (r, faults) = read_with(&["item.b.size=8", "count=4", "item.c.many=[2]"]);
+        assert_eq!(faults, "");
+        let doc = r.expect("valid").value;
+        assert_eq!(doc.count.map(Spanned::into_inner), Some(4));
+        let sizes: Vec<_> = doc.item.0.iter().map(|(key, _)| key.get_ref().as_str()).collect();
+        assert_eq!(sizes, ["a", "b", "c"]);
+        assert_eq!(doc.item.0[1].1.get_ref().size.as_ref().map(|s| s.get_ref().0.0), Some(8));
+        let (_, faults) = read_with(&["item.a.size=7", "cuont=1", "count = ["]);
+        assert!(faults.contains("--set item.a.size=7: error: 7 is odd"), "{faults}");
+        let unknown = "--set cuont=1: error: unknown key `cuont`; did you mean `count`?";
+        assert!(faults.contains(unknown), "{faults}");
+        assert!(faults.contains("--set count = [: error: "), "{faults}");
+        assert!(faults.contains("t:5:8: error: 1 is odd"), "{faults}");
     }
 
     #[test]

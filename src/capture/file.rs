@@ -34,6 +34,10 @@ pub enum ReadError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Captured<'a> {
     pub link: Link,
+    /// Nanoseconds since 1970 in the capture's clock; 0 where it has no time.
+    pub at_ns: u64,
+    /// Bytes that the packet had; what was captured may be less.
+    pub len: u32,
     pub bytes: &'a [u8],
 }
 
@@ -60,6 +64,8 @@ struct Pcap {
     /// Bytes of a packet's header that follow the two lengths.
     extra: usize,
     lengths_swapped: Swapped,
+    /// Of the fraction of a second.
+    ns_per_unit: u64,
 }
 
 /// Early versions wrote a packet's two lengths in the other order.
@@ -141,7 +147,9 @@ impl Pcap {
         };
         // The upper bits tell of a frame check sequence.
         let link = Link(input.u32(&header, 16) & 0x0fff_ffff);
-        Ok(Pcap { link, extra: if modified { 8 } else { 0 }, lengths_swapped })
+        let in_nanos = [number, number.swap_bytes()].contains(&0xa1b2_3c4d);
+        let ns_per_unit = if in_nanos { 1 } else { 1_000 };
+        Ok(Pcap { link, extra: if modified { 8 } else { 0 }, lengths_swapped, ns_per_unit })
     }
 
     fn next<'a>(
@@ -160,9 +168,11 @@ impl Pcap {
             Swapped::Yes => true,
             Swapped::Maybe => first > second,
         };
-        let captured = if swap { second } else { first };
+        let (captured, len) = if swap { (second, first) } else { (first, second) };
+        let (seconds, fraction) = (input.u32(header, 0), input.u32(header, 4));
+        let at_ns = u64::from(seconds) * 1_000_000_000 + u64::from(fraction) * self.ns_per_unit;
         input.read_into(record, captured as usize)?;
-        Ok(Some(Captured { link: self.link, bytes: record }))
+        Ok(Some(Captured { link: self.link, at_ns, len, bytes: record }))
     }
 }
 
@@ -281,6 +291,21 @@ mod tests {
                 assert_eq!(got, want, "{magic:x} {minor}");
                 assert!(error.is_none());
             }
+        }
+    }
+
+    #[test]
+    fn packets_have_times_and_the_lengths_they_had() {
+        for (magic, minor, extra, ns) in [
+            (0xa1b2_c3d4, 4, 0, 8_000),
+            (0xa1b2_3c4d, 4, 0, 8),
+            (0xa1b2_cd34, 4, 8, 8_000),
+            (0xa1b2_c3d4, 2, 0, 8_000),
+        ] {
+            let bytes = pcap(magic, minor, true, extra);
+            let mut file = CaptureFile::new(Cursor::new(bytes)).expect("a capture");
+            let packet = file.next_packet().expect("sound").expect("a packet");
+            assert_eq!((packet.at_ns, packet.len), (7_000_000_000 + ns, 9), "{magic:x} {minor}");
         }
     }
 

@@ -12,6 +12,10 @@ const OLD_PACKET: u32 = 2;
 const SIMPLE_PACKET: u32 = 3;
 const ENHANCED_PACKET: u32 = 6;
 
+/// An option of interfaces, and what it is where it is left out.
+const TIME_RESOLUTION: u16 = 9;
+const TICKS_PER_SECOND: u64 = 1_000_000;
+
 const BYTE_ORDER: u32 = 0x1a2b_3c4d;
 /// A block's type and length, and the length once more at its end.
 const FRAME_BYTES: usize = 12;
@@ -26,6 +30,17 @@ struct Interface {
     link: Link,
     /// Bytes captured of a packet at most; 0: no limit.
     snap: usize,
+    /// Of its packets' times.
+    ticks_per_second: u64,
+}
+
+/// A packet's place in its block.
+struct Placed {
+    link: Link,
+    at_ns: u64,
+    len: u32,
+    from: usize,
+    captured: usize,
 }
 
 impl Pcapng {
@@ -43,7 +58,7 @@ impl Pcapng {
         input: &mut Input,
         record: &'a mut Vec<u8>,
     ) -> Result<Option<Captured<'a>>, ReadError> {
-        let (link, from, len) = loop {
+        let Placed { link, at_ns, len, from, captured } = loop {
             let mut kind = [0; 4];
             if !input.read_or_end(&mut kind)? {
                 return Ok(None);
@@ -60,9 +75,9 @@ impl Pcapng {
                 break packet;
             }
         };
-        let bytes = record.get(from..from + len);
+        let bytes = record.get(from..from + captured);
         let bytes = bytes.ok_or(ReadError::Damaged("a packet is longer than its block"))?;
-        Ok(Some(Captured { link, bytes }))
+        Ok(Some(Captured { link, at_ns, len, bytes }))
     }
 
     /// A section's header, behind its type: it tells the byte order of all that follow.
@@ -100,34 +115,58 @@ impl Pcapng {
         input: &Input,
         kind: u32,
         body: &[u8],
-    ) -> Result<Option<(Link, usize, usize)>, ReadError> {
+    ) -> Result<Option<Placed>, ReadError> {
         let short = ReadError::Damaged("a short block");
         let number =
             |at: usize| body.get(at..at + 4).map_or(0, |field| input.u32(field, 0)) as usize;
         let half = |at: usize| body.get(at..at + 2).map_or(0, |field| input.u16(field, 0));
-        let (interface, from, len) = match kind {
+        let time = || (number(4) as u64) << 32 | number(8) as u64;
+        let (interface, ticks, from, captured, len) = match kind {
             INTERFACE if body.len() < 8 || self.interfaces.len() == INTERFACES_MAX => {
                 return Err(ReadError::Damaged("an interface too many or too short"));
             }
             INTERFACE => {
                 let link = Link(u32::from(half(0)));
-                self.interfaces.push(Interface { link, snap: number(4) });
+                let ticks_per_second = ticks_per_second(input, &body[8..])?;
+                self.interfaces.push(Interface { link, snap: number(4), ticks_per_second });
                 return Ok(None);
             }
-            ENHANCED_PACKET if body.len() >= 20 => (number(0), 20, number(12)),
-            OLD_PACKET if body.len() >= 20 => (usize::from(half(0)), 20, number(12)),
+            ENHANCED_PACKET if body.len() >= 20 => (number(0), time(), 20, number(12), number(16)),
+            OLD_PACKET if body.len() >= 20 => {
+                (usize::from(half(0)), time(), 20, number(12), number(16))
+            }
             SIMPLE_PACKET if body.len() >= 4 => {
                 let snap = self.interfaces.first().map_or(0, |i| i.snap);
                 let limit = if snap == 0 { usize::MAX } else { snap };
-                (0, 4, number(0).min(body.len() - 4).min(limit))
+                (0, 0, 4, number(0).min(body.len() - 4).min(limit), number(0))
             }
             ENHANCED_PACKET | OLD_PACKET | SIMPLE_PACKET => return Err(short),
             _ => return Ok(None),
         };
         let known = self.interfaces.get(interface);
         let known = known.ok_or(ReadError::Damaged("a packet of an unknown interface"))?;
-        Ok(Some((known.link, from, len)))
+        let at_ns = u128::from(ticks) * 1_000_000_000 / u128::from(known.ticks_per_second);
+        let at_ns = u64::try_from(at_ns).unwrap_or(u64::MAX);
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        Ok(Some(Placed { link: known.link, at_ns, len, from, captured }))
     }
+}
+
+/// An interface's resolution of time, from its options: a negative power of ten, or of two.
+fn ticks_per_second(input: &Input, mut options: &[u8]) -> Result<u64, ReadError> {
+    while let [_, _, _, _, rest @ ..] = options {
+        let (code, len) = (input.u16(options, 0), usize::from(input.u16(options, 2)));
+        match (code, rest.first()) {
+            (0, _) => break,
+            (TIME_RESOLUTION, Some(power)) => {
+                let (base, power) = (if power & 0x80 == 0 { 10u64 } else { 2 }, power & 0x7f);
+                let bad = ReadError::Damaged("an interface with an impossible clock");
+                return base.checked_pow(u32::from(power)).ok_or(bad);
+            }
+            _ => options = rest.get(len.next_multiple_of(4)..).unwrap_or_default(),
+        }
+    }
+    Ok(TICKS_PER_SECOND)
 }
 
 #[cfg(test)]
@@ -189,6 +228,30 @@ mod tests {
         }
         let once = [(113, b"abc".to_vec()), (1, b"de".to_vec())];
         assert_eq!(read(file).expect("sound"), [&once[..], &once].concat());
+    }
+
+    #[test]
+    fn times_are_in_the_interfaces_steps() {
+        let cases =
+            [(None, 5_000_007_000), (Some(9), 5_000_007), (Some(3), u64::MAX), (Some(0x94), 0)];
+        for (resolution, want) in cases {
+            let ticks: u64 = match resolution {
+                None | Some(9) => 5_000_007,
+                Some(0x94) => 1 << 19,
+                _ => u64::MAX,
+            };
+            let options = resolution.map_or(Vec::new(), |r: u8| {
+                [&[1, 0, 1, 0, b'x', 0, 0, 0][..], &[9, 0, 1, 0, r, 0, 0, 0]].concat()
+            });
+            let interface =
+                block(INTERFACE, &[&[1, 0, 0, 0, 0, 0, 0, 0][..], &options].concat(), false);
+            let body = words(&[0, (ticks >> 32) as u32, ticks as u32, 1, 77, 0], false);
+            let file = [section(false), interface, block(ENHANCED_PACKET, &body, false)].concat();
+            let mut file = CaptureFile::new(Cursor::new(file)).expect("a capture");
+            let packet = file.next_packet().expect("sound").expect("a packet");
+            let want = if resolution == Some(0x94) { 500_000_000 } else { want };
+            assert_eq!((packet.at_ns, packet.len), (want, 77), "{resolution:?}");
+        }
     }
 
     #[test]

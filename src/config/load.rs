@@ -24,14 +24,7 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 /// Everything that is wrong with either file, sorted by place. Warnings alone are no error: they
 /// are in [`Config::warnings`].
 pub fn load(path: &Path) -> Result<Config, Diagnostics> {
-    let mut out = Diagnostics::default();
-    match read_text(path) {
-        Ok(text) => load_text(path, &text),
-        Err(e) => {
-            out.file_error(path, format!("can't be read: {}", reason(&e)));
-            Err(out)
-        }
-    }
+    load_source(&read_source(path)?)
 }
 
 /// As [`load`], for a text that is at hand. `path` is its name in messages and the place from which
@@ -40,10 +33,32 @@ pub fn load(path: &Path) -> Result<Config, Diagnostics> {
 /// # Errors
 /// As [`load`].
 pub fn load_text(path: &Path, text: &str) -> Result<Config, Diagnostics> {
-    let source = Source::new(path, text);
+    load_source(&Source::new(path, text))
+}
+
+/// Reads a file's text.
+///
+/// # Errors
+/// Why it can't be read.
+pub fn read_source(path: &Path) -> Result<Source, Diagnostics> {
+    match read_text(path) {
+        Ok(text) => Ok(Source::new(path, text)),
+        Err(e) => {
+            let mut out = Diagnostics::default();
+            out.file_error(path, format!("can't be read: {}", reason(&e)));
+            Err(out)
+        }
+    }
+}
+
+/// As [`load_text`], with what was set beside the text.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_source(source: &Source) -> Result<Config, Diagnostics> {
     let mut out = Diagnostics::default();
-    let config = tomlfile::read::<FileConfig>(&source, &mut out)
-        .map(|reading| build_all(&source, &reading, &mut out));
+    let config = tomlfile::read::<FileConfig>(source, &mut out)
+        .map(|reading| build_all(source, &reading, &mut out));
     out.sort();
     match config {
         Some(mut config) if !out.has_errors() => {

@@ -1,6 +1,7 @@
 //! From a configuration file as written to a valid [`Config`]: names resolved, limits checked.
 
 mod admin;
+mod alone;
 mod classes;
 mod delay;
 mod fit;
@@ -20,6 +21,8 @@ use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use toml::Spanned;
+
+pub use alone::tree_alone;
 
 use super::Config;
 use super::file::{FileConfig, Many};
@@ -90,11 +93,11 @@ pub struct Build<'a> {
 }
 
 impl Build<'_> {
-    fn error(&mut self, span: &Range<usize>, message: impl Into<String>) {
+    pub fn error(&mut self, span: &Range<usize>, message: impl Into<String>) {
         self.out.error(self.source, span, message);
     }
 
-    fn warning(&mut self, span: &Range<usize>, message: impl Into<String>) {
+    pub fn warning(&mut self, span: &Range<usize>, message: impl Into<String>) {
         self.out.warning(self.source, span, message);
     }
 
@@ -103,7 +106,7 @@ impl Build<'_> {
     }
 
     /// The value of a key that `table` can't do without.
-    fn need<'v, T>(
+    pub fn need<'v, T>(
         &mut self,
         table: &Range<usize>,
         key: &str,
@@ -117,7 +120,7 @@ impl Build<'_> {
     }
 
     /// A number within its limits, or `default` when none is given.
-    fn number<T: TryFrom<i64> + Copy>(
+    pub fn number<T: TryFrom<i64> + Copy>(
         &mut self,
         given: &Option<Spanned<i64>>,
         range: RangeInclusive<i64>,
@@ -136,7 +139,7 @@ impl Build<'_> {
     }
 
     /// A value with a notation of its own that must lie within limits, each shown as `show` says.
-    fn within<A: Copy + PartialOrd>(
+    pub fn within<A: Copy + PartialOrd>(
         &mut self,
         given: &Option<Spanned<Leaf<A>>>,
         range: RangeInclusive<A>,
@@ -171,7 +174,7 @@ impl Build<'_> {
     }
 
     /// Checks a name of the writer's choice.
-    fn name(&mut self, name: &Spanned<String>) {
+    pub fn name(&mut self, name: &Spanned<String>) {
         let n = name.get_ref();
         let ok = |c: char| c.is_ascii_alphanumeric() || "_-.:[]".contains(c);
         if n.is_empty() || n.len() > NAME_LEN_MAX || !n.chars().all(ok) {
@@ -183,7 +186,7 @@ impl Build<'_> {
     }
 
     /// The index of the `kind` named so, or an error that names the nearest.
-    fn resolve(
+    pub fn resolve(
         &mut self,
         kind: &str,
         name: &Spanned<String>,

@@ -86,7 +86,8 @@ struct Tree<'t> {
     built: Vec<Option<Above>>,
 }
 
-fn port_tree(
+/// One port's tree, whose classes' names join `classes`.
+pub fn port_tree(
     b: &mut Build<'_>,
     port: PortId,
     table: &Spanned<FileQos>,

@@ -1,0 +1,133 @@
+//! The scenario file as it is written.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::base::tomlfile::{Atom, Named, OneOrMany};
+use crate::config::{Bytes, FileQos, Noted, Plain, Rate};
+
+use super::spec::{PACKET_MAX, PACKET_MIN};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileScenario {
+    pub duration: Noted<Duration>,
+    pub warmup: Noted<Duration>,
+    pub slice: Noted<Duration>,
+    pub seed: Plain<i64>,
+    pub config: Plain<String>,
+    pub port: Plain<String>,
+    pub workers: Plain<FileWorkers>,
+    pub link: Plain<FileLink>,
+    pub qos: Plain<FileQos>,
+    pub source: Named<FileSource>,
+    pub expect: Named<FileExpect>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileWorkers {
+    pub count: Plain<i64>,
+    pub poll: Option<Spanned<OneOrMany<Duration>>>,
+    pub frames: Plain<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileLink {
+    pub rate: Noted<Rate>,
+    pub ring: Noted<Bytes>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileSource {
+    pub class: Plain<String>,
+    pub flows: Plain<i64>,
+    pub packet: Option<Spanned<OneOrMany<Packet>>>,
+    pub ecn: Option<bool>,
+    pub start: Noted<Duration>,
+    pub stop: Noted<Duration>,
+    pub skew: Option<Spanned<Vec<Spanned<i64>>>>,
+    pub constant: Plain<FileConstant>,
+    pub poisson: Plain<FileConstant>,
+    pub on_off: Plain<FileOnOff>,
+    pub greedy: Plain<FileGreedy>,
+    pub tokens: Plain<FileTokens>,
+    pub tcp: Plain<FileTcp>,
+    pub trace: Plain<FileTrace>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileConstant {
+    pub rate: Noted<Rate>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileOnOff {
+    pub rate: Noted<Rate>,
+    pub on: Noted<Duration>,
+    pub off: Noted<Duration>,
+    pub random: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileGreedy {}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTokens {
+    pub bytes: Plain<i64>,
+    pub every: Noted<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTcp {
+    pub rtt: Noted<Duration>,
+    pub control: Option<FileControl>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileControl {
+    Cubic,
+    Reno,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTrace {
+    pub file: Plain<String>,
+    pub speed: Plain<f64>,
+    pub repeat: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileExpect {
+    pub rate: Noted<Rate>,
+    pub tolerance_percent: Plain<f64>,
+    pub delay_p99_max: Noted<Duration>,
+    pub dropped_max: Plain<i64>,
+    pub marked_min: Plain<i64>,
+}
+
+/// Bytes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet(pub u16);
+
+impl Atom for Packet {
+    const EXPECTED: &'static str = "a frame's length in bytes";
+    fn from_number(number: i64) -> Result<Packet, String> {
+        match u16::try_from(number) {
+            Ok(n) if (PACKET_MIN..=PACKET_MAX).contains(&n) => Ok(Packet(n)),
+            _ => Err(format!("frames have {PACKET_MIN} to {PACKET_MAX} bytes, not {number}")),
+        }
+    }
+}

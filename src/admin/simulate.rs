@@ -213,7 +213,7 @@ fn heading(outcome: &Outcome) -> String {
     format!(
         "{}: {} s after {} s, {workers}, seed {}: {} of {} used{link}\n",
         outcome.scenario,
-        outcome.duration_s - outcome.warmup_s,
+        ((outcome.duration_s - outcome.warmup_s) * 1e9).round() / 1e9,
         outcome.warmup_s,
         outcome.seed,
         rate(outcome.granted_bps),

@@ -59,14 +59,16 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, Diagnostics> {
     let mut source = config::read_source(path)?;
     let (of_tree, of_scenario): (Vec<_>, Vec<_>) =
         sets.iter().partition(|s| s.starts_with("class.") || s.starts_with("qos."));
-    set_all(&mut source, &of_scenario, "", &mut out);
+    let mut told = Diagnostics::default();
+    set_all(&mut source, &of_scenario, "", &mut told);
     let mut reading = tomlfile::read::<FileScenario>(&source, &mut out);
     let of_config = reading.as_ref().and_then(|r| Some((r.value.config.clone()?, &r.value.port)));
     let mut tree = None;
     if let Some((name, port)) = of_config {
         tree = configured(&source, &name, port.as_ref(), &of_tree, &mut out);
     } else if !of_tree.is_empty() {
-        set_all(&mut source, &of_tree, "qos.", &mut out);
+        set_all(&mut source, &of_tree, "qos.", &mut told);
+        // Told again if still there.
         out = Diagnostics::default();
         reading = tomlfile::read::<FileScenario>(&source, &mut out);
     }
@@ -74,6 +76,7 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, Diagnostics> {
         let mut b = Build { source: &source, faulty: &faulty, out: &mut out };
         build(&mut b, &value, tree)
     });
+    out.append(told);
     out.sort();
     match scenario {
         Some(scenario) if !out.has_errors() => Ok(Loaded { scenario, warnings: out.into_vec() }),

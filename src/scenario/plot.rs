@@ -49,7 +49,7 @@ pub fn plot(outcome: &Outcome) -> String {
         title: "granted",
         top: TOP,
         low: 0.0,
-        high: most.fold(outcome.rate_bps as f64 / 20.0, f64::max),
+        high: rounded_up(most.fold(outcome.rate_bps as f64 / 20.0, f64::max)),
         is_log: false,
     };
     let low = 10f64.powf(delays(f64::min, 1e3).log10().floor());
@@ -197,6 +197,12 @@ fn round_step(step: f64) -> f64 {
     factor.unwrap_or(10.0) * power
 }
 
+/// To the next line across a panel.
+fn rounded_up(high: f64) -> f64 {
+    let step = round_step(high / TICKS);
+    (high / step).ceil() * step
+}
+
 fn time(us: f64) -> String {
     match us {
         us if us < 999.0 => format!("{} us", trimmed(us)),
@@ -285,7 +291,7 @@ mod tests {
         assert!(!plot(&outcome(&[])).contains("NaN"));
         let names: Vec<String> = (0..40).map(|i| format!("c{i}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        assert_eq!(plot(&outcome(&names)).matches("1.5").count(), 2 * CLASSES_MAX);
+        assert_eq!(plot(&outcome(&names)).matches("width=\"1.5\"").count(), 2 * CLASSES_MAX);
     }
 
     #[test]

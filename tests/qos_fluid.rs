@@ -153,9 +153,9 @@ fn case(rng: &mut Rng) -> Case {
         default_class: ClassId(0),
         classes: Vec::new(),
     };
-    // Parents that get children yet: position, rate, ceil, bursts, depth.
-    let mut open = vec![(None, PORT_BPS, PORT_BPS, port_burst, port_burst, 0)];
-    while let Some((parent, rate, ceil, burst, cburst, depth)) = open.pop() {
+    // Parents that get children yet: position, rate, ceil, bursts, depth, priority of what is below.
+    let mut open = vec![(None, PORT_BPS, PORT_BPS, port_burst, port_burst, 0, 0)];
+    while let Some((parent, rate, ceil, burst, cburst, depth, priority)) = open.pop() {
         let count = 2 + rng.below(4) as usize;
         let parts: Vec<f64> = (0..count).map(|_| 0.2 + unit(rng)).collect();
         let whole = rate * (0.4 + 0.6 * unit(rng)) / parts.iter().sum::<f64>();
@@ -169,6 +169,9 @@ fn case(rng: &mut Rng) -> Case {
                 _ => ceil,
             };
             let id = ClassId(tree.classes.len() as u16);
+            // Packets do not wait for a rate that a sibling of lower priority is just using up: they
+            // borrow further above. So below one class of the port all have the same priority.
+            let priority = if depth == 0 { rng.below(3) as u8 } else { priority };
             let class = ClassSpec {
                 id,
                 name: format!("c{}", id.0),
@@ -177,14 +180,14 @@ fn case(rng: &mut Rng) -> Case {
                 ceil: bits(most),
                 burst: burst_of(own, burst),
                 cburst: burst_of(most, cburst),
-                priority: rng.below(3) as u8,
+                priority,
                 weight: 1 + rng.below(10),
                 quantum: None,
                 limit: 100_000,
                 queue: QueueSpec::Fifo,
             };
             if depth + 1 < DEPTH_MAX && rng.chance(0.4) {
-                open.push((Some(id), own, most, class.burst, class.cburst, depth + 1));
+                open.push((Some(id), own, most, class.burst, class.cburst, depth + 1, priority));
             }
             tree.classes.push(class);
         }

@@ -221,7 +221,7 @@ impl<'s> Play<'s> {
         let count = self.workers.len();
         let turns = (0..count).map(|i| (wire.turn + i) % count);
         let ahead = |i: usize| self.workers[i].ahead().map(|len| (i, len));
-        let Some((i, len)) = turns.filter_map(|i| ahead(i)).next() else { return };
+        let Some((i, len)) = turns.filter_map(ahead).next() else { return };
         wire.turn = i + 1;
         let tree = &self.scenario.tree;
         let on_wire = (u32::from(len) + u32::from(tree.overhead)).max(u32::from(tree.mpu));

@@ -153,7 +153,7 @@ fn case(rng: &mut Rng) -> Case {
         default_class: ClassId(0),
         classes: Vec::new(),
     };
-    // Parents that get children yet: position, rate, ceil, bursts, depth, priority of what is below.
+    // Parents that get children yet: position, rate, ceil, bursts, depth, priority of those below.
     let mut open = vec![(None, PORT_BPS, PORT_BPS, port_burst, port_burst, 0, 0)];
     while let Some((parent, rate, ceil, burst, cburst, depth, priority)) = open.pop() {
         let count = 2 + rng.below(4) as usize;
@@ -169,8 +169,8 @@ fn case(rng: &mut Rng) -> Case {
                 _ => ceil,
             };
             let id = ClassId(tree.classes.len() as u16);
-            // Packets do not wait for a rate that a sibling of lower priority is just using up: they
-            // borrow further above. So below one class of the port all have the same priority.
+            // Packets do not wait for a rate that a sibling of lower priority is just using up:
+            // they borrow further above. So below one class of the port all have the same priority.
             let priority = if depth == 0 { rng.below(3) as u8 } else { priority };
             let class = ClassSpec {
                 id,

@@ -1,5 +1,5 @@
-//! Several workers under one port's limits: who is served, what idle and hanging ones cost, and what
-//! a new tree finds. (That classes get their shares is what `qos_scenarios` shows.)
+//! Several workers under one port's limits: who is served, what idle and hanging ones cost, and
+//! what a new tree finds. (That classes get their shares is what `qos_scenarios` shows.)
 
 mod qos_support;
 

@@ -102,8 +102,8 @@ fn what_is_set_is_held_to_the_same_rules() {
     let told = faults(&text, &["class.b.rate=80%", "class.a.wight=3", "seed", "link.rate=5"]);
     let want = [
         "--set seed: error: a key and its value are expected, as in class.batch.rate=20%",
-        "--set link.rate=5: error: a rate such as \"100Mbit/s\" or \"10%\" is expected here, not the \
-         number 5",
+        "--set link.rate=5: error: a rate such as \"100Mbit/s\" or \"10%\" is expected here, not \
+         the number 5",
         "--set class.b.rate=80%: error: with these 64Mbit/s the guarantees below the port come to \
          84Mbit/s, over its 80Mbit/s",
         "--set class.a.wight=3: error: unknown key `wight`; did you mean `weight`?",
@@ -187,7 +187,7 @@ fn tables_and_plots_are_for_people() {
     assert!(text(&output.stderr).starts_with("--set class.b.weight=0: error: 0 is not"));
 }
 
-/// A capture of `count` UDP packets, a millisecond apart, of which 100 bytes each were kept of 1000.
+/// A capture of `count` packets, a millisecond apart, of which 100 bytes each were kept of 1000.
 fn capture(count: u32) -> Vec<u8> {
     let mut file: Vec<u8> = Vec::new();
     let mut word = |n: u32| file.extend(n.to_le_bytes());
@@ -205,7 +205,8 @@ fn traces_are_played_as_they_were_captured() {
     std::fs::write(place.0.path().join("t.pcap"), capture(50)).expect("written");
     let run = |more: &str| {
         let text = format!(
-            "{TREE}[source.t]\nclass = \"a\"\nstart = \"100ms\"\ntrace = {{ file = \"t.pcap\"{more} }}\n"
+            "{TREE}[source.t]\nclass = \"a\"\nstart = \"100ms\"\n\
+             trace = {{ file = \"t.pcap\"{more} }}\n"
         );
         let file = place.write("s.toml", &text);
         let Loaded { scenario, .. } = scenario::load(&file, &[]).expect("good");

@@ -161,8 +161,8 @@ pub enum Command {
         output: OutputArgs,
     },
 
-    /// Try a class tree on given traffic, on a virtual clock: what each class gets, and how long its
-    /// packets wait
+    /// Try a class tree on given traffic, on a virtual clock: what each class gets, and how long
+    /// its packets wait
     Simulate(SimulateArgs),
 
     /// Generate and measure packets over AF_XDP, for the lab

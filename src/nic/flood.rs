@@ -17,7 +17,9 @@ use super::link;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flood.o"));
 const PROGRAM: &str = "tidegate_flood";
 /// `header` of `src/nic/bpf/flood.c`, bytes.
-const HEADER: usize = 64;
+const HEADER: usize = 72;
+const UDP: u8 = 17;
+const TCP: u8 = 6;
 const ETH: usize = 14;
 /// Frames that the kernel makes and sends at once.
 const BATCH: u32 = 64;
@@ -25,7 +27,7 @@ const BATCH: u32 = 64;
 const INTERRUPT: Signal = Signal::SIGURG;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// Sends UDP packets of many flows from one interface.
+/// Sends packets of many flows from one interface: UDP, or one TCP segment of each flow.
 pub struct Flood {
     ebpf: Ebpf,
     state: Array<MapData, [u64; 2]>,
@@ -39,7 +41,7 @@ impl Flood {
     /// On a veth device the other end needs an XDP program or GRO, or the kernel drops all.
     ///
     /// # Errors
-    /// No such interface, no privileges, a frame that isn't UDP in IPv4 without options or in IPv6,
+    /// No such interface, no privileges, a frame that isn't UDP or TCP in IPv4 without options or in IPv6,
     /// more flows than the last 16 bits of the source address can tell apart.
     pub fn new(interface: &str, frame: &[u8], flows: u32) -> Result<Flood, NicError> {
         let egress = link::index_of(interface)
@@ -56,7 +58,8 @@ impl Flood {
             .override_global("port_first", &set.port_first, true)
             .override_global("host_first", &set.host_first, true)
             .override_global("ip_sum", &set.ip_sum, true)
-            .override_global("udp_sum", &set.udp_sum, true)
+            .override_global("is_tcp", &set.is_tcp, true)
+            .override_global("l4_sum", &set.l4_sum, true)
             .load(OBJECT)
             .map_err(|e| load_error(&e))?;
         program(&mut ebpf)?.load().map_err(|e| load_error(&e))?;
@@ -144,35 +147,39 @@ impl Drop for SetOnDrop<'_> {
 struct Settings {
     header: [u8; HEADER],
     is_v6: u32,
+    is_tcp: u32,
     port_first: u32,
     host_first: u32,
     ip_sum: u32,
-    udp_sum: u32,
+    l4_sum: u32,
 }
 
 impl Settings {
     fn read(frame: &[u8], flows: u32) -> Option<Settings> {
         let u16_at =
             |at: usize| frame.get(at..at + 2).map(|b| u32::from(b[0]) << 8 | u32::from(b[1]));
-        let (is_v6, host_at, udp_at) = match (u16_at(12)?, frame.get(ETH)?, frame.get(ETH + 9)?) {
-            (0x0800, 0x45, 17) => (false, ETH + 14, ETH + 20),
-            (0x86dd, v6, _) if v6 >> 4 == 6 && frame.get(ETH + 6) == Some(&17) => {
-                (true, ETH + 22, ETH + 40)
-            }
+        let (is_v6, protocol, host_at, l4_at) = match (u16_at(12)?, frame.get(ETH)?) {
+            (0x0800, 0x45) => (false, *frame.get(ETH + 9)?, ETH + 14, ETH + 20),
+            (0x86dd, v6) if v6 >> 4 == 6 => (true, *frame.get(ETH + 6)?, ETH + 22, ETH + 40),
             _ => return None,
         };
-        let (port_first, host_first) = (u16_at(udp_at)?, u16_at(host_at)?);
+        let (sum_at, len) = match protocol {
+            UDP => (l4_at + 6, l4_at + 8),
+            TCP => (l4_at + 16, l4_at + 18),
+            _ => return None,
+        };
+        let (port_first, host_first) = (u16_at(l4_at)?, u16_at(host_at)?);
         let last = host_first.checked_add(port_first.checked_add(flows.checked_sub(1)?)? >> 16)?;
         if last > 0xffff {
             return None;
         }
         let mut header = [0; HEADER];
-        let len = udp_at + 8;
         header[..len].copy_from_slice(frame.get(..len)?);
         let without = |sum: u32, field: u32| fold(sum + (!field & 0xffff));
         let ip_sum = if is_v6 { 0 } else { without(!u16_at(ETH + 10)? & 0xffff, host_first) };
-        let udp_sum = without(without(!u16_at(udp_at + 6)? & 0xffff, host_first), port_first);
-        Some(Settings { header, is_v6: is_v6.into(), port_first, host_first, ip_sum, udp_sum })
+        let l4_sum = without(without(!u16_at(sum_at)? & 0xffff, host_first), port_first);
+        let (is_v6, is_tcp) = (is_v6.into(), (protocol == TCP).into());
+        Some(Settings { header, is_v6, is_tcp, port_first, host_first, ip_sum, l4_sum })
     }
 }
 
@@ -199,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_udp_frames_whose_flows_differ_are_taken() {
+    fn only_frames_whose_flows_differ_are_taken() {
         let mut frame = vec![0; 60];
         frame[12..14].copy_from_slice(&[8, 0]);
         frame[14] = 0x45;
@@ -214,8 +221,11 @@ mod tests {
         }
         frame[14] = 0x46;
         assert_eq!(Settings::read(&frame, 1), None, "options");
-        (frame[14], frame[23]) = (0x45, 6);
-        assert_eq!(Settings::read(&frame, 1), None, "TCP");
+        (frame[14], frame[23]) = (0x45, 1);
+        assert_eq!(Settings::read(&frame, 1), None, "ICMP");
+        frame[23] = 6;
+        assert!(Settings::read(&frame, 2).is_some_and(|set| set.is_tcp == 1));
+        assert_eq!(Settings::read(&frame[..51], 1), None, "no checksum");
     }
 
     #[test]

@@ -80,6 +80,13 @@ fn run(site: &Site, count: usize, post_quantum: bool) {
     }
 }
 
+impl Site {
+    /// So many clients at once, each asking its server once.
+    pub fn crowd(&self, count: usize) {
+        run(self, count, false);
+    }
+}
+
 /// Hellos of 1,700 bytes, which come in two segments.
 #[test]
 fn post_quantum_hellos_lead_to_their_servers() {

@@ -6,6 +6,7 @@ mod common;
 
 mod capture;
 mod crowd;
+mod flood;
 mod python;
 mod requests;
 mod site;

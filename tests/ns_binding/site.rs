@@ -24,7 +24,7 @@ pub const GRPC_NAME: &str = "grpc.test.example";
 pub struct Site {
     pub net: Net,
     vip: &'static str,
-    _processes: [Process; 3],
+    processes: [Process; 3],
 }
 
 impl Site {
@@ -38,12 +38,17 @@ impl Site {
         let nginx = net.start_nginx();
         let haproxy = start_haproxy(&net);
         let edge = net.start(&(config(&net, mode) + more));
-        Site { net, vip, _processes: [nginx, haproxy, edge] }
+        Site { net, vip, processes: [nginx, haproxy, edge] }
     }
 
     /// The VIP as URLs have it.
     pub fn host(&self) -> String {
         if self.vip == VIP6 { format!("[{VIP6}]") } else { VIP4.to_string() }
+    }
+
+    /// Process number of the appliance.
+    pub fn edge_id(&self) -> u32 {
+        self.processes[2].id()
     }
 
     /// What nginx serves.

@@ -41,8 +41,8 @@ impl Flood {
     /// On a veth device the other end needs an XDP program or GRO, or the kernel drops all.
     ///
     /// # Errors
-    /// No such interface, no privileges, a frame that isn't UDP or TCP in IPv4 without options or in IPv6,
-    /// more flows than the last 16 bits of the source address can tell apart.
+    /// No such interface, no privileges, a frame that isn't UDP or TCP in IPv4 without options or
+    /// in IPv6, more flows than the last 16 bits of the source address can tell apart.
     pub fn new(interface: &str, frame: &[u8], flows: u32) -> Result<Flood, NicError> {
         let egress = link::index_of(interface)
             .map_err(|_| NicError::NoInterface { interface: interface.to_owned() })?;

@@ -60,8 +60,8 @@ fn a_flood_of_syns_takes_no_memory_and_harms_no_client() {
         &[],
     );
     syn.link = LinkSpec {
-        destination: mac(&site, true).into(),
-        source: mac(&site, false).into(),
+        destination: mac(&site, true),
+        source: mac(&site, false),
         ..LinkSpec::default()
     };
     let frame = tcp_packet(&syn);

@@ -55,7 +55,7 @@ pub fn run(
             return Ok(());
         }
         if told != Some(view.flows) {
-            let _ = writeln!(std::io::stderr(), "{}: {} flows left", view.target, view.flows);
+            let _ = writeln!(std::io::stderr(), "{}: flows left: {}", view.target, view.flows);
             told = Some(view.flows);
         }
         std::thread::sleep(PROGRESS_EVERY);
@@ -66,7 +66,7 @@ fn sentence(view: &DrainView) -> String {
     let DrainView { target, flows, .. } = view;
     match view.drained {
         true => format!("{target}: no new flows, {flows} left\n"),
-        false => format!("{target}: takes new flows, has {flows}\n"),
+        false => format!("{target}: no longer drained itself, has {flows} flows\n"),
     }
 }
 

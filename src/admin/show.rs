@@ -205,6 +205,7 @@ fn services(lines: &[ServiceView]) -> String {
         ">backends",
         ">canary",
         ">idle limit",
+        "state",
     ]);
     for s in lines {
         table.row([
@@ -216,6 +217,7 @@ fn services(lines: &[ServiceView]) -> String {
             s.backends.to_string(),
             format!("{}%", s.canary_percent),
             duration(s.idle_established_secs),
+            if s.drained { "drained" } else { "takes flows" }.into(),
         ]);
     }
     or_none(&table, "no services")
@@ -240,7 +242,10 @@ fn backends(lines: &[BackendView]) -> String {
             b.pool.clone(),
             b.name.clone(),
             std::net::SocketAddr::new(b.address, b.port).to_string(),
-            b.weight.to_string(),
+            match (b.weight_now, b.weight) {
+                (0, weight) if weight > 0 => format!("0 of {weight}"),
+                (_, weight) => weight.to_string(),
+            },
             b.via_port.clone().unwrap_or_else(dash),
             b.next_hop.map_or_else(dash, |a| a.to_string()),
             b.mac.clone().unwrap_or_else(dash),

@@ -242,17 +242,39 @@ fn namespace() -> io::Result<u64> {
     Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
-/// Field 22 of `/proc/PID/stat` (proc(5)); `None` where there is no such process.
+/// Field 22 of `/proc/PID/stat` (proc(5)); `None` where there is no such process, or only what its
+/// parent has not asked about yet.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name may hold blanks and parentheses: count from the last one.
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_has_ended_is_none_though_nobody_asked_about_it() {
+        assert!(start_time(std::process::id()).is_some());
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("cat");
+        assert!(start_time(child.id()).is_some());
+        child.kill().expect("a signal");
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while start_time(child.id()).is_some() {
+            assert!(std::time::Instant::now() < limit, "still there");
+            std::thread::yield_now();
+        }
+        child.wait().expect("its end");
+    }
 
     fn state(pid: u32, started: u64) -> State {
         let change = Change {

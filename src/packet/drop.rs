@@ -81,7 +81,7 @@ drop_reasons! {
     FlowTableFull = "flow_table_full",
     /// The limit for half-open connections is reached.
     SynLimit = "syn_limit",
-    /// The pool has no backend with a weight above zero.
+    /// No backend of the pool takes new flows: all have weight zero, or are drained or down.
     NoBackend = "no_backend",
     /// A new flow of a service that is being drained.
     ServiceDrained = "service_drained",

@@ -237,8 +237,12 @@ fn a_tap_names_the_flows_of_a_mirror_port_and_sends_nothing() {
     let plain = format!("http://{}:{HTTP}/", SERVERS4[2]);
     net.client.run("curl", &["-sSf", "-m", "5", "-o", "/dev/null", &plain]).expect("served");
 
-    let seen = || {
+    let mut last = String::new();
+    let mut seen = || {
         let flows = net.ask_json(&["show", "flows"])["flows"].clone();
+        if flows.as_array().is_some_and(|flows| !flows.is_empty()) {
+            last = flows.to_string();
+        }
         let row = |f: &serde_json::Value| {
             let text = |key: &str| f[key].as_str().unwrap_or("-").to_string();
             (f["protocol"] == "tcp").then(|| (text("server"), text("sni"), text("class")))
@@ -253,7 +257,10 @@ fn a_tap_names_the_flows_of_a_mirror_port_and_sends_nothing() {
         row(format!("{}:{HTTP}", SERVERS4[2]), "-", "web"),
         row(format!("[{}]:{HTTPS}", SERVERS6[1]), "other.test.example", "web"),
     ];
-    wait_for(LIMIT, "the flows", || seen() == want).unwrap_or_else(|e| panic!("{e}: {:?}", seen()));
+    if let Err(error) = wait_for(LIMIT, "the flows", || seen() == want) {
+        let counters = net.ask_json(&["show", "counters"]);
+        panic!("{error}; last seen {last}; counted {counters}");
+    }
     let counters = net.ask_json(&["show", "counters"]);
     assert_eq!(counters["total"]["names_found"], 2, "{counters}");
     assert_eq!(counters["total"]["tx_packets"], 0, "{counters}");

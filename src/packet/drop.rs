@@ -77,6 +77,9 @@ drop_reasons! {
     HoldFull = "hold_full",
     /// A TCP segment that the state of a connection being bound does not allow.
     NotExpected = "not_expected",
+    /// A SYN that brings data already (TCP Fast Open, RFC 7413), where what flows begin with is
+    /// inspected: it would pass unread. The client sends both again, the data apart.
+    SynData = "syn_data",
     /// The flow table holds as many flows as it was configured for.
     FlowTableFull = "flow_table_full",
     /// The limit for half-open connections is reached.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::command::{ControlLink, Phase};
 use super::handover::Handover;
+use super::openings::{followers, set_aside};
 use super::side::Side;
 use crate::base::Nanos;
 use crate::base::mem::Arena;
@@ -55,6 +56,8 @@ pub struct Worker<P> {
     pub(super) counters: Counters,
     pub(super) phase: Phase,
     batch: Batch,
+    /// What follows a SYN of its own batch.
+    later: Vec<Packet>,
     received: Vec<Frame>,
     replies: Vec<Packet>,
     pub(super) unparked: Vec<Packet>,
@@ -75,6 +78,7 @@ impl<P: Port> Worker<P> {
             counters: Counters::default(),
             phase: Phase::Running,
             batch: Batch::new(),
+            later: Vec::with_capacity(BATCH_MAX),
             received: Vec::with_capacity(BATCH_MAX),
             replies: Vec::with_capacity(REPLIES_MAX),
             unparked,
@@ -176,15 +180,25 @@ impl<P: Port> Worker<P> {
 
     /// Runs the batch through the pipeline and sends each packet its way.
     fn process(&mut self, now: Nanos) {
-        let Worker { parts, arena, counters, batch, replies, .. } = self;
-        parts.make_room(batch, counters);
-        parts.flows.lookup_batch(batch);
-        let (mut cx, pipeline) = parts.lend(now, arena, counters, replies);
-        pipeline.run(&mut cx, batch);
-        for (frame, meta) in batch.drain_frames() {
-            parts.dispatch(now, counters, frame, meta);
+        let Worker { parts, arena, counters, batch, later, replies, .. } = self;
+        let mut opens = parts.make_room(batch, counters) > 0;
+        loop {
+            parts.flows.lookup_batch(batch);
+            if opens && let which @ 1.. = followers(batch) {
+                set_aside(batch, which, later);
+            }
+            let (mut cx, pipeline) = parts.lend(now, arena, counters, replies);
+            pipeline.run(&mut cx, batch);
+            for (frame, meta) in batch.drain_frames() {
+                parts.dispatch(now, counters, frame, meta);
+            }
+            parts.send_replies(now, counters, replies);
+            if later.is_empty() {
+                break;
+            }
+            later.drain(..).for_each(|packet| batch.push(packet));
+            opens = false;
         }
-        parts.send_replies(now, counters, replies);
     }
 
     /// Drops what other workers still have for this one, and gives back what it owes them.
@@ -333,9 +347,10 @@ impl<P: Port> WorkerParts<P> {
         }
     }
 
-    /// Forgets the oldest handshakes where this batch begins more than may be in progress.
+    /// Forgets the oldest handshakes where this batch begins more than may be in progress. Returns
+    /// how many it begins.
     #[inline]
-    fn make_room(&mut self, batch: &Batch, counters: &mut Counters) {
+    fn make_room(&mut self, batch: &Batch, counters: &mut Counters) -> u32 {
         use tcp::flag::{ACK, SYN};
         let begins = |meta: &&PacketMeta| meta.tcp_flags & (SYN | ACK) == SYN;
         let handshakes = batch.metas().iter().filter(begins).count() as u32;
@@ -346,6 +361,7 @@ impl<P: Port> WorkerParts<P> {
                 pipeline.forget(flow, seed);
             });
         }
+        handshakes
     }
 
     #[cold]

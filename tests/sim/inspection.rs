@@ -82,6 +82,8 @@ struct Bench {
     family: Family,
     now: Nanos,
     port: u16,
+    /// Whether a connection's packets arrive all at once.
+    in_bursts: bool,
 }
 
 impl Bench {
@@ -98,13 +100,19 @@ impl Bench {
         setup.flows_max = 1 << 14;
         let mut appliance = Appliance::new(setup);
         appliance.learn_neighbours();
-        Bench { appliance, family, now: Nanos::from_secs(1), port: 1_024 }
+        Bench { appliance, family, now: Nanos::from_secs(1), port: 1_024, in_bursts: false }
     }
 
     fn send(&mut self, spec: &TcpSpec) {
         let mut bytes = tcp_packet(spec);
         *bytes.first_chunk_mut().expect("a frame") = box_mac(CLIENTS);
         assert!(self.appliance.ends[0][usize::from(CLIENTS.0)].send(&bytes), "the wire is full");
+        if !self.in_bursts {
+            self.poll();
+        }
+    }
+
+    fn poll(&mut self) {
         self.now += Duration::from_micros(10);
         self.appliance.poll(self.now);
     }
@@ -138,11 +146,13 @@ impl Bench {
         let mut probe = TcpSpec::new(src, dst, flag::ACK, b"");
         probe.seq = ISN;
         self.send(&probe);
+        self.poll();
         let mark = self.last_mark();
         // Its place is free for the next.
         let mut end = TcpSpec::new(src, dst, flag::RST | flag::ACK, b"");
         end.seq = ISN;
         self.send(&end);
+        self.poll();
         self.last_mark();
         mark
     }
@@ -172,6 +182,22 @@ fn cut_at_every_byte() {
         let counters = bench.appliance.finish();
         assert!(counters.requests_read > 0 && counters.names_found > 0, "{counters:?}");
         assert_eq!(counters.unknown_gaps, 0, "{counters:?}");
+    }
+}
+
+/// The worker was away while the client's SYN and all that follows arrived: its answers take
+/// another way.
+#[test]
+fn in_the_batch_that_opens_the_flow() {
+    for family in Family::BOTH {
+        let mut bench = Bench::new(Seed(3), family);
+        bench.in_bursts = true;
+        for (name, bytes, want) in streams() {
+            let parts: Vec<_> =
+                bytes.chunks(1_200).enumerate().map(|(i, b)| (1_200 * i, b)).collect();
+            assert_eq!(bench.mark_of(&parts), want, "{name}");
+        }
+        bench.appliance.finish();
     }
 }
 

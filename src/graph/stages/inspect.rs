@@ -14,7 +14,7 @@ use crate::observe::Counters;
 use crate::packet::tcp::{self, flag};
 use crate::packet::udp;
 use crate::packet::{
-    Batch, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketRef, Verdict,
+    Batch, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketRef, Verdict,
 };
 
 mod datagrams;
@@ -273,6 +273,7 @@ impl Stage for Inspect {
         cx.names.sightings.clear();
         Deciding::of(cx).complete();
         self.sweep(cx);
+        let mut early = 0_u64;
         for (at, packet) in batch.iter().enumerate() {
             let meta = packet.meta;
             if meta.verdict != Verdict::Next || meta.flags.has(PacketFlags::FRAGMENT) {
@@ -282,6 +283,10 @@ impl Stage for Inspect {
                 self.datagram(cx, at, packet);
             }
             if meta.key.proto != tcp::PROTOCOL {
+                continue;
+            }
+            if opens(meta) && meta.payload < meta.end && !is_bound_later(cx, meta) {
+                early |= 1 << at;
                 continue;
             }
             if !meta.flow.is_some() {
@@ -295,7 +300,18 @@ impl Stage for Inspect {
                 self.segment(cx, packet);
             }
         }
+        while early != 0 {
+            batch.metas_mut()[early.trailing_zeros() as usize].drop_for(DropReason::SynData);
+            early &= early - 1;
+        }
     }
+}
+
+/// Whether a client's SYN is answered here, without what it brings.
+#[cold]
+fn is_bound_later(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
+    let service = cx.snapshot.forward.service(meta.key.dst, meta.key.dport, meta.key.proto);
+    service.is_some_and(|service| service.delay.is_some())
 }
 
 fn opens(meta: &PacketMeta) -> bool {

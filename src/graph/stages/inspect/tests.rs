@@ -273,6 +273,21 @@ fn what_a_receiver_would_not_take_is_not_read() {
     assert_eq!(rig.name(flow), Some(&b"api.openai.com"[..]));
 }
 
+/// It would reach a server unread. A service with delayed binding answers such a SYN itself.
+#[test]
+fn data_within_a_syn_is_not_let_through() {
+    let mut rig = Rig::new(16, 64);
+    let client = client(40_000);
+    let early = client.packet(ISN, flag::SYN, &hello());
+    let dropped = Verdict::Drop(DropReason::SynData);
+    assert_eq!(rig.run(std::slice::from_ref(&early))[0].verdict, dropped);
+    let flow = rig.open(&client);
+    let metas = rig.run(&[early, client.data(0, &hello())]);
+    assert_eq!(metas[0].verdict, dropped);
+    assert_eq!(metas[1].verdict, Verdict::Next);
+    assert_eq!(rig.class(flow), BY_NAME);
+}
+
 #[test]
 fn a_stalled_hello_is_given_up() {
     let mut rig = Rig::new(4, 8);

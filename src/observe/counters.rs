@@ -72,6 +72,8 @@ counters! {
     bindings_begun,
     /// Connections that were joined to a backend after what their client said.
     bindings_joined,
+    /// Clients of HTTP/2 that waited for the server's settings and were sent empty ones.
+    bindings_greeted,
     /// Connections reset, or of QUIC forgotten, because their client did not say in time where to.
     bindings_timed_out,
     /// Connections reset or forgotten for newer ones because too many waited.

@@ -1,8 +1,9 @@
 """Peers of the tests of delayed binding: an OpenAI client, a gRPC client and a gRPC server.
 
     peers.py openai VIP NAME
-    peers.py serve ADDRESS:PORT CERT KEY
+    peers.py serve ADDRESS:PORT [CERT KEY]
     peers.py grpc VIP NAME CERT
+    peers.py where VIP:PORT METHOD
 """
 
 import socket
@@ -42,18 +43,22 @@ def repeat(request, _context):
         yield request + str(i).encode()
 
 
-def grpc_server(address, cert, key):
+def grpc_server(address, cert=None, key=None):
     import grpc
 
-    with open(key, "rb") as k, open(cert, "rb") as c:
-        credentials = grpc.ssl_server_credentials([(k.read(), c.read())])
     server = grpc.server(futures.ThreadPoolExecutor(4))
     handlers = {
         "Call": grpc.unary_unary_rpc_method_handler(echo),
         "Stream": grpc.unary_stream_rpc_method_handler(repeat),
+        "Where": grpc.unary_unary_rpc_method_handler(lambda _request, _context: address.encode()),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    server.add_secure_port(address, credentials)
+    if cert:
+        with open(key, "rb") as k, open(cert, "rb") as c:
+            credentials = grpc.ssl_server_credentials([(k.read(), c.read())])
+        server.add_secure_port(address, credentials)
+    else:
+        server.add_insecure_port(address)
     server.start()
     server.wait_for_termination()
 
@@ -75,6 +80,22 @@ def grpc_client(vip, name, cert):
     print(f"{CALLS} calls, {len(got)} messages")
 
 
+def grpc_where(target, method):
+    """Without TLS: a first call of the method, then asks who answers."""
+    import grpc
+
+    with grpc.insecure_channel(f"ipv4:{target}") as channel:
+        call = channel.unary_unary(f"/{SERVICE}/{method}")
+        for _ in range(CALLS):
+            call(b"x" * 30_000, timeout=20)
+        print(channel.unary_unary(f"/{SERVICE}/Where")(b"", timeout=20).decode())
+
+
 if __name__ == "__main__":
-    what = {"openai": openai_client, "serve": grpc_server, "grpc": grpc_client}
+    what = {
+        "openai": openai_client,
+        "serve": grpc_server,
+        "grpc": grpc_client,
+        "where": grpc_where,
+    }
     what[sys.argv[1]](*sys.argv[2:])

@@ -104,19 +104,31 @@ fn server_profile(rng: &mut Rng) -> Profile {
     Profile { mss, sack: true, stamps: true, window_scale, buffer, ..any_profile(rng) }
 }
 
-fn any_plan(rng: &mut Rng, now: Nanos, name: &str, at: BindAt) -> Plan {
+/// Makes up what a client says to the server of that name.
+pub type Planner = fn(&mut Rng, Nanos, &str) -> Plan;
+
+fn any_hello(rng: &mut Rng, now: Nanos, name: &str) -> Plan {
+    any_plan(rng, now, name, &[hello])
+}
+
+/// Requests of HTTP/1 and HTTP/2, and hellos.
+fn any_request(rng: &mut Rng, now: Nanos, name: &str) -> Plan {
+    any_plan(rng, now, name, &[hello, http1, http2])
+}
+
+fn any_plan(rng: &mut Rng, now: Nanos, name: &str, ways: &[fn(&str, usize) -> Vec<u8>]) -> Plan {
     let padding = [0, 1_500, 4_000, 12_000][rng.below(4) as usize];
-    let ways = [hello, http1, http2];
-    let way = if at == BindAt::Request { rng.below(3) as usize } else { 0 };
-    let mut says = ways[way](name, padding);
+    let mut says = ways[rng.below(ways.len() as u32) as usize](name, padding);
     let more = if rng.chance(0.1) { 0 } else { rng.below(40_000) };
     says.extend((0..more).map(|i| (i ^ i >> 8) as u8));
     let start = Nanos(now.0 + u64::from(rng.below(300_000_000)));
-    Plan { start, says, closes_early: rng.chance(0.3) }
+    Plan { start, says, closes_early: rng.chance(0.3), pause: None }
 }
 
-fn talk(seed: Seed, percent: f64, family: Family, mode: ForwardMode, at: BindAt) -> Counters {
+fn talk(seed: Seed, percent: f64, at: BindAt, planner: Planner) -> Counters {
     const TALKERS: usize = 6;
+    let family = Family::BOTH[(seed.0 / 2 % 2) as usize];
+    let mode = [ForwardMode::Nat, ForwardMode::Dnat][(seed.0 / 4 % 2) as usize];
     let mut rng = Rng::new(seed);
     let profiles: Vec<_> = (0..3).map(|_| server_profile(&mut rng)).collect();
     let bad = LinkSpec::bad(percent, DELAY);
@@ -127,7 +139,7 @@ fn talk(seed: Seed, percent: f64, family: Family, mode: ForwardMode, at: BindAt)
     for i in 0..TALKERS {
         let name = NAMES[rng.below(3) as usize];
         names.push(name);
-        let plan = any_plan(&mut rng, net.now, name, at);
+        let plan = planner(&mut rng, net.now, name);
         let profile = any_profile(&mut rng);
         let isn = if rng.chance(0.5) { 0u32.wrapping_sub(rng.below(9_000)) } else { rng.below(9) };
         net.add(CLIENTS, talker(family, i, isn, profile, plan));
@@ -187,40 +199,42 @@ fn finish(mut net: World) -> Counters {
     net.appliance.finish()
 }
 
-fn talk_all(percent: f64, few: u64, at: BindAt) {
+/// Six clients a seed, over links that lose so many packets of a hundred.
+pub fn talk_all(percent: f64, few: u64, at: BindAt, planner: Planner) -> Counters {
+    let mut sum = Counters::default();
     for_seeds(seeds(few), |seed| {
-        let family = Family::BOTH[(seed.0 / 2 % 2) as usize];
-        let mode = [ForwardMode::Nat, ForwardMode::Dnat][(seed.0 / 4 % 2) as usize];
-        let counters = talk(seed, percent, family, mode, at);
+        let counters = talk(seed, percent, at, planner);
         assert!(counters.bindings_joined >= 6, "{counters:?}");
+        sum.add(&counters);
     });
+    sum
 }
 
 #[test]
 fn over_perfect_links() {
-    talk_all(0.0, 8, BindAt::Hello);
+    talk_all(0.0, 8, BindAt::Hello, any_hello);
 }
 
 #[test]
 fn over_links_that_lose_one_in_a_hundred() {
-    talk_all(1.0, 8, BindAt::Hello);
+    talk_all(1.0, 8, BindAt::Hello, any_hello);
 }
 
 #[test]
 fn over_links_that_lose_one_in_twenty() {
-    talk_all(5.0, 8, BindAt::Hello);
+    talk_all(5.0, 8, BindAt::Hello, any_hello);
 }
 
 #[test]
 fn over_links_that_lose_one_in_five() {
-    talk_all(20.0, 8, BindAt::Hello);
+    talk_all(20.0, 8, BindAt::Hello, any_hello);
 }
 
 /// Requests of HTTP/1 and HTTP/2, and hellos, at a service that waits for requests.
 #[test]
 fn requests_over_links_of_all_kinds() {
     for percent in [0.0, 1.0, 5.0, 20.0] {
-        talk_all(percent, 6, BindAt::Request);
+        talk_all(percent, 6, BindAt::Request, any_request);
     }
 }
 
@@ -239,7 +253,7 @@ fn one_at(family: Family, moods: [Mood; 3], says: Vec<u8>, at: BindAt) -> World 
             echo.mood = mood;
         }
     }
-    let plan = Plan { start: net.now, says, closes_early: false };
+    let plan = Plan { start: net.now, says, closes_early: false, pause: None };
     let profile = Profile { mss: 1_440, ..Profile::default() };
     net.add(CLIENTS, talker(family, 0, 1, profile, plan));
     net
@@ -339,7 +353,7 @@ fn a_flood_of_syns_harms_nobody() {
         world(delayed(Seed(9), family, mode, BindAt::Hello), family, good, |_| Profile::default());
     let mut rng = Rng::new(Seed(9));
     for i in 0..8 {
-        let plan = any_plan(&mut rng, net.now, NAMES[i % 3], BindAt::Hello);
+        let plan = any_hello(&mut rng, net.now, NAMES[i % 3]);
         net.add(CLIENTS, talker(family, i, 77, Profile::default(), plan));
     }
     let vip = (family.vip(), TCP_PORT);

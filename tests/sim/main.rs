@@ -12,5 +12,6 @@ mod quic_support;
 mod reload;
 mod services;
 mod speech;
+mod waiting;
 mod workers;
 mod world;

@@ -63,3 +63,13 @@ pub fn http2(name: &str, padding: usize) -> Vec<u8> {
     }
     says
 }
+
+/// A body of so many bytes in frames of HTTP/2.
+pub fn data(len: usize) -> Vec<u8> {
+    let body: Vec<u8> = (0..len).map(|i| (i ^ i >> 8) as u8).collect();
+    let frame = |part: &[u8]| {
+        let length = (part.len() as u32).to_be_bytes();
+        [&length[1..], &[0, 0, 0, 0, 0, 1], part].concat()
+    };
+    body.chunks(9_000).flat_map(frame).collect()
+}

@@ -93,6 +93,8 @@ pub enum FromServer {
 pub enum OnTimer {
     /// Nothing more than was put out.
     Nothing,
+    /// The client has said nothing more for as long as [`Binding::listen`] was told.
+    Quiet,
     /// The client has not said where to.
     TimedOut,
     /// The backend says nothing.
@@ -120,6 +122,13 @@ pub struct Binding {
     finished: bool,
     /// Bytes that may be held.
     hold_max: u32,
+    /// What the client has been told in the server's place, and how often.
+    greeting: &'static [u8],
+    greeted: u8,
+    /// Bytes taken out of the client's stream, which begins so much later for the backend.
+    cut: u32,
+    /// The end of the time to tell where to.
+    until: Nanos,
     syns: u8,
     due: Nanos,
     translation: Translation,
@@ -146,6 +155,7 @@ impl Binding {
             client_ack: first.acknowledgment,
             client_window: first.window,
             hold_max,
+            until,
             due: until,
             ..Binding::default()
         }
@@ -204,6 +214,10 @@ impl Binding {
             out.push(self.answer(stamp, held, slot));
             return FromClient::Taken;
         }
+        let acked = seen.acknowledgment.wrapping_sub(self.our_isn.wrapping_add(1));
+        if self.phase != Phase::Replaying && acked > self.greeting.len() as u32 {
+            return FromClient::Refused(DropReason::NotExpected);
+        }
         self.note_window(seen);
         if ahead <= 0
             && let Some(stamps) = seen.stamps.filter(|_| self.agreed.timestamps)
@@ -214,9 +228,7 @@ impl Binding {
         if self.phase == Phase::Replaying {
             return self.client_while_replaying(seen, payload, ahead, stamp, (held, slot), out);
         }
-        if seen.acknowledgment != self.our_isn.wrapping_add(1) {
-            return FromClient::Refused(DropReason::NotExpected);
-        }
+        self.hear_out();
         let before = held.len(slot);
         let put = self.keep(seen, payload, (held, slot));
         let end = seen.sequence.wrapping_add(payload.len() as u32);
@@ -312,7 +324,7 @@ impl Binding {
         let scale = self.agreed.window_scale.unwrap_or(0);
         let sent = out.push(Segment {
             toward: Toward::Backend,
-            sequence: self.client_isn,
+            sequence: self.client_isn.wrapping_add(self.cut),
             flags: SYN,
             window: rescale(self.client_window, scale as i8),
             options: offer.bytes(),
@@ -331,9 +343,22 @@ impl Binding {
         self.due = self.replay.send(now, &what, out);
     }
 
-    /// The time has come that [`Binding::due`] told.
-    pub fn timer(&mut self, now: Nanos, (held, slot): (&Held, usize), out: &mut Out) -> OnTimer {
+    /// The time has come that [`Binding::due`] told. `stamp` is our clock toward the client.
+    pub fn timer(
+        &mut self,
+        now: Nanos,
+        stamp: u32,
+        (held, slot): (&Held, usize),
+        out: &mut Out,
+    ) -> OnTimer {
         match self.phase {
+            Phase::Waiting if now < self.until => match self.greeting {
+                [] => OnTimer::Quiet,
+                _ => {
+                    self.greet_again(now, stamp, (held, slot), out);
+                    OnTimer::Nothing
+                }
+            },
             Phase::Waiting => {
                 out.push(self.reset_client(held, slot));
                 OnTimer::TimedOut
@@ -360,7 +385,11 @@ impl Binding {
     pub fn reset_client(&self, held: &Held, slot: usize) -> Segment {
         Segment {
             toward: Toward::Client,
-            sequence: self.client_sees(self.our_next()),
+            sequence: match self.phase {
+                // A reset counts where it is the very next: behind what is known to have come.
+                Phase::Waiting => self.client_ack,
+                _ => self.client_sees(self.our_next()),
+            },
             acknowledgment: self.wanted(held, slot),
             flags: RST | ACK,
             ..Segment::default()
@@ -370,7 +399,7 @@ impl Binding {
     fn reset_backend(&self) -> Segment {
         match self.phase {
             Phase::Replaying => reset(self.at(self.replay.sent())),
-            _ => reset(self.at(0)),
+            _ => reset(self.at(self.cut)),
         }
     }
 
@@ -400,7 +429,7 @@ impl Binding {
     fn our_next(&self) -> u32 {
         match self.phase {
             Phase::Replaying => self.replay.server_next(),
-            _ => self.our_isn.wrapping_add(1),
+            _ => self.our_isn.wrapping_add(1).wrapping_add(self.greeting.len() as u32),
         }
     }
 
@@ -450,5 +479,6 @@ pub fn syn_ack(
 }
 
 mod backend;
+mod greeting;
 #[cfg(test)]
 mod tests;

@@ -32,6 +32,8 @@ pub struct Segment {
     pub options: OptionBytes,
     /// Payload: offset into the held stream, and bytes.
     pub payload: (u32, u16),
+    /// Payload of our own, in place of the held stream's.
+    pub greeting: &'static [u8],
 }
 
 /// What one step of the state machine wants sent.
@@ -81,7 +83,8 @@ impl Segment {
     /// Bytes of the whole frame between ends of a family.
     pub fn frame_len(&self, v4: bool) -> usize {
         let tcp = tcp::HEADER_LEN + self.options.as_slice().len();
-        eth::HEADER_LEN + ip_len(v4) + tcp + usize::from(self.payload.1)
+        let payload = self.greeting.len() + usize::from(self.payload.1);
+        eth::HEADER_LEN + ip_len(v4) + tcp + payload
     }
 
     /// Writes the whole frame but its MAC addresses to `out`, which has
@@ -96,7 +99,9 @@ impl Segment {
         let (ip, segment) = out[eth::HEADER_LEN..].split_at_mut(ip_len(v4));
         write_ip(ip, key.src, key.dst, tos, segment.len() as u16);
         let header = tcp::HEADER_LEN + self.options.as_slice().len();
-        if let Some((held, slot)) = held {
+        if !self.greeting.is_empty() {
+            segment[header..].copy_from_slice(self.greeting);
+        } else if let Some((held, slot)) = held {
             held.copy(slot, self.payload.0, &mut segment[header..]);
         }
         let header = tcp::Repr {
@@ -167,6 +172,7 @@ mod tests {
                 window: 500,
                 options,
                 payload: (1_900, 1_001),
+                greeting: &[],
             };
             let key = FlowKey {
                 src: src.0,
@@ -188,6 +194,11 @@ mod tests {
             let options = ParseOptions { verify_transport_checksum: true };
             parse(&out, Seed(1), options, &mut meta).expect("a good packet");
             assert_eq!(out.len(), headers_len(key.dst.is_v4()) + 1_001);
+            let ours = Segment { greeting: b"welcome", payload: (0, 0), ..segment };
+            let mut out = vec![0; ours.frame_len(key.dst.is_v4())];
+            ours.write(&mut out, &key, 0x28, Some((&held, 0)));
+            want.payload = b"welcome".to_vec();
+            assert_eq!(out, tcp_packet(&want));
         }
     }
 

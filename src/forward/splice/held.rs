@@ -72,7 +72,7 @@ impl Held {
     }
 
     /// Keeps bytes that begin `offset` bytes into the stream, as far as they are new and lie below
-    /// `limit`. Bytes that are there without a gap are never changed any more.
+    /// `limit`. Bytes that are there without a gap are not changed by it.
     pub fn put(&mut self, slot: usize, offset: u32, bytes: &[u8], limit: u32) -> Put {
         let stream = &mut self.streams[slot];
         let end = offset.saturating_add(bytes.len() as u32);
@@ -119,6 +119,27 @@ impl Held {
             out[at..at + piece.len()].copy_from_slice(piece);
             at += piece.len();
         }
+    }
+
+    /// Takes `count` bytes out that begin at `at`. What precedes them moves up, so that what
+    /// follows stays where it is and the stream begins at `count`. Nothing must have been released.
+    pub fn cut(&mut self, slot: usize, at: u32, count: u32) {
+        let stream = &self.streams[slot];
+        debug_assert!(at + count <= stream.len && stream.released == 0);
+        let mut chunk = [0; 256];
+        let mut to = at;
+        while to > 0 {
+            let from = to.saturating_sub(chunk.len() as u32);
+            let part = &mut chunk[..(to - from) as usize];
+            self.copy(slot, from, part);
+            self.streams[slot].write(from + count, part, &mut self.pages, &mut self.free);
+            to = from;
+        }
+    }
+
+    /// Whether bytes wait for a gap to be filled.
+    pub fn has_gaps(&self, slot: usize) -> bool {
+        self.streams[slot].runs.iter().any(|run| run.0 < run.1)
     }
 
     /// Gives back the pages that lie wholly before `offset`.
@@ -231,6 +252,23 @@ mod tests {
         assert_eq!(held.put(0, 500, &[1; 10], 70_000), Put::NoRoom, "too many gaps");
         assert_eq!(held.put(0, 20, &[1; 10], 70_000), Put::Early, "joins two runs");
         assert_eq!(held.put(0, 0, &[1; 10], 70_000), Put::Grown(40));
+    }
+
+    #[test]
+    fn bytes_can_be_taken_out_of_the_midst() {
+        for (at, count) in [(0, 9), (24, 9), (256, 300), (2_045, 9), (4_991, 9), (4_000, 0)] {
+            let data = stream(5_000);
+            let mut held = Held::new(1, 4);
+            held.put(0, 0, &data, 70_000);
+            held.put(0, 5_100, &data[..10], 70_000);
+            assert!(held.has_gaps(0));
+            held.cut(0, at, count);
+            let (at, count) = (at as usize, count as usize);
+            let rest = [&data[..at], &data[at + count..]].concat();
+            assert!(all(&held, 0)[count..] == rest, "{count} at {at}");
+            assert_eq!(held.put(0, 5_000, &data[..100], 70_000), Put::Grown(5_110));
+            assert!(!held.has_gaps(0));
+        }
     }
 
     proptest! {

@@ -59,8 +59,9 @@ pub(super) struct Stream {
 }
 
 impl Replay {
-    pub(super) fn new(stream: u32) -> Replay {
-        Replay { stream, ..Replay::default() }
+    /// Of the held stream up to `stream`, which begins at `from`.
+    pub(super) fn new(from: u32, stream: u32) -> Replay {
+        Replay { stream, acked: from, sent: from, ..Replay::default() }
     }
 
     /// With the backend's SYN-ACK, whose own window is not scaled.
@@ -69,7 +70,7 @@ impl Replay {
         self.mss = mss.saturating_sub(options).max(MSS_MIN);
         self.shift = shift;
         self.flight_max = FIRST_FLIGHT;
-        self.window_end = u32::from(syn_ack.window);
+        self.window_end = self.acked + u32::from(syn_ack.window);
         self.must_answer = true;
         self.server_next = syn_ack.sequence.wrapping_add(1);
         self.client_has = self.server_next;
@@ -198,6 +199,7 @@ impl Replay {
             window: what.window,
             options: OptionBytes::of_segment(what.stamps),
             payload: (self.sent, data),
+            greeting: &[],
         }
     }
 }

@@ -17,10 +17,12 @@ use super::hpack::{self, Decoder};
 
 mod base64url;
 pub mod frame;
+mod walk;
 
 use frame::{FRAME_BYTES_LIMIT, FRAME_BYTES_MAX, Frames, Head, Part, flag, kind, setting};
 
 pub use super::http1::Side;
+pub use walk::{SETTINGS, Walk};
 
 /// What a client that knows begins with (RFC 9113, section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

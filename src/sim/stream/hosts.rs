@@ -22,6 +22,23 @@ pub struct Plan {
     pub says: Vec<u8>,
     /// Closes its direction with the last byte; otherwise once it has heard everything.
     pub closes_early: bool,
+    pub pause: Option<Pause>,
+}
+
+/// What a client waits for before it says all, as clients of HTTP/2 do for the server's settings.
+/// The server may as well not say it first.
+#[derive(Clone, Debug)]
+pub struct Pause {
+    /// Bytes that it says before.
+    pub at: usize,
+    /// What it waits for: whatever the server says by itself.
+    pub hears: Vec<u8>,
+    /// It waits no longer.
+    pub until: Nanos,
+    /// What it says to that, which is none of [`Plan::says`].
+    pub answer: Vec<u8>,
+    /// Bytes of [`Plan::says`] before that, where it is not said later.
+    pub answer_at: usize,
 }
 
 /// A client with one connection.
@@ -29,6 +46,9 @@ pub struct Talker {
     plan: Plan,
     tcp: Tcp,
     opened: bool,
+    /// Bytes of the plan that were said.
+    said: usize,
+    has_answered: bool,
 }
 
 impl Talker {
@@ -39,12 +59,8 @@ impl Talker {
         isn: u32,
         plan: Plan,
     ) -> Talker {
-        let mut tcp = Tcp::connect(profile, local, remote, isn);
-        tcp.write(&plan.says);
-        if plan.closes_early {
-            tcp.finish();
-        }
-        Talker { plan, tcp, opened: false }
+        let tcp = Tcp::connect(profile, local, remote, isn);
+        Talker { plan, tcp, opened: false, said: 0, has_answered: false }
     }
 
     pub fn mac(&self) -> [u8; 6] {
@@ -62,8 +78,45 @@ impl Talker {
 
     fn heard_all(&self) -> bool {
         let says = self.plan.says.iter();
-        self.tcp.received.len() == self.plan.says.len()
-            && self.tcp.received.iter().zip(says).all(|(got, said)| *got == changed(*said))
+        let heard = &self.tcp.received[self.greeting()..];
+        heard.len() == self.plan.says.len()
+            && heard.iter().zip(says).all(|(got, said)| *got == changed(*said))
+    }
+
+    /// Bytes that the server has said by itself.
+    fn greeting(&self) -> usize {
+        let hears = self.plan.pause.as_ref().map_or(&[][..], |pause| &pause.hears);
+        if self.tcp.received.starts_with(hears) { hears.len() } else { 0 }
+    }
+
+    pub fn was_greeted(&self) -> bool {
+        self.greeting() > 0
+    }
+
+    /// Says on, as far as it need not wait. Returns when it waits no longer.
+    fn say_on(&mut self, now: Nanos) -> Option<Nanos> {
+        let greeted = self.was_greeted();
+        let Plan { says, pause, closes_early, .. } = &self.plan;
+        let (tcp, said) = (&mut self.tcp, &mut self.said);
+        let mut say = |tcp: &mut Tcp, to: usize| {
+            tcp.write(says.get(*said..to).unwrap_or_default());
+            *said = to.max(*said);
+        };
+        if let Some(pause) = pause {
+            say(tcp, pause.at);
+            if !greeted && now < pause.until {
+                return Some(pause.until);
+            }
+            if greeted && !std::mem::replace(&mut self.has_answered, true) {
+                say(tcp, pause.answer_at);
+                tcp.write(&pause.answer);
+            }
+        }
+        say(tcp, says.len());
+        if *closes_early {
+            tcp.finish();
+        }
+        None
     }
 
     pub(in crate::sim) fn turn(&mut self, now: Nanos, frame: Option<&[u8]>, out: &mut Outbox) {
@@ -80,11 +133,12 @@ impl Talker {
                 self.tcp.receive(now, &segment, &mut out.frames);
             }
         }
-        if self.tcp.received.len() >= self.plan.says.len() {
+        let waits_until = self.say_on(now);
+        if self.tcp.received.len() >= self.greeting() + self.plan.says.len() {
             self.tcp.finish();
         }
         self.tcp.turn(now, &mut out.frames);
-        if let Some(at) = self.tcp.wake_at() {
+        for at in [self.tcp.wake_at(), waits_until].into_iter().flatten() {
             out.wake(at);
         }
     }

@@ -5,7 +5,7 @@ mod hosts;
 mod receive;
 mod send;
 
-pub use hosts::{Echo, Mood, Plan, Talker};
+pub use hosts::{Echo, Mood, Pause, Plan, Talker};
 
 use std::time::Duration;
 

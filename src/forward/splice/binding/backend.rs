@@ -40,7 +40,7 @@ impl Binding {
         out: &mut Out,
     ) -> FromServer {
         let Heard { seen, offer, mss_max, stamp, .. } = heard;
-        let answers_us = seen.flags & ACK != 0 && seen.acknowledgment == self.at(0);
+        let answers_us = seen.flags & ACK != 0 && seen.acknowledgment == self.at(self.cut);
         if seen.flags & RST != 0 {
             // RFC 5961, section 3.2, for SYN-SENT.
             let refused = FromServer::Refused(DropReason::NotExpected);
@@ -55,14 +55,14 @@ impl Binding {
             return FromServer::Refused(DropReason::NotExpected);
         }
         if self.agreed.timestamps && offer.stamps.is_none() {
-            out.push(reset(self.at(0)));
+            out.push(reset(self.at(self.cut)));
             return FromServer::Unwilling;
         }
         self.join(seen, offer, *stamp);
         self.phase = Phase::Replaying;
         let mss = offer.mss.unwrap_or(MSS_DEFAULT[0]).min(*mss_max);
         let shift = offer.window_scale.filter(|_| self.agreed.window_scale.is_some()).unwrap_or(0);
-        self.replay = Replay::new(stream);
+        self.replay = Replay::new(self.cut, stream);
         self.replay.begin(seen, mss, shift, self.agreed.timestamps);
         self.send_held(now, out);
         FromServer::Opened
@@ -74,7 +74,8 @@ impl Binding {
         let theirs = offer.window_scale.filter(|_| self.agreed.window_scale.is_some());
         let clients = self.agreed.window_scale.unwrap_or(0) as i8;
         self.translation = Translation {
-            sequence: self.our_isn.wrapping_sub(seen.sequence),
+            // Before the backend's first byte the client has heard what we have said.
+            sequence: self.our_next().wrapping_sub(seen.sequence.wrapping_add(1)),
             stamp: stamp.wrapping_sub(stamps.value),
             first_stamp: stamps.value,
             early_echoes: self.agreed.timestamps,

@@ -1,6 +1,7 @@
 //! Single steps; whole lives are simulated in `tests/sim/binding.rs`.
 
 use super::*;
+use crate::packet::tcp::flag::PSH;
 
 const ISN: u32 = u32::MAX - 1;
 const COOKIE: u32 = 7_000;
@@ -57,7 +58,7 @@ impl Rig {
 
     fn timer(&mut self) -> (OnTimer, Vec<Segment>) {
         let mut out = Out::new(12);
-        let on = self.binding.timer(UNTIL, (&self.held, 0), &mut out);
+        let on = self.binding.timer(UNTIL, 0, (&self.held, 0), &mut out);
         (on, out.segments().to_vec())
     }
 }
@@ -148,4 +149,43 @@ fn a_backend_without_the_promised_timestamps_is_unsuitable() {
     rig.open();
     let (from, out) = rig.server(&server_segment(90, 0, SYN | ACK), 0);
     assert_eq!((from, out[0].flags), (FromServer::Unwilling, RST));
+}
+
+/// What is said in the server's place is said until it is heard; the answer to it goes no further,
+/// and the backend counts neither.
+#[test]
+fn a_greeting_and_its_answer_are_between_the_client_and_us() {
+    let mut rig = rig();
+    rig.client(&client_segment(0, ACK), b"begin");
+    rig.binding.listen(Nanos::from_secs(1));
+    assert_eq!(rig.binding.due(), Nanos::from_secs(1));
+    let mut out = Out::new(12);
+    let now = Nanos::from_secs(1);
+    assert_eq!(rig.binding.timer(now, 0, (&rig.held, 0), &mut out), OnTimer::Quiet);
+    rig.binding.greet(now, b"hail", 0, (&rig.held, 0), &mut out);
+    let said = out.segments()[0];
+    assert_eq!((said.sequence, said.greeting, said.flags), (COOKIE + 1, &b"hail"[..], ACK | PSH));
+    assert_eq!(rig.binding.due(), Nanos(now.0 + SYN_WAIT_NS));
+    let mut out = Out::new(12);
+    assert_eq!(rig.binding.timer(now, 0, (&rig.held, 0), &mut out), OnTimer::Nothing);
+    assert_eq!(out.segments(), [said], "again");
+    let wrong = Seen { acknowledgment: COOKIE + 6, ..client_segment(5, ACK) };
+    assert_eq!(rig.client(&wrong, b"").0, FromClient::Refused(DropReason::NotExpected));
+    assert!(!rig.binding.is_heard());
+    let heard = |offset| Seen { acknowledgment: COOKIE + 5, ..client_segment(offset, ACK) };
+    let (from, out) = rig.client(&heard(5), b"thanks, ask");
+    assert_eq!((from, out[0].sequence), (FromClient::Grown(5), COOKIE + 5));
+    assert!(rig.binding.is_heard());
+    assert_eq!(rig.binding.due(), UNTIL);
+    rig.binding.cut(5, 8, (&mut rig.held, 0));
+    let syn = rig.open()[0];
+    assert_eq!(syn.sequence, ISN.wrapping_add(8));
+    let (from, out) = rig.server(&server_segment(90, 8, SYN | ACK), 0);
+    assert_eq!(from, FromServer::Opened);
+    let mut sent = [0; 8];
+    rig.held.copy(0, out[0].payload.0, &mut sent);
+    assert_eq!((out[0].payload, &sent), ((8, 8), b"beginask"));
+    assert_eq!(out[0].sequence, ISN.wrapping_add(9));
+    assert_eq!(rig.binding.translation().sequence, (COOKIE + 4).wrapping_sub(90));
+    assert_eq!(rig.server(&server_segment(91, 16, ACK), 0).0, FromServer::Done);
 }

@@ -126,7 +126,8 @@ impl Splice {
 
     /// What the rules say, now that the client has spoken. Whom they refuse gets no backend.
     fn choice(&mut self, cx: &mut Cx<'_>, slot: usize) -> (Decision, Steps) {
-        let said = self.held.pieces(slot, 0, self.held.len(slot));
+        let from = self.bound[slot].binding.beginning();
+        let said = self.held.pieces(slot, from, self.held.len(slot));
         let (key, _) = self.slots.key(slot);
         let decided = self.speech.decide(slot, said, key, &cx.snapshot.rules);
         cx.counters.classifications += u64::from(decided.0.rule.is_some());

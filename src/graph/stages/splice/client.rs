@@ -168,7 +168,7 @@ impl Splice {
             return true;
         }
         let len = self.held.len(slot);
-        let mut clear = false;
+        let mut clear = self.bound[slot].is_clear;
         for piece in self.held.pieces(slot, before, len) {
             clear |= self.speech.hear(slot, piece);
         }
@@ -176,7 +176,11 @@ impl Splice {
             self.speech.give_up(slot);
             clear = true;
         }
-        !clear || self.decide(cx, slot, out)
+        self.bound[slot].is_clear = clear;
+        if self.speech.is_http2(slot) {
+            self.follow_frames(cx.now, slot);
+        }
+        !clear || !self.is_settled(slot) || self.decide(cx, slot, out)
     }
 }
 

@@ -9,6 +9,7 @@ mod datagrams;
 mod joined;
 mod send;
 mod server;
+mod settings;
 mod speech;
 
 use self::choose::Tried;
@@ -22,6 +23,7 @@ use crate::forward::splice::held::{PAGE_BYTES, STREAM_BYTES_MAX};
 use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::splice::{Binding, Cookies, Held, OnTimer, Out, Slots, Translation};
 use crate::graph::{Cx, REPLIES_MAX};
+use crate::inspect::h2::Walk;
 use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
 
 /// Bytes held beyond those that are read: what follows a hello at once, such as early data.
@@ -74,6 +76,10 @@ struct Bound {
     flow: Option<FlowRef>,
     class: ClassId,
     tried: Tried,
+    /// Over the client's frames, where it speaks HTTP/2.
+    walk: Walk,
+    /// The client has said enough, or too much.
+    is_clear: bool,
 }
 
 /// What is done with the segments of a spliced flow.
@@ -169,10 +175,14 @@ impl Splice {
 
     fn time_out(&mut self, cx: &mut Cx<'_>, slot: usize) {
         let mut out = Out::new(REPLIES_MAX - cx.replies.len());
-        let on = self.bound[slot].binding.timer(cx.now, (&self.held, slot), &mut out);
+        let stamp = self.cookies.stamp(cx.now, self.slots.key(slot).0);
+        let on = self.bound[slot].binding.timer(cx.now, stamp, (&self.held, slot), &mut out);
+        if on == OnTimer::Quiet {
+            self.greet_silent(cx, slot, &mut out);
+        }
         self.send_all(cx, slot, &out);
         match on {
-            OnTimer::Nothing => self.arm(slot),
+            OnTimer::Nothing | OnTimer::Quiet => self.arm(slot),
             OnTimer::TimedOut => {
                 cx.counters.bindings_timed_out += 1;
                 self.release(slot);

@@ -6,7 +6,7 @@ use crate::graph::stages::inspect::{
     TABLE_BYTES, count_app, count_failure, count_name, count_unknown, keep_request,
 };
 use crate::inspect::fields::{PATH_BYTES, Wanted};
-use crate::inspect::inspector::{Event, Inspector, Pool, Rooms, Side, Unknown};
+use crate::inspect::inspector::{App, Event, Inspector, Pool, Rooms, Side, Unknown};
 use crate::inspect::tls::{Carrier, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::observe::Counters;
@@ -91,6 +91,12 @@ impl Speech {
         }
     }
 
+    /// Whether the client has begun with the preface of HTTP/2.
+    pub fn is_http2(&self, slot: usize) -> bool {
+        let head = self.heads.get(slot).filter(|_| self.kinds[slot] == BindAt::Request);
+        head.is_some_and(|head| head.app() == App::H2c)
+    }
+
     /// More bytes than these are not read.
     pub fn has_said_too_much(&self, bytes: u32) -> bool {
         bytes >= self.read_bytes_max
@@ -149,7 +155,7 @@ impl Speech {
                 keep_request(note, &request);
             }
         } else if self.hello(slot).is_some_and(HelloParser::is_complete) {
-            note.app = crate::inspect::inspector::App::Tls.name();
+            note.app = App::Tls.name();
         }
         if let Some(hello) = self.hello(slot).filter(|hello| hello.is_complete()) {
             note.alpn.set(hello.alpn().wire());

@@ -100,6 +100,11 @@ fn pipeline() {
 }
 
 #[test]
+fn splice() {
+    run_all("splice", 200);
+}
+
+#[test]
 fn parse() {
     run_all("parse", 3_000);
 }

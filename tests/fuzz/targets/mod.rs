@@ -22,13 +22,17 @@ pub mod rules;
 pub mod script;
 pub mod seeds;
 pub mod setup;
+#[path = "../../sim/speech.rs"]
+pub mod speech;
+pub mod splice;
 
 /// What is run; it panics on a finding.
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is that of their folder of seeds.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("pipeline", pipeline::run),
+    ("splice", splice::run),
     ("parse", parse::run),
     ("hello", hello::run),
     ("quic", quic::run),

@@ -196,7 +196,7 @@ fn remember<T>(list: &mut VecDeque<T>, item: T) {
 }
 
 /// A packet that the box has sent is one that it would take.
-fn check_sent(verify_transport_checksum: bool, port: usize, bytes: &[u8]) {
+pub fn check_sent(verify_transport_checksum: bool, port: usize, bytes: &[u8]) {
     let mut meta = PacketMeta::default();
     let options = ParseOptions { verify_transport_checksum };
     if let Err(reason) = parse(bytes, SEED, options, &mut meta) {

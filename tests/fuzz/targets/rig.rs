@@ -50,7 +50,7 @@ impl Rig {
         let snapshot = Snapshot {
             forward: tables(variant.services, workers),
             routes: Arc::new(routes.build(1)),
-            rules: Arc::new(Rules::compile(&rules())),
+            rules: Arc::new(Rules::compile(&rules(variant.services))),
             seed: SEED,
             worker_count: workers,
             meters: Default::default(),

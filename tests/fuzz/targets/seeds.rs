@@ -30,6 +30,7 @@ pub struct Seed {
 pub fn all() -> Vec<Seed> {
     let made = [
         ("pipeline", scripts()),
+        ("splice", super::splice::seeds::seeds()),
         ("parse", frames()),
         ("hello", hellos()),
         ("quic", super::quic::seeds()),

@@ -20,6 +20,8 @@ use tidegate::qos::spec::{ClassSpec, PortQosSpec};
 use tidegate::worker::Blueprint;
 use tidegate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
 
+use super::splice::services::{add_services, rules as splice_rules};
+
 pub const SEED: Seed = Seed(7);
 pub const CLIENT_MTU: u16 = 1_500;
 pub const BACKEND_MTU: u16 = 1_400;
@@ -36,6 +38,8 @@ pub const MODES: [(u16, ForwardMode); 4] = [
     (82, ForwardMode::Dsr),
     (443, ForwardMode::Nat),
 ];
+/// Services that wait for what clients say, of [`super::splice`].
+pub const DELAYED: usize = 3;
 /// A service whose backend is no neighbour yet.
 pub const UNRESOLVED_PORT: u16 = 90;
 /// A service whose pool has no weight.
@@ -129,7 +133,7 @@ pub fn addr(text: &str) -> Addr {
 /// Which of the configurations a box has; they can be changed under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
-    /// 0: all backends; 1: the first one drained; 2: no services at all.
+    /// 0: all backends; 1: the first one drained; 2: no services at all; [`DELAYED`].
     pub services: usize,
     /// Ports are shaped, and the pipeline inspects and classifies.
     pub whole: bool,
@@ -211,9 +215,9 @@ impl Parts {
 pub fn tables(services: usize, workers: u16) -> Arc<Tables> {
     static TABLES: LazyLock<Vec<Arc<Tables>>> = LazyLock::new(|| {
         let build = |i: usize| Tables::build(&forward(i / 2), 1 + (i % 2) as u16, SEED);
-        (0..6).map(|i| Arc::new(build(i))).collect()
+        (0..8).map(|i| Arc::new(build(i))).collect()
     });
-    Arc::clone(&TABLES[(services % 3) * 2 + usize::from(workers > 1)])
+    Arc::clone(&TABLES[(services % 4) * 2 + usize::from(workers > 1)])
 }
 
 fn forward(variant: usize) -> ForwardSpec {
@@ -226,6 +230,10 @@ fn forward(variant: usize) -> ForwardSpec {
         ..ForwardSpec::default()
     };
     if variant == 2 {
+        return spec;
+    }
+    if variant == DELAYED {
+        add_services(&mut spec);
         return spec;
     }
     for family in [&V4, &V6] {
@@ -261,7 +269,7 @@ fn forward(variant: usize) -> ForwardSpec {
     spec
 }
 
-fn add_pool(spec: &mut ForwardSpec, backends: &[(&str, u16)]) {
+pub fn add_pool(spec: &mut ForwardSpec, backends: &[(&str, u16)]) {
     let known = spec.pools.iter().map(|p| p.backends.len()).sum::<usize>();
     let backend = |(i, (at, weight)): (usize, &(&str, u16))| BackendSpec {
         id: BackendId((known + i) as u16),
@@ -325,7 +333,10 @@ pub fn neighbour(family: &Family, index: usize) -> (u32, Addr, [u8; 6]) {
     (port as u32 + 1, addr(at), NEIGHBOUR_MAC[port])
 }
 
-pub fn rules() -> Vec<RuleSpec> {
+pub fn rules(services: usize) -> Vec<RuleSpec> {
+    if services == DELAYED {
+        return splice_rules();
+    }
     vec![
         RuleSpec {
             name: "named".into(),

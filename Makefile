@@ -42,7 +42,7 @@ clippy: packages-build
 # Namespace tests need root; they build their own namespaces and touch nothing else.
 unit: packages-test
 	$(CARGO) test --locked --no-run
-	$(ROOT) $(CARGO) test --locked
+	$(ROOT) $(CARGO) test --locked --no-fail-fast
 	@[ -n "$$TIDEGATE_CORPUS" ] || echo "NOT RUN: tests against public captures" \
 		"(set TIDEGATE_CORPUS to the folder that holds them)"
 

@@ -277,7 +277,8 @@ fn fragments() {
 #[test]
 fn tcp_flags() {
     both(|family| {
-        let of = |flags| tcp_packet(&TcpSpec { flags, ..tcp(family) });
+        let of = |flags| tcp_packet(&TcpSpec { flags, payload: Vec::new(), ..tcp(family) });
+        let early = TcpSpec { flags: SYN, ..tcp(family) };
         let bad = Dropped(DropReason::BadTcpFlags);
         check(&[
             ("none", of(0), bad),
@@ -289,6 +290,7 @@ fn tcp_flags() {
             ("Xmas", of(FIN | PSH | URG), bad),
             ("all", of(0xff), bad),
             ("SYN", of(SYN), Sent(1)),
+            ("SYN with data", tcp_packet(&early), Dropped(DropReason::SynData)),
             ("SYN, ECN set up", of(SYN | 0xc0), Sent(1)),
             ("SYN ACK", of(SYN | ACK), Sent(1)),
             ("ACK", of(ACK), Sent(1)),

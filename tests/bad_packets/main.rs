@@ -69,7 +69,7 @@ pub fn link() -> LinkSpec {
 /// From a client straight to a backend, which the router forwards.
 pub fn tcp(family: &Family) -> TcpSpec {
     let (src, dst) = (addr(family.clients[0]), addr(family.backends[0]));
-    let spec = TcpSpec::new((src, 40_000), (dst, BACKEND_TCP_PORT), flag::SYN, b"data");
+    let spec = TcpSpec::new((src, 40_000), (dst, BACKEND_TCP_PORT), flag::ACK, b"data");
     TcpSpec { link: link(), ..spec }
 }
 
@@ -85,9 +85,12 @@ pub fn echo(family: &Family) -> IcmpSpec {
     IcmpSpec { link: link(), ..IcmpSpec::echo(src, dst, false, 7, b"ping") }
 }
 
-/// From a client to a port of the VIP, for the balancer.
+/// From a client to a port of the VIP, for the balancer. A SYN brings no data.
 pub fn to_vip(family: &Family, port: u16, flags: u8) -> TcpSpec {
     let mut spec = TcpSpec { dport: port, flags, ..tcp(family) };
+    if flags & flag::SYN != 0 {
+        spec.payload.clear();
+    }
     spec.ip.dst = addr(family.vip);
     spec
 }

@@ -158,6 +158,63 @@ fn the_dead_the_hung_and_the_failing_are_left_and_return() {
 }
 
 #[test]
+fn turns_go_round_and_full_backends_are_passed_over() {
+    let net = Net::new(1);
+    let [a, b, c] = SERVERS4;
+    let _servers = SERVERS4.map(|address| nginx(&net, address));
+    let text = config(&net, "[pool.web]\nbalance = \"round-robin\"\n");
+    let mut edge = net.start(&text);
+    let url = format!("http://{VIP4}/");
+    let answers: Vec<String> = (0..9)
+        .map(|_| net.client.run("curl", &["-sSf", "-m", "10", &url]).expect("an answer"))
+        .collect();
+    assert!(
+        answers.windows(4).all(|w| w[0] == w[3] && w[0] != w[1] && w[1] != w[2]),
+        "{answers:?}"
+    );
+
+    // Two connections each for the first two, the third is for what is left.
+    let limited = |of: &str| format!("address = \"{of}\"\nport = {HTTP}\nmax_connections = 2\n");
+    let mut text = text.replace("round-robin", "least-connections");
+    for of in [a, b] {
+        text = text.replace(&format!("address = \"{of}\"\nport = {HTTP}\n"), &limited(of));
+    }
+    let last = format!("address = \"{c}\"\nport = {HTTP}\n");
+    text = text.replace(&last, &format!("{last}priority = 1\nmax_connections = 3\n"));
+    net.write("tidegate.toml", &text);
+    net.ask(&["reload"]).expect("reload");
+    let open = || {
+        let connect = || TcpStream::connect((VIP4, 80)).expect("connect");
+        let mut stream = net.client.enter(connect).expect("thread");
+        (ask_on(&mut stream), stream)
+    };
+    let mut held: Vec<(String, TcpStream)> = (0..7).map(|_| open()).collect();
+    let count = |held: &[(String, TcpStream)], of: &str| held.iter().filter(|h| h.0 == of).count();
+    assert!(held[..4].iter().all(|h| h.0 != c), "{held:?}");
+    assert_eq!([a, b, c].map(|of| count(&held, of)), [2, 2, 3], "{held:?}");
+    let refused = net.client.run("curl", &["-sSf", "-m", "2", &url]);
+    assert!(refused.is_err(), "all are full");
+    let full = |name: &str| {
+        let drops = net.ask_json(&["show", "drops"]);
+        let drops = drops["drops"].as_array().expect("drops");
+        drops.iter().find(|d| d["reason"] == name).expect("listed")["packets"].as_u64()
+    };
+    assert!(full("backends_full") > Some(0));
+    let text = net.ask(&["show", "backends"]).expect("answer");
+    assert!(text.contains("2 of 2") && text.contains("3 of 3"), "{text}");
+
+    held.retain(|h| h.0 != b);
+    let has_room = wait_for(SOON, "the connections to end", || {
+        let backends = net.ask_json(&["show", "backends"]);
+        let backends = backends["backends"].as_array().expect("backends");
+        backends.iter().any(|of| of["address"] == b && of["connections"] == 0)
+    });
+    assert!(has_room.is_ok());
+    assert_eq!(open().0, b);
+    assert!(edge.is_running());
+}
+
+#[test]
 fn what_is_drained_keeps_its_flows_and_gets_no_new_ones() {
     let net = Net::new(1);
     let _servers = SERVERS4.map(|address| nginx(&net, address));

@@ -60,6 +60,7 @@ fn forward() -> ForwardSpec {
         addr: Addr::v4(SERVERS + i),
         port: SERVICE_PORT,
         weight: 1,
+        ..BackendSpec::default()
     };
     ForwardSpec {
         services: vec![ServiceSpec {
@@ -79,6 +80,7 @@ fn forward() -> ForwardSpec {
             id: PoolId(0),
             name: "p".into(),
             backends: (0..BACKENDS).map(backend).collect(),
+            ..PoolSpec::default()
         }],
         nat: Some(NatSpec { addresses: vec![Addr::v4(NAT)], port_first: 1_024, port_last: 65_535 }),
         transit: vec![],

@@ -196,6 +196,9 @@ impl Page {
         };
         let weights = of(|b| b.weight_now.into());
         gauge(e, "backend_weight", "What new flows are shared out by in the pool.", &weights)?;
+        let connections = of(|b| b.connections);
+        let help = "Flows that have begun and not ended.";
+        gauge(e, "backend_connections", help, &connections)?;
         let drained = of(|b| b.drained.into());
         gauge(e, "backend_drained", "Whether it is drained by the operator.", &drained)?;
         let checked = backends.iter().filter_map(|b| Some((b, b.health.as_ref()?)));

@@ -224,8 +224,17 @@ fn services(lines: &[ServiceView]) -> String {
 }
 
 fn backends(lines: &[BackendView]) -> String {
-    let mut table =
-        Table::new(&["pool", "backend", "address", ">weight", "port", "next hop", "mac", "state"]);
+    let mut table = Table::new(&[
+        "pool",
+        "backend",
+        "address",
+        ">weight",
+        ">connections",
+        "port",
+        "next hop",
+        "mac",
+        "state",
+    ]);
     let mut unwell = String::new();
     for b in lines {
         let dash = || "-".to_string();
@@ -245,6 +254,10 @@ fn backends(lines: &[BackendView]) -> String {
             match (b.weight_now, b.weight) {
                 (0, weight) if weight > 0 => format!("0 of {weight}"),
                 (_, weight) => weight.to_string(),
+            },
+            match b.max_connections {
+                Some(most) => format!("{} of {most}", b.connections),
+                None => b.connections.to_string(),
             },
             b.via_port.clone().unwrap_or_else(dash),
             b.next_hop.map_or_else(dash, |a| a.to_string()),

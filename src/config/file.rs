@@ -160,8 +160,17 @@ pub enum FileBind {
 #[serde(default, deny_unknown_fields)]
 pub struct FilePool {
     pub backend: Vec<Spanned<FileBackend>>,
+    pub balance: Option<FileBalance>,
     pub health: Plain<FileHealth>,
     pub panic_percent: Plain<i64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileBalance {
+    Maglev,
+    RoundRobin,
+    LeastConnections,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -203,6 +212,8 @@ pub struct FileBackend {
     pub port: Noted<PortNumber>,
     pub weight: Plain<i64>,
     pub name: Plain<String>,
+    pub priority: Plain<i64>,
+    pub max_connections: Plain<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -148,6 +148,7 @@ impl Appliance {
             handover.set_wakers(&wakers);
             let (control, link) = control_link(Some(sleeper.waker()));
             let stats = Arc::new(SharedStats::new(self.config.ports.len()));
+            stats.serving().reserve(self.pools.places_count());
             let own = Own { id, ports, pool, handover, control, stats: Arc::clone(&stats) };
             let parts = RunnerParts {
                 name: format!("worker-{id}"),

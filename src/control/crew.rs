@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::base::Nanos;
+use crate::flow::Serving;
 use crate::forward::{Routes, Tables};
 use crate::observe::{Latencies, SharedStats, Stats};
 use crate::worker::{Exit, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread};
@@ -59,6 +60,11 @@ impl Seat {
         self.stats.latencies()
     }
 
+    /// What backends are busy with, as the worker has seen.
+    pub fn serving(&self) -> &Serving {
+        self.stats.serving()
+    }
+
     fn flush(&mut self) {
         while let Some(command) = self.outbox.pop_front() {
             if let Err(command) = self.link.send(command) {
@@ -88,6 +94,16 @@ impl Crew {
         for seat in &mut self.seats {
             seat.send(WorkerCommand::Forward(Arc::clone(tables)));
         }
+    }
+
+    /// Has all count at places below this.
+    pub fn reserve(&self, places: usize) {
+        self.seats.iter().for_each(|seat| seat.serving().reserve(places));
+    }
+
+    /// Flows that count at a place, on all workers.
+    pub fn connections(&self, place: u16) -> u64 {
+        self.seats.iter().map(|s| u64::from(s.serving().own_connections(place))).sum()
     }
 
     /// Takes what workers told, into `events`, and gives what could not be given before.

@@ -142,6 +142,9 @@ fn backend(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> Bac
         port: b.port,
         weight: b.weight,
         weight_now: a.pools.weight(usize::from(pool.id.0), index),
+        priority: b.priority,
+        connections: a.crew.connections(a.pools.place(b)),
+        max_connections: b.connections_max,
         drained: a.pools.drained.backend(pool, b),
         health: a.pools.health(pool, b).map(|h| HealthView {
             up: h.is_up(),

@@ -158,6 +158,8 @@ impl Control {
             }
         }
         self.events = events;
+        let a = &mut self.appliance;
+        a.pools.share_counts(a.clock.now(), &a.crew);
         self.check_take_over();
         self.check_listing();
         self.check_draining();

@@ -90,7 +90,9 @@ impl Control {
             let _ = a.steering.set_tables(before);
             return Err(error.into());
         }
-        a.pools.set_config(&wanted);
+        let crew = &a.crew;
+        a.pools.set_config(&wanted, |place| crew.connections(place) > 0);
+        a.crew.reserve(a.pools.places_count());
         let snapshot = Snapshot {
             forward: Arc::new(a.pools.tables(a.clock.now(), &wanted, a.snapshot.seed)),
             rules: Arc::new(rules_of(&wanted)),

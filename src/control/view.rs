@@ -102,6 +102,11 @@ pub struct BackendView {
     /// That new flows are shared out by, beside the pool's others. All of a pool may be multiplied
     /// by the same.
     pub weight_now: u16,
+    /// Gets new flows only where no backend of a lower number may take more.
+    pub priority: u8,
+    /// That have begun and not ended, of all pools that have this address and port.
+    pub connections: u64,
+    pub max_connections: Option<u32>,
     /// It gets no new flows by the operator's word.
     pub drained: bool,
     /// `None` where it is not checked.

@@ -72,7 +72,7 @@ pub struct Flow {
     pub(super) idle: u32,
     /// The service's index; [`NONE_U16`] for transit.
     pub service: u16,
-    /// The backend's index; [`NONE_U16`] for transit.
+    /// The backend's place in [`super::Serving`]; [`NONE_U16`] for transit.
     pub backend: u16,
     /// QoS class of both directions.
     pub class: ClassId,

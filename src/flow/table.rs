@@ -1,9 +1,11 @@
 //! One worker's flows: a fixed number, found by the key of either direction.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::entry::{Flow, NewFlow, changes};
 use super::index::Index;
+use super::serving::{PLACES_MAX, Serving};
 use super::steps::Steps;
 use super::tcp::TcpState;
 use super::wheel::{NANOS_PER_TICK, Timers};
@@ -25,6 +27,10 @@ const _: () = assert!(FLOWS_MAX < u32::MAX >> 1);
 const AHEAD: usize = 12;
 
 const TCP: u8 = 6;
+/// Places of a table whose counts nobody else reads.
+const PLACES_OWN: usize = 256;
+
+const _: () = assert!(PLACES_OWN <= PLACES_MAX);
 
 /// How many flows the table holds.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +87,7 @@ pub struct FlowTable {
     half_open_evicted: u64,
     removals: u64,
     steps: Steps,
+    serving: Arc<Serving>,
     limits: FlowLimits,
     timeouts: Ticks,
     seed: Seed,
@@ -129,6 +136,7 @@ impl FlowTable {
             half_open_evicted: 0,
             removals: 0,
             steps: Steps::default(),
+            serving: Arc::new(Serving::new(PLACES_OWN)),
             limits,
             timeouts: Ticks {
                 half_open: ticks(timeouts.half_open),
@@ -140,6 +148,18 @@ impl FlowTable {
             },
             seed,
         }
+    }
+
+    /// Counts what backends serve where others see it.
+    pub fn with_serving(mut self, serving: Arc<Serving>) -> FlowTable {
+        self.serving = serving;
+        self
+    }
+
+    /// What backends are busy with.
+    #[inline]
+    pub fn serving(&self) -> &Serving {
+        &self.serving
     }
 
     pub fn len(&self) -> usize {
@@ -347,6 +367,7 @@ impl FlowTable {
             }
         }
         self.schedule(at);
+        self.serving.begin(new.backend);
         Ok(FlowRef(at))
     }
 
@@ -380,7 +401,13 @@ impl FlowTable {
     }
 
     fn change_state(&mut self, at: u32, after: TcpState) {
-        let before = std::mem::replace(&mut self.flows[at as usize].tcp, after);
+        let flow = &mut self.flows[at as usize];
+        let (before, backend) = (std::mem::replace(&mut flow.tcp, after), flow.backend);
+        match (before.has_ended(), after.has_ended()) {
+            (false, true) => self.serving.end(backend),
+            (true, false) => self.serving.begin(backend),
+            _ => {}
+        }
         match (before.is_half_open(), after.is_half_open()) {
             (true, true) => return, // keeps its place: its time runs from the SYN
             (true, false) => self.half_open -= 1,
@@ -438,6 +465,9 @@ impl FlowTable {
     pub fn remove(&mut self, r: FlowRef) {
         let Some(flow) = self.at(r) else { return };
         let (keys, both) = (flow.key, flow.has_reply_key());
+        if !flow.tcp.has_ended() {
+            self.serving.end(flow.backend);
+        }
         if flow.tcp.is_half_open() {
             self.half_open -= 1;
         }

@@ -1,5 +1,6 @@
 //! Where a packet goes: services, pools and their Maglev tables, NAT, routes, neighbours, ICMP.
 
+pub mod choice;
 pub mod icmp;
 pub mod link;
 mod lpm;
@@ -7,12 +8,14 @@ pub mod maglev;
 pub mod nat;
 pub mod parking;
 pub mod ports;
+mod rotation;
 pub mod routes;
 pub mod spec;
 pub mod splice;
 mod table;
 pub mod tables;
 
+pub use choice::Turns;
 pub use icmp::{IcmpError, IcmpLimiter};
 pub use parking::Parking;
 pub use routes::{Egress, PortLink, Resolved, RouteKind, RouteSpec, Routes, RoutesBuilder};

@@ -78,7 +78,7 @@ impl ServiceSpec {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendSpec {
     pub id: BackendId,
     pub name: String,
@@ -86,13 +86,30 @@ pub struct BackendSpec {
     pub port: u16,
     /// Share of new flows relative to the pool's other backends; 0 drains.
     pub weight: u16,
+    /// Backends of a higher number get flows only where none of a lower one may take more.
+    pub priority: u8,
+    /// It gets no new flows while it has so many, of all pools together.
+    pub connections_max: Option<u32>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolSpec {
     pub id: PoolId,
     pub name: String,
+    pub balance: Balance,
     pub backends: Vec<BackendSpec>,
+}
+
+/// How a pool's backends are chosen from, in proportion to their weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// By the flow's hash: appliances agree, and few flows change their backend with the pool.
+    #[default]
+    Maglev,
+    /// One after the other, each worker for itself.
+    RoundRobin,
+    /// Whoever has the fewest connections.
+    LeastConnections,
 }
 
 /// Source addresses and ports for [`ForwardMode::Nat`].

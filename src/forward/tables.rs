@@ -1,14 +1,15 @@
 //! What the balancer looks up: services, pools, backends, NAT ports, and which worker owns a flow.
 //! Immutable; a reload builds a new one.
 
-use crate::base::hash::{hash_endpoint, hash1, pick};
+use crate::base::hash::{hash_endpoint, pick};
 use crate::base::{Addr, Seed};
+use crate::flow::Serving;
 use crate::packet::meta::PacketFlags;
 use crate::packet::{DropReason, FlowKey, PacketMeta};
 
-use super::maglev::{Candidate, Maglev};
+use super::choice::{PoolChoice, Seeker, Turns};
 use super::ports::NatPorts;
-use super::spec::{BackendId, Delay, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
+use super::spec::{BackendSpec, Delay, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
 use super::table::AddrTable;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
@@ -36,9 +37,10 @@ pub struct Service {
 /// A backend, as much of it as packets need.
 #[derive(Clone, Copy, Debug)]
 pub struct Backend {
-    pub id: BackendId,
     pub addr: Addr,
     pub port: u16,
+    /// Where it is counted, in [`Serving`].
+    pub place: u16,
 }
 
 /// Everything of [`ForwardSpec`], made fast.
@@ -51,28 +53,36 @@ pub struct Tables {
     /// Addresses alone: for fragments, which have no ports.
     vips: AddrTable,
     backends: Vec<Backend>,
-    /// By [`PoolId`]; values index `backends`. `None`: nobody has a weight.
-    pools: Vec<Option<Maglev>>,
+    /// By [`PoolId`]; they choose indices of `backends`.
+    pools: Vec<PoolChoice>,
     /// Backends of `dnat` services: packets from them are replies.
     returns: AddrTable,
     nat: Option<NatPorts>,
 }
 
 impl Tables {
-    /// `workers` is the number that [`NatPorts`] are sliced for.
+    /// `workers` is the number that [`NatPorts`] are sliced for. Each backend is counted at the
+    /// place of its own number.
     pub fn build(spec: &ForwardSpec, workers: u16, seed: Seed) -> Tables {
+        Tables::build_with(spec, workers, seed, |b| b.id.0)
+    }
+
+    /// As [`Tables::build`], with the places where backends are counted.
+    pub fn build_with(
+        spec: &ForwardSpec,
+        workers: u16,
+        seed: Seed,
+        place: impl Fn(&BackendSpec) -> u16,
+    ) -> Tables {
         let services: Vec<_> = spec.services.iter().map(Service::of).collect();
         let mut backends = Vec::new();
         let mut pools = Vec::with_capacity(spec.pools.len());
         for pool in &spec.pools {
             let first = backends.len() as u16;
-            let candidates: Vec<_> = (first..)
-                .zip(&pool.backends)
-                .map(|(value, b)| Candidate { name: &b.name, weight: b.weight, value })
-                .collect();
-            pools.push(Maglev::build(&candidates));
             let specs = pool.backends.iter();
-            backends.extend(specs.map(|b| Backend { id: b.id, addr: b.addr, port: b.port }));
+            let fast = |b: &BackendSpec| Backend { addr: b.addr, port: b.port, place: place(b) };
+            backends.extend(specs.map(fast));
+            pools.push(PoolChoice::build(pool, first, |index| backends[usize::from(index)].place));
         }
         let indexed = || (0u32..).zip(&services);
         let by_vip: Vec<_> = indexed().map(|(i, s)| (s.vip, tag(s.port, s.proto), i)).collect();
@@ -116,29 +126,38 @@ impl Tables {
         self.vips.contains(addr, 0)
     }
 
-    /// The backend for a new flow, by the key as the client sent it. The same on every appliance.
+    /// The backend of a pool for a new flow, by the key as the client sent it. With
+    /// [`super::spec::Balance::Maglev`], and while none is full, the same on every appliance.
     ///
     /// # Errors
-    /// [`DropReason::NoBackend`] where no backend of the pool has a weight above zero.
-    pub fn choose(&self, service: &Service, key: &FlowKey) -> Result<&Backend, DropReason> {
-        self.choose_from(service.pool, key, 0)
-    }
-
-    /// As [`Tables::choose`], from a pool of the caller's choice. Where a backend doesn't take the
-    /// flow, other numbers of the `attempt` lead to others.
-    ///
-    /// # Errors
-    /// As [`Tables::choose`].
-    pub fn choose_from(
+    /// [`DropReason::NoBackend`] where no backend of the pool has a weight above zero,
+    /// [`DropReason::BackendsFull`] where none of those may take more.
+    pub fn choose(
         &self,
         pool: PoolId,
         key: &FlowKey,
-        attempt: u32,
+        turns: &mut Turns,
+        serving: &Serving,
     ) -> Result<&Backend, DropReason> {
-        let maglev = self.pools.get(usize::from(pool.0)).and_then(Option::as_ref);
-        let hash = key.hash(CHOICE_SEED);
-        let hash = if attempt == 0 { hash } else { hash1(CHOICE_SEED, hash ^ u64::from(attempt)) };
-        let index = maglev.ok_or(DropReason::NoBackend)?.pick(hash);
+        self.choose_other(pool, key, turns, serving, |_| false)
+    }
+
+    /// As [`Tables::choose`], less those that will not do.
+    ///
+    /// # Errors
+    /// As [`Tables::choose`].
+    pub fn choose_other(
+        &self,
+        pool: PoolId,
+        key: &FlowKey,
+        turns: &mut Turns,
+        serving: &Serving,
+        avoid: impl Fn(&Backend) -> bool,
+    ) -> Result<&Backend, DropReason> {
+        let avoid = |index: u16| self.backends.get(usize::from(index)).is_none_or(&avoid);
+        let (pool, hash) = (usize::from(pool.0), key.hash(CHOICE_SEED));
+        let choice = self.pools.get(pool).ok_or(DropReason::NoBackend)?;
+        let index = choice.choose(&mut Seeker { pool, hash, turns, serving, avoid })?;
         self.backends.get(usize::from(index)).ok_or(DropReason::NoBackend)
     }
 
@@ -153,7 +172,7 @@ impl Tables {
         &self.services
     }
 
-    /// Backends of all pools, by [`BackendId`].
+    /// Backends of all pools, by [`super::spec::BackendId`].
     pub fn backends(&self) -> &[Backend] {
         &self.backends
     }
@@ -217,7 +236,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use crate::forward::spec::{BackendSpec, NatSpec, PoolSpec};
+    use crate::forward::spec::{BackendId, BackendSpec, NatSpec, PoolSpec};
 
     const TCP: u8 = 6;
     const UDP: u8 = 17;
@@ -249,8 +268,12 @@ mod tests {
             addr: Addr::v4(0x0a01_0000 + u32::from(id)),
             port: 8443,
             weight,
+            ..BackendSpec::default()
         };
-        let pool = |id, backends| PoolSpec { id: PoolId(id), name: format!("p{id}"), backends };
+        let pool = |id, backends| {
+            let (id, name) = (PoolId(id), format!("p{id}"));
+            PoolSpec { id, name, backends, ..PoolSpec::default() }
+        };
         ForwardSpec {
             services: vec![
                 service(0, "192.0.2.1", TCP, ForwardMode::Nat),
@@ -288,18 +311,23 @@ mod tests {
     fn choice_depends_on_the_flow_only() {
         let a = Tables::build(&spec(), 1, Seed(1));
         let b = Tables::build(&spec(), 4, Seed(2));
+        let (mut turns, serving) = (Turns::new(3, 4), Serving::new(8));
         let mut seen = [0u32; 2];
         for port in 1024..3072 {
             let m = meta("198.51.100.7", port, "192.0.2.1", 443);
             let s = a.service(m.key.dst, 443, TCP).expect("service");
-            let chosen = a.choose(s, &m.key).expect("backend").id;
-            assert_eq!(chosen, b.choose(s, &m.key).expect("backend").id);
-            seen[usize::from(chosen.0)] += 1;
+            let of = |t: &Tables, turns: &mut Turns| {
+                t.choose(s.pool, &m.key, turns, &serving).expect("backend").place
+            };
+            let chosen = of(&a, &mut Turns::new(0, 1));
+            assert_eq!(chosen, of(&b, &mut turns));
+            seen[usize::from(chosen)] += 1;
         }
         assert!(seen.iter().all(|n| (900..1150).contains(n)), "{seen:?}");
         let drained = a.service(addr("192.0.2.1"), 443, UDP).expect("service");
         let key = meta("198.51.100.7", 1, "192.0.2.1", 443).key;
-        assert_eq!(a.choose(drained, &key).err(), Some(DropReason::NoBackend));
+        let chosen = a.choose(drained.pool, &key, &mut turns, &serving);
+        assert_eq!(chosen.err(), Some(DropReason::NoBackend));
     }
 
     #[test]

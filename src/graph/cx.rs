@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::base::mem::Arena;
 use crate::base::{Addr, Nanos, Seed};
 use crate::flow::{FlowTable, Names};
-use crate::forward::{IcmpLimiter, Routes, Tables};
+use crate::forward::{IcmpLimiter, Routes, Tables, Turns};
 use crate::observe::{Counters, Latencies};
 use crate::packet::{Batch, FramePool, Packet, PacketMeta, PortId, Verdict};
 use crate::policy::Rules;
@@ -52,6 +52,8 @@ pub struct Cx<'a> {
     /// `created` when it sends them.
     pub replies: &'a mut Vec<Packet>,
     pub icmp_limit: &'a mut IcmpLimiter,
+    /// Whose turn it is among the backends of each pool.
+    pub turns: &'a mut Turns,
 }
 
 /// One step of a pipeline. It looks only at packets whose verdict is still [`Verdict::Next`], and

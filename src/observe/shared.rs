@@ -1,8 +1,10 @@
 //! How the control plane reads a worker's counters: a copy that the worker publishes now and then.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::{Counters, Latencies};
+use crate::flow::Serving;
 use crate::packet::DropReason;
 
 macro_rules! gauges {
@@ -108,10 +110,13 @@ pub struct SharedStats {
     ports: usize,
     /// Not published: written as they come.
     latencies: Latencies,
+    serving: Arc<Serving>,
 }
 
 /// Reads that meet a writer are tried again; a writer takes well under a microsecond.
 const READ_TRIES: usize = 1_000;
+/// Backends that there is memory to count from the start.
+const PLACES: usize = 256;
 
 impl SharedStats {
     pub fn new(ports: usize) -> SharedStats {
@@ -121,12 +126,18 @@ impl SharedStats {
             values: (0..n).map(|_| AtomicU64::new(0)).collect(),
             ports,
             latencies: Latencies::new(),
+            serving: Arc::new(Serving::new(PLACES)),
         }
     }
 
     /// How long answers take, as the worker has seen.
     pub fn latencies(&self) -> &Latencies {
         &self.latencies
+    }
+
+    /// What backends are busy with, as the worker has seen.
+    pub fn serving(&self) -> &Arc<Serving> {
+        &self.serving
     }
 
     /// Publishes; only ever called by the one worker that this belongs to.

@@ -86,6 +86,8 @@ drop_reasons! {
     SynLimit = "syn_limit",
     /// No backend of the pool takes new flows: all have weight zero, or are drained or down.
     NoBackend = "no_backend",
+    /// Every backend of the pool that takes new flows has as many connections as it may.
+    BackendsFull = "backends_full",
     /// A new flow of a service that is being drained.
     ServiceDrained = "service_drained",
     /// All source ports of the worker's slice toward this backend are taken.

@@ -10,7 +10,7 @@ use super::spec::WorkersSpec;
 use super::turn::{Worker, WorkerParts};
 use crate::flow::{FlowLimits, FlowTable, Names, Timeouts};
 use crate::forward::spec::BindAt;
-use crate::forward::{IcmpLimiter, Parking};
+use crate::forward::{IcmpLimiter, Parking, Turns};
 use crate::graph::spec::{PipelineSpec, StageSpec};
 use crate::graph::stages::splice::{HeadLimits, SpliceLimits};
 use crate::graph::{Pipeline, Snapshot};
@@ -72,12 +72,14 @@ impl Blueprint<'_> {
             id: own.id,
             sides,
             pool: own.pool,
-            flows: FlowTable::new(limits, Timeouts::default(), seed),
+            flows: FlowTable::new(limits, Timeouts::default(), seed)
+                .with_serving(Arc::clone(own.stats.serving())),
             names: Names::new(NAMES_MAX, seed),
             snapshot: self.snapshot.clone(),
             pipeline: self.compile(),
             parking,
             icmp_limit: IcmpLimiter::default(),
+            turns: Turns::new(own.id, self.workers.count),
             handover: own.handover,
             control: own.control,
             stats: own.stats,

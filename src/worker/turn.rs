@@ -9,7 +9,7 @@ use super::side::Side;
 use crate::base::Nanos;
 use crate::base::mem::Arena;
 use crate::flow::{FlowTable, Names};
-use crate::forward::{IcmpLimiter, Parking};
+use crate::forward::{IcmpLimiter, Parking, Turns};
 use crate::graph::{Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
 use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
@@ -44,6 +44,7 @@ pub struct WorkerParts<P> {
     pub pipeline: Pipeline,
     pub parking: Parking,
     pub icmp_limit: IcmpLimiter,
+    pub turns: Turns,
     pub handover: Handover,
     pub control: ControlLink,
     pub stats: Arc<SharedStats>,
@@ -322,6 +323,7 @@ impl<P: Port> WorkerParts<P> {
             latencies: self.stats.latencies(),
             replies,
             icmp_limit: &mut self.icmp_limit,
+            turns: &mut self.turns,
         };
         (cx, &mut self.pipeline)
     }

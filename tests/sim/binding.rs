@@ -47,8 +47,12 @@ pub fn delayed(seed: Seed, family: Family, mode: ForwardMode, at: BindAt) -> Set
         addr: family.server(i),
         port: SERVER_PORTS[0],
         weight: 10,
+        ..BackendSpec::default()
     };
-    let pool = |id: u16, backends| PoolSpec { id: PoolId(id), name: format!("p{id}"), backends };
+    let pool = |id: u16, backends| {
+        let (id, name) = (PoolId(id), format!("p{id}"));
+        PoolSpec { id, name, backends, ..PoolSpec::default() }
+    };
     setup.forward.pools = vec![pool(0, vec![backend(0), backend(1)]), pool(1, vec![backend(2)])];
     let name = || vec![NamePattern::Exact(NAMES[2].into())];
     let rule = RuleSpec { class: ClassId(3), pool: Some(1), ..RuleSpec::default() };

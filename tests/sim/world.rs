@@ -141,11 +141,13 @@ fn forward(family: Family, mode: ForwardMode) -> ForwardSpec {
         addr: family.server(i),
         port: ports[pool],
         weight: 10,
+        ..BackendSpec::default()
     };
     let pool = |p: usize| PoolSpec {
         id: PoolId(p as u16),
         name: format!("p{p}"),
         backends: (0..3).map(|i| backend(p, i)).collect(),
+        ..PoolSpec::default()
     };
     ForwardSpec {
         services: vec![service(0, TCP_PORT, tcp::PROTOCOL), service(1, UDP_PORT, udp::PROTOCOL)],

@@ -10,9 +10,9 @@ use super::{Build, id16};
 use crate::base::tomlfile::ROOT;
 use crate::base::{Addr, Prefix};
 use crate::config::atoms::PortRange;
-use crate::config::file::{FileBackend, FileConfig, FileNat, FilePool, FileRule};
+use crate::config::file::{FileBackend, FileBalance, FileConfig, FileNat, FilePool, FileRule};
 use crate::forward::spec::{
-    BackendId, BackendSpec, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec,
+    BackendId, BackendSpec, Balance, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec,
 };
 
 pub const POOLS_MAX: usize = 65_000;
@@ -21,6 +21,8 @@ pub const BACKENDS_MAX: usize = 65_000;
 /// Of one pool: a hundredth of the Maglev table, so that weights hold to about a percent.
 pub const POOL_BACKENDS_MAX: usize = 655;
 const WEIGHT_MAX: i64 = 65_535;
+const PRIORITY_MAX: i64 = 15;
+const CONNECTIONS_MAX: i64 = 1_000_000_000;
 /// Below Linux's ephemeral ports (32768 to 60999), so that a NAT address may be one of the box's.
 const NAT_PORTS_DEFAULT: PortRange = PortRange(1_024, 32_767);
 
@@ -46,7 +48,9 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
         let by_rules = file.rule.iter().any(named);
         let list = Pool { name: key.get_ref(), table, users, by_rules }.backends(b, backends);
         backends += list.len();
-        pools.push(PoolSpec { id: PoolId(id16(i)), name: key.get_ref().clone(), backends: list });
+        let (id, name) = (PoolId(id16(i)), key.get_ref().clone());
+        let balance = balance(table.get_ref().balance);
+        pools.push(PoolSpec { id, name, balance, backends: list });
     }
     let nat = file.nat.as_ref().map(|table| nat(b, table, workers));
     check_nat(b, file, &drafts, nat.as_ref());
@@ -59,6 +63,14 @@ fn transit(b: &mut Build<'_>, file: &FileConfig) -> Vec<Prefix> {
     let (at, prefixes) = (table.span(), &table.get_ref().prefixes);
     b.need(&at, "prefixes", prefixes, "the destinations to forward");
     b.list(&at, "prefixes", prefixes, |prefix| *prefix)
+}
+
+fn balance(given: Option<FileBalance>) -> Balance {
+    match given {
+        None | Some(FileBalance::Maglev) => Balance::Maglev,
+        Some(FileBalance::RoundRobin) => Balance::RoundRobin,
+        Some(FileBalance::LeastConnections) => Balance::LeastConnections,
+    }
 }
 
 /// A pool and the services that it serves.
@@ -138,6 +150,11 @@ impl Pool<'_> {
             addr,
             port,
             weight: b.number(&f.weight, 0..=WEIGHT_MAX, 1u16),
+            priority: b.number(&f.priority, 0..=PRIORITY_MAX, 0u8),
+            connections_max: f
+                .max_connections
+                .is_some()
+                .then(|| b.number(&f.max_connections, 1..=CONNECTIONS_MAX, 1u32)),
         }
     }
 

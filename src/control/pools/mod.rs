@@ -1,7 +1,9 @@
 //! Who gets new flows: weights as configured, less what is drained or not well.
 
+mod counts;
 pub mod drained;
 mod health;
+mod places;
 mod probe;
 mod prober;
 
@@ -9,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::{Addr, Nanos, Seed};
 use crate::config::Config;
+use crate::flow::entry::NONE_U16;
 use crate::forward::Tables;
 use crate::forward::spec::{BackendSpec, PoolSpec, ServiceId};
 
@@ -16,7 +19,9 @@ pub use drained::{DrainTarget, Drained, flows_of};
 pub use health::{Change, Health};
 pub use prober::{Found, Prober};
 
+use counts::Counts;
 use health::WHOLE;
+use places::Places;
 
 /// A backend of a pool, by what stays the same over reloads.
 pub type BackendKey = (String, Addr, u16);
@@ -27,6 +32,8 @@ pub struct Pools {
     pub drained: Drained,
     pub prober: Prober,
     health: BTreeMap<BackendKey, Health>,
+    places: Places,
+    counts: Counts,
     /// What the workers have.
     applied: Standing,
 }
@@ -48,14 +55,21 @@ impl Pools {
             drained: Drained::default(),
             prober: Prober::new(),
             health: BTreeMap::new(),
+            places: Places::default(),
+            counts: Counts::default(),
             applied: Standing::default(),
         };
-        pools.set_config(config);
+        pools.set_config(config, |_| false);
         pools
     }
 
-    /// Goes over to another configuration. Backends that it keeps stay as they are.
-    pub fn set_config(&mut self, config: &Config) {
+    /// Goes over to another configuration. Backends that it keeps stay as they are. `busy` says
+    /// whether flows count on a place.
+    pub fn set_config(&mut self, config: &Config, busy: impl Fn(u16) -> bool) {
+        self.places.set_config(config, busy);
+        self.counts = Counts::of(config, |pool, i| {
+            pool.backends.get(i).map_or(NONE_U16, |b| self.places.of((b.addr, b.port)))
+        });
         for gone in self.drained.keep_known(config) {
             tracing::info!("{gone} is gone and no longer drained");
         }
@@ -91,6 +105,16 @@ impl Pools {
     /// The state of a backend that is checked.
     pub fn health(&self, pool: &PoolSpec, backend: &BackendSpec) -> Option<&Health> {
         self.health.get(&key(pool, backend))
+    }
+
+    /// Where workers count a backend.
+    pub fn place(&self, backend: &BackendSpec) -> u16 {
+        self.places.of((backend.addr, backend.port))
+    }
+
+    /// All places are below this.
+    pub fn places_count(&self) -> usize {
+        self.places.count()
     }
 
     /// The weight that the workers have for a backend.
@@ -131,7 +155,8 @@ impl Pools {
                 backend.weight = *weight;
             }
         }
-        let mut tables = Tables::build(&spec, config.workers.count, seed);
+        let place = |b: &BackendSpec| self.place(b);
+        let mut tables = Tables::build_with(&spec, config.workers.count, seed, place);
         self.applied.services_drained.iter().for_each(|s| tables.drain(*s));
         tables
     }

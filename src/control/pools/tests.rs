@@ -113,11 +113,11 @@ fn drained_backends_get_nothing_even_in_panic_and_after_a_reload() {
         }
         assert_eq!(w.weights(1).0, [1, 2, 3, 0], "of those that may be used none is well");
         w.config = load(&text(0).replace("weight = 1", "weight = 9"));
-        w.pools.set_config(&w.config);
+        w.pools.set_config(&w.config, |_| false);
         w.pools.tables(Nanos(SECOND), &w.config, Seed(1));
         assert_eq!(w.weights(1), (vec![9, 2, 3, 0], false));
         w.config = load(&text(0).replace("\"b4\"", "\"other\""));
-        w.pools.set_config(&w.config);
+        w.pools.set_config(&w.config, |_| false);
         assert!(w.pools.drained.keep_known(&w.config).is_empty(), "forgotten already");
         assert_eq!(w.weights(1).0, [0, 0, 0, 4], "its end is the same: it is well");
     });
@@ -133,7 +133,10 @@ fn pools_services_and_all_can_be_drained() {
             let vip = "203.0.113.1".parse().expect("literal");
             let service = *tables.service(vip, 80, 6).expect("the service");
             let key = crate::packet::FlowKey { dst: vip, ..Default::default() };
-            (service.drained, tables.choose(&service, &key).is_ok())
+            let mut turns = crate::forward::Turns::new(0, 1);
+            let serving = crate::flow::Serving::new(8);
+            let chosen = tables.choose(service.pool, &key, &mut turns, &serving);
+            (service.drained, chosen.is_ok())
         };
         assert_eq!(drained(DrainTarget::Pool("a".into()), true), (false, false));
         assert_eq!(drained(DrainTarget::Pool("a".into()), false), (false, true));

@@ -31,7 +31,7 @@ fn new_flow(n: u32, kind: FlowKind) -> NewFlow {
         reply: (kind != FlowKind::Dsr).then_some(reply),
         kind,
         service: 0,
-        backend: 0,
+        backend: (n % 3) as u16,
         class: ClassId::UNSET,
         idle_established_ms: None,
     }
@@ -237,6 +237,11 @@ proptest! {
             prop_assert_eq!(t.len(), model.len());
             let half_open = t.iter().filter(|(_, f)| f.tcp.is_half_open()).count();
             prop_assert_eq!(t.half_open() as usize, half_open);
+            for backend in 0..3 {
+                let serves = |f: &Flow| f.backend == backend && !f.tcp.has_ended();
+                let serving = t.iter().filter(|(_, f)| serves(f)).count();
+                prop_assert_eq!(t.serving().connections(backend) as usize, serving);
+            }
             for n in 0..40 {
                 prop_assert_eq!(find(&t, &key(n)).map(|f| f.0), model.get(&n).copied());
             }

@@ -211,7 +211,7 @@ fn first(
         return Err(DropReason::ServiceDrained);
     }
     may_cross(meta)?;
-    let backend = *tables.choose(&service, key)?;
+    let backend = *tables.choose(service.pool, key, cx.turns, cx.flows.serving())?;
     if backend.addr.is_v4() != key.dst.is_v4() {
         return Err(DropReason::NoBackend);
     }
@@ -240,7 +240,7 @@ pub(super) fn open(
         reply: Some(from_backend),
         kind: FlowKind::Dnat,
         service: service.id.0,
-        backend: backend.id.0,
+        backend: backend.place,
         class: meta.class,
         idle_established_ms: Some(service.idle_established_ms),
     };

@@ -11,7 +11,7 @@ use crate::forward::spec::{
     BackendId, BackendSpec, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec, ServiceId,
     ServiceSpec,
 };
-use crate::forward::{IcmpLimiter, PortLink, RouteKind, RouteSpec, RoutesBuilder, Tables};
+use crate::forward::{IcmpLimiter, PortLink, RouteKind, RouteSpec, RoutesBuilder, Tables, Turns};
 use crate::graph::{Cx, Snapshot, Stage};
 use crate::observe::{Counters, Latencies};
 use crate::packet::build::{ChecksumFill, LinkSpec, TcpSpec, UdpSpec, tcp_packet, udp_packet};
@@ -91,6 +91,7 @@ pub(super) struct Rig {
     pub names: Names,
     replies: Vec<Packet>,
     icmp_limit: IcmpLimiter,
+    turns: Turns,
 }
 
 /// What became of a packet.
@@ -125,6 +126,7 @@ impl Rig {
             names: Names::new(16, seed),
             replies: Vec::with_capacity(64),
             icmp_limit: IcmpLimiter::new(),
+            turns: Turns::new(0, 1),
         }
     }
 
@@ -165,6 +167,7 @@ impl Rig {
             latencies: &self.latencies,
             replies: &mut self.replies,
             icmp_limit: &mut self.icmp_limit,
+            turns: &mut self.turns,
         };
         stage.process(&mut cx, &mut batch);
         let mut collect = |Packet { frame, meta }: Packet| {
@@ -277,11 +280,13 @@ fn services() -> ForwardSpec {
                 addr: addr(backend.0),
                 port: backend.1,
                 weight,
+                ..BackendSpec::default()
             };
             spec.pools.push(PoolSpec {
                 id: PoolId(id),
                 name: format!("pool {id}"),
                 backends: vec![backend],
+                ..PoolSpec::default()
             });
         }
         let pool = spec.pools.len() as u16 - 3;

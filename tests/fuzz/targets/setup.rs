@@ -277,10 +277,12 @@ pub fn add_pool(spec: &mut ForwardSpec, backends: &[(&str, u16)]) {
         addr: addr(at),
         port: BACKEND_TCP_PORT,
         weight: *weight,
+        ..BackendSpec::default()
     };
     let id = PoolId(spec.pools.len() as u16);
     let backends = backends.iter().enumerate().map(backend).collect();
-    spec.pools.push(PoolSpec { id, name: format!("pool {}", id.0), backends });
+    let name = format!("pool {}", id.0);
+    spec.pools.push(PoolSpec { id, name, backends, ..PoolSpec::default() });
 }
 
 pub fn routes() -> RoutesBuilder {

@@ -9,7 +9,7 @@ use crate::base::{Addr, Seed};
 use crate::flow::reassembly::WINDOW_BYTES;
 use crate::flow::{FlowKind, FlowLimits, FlowTable, NewFlow, Timeouts};
 use crate::forward::spec::ForwardSpec;
-use crate::forward::{IcmpLimiter, RoutesBuilder, Tables};
+use crate::forward::{IcmpLimiter, RoutesBuilder, Tables, Turns};
 use crate::graph::Snapshot;
 use crate::graph::stages::classify::Classify;
 use crate::graph::stages::rig::inspect_limits;
@@ -90,6 +90,7 @@ impl Rig {
             latencies: &Latencies::new(),
             replies: &mut Vec::new(),
             icmp_limit: &mut IcmpLimiter::new(),
+            turns: &mut Turns::new(0, 1),
         };
         self.inspect.process(&mut cx, &mut batch);
         Classify::new(true).process(&mut cx, &mut batch);

@@ -16,8 +16,6 @@ use crate::policy::{Decision, Steps};
 
 /// Times that a connection is offered to a backend.
 const BACKENDS_TRIED_MAX: usize = 3;
-/// Draws from the pool's table until one is found that was not tried.
-const DRAWS_MAX: u32 = 32;
 
 /// The backends that a connection was offered to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,11 +80,13 @@ impl Splice {
             return None;
         }
         let tables = &cx.snapshot.forward;
-        let draws = || (0..DRAWS_MAX).filter_map(|n| tables.choose_from(pool, &key, n).ok());
-        let fits = |b: &&Backend| b.addr.is_v4() == key.dst.is_v4();
+        let serving = cx.flows.serving();
+        let unfit = |b: &Backend| b.addr.is_v4() != key.dst.is_v4();
+        let used = |b: &Backend| unfit(b) || tried.has(b);
         // Where all were tried, one of them again: its answers may have been lost.
-        let fresh = draws().find(|b| fits(b) && !tried.has(b));
-        let backend = *fresh.or_else(|| draws().find(fits))?;
+        let fresh = tables.choose_other(pool, &key, cx.turns, serving, used);
+        let chosen = fresh.or_else(|_| tables.choose_other(pool, &key, cx.turns, serving, unfit));
+        let backend = *chosen.ok()?;
         // As the packet that shows the client to be real.
         let tcp_flags = tcp::flag::ACK;
         let meta = PacketMeta { key, hash, class, tcp_flags, ..PacketMeta::default() };

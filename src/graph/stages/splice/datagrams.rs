@@ -306,7 +306,8 @@ fn bind(
         return Err(DropReason::PolicyDrop);
     }
     let pool = decision.pool.map_or(service.pool, PoolId);
-    let backend = *cx.snapshot.forward.choose_from(pool, &meta.key, 0)?;
+    let tables = &cx.snapshot.forward;
+    let backend = *tables.choose(pool, &meta.key, cx.turns, cx.flows.serving())?;
     if backend.addr.is_v4() != meta.key.dst.is_v4() {
         return Err(DropReason::NoBackend);
     }
@@ -332,8 +333,8 @@ fn follow(
     let (old, _) = found.ok_or(DropReason::NoFlow)?;
     let known = cx.flows.get(old);
     let server = known.key[Direction::Reply as usize];
-    let id = crate::forward::spec::BackendId(known.backend);
-    let backend = Backend { id, addr: server.src, port: server.sport };
+    let place = known.backend;
+    let backend = Backend { addr: server.src, port: server.sport, place };
     let (class, mark, steps, name) = (known.class, known.mark, known.steps, known.name);
     let note = cx.names.notes.get(old, known).cloned();
     let flow = open(cx, &PacketMeta { class, ..meta.clone() }, service, &backend)?;

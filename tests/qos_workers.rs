@@ -188,6 +188,32 @@ fn a_priority_holds_across_workers_within_200_us() {
 }
 
 #[test]
+fn what_a_worker_was_granted_while_it_was_away_it_sends_at_once() {
+    let spec = port(1.0, &[class(W, 0.6), class(O, 0.4)]);
+    let mut workers = Workers::new(&spec, 2);
+    let mut now = workers.now;
+    let take_all = |worker: &mut Worker, now: Nanos| {
+        let frames = worker.take(now, 64);
+        let sent = frames.len();
+        frames.into_iter().for_each(|frame| worker.pool.put(frame));
+        sent
+    };
+    workers.all[0].offer(now, W, 2);
+    workers.all[1].offer(now, W, 2);
+    // Until the burst is gone, and both wait for tokens.
+    while workers.all.iter_mut().map(|worker| take_all(worker, now)).sum::<usize>() > 0 {}
+    let asleep_until = workers.all[0].scheduler.next_event(now).expect("packets wait");
+    assert!(asleep_until > now, "nothing may go");
+    // The second looks twice as late as it could, and serves the first with it.
+    now = Nanos(2 * asleep_until.0 - now.0 + 10_000_000);
+    take_all(&mut workers.all[1], now);
+    let next = workers.all[0].scheduler.next_event(now);
+    assert!(next <= Some(now), "{next:?} at {now:?}");
+    assert!(take_all(&mut workers.all[0], now) > 0, "it was granted nothing");
+    workers.finish();
+}
+
+#[test]
 fn a_worker_that_hangs_holds_nobody_up() {
     let spec = port(100.0, &[class(W, 60.0), class(O, 40.0)]);
     let mut workers = Workers::new(&spec, 2);

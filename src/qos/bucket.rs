@@ -92,6 +92,11 @@ impl Bucket {
         self.tokens -= i64::from(bytes) << TOKEN_BITS;
     }
 
+    /// Whole bytes that it holds; 0 below zero.
+    pub fn bytes(&self) -> u32 {
+        u32::try_from(self.tokens >> TOKEN_BITS).unwrap_or(0)
+    }
+
     /// Sending is allowed at zero and above, and may then go below.
     #[inline(always)]
     pub fn is_open(&self) -> bool {
@@ -125,11 +130,6 @@ impl Bucket {
         let cap = i64::from(self.cap) << TOKEN_BITS;
         self.tokens = old.tokens.min(cap);
         self.carry = old.carry;
-    }
-
-    #[cfg(test)]
-    pub fn bytes(&self) -> i64 {
-        self.tokens >> TOKEN_BITS
     }
 }
 

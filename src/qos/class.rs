@@ -144,6 +144,13 @@ impl Class {
         }
     }
 
+    /// Takes off the rate what was sent at the expense of a class above.
+    pub fn pay(&mut self, bytes: u32) {
+        if self.traits.has_rate() {
+            self.rate.charge(bytes);
+        }
+    }
+
     #[inline(always)]
     pub fn mode_now(&self) -> Mode {
         if !self.ceil.is_open() {

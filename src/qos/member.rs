@@ -141,7 +141,7 @@ impl Member {
         let later = now.saturating_add(RETRY_NS);
         match self.shared.try_lock() {
             Some(global) if global.fingerprint == self.fingerprint => {
-                global.next_event().map_or(later, |at| at.max(now))
+                global.next_event(self.number).map_or(later, |at| at.max(now))
             }
             _ => later,
         }

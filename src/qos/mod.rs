@@ -8,6 +8,7 @@ mod bucket;
 mod build;
 mod class;
 mod codel;
+mod debts;
 pub mod dscp;
 mod ecn;
 mod flows;

@@ -285,9 +285,11 @@ impl Global {
         }
     }
 
-    /// When there is something to hand out; it may turn out to be nothing.
-    pub fn next_event(&self) -> Option<Nanos> {
-        if self.tree.is_ready() { Some(self.now) } else { self.tree.wheel.next() }
+    /// When there is something for a member: at once, if it was granted something while it was
+    /// away. It may turn out to be nothing.
+    pub fn next_event(&self, member: usize) -> Option<Nanos> {
+        let granted = self.members[member].as_ref().is_some_and(|a| !a.leases.is_empty());
+        if granted || self.tree.is_ready() { Some(self.now) } else { self.tree.wheel.next() }
     }
 
     /// The member to serve next of those that want to send of a class: a deficit round robin whose

@@ -35,10 +35,12 @@ pub(super) struct Tree {
     pub timers: Vec<Timer>,
     shares: Vec<Share>,
     /// Index among inner classes; 0 for leaves.
-    inner_of: Vec<u32>,
-    inners: Vec<Inner>,
+    pub inner_of: Vec<u32>,
+    pub inners: Vec<Inner>,
     sets: Sets,
     pub wheel: Wheel,
+    /// When classes were last woken.
+    pub now: Nanos,
     /// By depth, for the leaf chosen last: the set it was chosen from at each level.
     turns: [Turn; DEPTH_MAX + 1],
 }
@@ -55,24 +57,28 @@ struct Share {
 /// What an inner class has besides.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
-struct Inner {
-    rounds: [Round; PRIORITIES],
+pub(super) struct Inner {
+    pub rounds: [Round; PRIORITIES],
     /// Its first child.
     first: u32,
+    /// Priorities of which it has debts.
+    pub owes: u8,
 }
 
 /// One priority below an inner class.
 #[derive(Clone, Copy, Debug)]
-struct Round {
+pub(super) struct Round {
     /// Children with something to offer.
     sets: [Set; 2],
     /// Whose turn it is, as a distance from the first child.
     cursors: [u32; 2],
     /// Bytes left in its own round among its siblings.
     deficit: i32,
+    /// Bytes that it owes; see [`super::debts`].
+    pub debt: u32,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 256);
+const _: () = assert!(size_of::<Round>() == 32, "two of them in a cache line");
 
 /// A leaf chosen to send.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +117,7 @@ impl Tree {
             inners: Vec::new(),
             sets: Sets::default(),
             wheel: Wheel::new(now),
+            now,
             turns: [Turn { priority: 0, is_loan: false }; DEPTH_MAX + 1],
         };
         tree.add(root, 0);
@@ -130,7 +137,7 @@ impl Tree {
     /// Makes a class the parent of the `count` classes from `first` on. `priorities`: those of the
     /// leaves anywhere below.
     pub fn adopt(&mut self, parent: u32, first: u32, count: u32, priorities: u8) {
-        let none = Round { sets: [Set::NONE; 2], cursors: [0; 2], deficit: 0 };
+        let none = Round { sets: [Set::NONE; 2], cursors: [0; 2], deficit: 0, debt: 0 };
         let mut rounds = [none; PRIORITIES];
         for (priority, round) in rounds.iter_mut().enumerate() {
             if priorities & (1 << priority) != 0 {
@@ -138,7 +145,7 @@ impl Tree {
             }
         }
         self.inner_of[parent as usize] = self.inners.len() as u32;
-        self.inners.push(Inner { rounds, first });
+        self.inners.push(Inner { rounds, first, owes: 0 });
     }
 
     /// Takes over the tokens of the classes of another tree that are in this one too. `ids`: by
@@ -183,6 +190,7 @@ impl Tree {
 
     /// Wakes classes whose tokens have come, `budget` at most.
     pub fn wake(&mut self, now: Nanos, budget: usize) {
+        self.now = now;
         for _ in 0..budget {
             let Some(class) = self.wheel.pop(&mut self.timers, now) else { return };
             if self.classes[class as usize].wants() {
@@ -234,6 +242,9 @@ impl Tree {
             let turn = self.turns[usize::from(depth)];
             if turn.is_loan {
                 self.pay_round(parent, at, turn.priority, bytes);
+                if depth < choice.depth {
+                    self.owe(at, turn.priority, bytes);
+                }
             }
             news = (changed || news) && self.offer(at);
             (at, depth) = (parent, depth - 1);
@@ -294,12 +305,17 @@ impl Tree {
                 return None;
             }
             let priority = if is_loan { loan } else { own }.trailing_zeros();
+            if is_loan && lender_depth.is_none() && self.owes_before(at, priority) {
+                self.repay_before(at, priority);
+                return None;
+            }
             let next = if is_loan {
                 self.next_loan(at, priority as usize)
             } else {
                 self.next_own(at, priority as usize)
             };
-            let Some(next) = next else { continue };
+            // Whose turn it was had nothing to offer at this priority: others may come first now.
+            let next = next?;
             if is_loan {
                 lender_depth = lender_depth.or(Some(depth));
             }
@@ -391,7 +407,7 @@ impl Tree {
 
     /// Puts a class in its parent's sets. Whether the parent's own wants grew by that.
     #[inline]
-    fn offer(&mut self, at: u32) -> bool {
+    pub fn offer(&mut self, at: u32) -> bool {
         let class = &self.classes[at as usize];
         let (offers, parent) = (class.offers(), class.parent as usize);
         let inner = &self.inners[self.inner_of[parent] as usize];

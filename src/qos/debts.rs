@@ -1,0 +1,86 @@
+//! What a class's own tokens pay for what was lent from above it.
+//!
+//! A class's guarantee is for all below it, first for those first in priority. But these send when
+//! they have something, and by then those after them may have used the class's tokens up. They do
+//! not wait for more: they borrow further above, as they would if the class had nothing. So the
+//! class would get its whole guarantee for those last in priority, and what its first ones borrow on
+//! top of it, where it should have to lend its last ones less.
+//!
+//! That is put right afterwards: what a priority below a class was lent from above it, the class
+//! owes, up to a burst, and before it lends to a later priority it pays that from its tokens, and
+//! the classes above it that did not pay either, up to the one that did. So lasting demand of a
+//! priority is met by the class itself as far as its rate goes, and order in time does not matter.
+//! Own rates below a class are no loans, and pay nothing of this.
+
+use super::class::Mode;
+use super::spec::PRIORITIES;
+use super::tree::{ROOT, Tree};
+
+/// Bytes that a class pays more than it has: about what it would have lent.
+const REPAID_BEYOND: u32 = 1_538;
+
+impl Tree {
+    /// Notes that not the tokens of an inner class paid for something below it, but those of one
+    /// above it.
+    #[inline(always)]
+    pub(super) fn owe(&mut self, at: u32, priority: u8, bytes: u32) {
+        let most = self.classes[at as usize].rate.cap();
+        let inner = &mut self.inners[self.inner_of[at as usize] as usize];
+        let debt = &mut inner.rounds[usize::from(priority)].debt;
+        *debt = debt.saturating_add(bytes).min(most);
+        inner.owes |= 1 << priority;
+    }
+
+    /// Whether a class that is about to lend to a priority has debts of one before it.
+    #[inline(always)]
+    pub(super) fn owes_before(&self, at: u32, priority: u32) -> bool {
+        let inner = &self.inners[self.inner_of[at as usize] as usize];
+        inner.owes & ((1 << priority) - 1) != 0
+    }
+
+    /// Pays debts of the priorities before this one with the tokens of a class that has some, and
+    /// about a frame more. It does not pay all that it owes: what it was lent that was no substitute
+    /// for its own tokens would count, too, whenever those first in priority pause for a moment.
+    #[cold]
+    pub(super) fn repay_before(&mut self, at: u32, priority: u32) {
+        let mut left = self.classes[at as usize].rate.bytes().saturating_add(REPAID_BEYOND);
+        let mut debts = [0; PRIORITIES];
+        let inner = &self.inners[self.inner_of[at as usize] as usize];
+        for (part, round) in debts.iter_mut().zip(&inner.rounds[..priority as usize]) {
+            *part = round.debt.min(left);
+            left -= *part;
+        }
+        let (mut at, mut news) = (at, false);
+        while at != ROOT {
+            let bytes = self.settle_debts(at, &mut debts);
+            let class = &mut self.classes[at as usize];
+            let (parent, before) = (class.parent, class.mode);
+            class.settle(self.now);
+            class.pay(bytes);
+            class.mode = class.mode_now();
+            let changed = class.mode != before;
+            if class.mode != Mode::CanSend && class.wants() {
+                let due = class.opens_at();
+                self.wheel.arm(&mut self.timers, at, due);
+            }
+            news = (changed || news) && self.offer(at);
+            at = parent;
+        }
+    }
+
+    /// Takes off a class's debts what is in `debts`, and leaves there how much that was: the class
+    /// above pays no more than this one. Returns the sum.
+    fn settle_debts(&mut self, at: u32, debts: &mut [u32; PRIORITIES]) -> u32 {
+        let inner = &mut self.inners[self.inner_of[at as usize] as usize];
+        let mut bytes = 0u32;
+        for (priority, (part, round)) in debts.iter_mut().zip(&mut inner.rounds).enumerate() {
+            *part = round.debt.min(*part);
+            round.debt -= *part;
+            bytes = bytes.saturating_add(*part);
+            if round.debt == 0 {
+                inner.owes &= !(1 << priority);
+            }
+        }
+        bytes
+    }
+}

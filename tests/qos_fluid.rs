@@ -15,7 +15,7 @@ use tidegate::qos::validate;
 use tidegate::scenario::run;
 use tidegate::scenario::spec::{Kind, Link, Scenario, Source, Workers};
 
-const TREES: u64 = 24;
+const TREES: u64 = 40;
 const PORT_BPS: f64 = 800e6;
 const FRAME: f64 = 1_500.0;
 /// Nothing below it is granted to anyone who wants it: half a percent of it are some frames.

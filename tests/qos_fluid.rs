@@ -1,8 +1,8 @@
 //! Any tree, any demand, any spread of flows over workers: what classes get is what a reference
 //! says that knows nothing of packets, buckets or rounds.
 //!
-//! `TIDEGATE_TREES=1000` tries that many; each failure names its seed, and `TIDEGATE_TREE=7` tries the
-//! one of that seed.
+//! `TIDEGATE_TREES=1000` tries that many; each failure names its seed, and `TIDEGATE_TREE=7` tries
+//! the one of that seed.
 
 use std::time::Duration;
 

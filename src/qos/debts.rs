@@ -3,8 +3,8 @@
 //! A class's guarantee is for all below it, first for those first in priority. But these send when
 //! they have something, and by then those after them may have used the class's tokens up. They do
 //! not wait for more: they borrow further above, as they would if the class had nothing. So the
-//! class would get its whole guarantee for those last in priority, and what its first ones borrow on
-//! top of it, where it should have to lend its last ones less.
+//! class would get its whole guarantee for those last in priority, and on top of it what its first
+//! ones borrow, where it should have to lend its last ones less.
 //!
 //! That is put right afterwards: what a priority below a class was lent from above it, the class
 //! owes, up to a burst, and before it lends to a later priority it pays that from its tokens, and
@@ -39,8 +39,8 @@ impl Tree {
     }
 
     /// Pays debts of the priorities before this one with the tokens of a class that has some, and
-    /// about a frame more. It does not pay all that it owes: what it was lent that was no substitute
-    /// for its own tokens would count, too, whenever those first in priority pause for a moment.
+    /// about a frame more. It does not pay all that it owes: what was lent on top of all its own
+    /// tokens would count, too, whenever those first in priority pause for a moment.
     #[cold]
     pub(super) fn repay_before(&mut self, at: u32, priority: u32) {
         let mut left = self.classes[at as usize].rate.bytes().saturating_add(REPAID_BEYOND);

@@ -10,6 +10,7 @@ const PROGRAMS: [&str; 2] = ["steer", "flood"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=CLANG");
+    println!("cargo:rerun-if-changed={FOLDER}/offload.h");
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     for program in PROGRAMS {
         let source = Path::new(FOLDER).join(program).with_extension("c");

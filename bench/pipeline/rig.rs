@@ -176,6 +176,7 @@ fn workers(flows: u32) -> WorkersSpec {
         idle: IdleStrategy::Busy,
         on_failure: OnFailure::Pass,
         heartbeat_limit: Duration::from_millis(100),
+        offload: false,
         frames: FRAMES,
         frame_size: 2_048,
         huge_pages: false,

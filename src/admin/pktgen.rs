@@ -262,6 +262,7 @@ fn open_nic(args: &PktgenArgs, state: &Path) -> anyhow::Result<Nic> {
         cores: Vec::new(),
         idle: IdleStrategy::Busy,
         on_failure: OnFailure::Pass,
+        offload: false,
         heartbeat_limit: Duration::from_secs(1),
         frames: args.ring.saturating_mul(3).max(1024),
         frame_size: 2048,

@@ -327,6 +327,7 @@ fn ports(a: &PortsAnswer) -> String {
         ">backlog",
     ]);
     let mut steered = Table::new(&["port", ">packets", "steered"]);
+    let mut offload = String::new();
     for PortLine { port: p, traffic } in &a.ports {
         let value = |name: &str| grouped(traffic.get(name).copied().unwrap_or(0));
         table.row([
@@ -344,14 +345,21 @@ fn ports(a: &PortsAnswer) -> String {
             value("rx_missed"),
             value("backlog_packets"),
         ]);
+        if p.offload != "off" && !p.offload.is_empty() {
+            let _ = writeln!(offload, "  {}: {}", p.name, p.offload);
+        }
         for (reason, packets) in p.steered.iter().filter(|(_, n)| **n > 0) {
             steered.row([p.name.clone(), grouped(*packets), reason.clone()]);
         }
     }
-    match steered.is_empty() {
-        true => table.to_string(),
-        false => format!("{table}\n{steered}"),
+    let mut text = table.to_string();
+    if !offload.is_empty() {
+        let _ = write!(text, "\nflows offloaded to the port:\n{offload}");
     }
+    if !steered.is_empty() {
+        let _ = write!(text, "\n{steered}");
+    }
+    text
 }
 
 fn neighbours(lines: &[NeighbourView]) -> String {

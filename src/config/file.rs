@@ -51,12 +51,20 @@ pub struct FileWorkers {
     pub idle: Option<FileIdle>,
     pub on_failure: Option<FileOnFailure>,
     pub heartbeat_limit: Noted<Duration>,
+    pub offload: Option<FileOffload>,
     pub frames: Plain<i64>,
     pub frame_size: Plain<i64>,
     pub huge_pages: Option<bool>,
     pub flows_max: Plain<i64>,
     pub half_open_max: Plain<i64>,
     pub drain_limit: Noted<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileOffload {
+    Auto,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

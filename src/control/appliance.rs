@@ -23,6 +23,7 @@ use crate::policy::Rules;
 use crate::qos::meters::Meters;
 use crate::worker::command::control_link;
 use crate::worker::handover::RING_PACKETS;
+use crate::worker::offload::{Offload, OffloadRing};
 use crate::worker::spec::{OnFailure, WorkersSpec};
 use crate::worker::{Blueprint, Clock, Handover, Heartbeat, Own, RunnerParts, WorkerThread};
 
@@ -54,6 +55,8 @@ pub struct Appliance {
     pub(super) modes: Vec<PortMode>,
     /// By port, as last logged.
     links_up: Vec<bool>,
+    /// By port: whether flows are offloaded to it, as shown. Empty before it is known.
+    pub(super) offload: Vec<String>,
     pub(super) clock: Clock,
     pub(super) started: Instant,
     pub(super) reloads: u64,
@@ -113,6 +116,7 @@ impl Appliance {
             crew: Crew::default(),
             modes,
             links_up,
+            offload: Vec::new(),
             clock,
             started: Instant::now(),
             reloads: 0,
@@ -125,6 +129,8 @@ impl Appliance {
         appliance.spawn_workers(ports, pools)?;
         appliance.steering.set_local(appliance.netlink.mirror())?;
         appliance.steering.set_tables(SteerTables::of(&appliance.config))?;
+        appliance.refresh_offload();
+        appliance.steering.resume_offload(&appliance.snapshot.routes)?;
         Ok(appliance)
     }
 
@@ -141,6 +147,7 @@ impl Appliance {
             sleepers.push(Sleeper::new().map_err(failed(worker))?);
         }
         let wakers: Vec<_> = sleepers.iter().map(Sleeper::waker).collect();
+        let slots = self.steering.steer().offload_slots();
         let mesh = Handover::mesh(spec.count, RING_PACKETS);
         let owned = ports.into_iter().zip(pools).zip(mesh).zip(sleepers);
         for (id, (((ports, pool), mut handover), mut sleeper)) in (0u16..).zip(owned) {
@@ -158,8 +165,16 @@ impl Appliance {
                 heartbeat: Box::new(Beat(self.steering.steer().heartbeat(id))),
                 sleeper,
             };
-            let thread = WorkerThread::spawn(blueprint.worker(own), parts).map_err(failed(id))?;
-            self.crew.seats.push(Seat::new(id, link, stats, thread));
+            let mut worker = blueprint.worker(own);
+            let ring = slots.clone().map(|slots| {
+                let (ring, flows) = (OffloadRing::new(), spec.flows_max as usize);
+                worker.set_offload(Offload::new(id, spec.count, flows, ring.clone(), slots));
+                ring
+            });
+            let thread = WorkerThread::spawn(worker, parts).map_err(failed(id))?;
+            let mut seat = Seat::new(id, link, stats, thread);
+            ring.into_iter().for_each(|ring| seat.set_offload(ring));
+            self.crew.seats.push(seat);
         }
         Ok(())
     }
@@ -169,6 +184,9 @@ impl Appliance {
         self.log_links();
         let routes = self.feed.build(self.netlink.mirror(), self.netlink.routes_version());
         self.snapshot.routes = Arc::new(routes);
+        if let Err(error) = self.steering.resume_offload(&self.snapshot.routes) {
+            tracing::error!(%error, "new routes could not be told to the XDP program");
+        }
         self.crew.reroute(&self.snapshot.routes);
         self.refresh_kept();
         if let Err(error) = self.steering.set_local(self.netlink.mirror()) {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::base::Nanos;
 use crate::flow::Serving;
 use crate::forward::{Routes, Tables};
+use crate::nic::steer::OffloadOrder;
 use crate::observe::{Latencies, SharedStats, Stats};
+use crate::worker::offload::OffloadRing;
 use crate::worker::{Exit, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread};
 
 /// One worker's seat.
@@ -17,11 +19,23 @@ pub struct Seat {
     thread: Option<WorkerThread>,
     /// Commands that found the ring full: the worker hangs or is busy. In order.
     outbox: VecDeque<WorkerCommand>,
+    /// What the XDP programs are to forward of its flows.
+    offload: Option<OffloadRing>,
 }
 
 impl Seat {
     pub fn new(id: u16, link: WorkerLink, stats: Arc<SharedStats>, thread: WorkerThread) -> Seat {
-        Seat { id, link, stats, thread: Some(thread), outbox: VecDeque::new() }
+        Seat { id, link, stats, thread: Some(thread), outbox: VecDeque::new(), offload: None }
+    }
+
+    /// The worker hands flows down.
+    pub fn set_offload(&mut self, ring: OffloadRing) {
+        self.offload = Some(ring);
+    }
+
+    /// The next order of the worker to the XDP programs.
+    pub fn next_order(&self) -> Option<OffloadOrder> {
+        self.offload.as_ref()?.next()
     }
 
     /// Gives a command; one that finds no room is given later, by [`Crew::poll`].

@@ -8,6 +8,7 @@ mod draining;
 mod latency;
 mod listing;
 pub mod netlink;
+mod offload;
 mod overview;
 mod pools;
 pub mod reload;

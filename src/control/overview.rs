@@ -66,9 +66,9 @@ fn ports(a: &Appliance) -> Vec<PortView> {
         tracing::warn!(%error, "counters of the XDP programs can't be read");
         Vec::new()
     });
-    let ports = a.config.ports.iter().zip(&a.modes);
+    let ports = a.config.ports.iter().zip(&a.modes).enumerate();
     ports
-        .map(|(port, mode)| {
+        .map(|(at, (port, mode))| {
             let link = a.netlink.mirror().link_named(&port.interface);
             let counts = steered.iter().find(|s| s.interface == port.interface);
             let reasons = SteerReason::ALL
@@ -85,6 +85,7 @@ fn ports(a: &Appliance) -> Vec<PortView> {
                 copy: copy_text(mode).into(),
                 busy_poll: mode.busy_poll,
                 queues: mode.queues,
+                offload: a.offload.get(at).cloned().unwrap_or_default(),
                 steered: reasons.collect::<BTreeMap<_, _>>(),
             }
         })

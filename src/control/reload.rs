@@ -58,6 +58,7 @@ fn workers(running: &Config, wanted: &Config, keys: &mut Vec<String>) {
     differs(keys, "workers.cores", &a.cores, &b.cores);
     differs(keys, "workers.idle", &a.idle, &b.idle);
     differs(keys, "workers.on_failure", &a.on_failure, &b.on_failure);
+    differs(keys, "workers.offload", &a.offload, &b.offload);
     differs(keys, "workers.frames", &a.frames, &b.frames);
     differs(keys, "workers.frame_size", &a.frame_size, &b.frame_size);
     differs(keys, "workers.huge_pages", &a.huge_pages, &b.huge_pages);

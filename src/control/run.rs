@@ -18,6 +18,8 @@ use crate::worker::{Exit, WorkerEvent};
 
 /// How often workers are listened to. A packet that waits for its neighbour waits for this, too.
 const TICK: Duration = Duration::from_millis(2);
+/// Flows of one worker that are handed down or taken back in a tick at most.
+const ORDERS_A_TICK: usize = 1_024;
 /// How often neighbours and classes are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Packets that are in receive rings when steering ends are given this long.
@@ -158,6 +160,7 @@ impl Control {
             }
         }
         self.events = events;
+        self.obey_orders();
         let a = &mut self.appliance;
         a.pools.share_counts(a.clock.now(), &a.crew);
         self.check_take_over();
@@ -166,6 +169,16 @@ impl Control {
         match self.appliance.crew.ended() {
             Some((worker, exit)) => Err(died(worker, exit)),
             None => Ok(()),
+        }
+    }
+
+    /// Has the XDP programs forward what workers hand down.
+    fn obey_orders(&mut self) {
+        let a = &mut self.appliance;
+        for seat in &a.crew.seats {
+            for order in std::iter::from_fn(|| seat.next_order()).take(ORDERS_A_TICK) {
+                a.steering.offload(&order);
+            }
         }
     }
 
@@ -192,6 +205,7 @@ impl Control {
             a.netlink.resolve(ifindex, addr)?;
         }
         self.classes.ask(&mut a.crew, &a.config);
+        a.refresh_offload();
         a.snapshot.rules.set_time(unix_seconds());
         // Weights of backends that have returned grow with time.
         a.reweigh();

@@ -3,9 +3,10 @@
 use crate::base::{Addr, Prefix};
 use crate::config::Config;
 use crate::control::netlink::Mirror;
+use crate::forward::Routes;
 use crate::forward::spec::{ForwardMode, ForwardSpec};
 use crate::nic::NicError;
-use crate::nic::steer::{NatRange, SHARE_ALL, Steer, VipEntry};
+use crate::nic::steer::{NatRange, OffloadOrder, SHARE_ALL, Steer, VipEntry};
 use crate::worker::spec::WorkersSpec;
 
 /// The tables that follow from the configuration.
@@ -108,6 +109,37 @@ impl Steering {
         self.steer.set_config(workers.heartbeat_limit, workers.on_failure, SHARE_ALL as u16)
     }
 
+    /// From now on the programs forward only what workers hand down by these routes.
+    ///
+    /// # Errors
+    /// The kernel refusing a map update.
+    pub fn resume_offload(&mut self, routes: &Routes) -> Result<(), NicError> {
+        self.steer.set_generation(routes.generation())
+    }
+
+    /// The programs forward nothing by themselves, until [`Steering::resume_offload`].
+    ///
+    /// # Errors
+    /// The kernel refusing a map update.
+    pub fn pause_offload(&mut self) -> Result<(), NicError> {
+        self.steer.set_generation(0)
+    }
+
+    /// See [`Steer::refresh_targets`].
+    ///
+    /// # Errors
+    /// The kernel refusing to tell or to be told.
+    pub fn refresh_targets(&mut self) -> Result<(), NicError> {
+        self.steer.refresh_targets()
+    }
+
+    /// Does what a worker asks for. What fails leaves the flow with its worker.
+    pub fn offload(&mut self, order: &OffloadOrder) {
+        if let Err(error) = self.steer.offload(order) {
+            tracing::debug!(%error, "a flow could not be offloaded");
+        }
+    }
+
     /// Tells the programs what is ours. Replies before requests: no flow begins whose answers would
     /// go elsewhere.
     ///
@@ -147,7 +179,8 @@ impl Steering {
 
     /// Hands everything to the kernel from now on. What fails is logged: this is the end.
     pub fn release(&mut self) {
-        if let Err(error) = self.set_tables(SteerTables::default()) {
+        let ended = self.pause_offload().and_then(|()| self.set_tables(SteerTables::default()));
+        if let Err(error) = ended {
             tracing::warn!(%error, "steering could not be ended in order");
         }
     }

@@ -108,6 +108,8 @@ impl Control {
         a.snapshot = snapshot;
         a.config = wanted;
         a.refresh_kept();
+        a.renew_offload();
+        a.refresh_offload();
         Ok(Some(TakeOver {
             awaited: self.appliance.crew.seats.iter().map(|s| s.id).collect(),
             deadline: self.appliance.clock.now() + TAKE_OVER_WITHIN,
@@ -142,6 +144,8 @@ impl Control {
             tracing::warn!(%error, "what is no longer ours is still steered here");
         }
         a.reloads += 1;
+        // What is no longer ours may have been handed down meanwhile.
+        a.renew_offload();
         for warning in &take_over.done.warnings {
             tracing::warn!("{warning}");
         }

@@ -68,6 +68,9 @@ pub struct PortView {
     pub copy: String,
     pub busy_poll: bool,
     pub queues: u32,
+    /// Whether the XDP programs forward flows out by it themselves: `off`, `yes` with what stays
+    /// with the workers all the same, or `no` with the reason.
+    pub offload: String,
     /// Packets seen by the XDP program, by what it did with them and why.
     pub steered: Values,
 }

@@ -1,6 +1,7 @@
 //! One flow: its two keys, where its packets go, and what was seen of it.
 
 use super::TcpState;
+use super::table::tick;
 use super::wheel::NANOS_PER_TICK;
 use crate::base::Nanos;
 use crate::packet::checksum::{Delta, FoldedDelta};
@@ -107,6 +108,19 @@ impl Flow {
     /// When its last packet was received, to a sixteenth of a second.
     pub fn last_seen(&self) -> Nanos {
         Nanos(u64::from(self.last_seen) * NANOS_PER_TICK)
+    }
+
+    /// Notes packets that went another way and changed nothing of its state.
+    pub fn add(&mut self, now: Nanos, way: Direction, packets: u64, bytes: u64) {
+        let n = &mut self.packets[way as usize];
+        *n = n.saturating_add(u32::try_from(packets).unwrap_or(u32::MAX));
+        self.bytes[way as usize] += bytes;
+        self.last_seen = tick(now);
+    }
+
+    /// How long it may be idle once established.
+    pub fn idle(&self) -> Nanos {
+        Nanos(u64::from(self.idle) * NANOS_PER_TICK)
     }
 
     /// The next hop of one direction, if it is known since the routes had this generation.

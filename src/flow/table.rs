@@ -106,7 +106,7 @@ fn ticks(d: Duration) -> u32 {
     (d.as_nanos() / u128::from(NANOS_PER_TICK)).clamp(1, u128::from(u32::MAX / 4)) as u32
 }
 
-fn tick(now: Nanos) -> u32 {
+pub(super) fn tick(now: Nanos) -> u32 {
     (now.0 / NANOS_PER_TICK) as u32
 }
 
@@ -220,6 +220,11 @@ impl FlowTable {
     #[inline(always)]
     pub fn get_mut(&mut self, r: FlowRef) -> &mut Flow {
         &mut self.flows[r.0 as usize]
+    }
+
+    /// As [`FlowTable::at`].
+    pub fn at_mut(&mut self, r: FlowRef) -> Option<&mut Flow> {
+        self.flows.get_mut(r.0 as usize).filter(|f| f.tcp != TcpState::Vacant)
     }
 
     /// The flow at a place, if there is one: for walking through the table.
@@ -439,24 +444,30 @@ impl FlowTable {
         flow.last_seen.saturating_add(idle)
     }
 
-    /// Forgets flows whose time is over, looking at `budget` of them at most.
-    pub fn expire(&mut self, now: Nanos, budget: usize, mut on_expire: impl FnMut(&Flow)) {
+    /// Forgets flows whose time is over, looking at `budget` of them at most. `on_expire` returns
+    /// whether a flow goes: not where it was seen lately after all ([`Flow::add`]).
+    pub fn expire(
+        &mut self,
+        now: Nanos,
+        budget: usize,
+        mut on_expire: impl FnMut(FlowRef, &mut Flow) -> bool,
+    ) {
         let now = tick(now);
         for _ in 0..budget {
             if let Some(oldest) = self.timers.oldest_half_open()
                 && self.deadline(oldest) <= now
             {
-                on_expire(&self.flows[oldest as usize]);
+                // A handshake goes whatever was seen: its time runs from the SYN.
+                on_expire(FlowRef(oldest), &mut self.flows[oldest as usize]);
                 self.remove(FlowRef(oldest));
                 continue;
             }
             let Some(at) = self.timers.pop(now) else { break };
             let deadline = self.deadline(at);
-            if deadline <= now {
-                on_expire(&self.flows[at as usize]);
+            if deadline <= now && on_expire(FlowRef(at), &mut self.flows[at as usize]) {
                 self.remove(FlowRef(at));
             } else {
-                self.timers.arm(at, deadline);
+                self.timers.arm(at, self.deadline(at));
             }
         }
     }

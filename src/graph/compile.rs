@@ -1,10 +1,10 @@
 //! From a pipeline's description to the chain that batches run through.
 
-use super::cx::{Cx, Stage};
+use super::cx::{Cx, Snapshot, Stage};
 use super::spec::{PipelineSpec, StageSpec};
 use super::stages::balance::Balance;
 use super::stages::classify::Classify;
-use super::stages::inspect::{Inspect, InspectLimits};
+use super::stages::inspect::{self, Inspect, InspectLimits};
 use super::stages::meter::Meter;
 use super::stages::route::Route;
 use super::stages::splice::{Splice, SpliceLimits};
@@ -12,8 +12,9 @@ use super::stages::tap::Tap;
 use super::stages::timing::Timing;
 use super::stages::trust::Trust;
 use crate::base::Seed;
-use crate::flow::Flow;
-use crate::packet::Batch;
+use crate::flow::entry::NO_MARK;
+use crate::flow::{Flow, FlowKind, Names};
+use crate::packet::{Batch, PortId, tcp};
 
 /// Stages in order, with all memory they need. One match a stage and batch: no vtable.
 pub struct Pipeline {
@@ -101,6 +102,42 @@ impl Pipeline {
         }
     }
 
+    /// Whether the XDP program may do what is left to do for packets like this one, which has
+    /// passed all stages: nothing but to translate and to forward. What a stage does to packets
+    /// of established flows stands here for each, so that none is left out unnoticed.
+    pub fn lets_go(
+        &self,
+        snapshot: &Snapshot,
+        names: &Names,
+        flow: &Flow,
+        in_port: PortId,
+    ) -> bool {
+        let meters = &snapshot.meters;
+        self.stages.iter().all(|stage| match stage {
+            StageKind::Inspect(_) => flow.inspection == inspect::DONE,
+            StageKind::Trust(_) => meters.trusts(in_port),
+            // What was decided about a first packet comes to its flow with the next batch.
+            StageKind::Classify(_) => {
+                let decided = names.fates.iter().all(|fate| fate.key != flow.key[0]);
+                decided && flow.mark == NO_MARK && flow.steps == 0 && !flow.class.is_refused()
+            }
+            StageKind::Meter(_) => meters.of(flow.class, in_port).is_none(),
+            // A later packet of any connection may be the first of an answer.
+            StageKind::Timing(_) => flow.key[0].proto != tcp::PROTOCOL,
+            // Those that are spliced have sequence numbers to translate; of `dsr` only what clients
+            // send is seen.
+            StageKind::Balance(_) => {
+                matches!(flow.kind, FlowKind::Nat | FlowKind::Dnat | FlowKind::Transit)
+            }
+            StageKind::Route(_) => flow.kind == FlowKind::Transit || self.balances(),
+            StageKind::Tap(_) => false,
+        })
+    }
+
+    fn balances(&self) -> bool {
+        self.stages.iter().any(|stage| matches!(stage, StageKind::Balance(_)))
+    }
+
     /// Connections that are being bound now.
     pub fn bindings(&self) -> usize {
         let splice = self.stages.iter().find_map(|stage| match stage {
@@ -126,5 +163,129 @@ impl Pipeline {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::base::units::BitRate;
+    use crate::base::{Addr, Nanos};
+    use crate::flow::{FlowLimits, FlowTable, NewFlow, Timeouts};
+    use crate::forward::{RoutesBuilder, Tables};
+    use crate::packet::{ClassId, FlowKey, PacketMeta};
+    use crate::policy::Rules;
+    use crate::qos::dscp::Remap;
+    use crate::qos::meter::{MeterSpec, Second};
+    use crate::qos::meters::{Action, ClassMeterSpec, MeteringSpec, Meters};
+
+    const SEED: Seed = Seed(1);
+    const PORT: PortId = PortId(1);
+
+    fn snapshot(metering: &MeteringSpec) -> Snapshot {
+        Snapshot {
+            forward: Arc::new(Tables::build(&Default::default(), 1, SEED)),
+            routes: Arc::new(RoutesBuilder::new(Vec::new(), SEED).build(1)),
+            rules: Arc::new(Rules::compile(&[])),
+            seed: SEED,
+            worker_count: 1,
+            meters: Arc::new(Meters::build(metering, None)),
+            shared_ports: Default::default(),
+        }
+    }
+
+    fn flow(proto: u8) -> Flow {
+        let limits = FlowLimits { flows_max: 1, half_open_max: 1 };
+        let mut table = FlowTable::new(limits, Timeouts::default(), SEED);
+        let (src, dst) = (Addr::v4(0xc633_6407), Addr::v4(0xcb00_7101));
+        let key = FlowKey { src, dst, sport: 1, dport: 2, proto };
+        let new = NewFlow {
+            key,
+            reply: Some(key.reversed()),
+            kind: FlowKind::Nat,
+            service: 0,
+            backend: 0,
+            class: ClassId(3),
+            idle_established_ms: None,
+        };
+        let at = table.insert(Nanos(0), &new, &PacketMeta::default()).expect("room");
+        table.get(at).clone()
+    }
+
+    fn pipeline(stage: StageSpec) -> Pipeline {
+        Pipeline::compile(&PipelineSpec { name: String::new(), stages: vec![stage] }, None)
+    }
+
+    #[test]
+    fn every_stage_says_which_flows_the_program_may_have() {
+        use crate::packet::udp;
+        let plain = snapshot(&MeteringSpec::default());
+        let names = Names::new(4, SEED);
+        let goes = |stage: &StageSpec, flow: &Flow| {
+            pipeline(stage.clone()).lets_go(&plain, &names, flow, PORT)
+        };
+        let changed = |change: fn(&mut Flow)| {
+            let mut flow = flow(udp::PROTOCOL);
+            change(&mut flow);
+            flow
+        };
+        let inspect = StageSpec::Inspect {
+            hello_bytes_max: 1_024,
+            flows_max: 4,
+            http_flows_max: 1,
+            headers: Vec::new(),
+        };
+        assert!(!goes(&inspect, &flow(udp::PROTOCOL)), "not looked at yet");
+        assert!(!goes(&inspect, &changed(|f| f.inspection = 2)), "followed");
+        assert!(goes(&inspect, &changed(|f| f.inspection = inspect::DONE)));
+        let classify = StageSpec::Classify;
+        assert!(goes(&classify, &flow(udp::PROTOCOL)));
+        assert!(!goes(&classify, &changed(|f| f.mark = 46)));
+        assert!(!goes(&classify, &changed(|f| f.steps = 1)));
+        assert!(!goes(&classify, &changed(|f| f.class = ClassId::RESET)));
+        let timing = StageSpec::Timing { flows_max: 4 };
+        assert!(goes(&timing, &flow(udp::PROTOCOL)) && !goes(&timing, &flow(tcp::PROTOCOL)));
+        let balance = StageSpec::Balance;
+        assert!(goes(&balance, &flow(tcp::PROTOCOL)));
+        assert!(!goes(&balance, &changed(|f| f.kind = FlowKind::Spliced)));
+        assert!(!goes(&balance, &changed(|f| f.kind = FlowKind::Dsr)));
+        assert!(goes(&StageSpec::Route, &changed(|f| f.kind = FlowKind::Transit)));
+        assert!(!goes(&StageSpec::Route, &flow(udp::PROTOCOL)), "a service's, not balanced");
+        assert!(!goes(&StageSpec::Tap, &flow(udp::PROTOCOL)));
+        assert!(goes(&StageSpec::Meter, &flow(udp::PROTOCOL)));
+        assert!(goes(&StageSpec::Trust, &flow(udp::PROTOCOL)));
+    }
+
+    #[test]
+    fn what_is_measured_or_mapped_stays() {
+        let second = Second::Excess { burst: 100 };
+        let meter = MeterSpec { rate: BitRate(8), burst: 200, second, is_colour_aware: false };
+        let meter = ClassMeterSpec {
+            name: "m".into(),
+            meter,
+            classes: vec![ClassId(3)],
+            port: Some(PORT),
+            actions: [Action::Pass; 3],
+        };
+        let trust = vec![Remap::TRUST, Remap::all_to(8)];
+        let snapshot = snapshot(&MeteringSpec { meters: vec![meter], trust });
+        for stage in [StageSpec::Meter, StageSpec::Trust] {
+            let (pipeline, flow) = (pipeline(stage), flow(tcp::PROTOCOL));
+            let goes =
+                |port| pipeline.lets_go(&snapshot, &Names::new(4, SEED), &flow, PortId(port));
+            assert_eq!([0, 1].map(goes), [true, false]);
+        }
+    }
+
+    /// What the first packet decided is with the flow only once the next batch has come.
+    #[test]
+    fn a_decision_on_its_way_is_waited_for() {
+        let (pipeline, flow) = (pipeline(StageSpec::Classify), flow(tcp::PROTOCOL));
+        let (plain, mut names) = (snapshot(&MeteringSpec::default()), Names::new(4, SEED));
+        let fate = crate::flow::Fate { key: flow.key[0], hash: 0, mark: 46, steps: 0, tenant: 0 };
+        names.fates.push(fate);
+        assert!(!pipeline.lets_go(&plain, &names, &flow, PORT));
     }
 }

@@ -66,6 +66,19 @@ pub fn xdp_program_id(index: u32) -> io::Result<Option<u32>> {
     Ok(id.map(u32::from_ne_bytes).filter(|&id| id != 0))
 }
 
+/// Whether a device takes frames that an XDP program redirects to it (`NETDEV_XDP_ACT_NDO_XMIT`).
+/// A veth device does so while its peer has GRO or an XDP program. Kernels before 6.3 don't tell.
+pub fn takes_xdp_frames(index: u32) -> bool {
+    const NDO_XMIT: u64 = 1 << 2; // enum netdev_xdp_act, linux/netdev.h
+    let mut options = libbpf_sys::bpf_xdp_query_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    // SAFETY: fills the struct, whose size is passed.
+    let result = unsafe { libbpf_sys::bpf_xdp_query(index as i32, 0, &raw mut options) };
+    result == 0 && options.feature_flags & NDO_XMIT != 0
+}
+
 /// An attachment that outlives the process unless this is dropped.
 #[derive(Debug)]
 pub struct LastingXdp {

@@ -77,7 +77,7 @@ pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Resu
     let channels = check_ports(specs, workers, &ethtool)?;
     let mut changes = Changes::new(state_dir)
         .map_err(|e| NicError::from_io(format!("writing to {}", state_dir.display()), e))?;
-    let mut steer = Steer::new(workers.count);
+    let mut steer = Steer::new(workers.count, workers.offload);
     let mut modes = Vec::with_capacity(specs.len());
     let mut sockets = Vec::with_capacity(specs.len());
     let lasting = workers.on_failure == OnFailure::Drop;

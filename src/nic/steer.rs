@@ -9,19 +9,28 @@ use std::time::Duration;
 
 mod abi;
 mod heartbeat;
+mod mapped;
+mod offload;
 mod program;
 
 pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
+pub use offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
 pub use program::{Attached, PROGRAM_NAME, Sockets, program_name};
 
 use abi::{ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
+use offload::MAX_PORTS;
 use program::Program;
 
 use super::error::NicError;
+use super::link;
 use super::spec::AttachMode;
 use crate::base::{Addr, Prefix};
 use crate::worker::spec::OnFailure;
+
+/// Why a port's interface is none that flows are offloaded to.
+pub const NO_TARGET: &str = "its device takes no frames of other devices' XDP programs (a veth \
+     device does if its peer has GRO or an XDP program; kernels tell since 6.3)";
 
 /// A service's address, or a DNAT backend's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +67,10 @@ impl SteerStats {
 /// The programs of all interfaces. Dropping it detaches them.
 pub struct Steer {
     workers: u16,
+    offload: bool,
+    config: Config,
+    /// By port: its interface, where packets of other devices may leave by it now.
+    targets: Vec<Option<u32>>,
     programs: Vec<Program>,
     vips: Vec<VipEntry>,
     nat: Vec<NatRange>,
@@ -65,10 +78,11 @@ pub struct Steer {
 }
 
 impl Steer {
-    /// Attached nowhere yet. Queue `q` of each interface belongs to worker `q % workers`.
-    pub fn new(workers: u16) -> Steer {
-        let (programs, vips, nat, local) = Default::default();
-        Steer { workers, programs, vips, nat, local }
+    /// Attached nowhere yet. Queue `q` of each interface belongs to worker `q % workers`. With
+    /// `offload` the programs can forward flows themselves.
+    pub fn new(workers: u16, offload: bool) -> Steer {
+        let (config, targets, programs, vips, nat, local) = Default::default();
+        Steer { workers, offload, config, targets, programs, vips, nat, local }
     }
 
     /// Loads a program and attaches it to an interface. It passes everything until it is told more.
@@ -84,9 +98,10 @@ impl Steer {
         mode: AttachMode,
         lasting: bool,
     ) -> Result<(Attached, Sockets), NicError> {
-        let program = Program::attach(interface, mode, lasting)?;
+        let program = Program::attach(interface, mode, lasting, self.offload)?;
         let result = (program.attached.clone(), program.sockets.clone());
         self.programs.push(program);
+        self.targets.push(None);
         Ok(result)
     }
 
@@ -104,14 +119,83 @@ impl Steer {
         on_failure: OnFailure,
         transit_share: u16,
     ) -> Result<(), NicError> {
-        let config = Config {
+        self.config = Config {
             heartbeat_limit_ns: u64::try_from(heartbeat_limit.as_nanos()).unwrap_or(u64::MAX),
             on_failure: u32::from(on_failure == OnFailure::Drop),
             transit_share: u32::from(transit_share),
             workers: u32::from(self.workers),
-            pad: 0,
+            generation: self.config.generation,
         };
-        self.programs.iter_mut().try_for_each(|p| p.set_config(config))
+        self.tell_config()
+    }
+
+    fn tell_config(&mut self) -> Result<(), NicError> {
+        self.programs.iter_mut().try_for_each(|p| p.set_config(self.config))
+    }
+
+    /// From now on the programs forward flows of this generation only; 0: none.
+    ///
+    /// # Errors
+    /// The kernel refusing the map update.
+    pub fn set_generation(&mut self, generation: u32) -> Result<(), NicError> {
+        if self.offload && self.config.generation != generation {
+            self.config.generation = generation;
+            self.tell_config()?;
+        }
+        Ok(())
+    }
+
+    /// What workers write to, where flows can be offloaded. Made once all interfaces are attached.
+    pub fn offload_slots(&self) -> Option<OffloadSlots> {
+        let page = |p: &Program| p.offload.as_ref().map(|o| Arc::clone(&o.slots));
+        let pages: Vec<_> = self.programs.iter().filter_map(page).collect();
+        self.offload.then(|| OffloadSlots::new(pages))
+    }
+
+    /// Sees by which ports the programs may send: the kernel drops frames for a device that takes
+    /// none.
+    ///
+    /// # Errors
+    /// The kernel refusing to tell, or refusing the map update.
+    pub fn refresh_targets(&mut self) -> Result<(), NicError> {
+        if !self.offload {
+            return Ok(());
+        }
+        for i in 0..self.programs.len().min(MAX_PORTS as usize) {
+            let interface = &self.programs[i].interface;
+            let index = link::index_of(interface).ok();
+            let native = self.programs[i].attached.native;
+            let to = index.filter(|&index| !native || link::takes_xdp_frames(index));
+            if to != self.targets[i] {
+                for o in self.programs.iter_mut().filter_map(|p| p.offload.as_mut()) {
+                    o.set_port(i as u32, to.unwrap_or(0))?;
+                }
+                self.targets[i] = to;
+            }
+        }
+        Ok(())
+    }
+
+    /// By port: whether packets of other devices may leave by it now.
+    pub fn is_target(&self, port: usize) -> bool {
+        self.targets.get(port).is_some_and(Option::is_some)
+    }
+
+    /// Does what a worker asks for.
+    ///
+    /// # Errors
+    /// The kernel refusing the map update.
+    pub fn offload(&mut self, order: &OffloadOrder) -> Result<(), NicError> {
+        let (OffloadOrder::Forward { port, key, .. } | OffloadOrder::Forget { port, key }) = order;
+        let program = self.programs.get_mut(usize::from(port.0));
+        let Some(maps) = program.and_then(|p| p.offload.as_mut()) else { return Ok(()) };
+        match order {
+            OffloadOrder::Forward { entry, .. } => maps.insert(&key.into(), entry),
+            OffloadOrder::Forget { .. } => {
+                maps.remove(&key.into());
+                Ok(())
+            }
+        }
     }
 
     /// Services: packets to them from clients within their share are ours.

@@ -173,6 +173,11 @@ impl FoldedDelta {
     /// down by 0x100, whatever it was.
     pub const HOP: FoldedDelta = FoldedDelta((!0x0100u16).to_be());
 
+    /// As the sum lies in memory, for others who apply it.
+    pub fn to_memory(self) -> u16 {
+        self.0
+    }
+
     /// Both changes.
     #[inline(always)]
     #[must_use]

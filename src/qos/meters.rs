@@ -107,6 +107,11 @@ impl Meters {
         self.trust.is_empty()
     }
 
+    /// Whether a port trusts all code points.
+    pub fn trusts(&self, port: PortId) -> bool {
+        self.trust.get(usize::from(port.0)).is_none_or(|remap| *remap == Remap::TRUST)
+    }
+
     /// What a packet's code point becomes that comes in by a port.
     #[inline]
     pub fn trusted(&self, port: PortId, dscp: u8) -> u8 {

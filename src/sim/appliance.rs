@@ -68,6 +68,7 @@ impl Setup {
             cores: Vec::new(),
             idle: IdleStrategy::Adaptive,
             on_failure: OnFailure::Pass,
+            offload: false,
             heartbeat_limit: Duration::from_millis(100),
             frames: self.frames,
             frame_size: FRAME_SIZE,

@@ -92,6 +92,11 @@ impl EgressQueue {
         self.len() == 0
     }
 
+    /// Whether nothing shapes.
+    pub fn is_fifo(&self) -> bool {
+        matches!(self, EgressQueue::Fifo(_))
+    }
+
     /// Whether a packet that is enqueued now would be the next one out.
     #[inline]
     pub fn is_empty_fifo(&self) -> bool {

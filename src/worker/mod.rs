@@ -6,6 +6,7 @@ pub mod command;
 pub mod count;
 pub mod egress;
 pub mod handover;
+pub mod offload;
 mod openings;
 pub mod runner;
 pub mod side;

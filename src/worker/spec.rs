@@ -30,6 +30,8 @@ pub struct WorkersSpec {
     pub on_failure: OnFailure,
     /// A heartbeat older than this is stale.
     pub heartbeat_limit: Duration,
+    /// The XDP program forwards flows of which there is nothing more to decide.
+    pub offload: bool,
     /// Frames of one worker; one UMEM holds all.
     pub frames: u32,
     /// Bytes of one frame: 2048 or 4096.

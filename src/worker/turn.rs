@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::command::{ControlLink, Phase};
 use super::handover::Handover;
+use super::offload::Offload;
 use super::openings::{followers, set_aside};
 use super::side::Side;
 use crate::base::Nanos;
@@ -63,6 +64,7 @@ pub struct Worker<P> {
     replies: Vec<Packet>,
     pub(super) unparked: Vec<Packet>,
     port_gauges: Vec<PortGauges>,
+    offload: Option<Box<Offload>>,
     timers_at: Nanos,
     publish_at: Nanos,
     polls: u64,
@@ -84,11 +86,17 @@ impl<P: Port> Worker<P> {
             replies: Vec::with_capacity(REPLIES_MAX),
             unparked,
             port_gauges,
+            offload: None,
             timers_at: Nanos::ZERO,
             publish_at: Nanos::ZERO,
             polls: 0,
             polls_idle: 0,
         }
+    }
+
+    /// Has the XDP program forward flows of which there is nothing more to decide.
+    pub fn set_offload(&mut self, offload: Offload) {
+        self.offload = Some(Box::new(offload));
     }
 
     /// One turn of the loop: receives a burst from each port and from each other worker, sends what
@@ -181,7 +189,7 @@ impl<P: Port> Worker<P> {
 
     /// Runs the batch through the pipeline and sends each packet its way.
     fn process(&mut self, now: Nanos) {
-        let Worker { parts, arena, counters, batch, later, replies, .. } = self;
+        let Worker { parts, arena, counters, batch, later, replies, offload, .. } = self;
         let mut opens = parts.make_room(batch, counters) > 0;
         loop {
             parts.flows.lookup_batch(batch);
@@ -191,6 +199,9 @@ impl<P: Port> Worker<P> {
             let (mut cx, pipeline) = parts.lend(now, arena, counters, replies);
             pipeline.run(&mut cx, batch);
             for (frame, meta) in batch.drain_frames() {
+                if let Some(offload) = offload {
+                    parts.offload(now, offload, meta);
+                }
                 parts.dispatch(now, counters, frame, meta);
             }
             parts.send_replies(now, counters, replies);
@@ -219,11 +230,21 @@ impl<P: Port> Worker<P> {
 
     fn timers(&mut self, now: Nanos) {
         self.timers_at = now.saturating_add(TIMERS_EVERY_NS);
-        let Worker { parts, arena, counters, replies, unparked, .. } = self;
+        let Worker { parts, arena, counters, replies, unparked, offload, .. } = self;
+        if let Some(offload) = offload {
+            offload.follow(now, &mut parts.flows);
+        }
         let (pipeline, seed) = (&mut parts.pipeline, parts.snapshot.seed);
-        parts.flows.expire(now, EXPIRE_BUDGET, |flow| {
+        parts.flows.expire(now, EXPIRE_BUDGET, |at, flow| {
+            if let Some(offload) = offload {
+                if offload.count_flow(now, at, flow) {
+                    return false;
+                }
+                offload.take_back(now, at, flow);
+            }
             counters.flows_expired += 1;
             pipeline.forget(flow, seed);
+            true
         });
         parts.tick(now, arena, counters, replies);
         parts.parking.expire(now, unparked);

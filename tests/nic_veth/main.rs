@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod net;
+mod offload;
 mod packets;
 mod pktgen;
 mod steering;

@@ -73,6 +73,7 @@ pub fn workers_spec(count: u16) -> WorkersSpec {
         cores: Vec::new(),
         idle: IdleStrategy::Adaptive,
         on_failure: OnFailure::Pass,
+        offload: false,
         heartbeat_limit: Duration::from_secs(60),
         frames: 2048,
         frame_size: 2048,

@@ -87,3 +87,16 @@ pub fn extended(mut packet: Vec<u8>, kind: u8, body: [u8; 7]) -> Vec<u8> {
     packet.splice(54..54, header);
     packet
 }
+
+/// Bytes that differ from packet to packet.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        // xorshift64 (Marsaglia 2003)
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..len).map(|_| next()).collect()
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::{Build, show};
-use crate::config::file::{FileConfig, FileIdle, FileOnFailure, FileWorkers};
+use crate::config::file::{FileConfig, FileIdle, FileOffload, FileOnFailure, FileWorkers};
 use crate::nic::spec::PortSpec;
 use crate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
 
@@ -48,6 +48,7 @@ pub fn workers(b: &mut Build<'_>, file: &FileConfig, ports: &[PortSpec]) -> Work
             let [low, default, high] = HEARTBEAT;
             b.within(&w.heartbeat_limit, low..=high, default, show)
         },
+        offload: matches!(w.offload, Some(FileOffload::Auto)),
         frames: frames(b, w, ports),
         frame_size: frame_size(b, w),
         huge_pages: w.huge_pages.unwrap_or(false),

@@ -80,24 +80,31 @@ fn idle_flows_go_when_their_state_says_so() {
     let full = open(&mut t, start, 2).expect("room");
     establish(&mut t, start, full);
     let mut gone = 0;
-    t.expire(start + Duration::from_secs(29), 100, |_| gone += 1);
+    t.expire(start + Duration::from_secs(29), 100, |_, _| {
+        gone += 1;
+        true
+    });
     assert_eq!(gone, 0);
-    t.expire(start + Duration::from_secs(31), 100, |f| {
+    t.expire(start + Duration::from_secs(31), 100, |_, f| {
         assert_eq!(f.key[0], key(1));
         gone += 1;
+        true
     });
     assert_eq!((gone, t.at(half).is_some()), (1, false));
     // Seen again after an hour: the two hours begin anew.
     let hour = start + Duration::from_secs(3600);
-    t.expire(hour, 10_000, |_| panic!("established"));
+    t.expire(hour, 10_000, |_, _| panic!("established"));
     t.touch(hour, full, &meta(ACK, Direction::Forward), 60);
     let mut at = hour;
     for _ in 0..(2 * 60) {
         at += Duration::from_secs(60);
-        t.expire(at, 1_000, |_| panic!("within its two hours"));
+        t.expire(at, 1_000, |_, _| panic!("within its two hours"));
     }
     at += Duration::from_secs(5 * 60);
-    t.expire(at, 10_000, |_| gone += 1);
+    t.expire(at, 10_000, |_, _| {
+        gone += 1;
+        true
+    });
     assert_eq!((gone, t.len()), (2, 0));
 }
 
@@ -230,7 +237,7 @@ proptest! {
                 }
                 Op::Wait(s) => {
                     now += Duration::from_secs(s.into());
-                    t.expire(now, 1_000, |_| {});
+                    t.expire(now, 1_000, |_, _| true);
                     model.retain(|_, at| t.at(*at).is_some());
                 }
             }

@@ -69,7 +69,8 @@ struct tg_config {
 	__u32 transit_share;
 	// Queue q belongs to worker q % workers.
 	__u32 workers;
-	__u32 pad;
+	// Of the flows that are forwarded here; 0: none are.
+	__u32 generation;
 };
 
 // One cache line a worker, so that they don't disturb each other.
@@ -95,6 +96,7 @@ enum tg_reason {
 	TG_STALE_PASS,
 	TG_STALE_DROP,
 	TG_NO_SOCKET,
+	TG_OFFLOADED,
 	TG_REASONS,
 };
 
@@ -164,6 +166,7 @@ struct packet {
 	__u16 sport;
 	__u16 dport;
 	__u8 proto;
+	__u8 pad[3];
 	// Offset > 0: the transport header is in another packet.
 	__u8 later_fragment;
 	// Neighbour or router discovery, which is always the kernel's.
@@ -301,18 +304,25 @@ static __always_inline int parse_ipv6(struct packet *p, void *l3, void *end)
 	return parse_transport(p, next, end);
 }
 
+static __always_inline int is_stale(const struct tg_config *cfg, __u32 worker, __u64 now)
+{
+	struct tg_heartbeat *beat = bpf_map_lookup_elem(&heartbeats, &worker);
+	__u64 last = beat ? *(volatile __u64 *)&beat->ns : 0;
+
+	return now > last && now - last > cfg->heartbeat_limit_ns;
+}
+
+#include "offload.h"
+
 // Hands a packet of ours to the queue's socket, unless its worker has stopped beating.
 static __always_inline int steer(struct xdp_md *ctx, struct tg_config *cfg, __u32 reason)
 {
 	__u32 queue = ctx->rx_queue_index;
 	__u32 fallback = cfg->on_failure ? XDP_DROP : XDP_PASS;
 	__u32 worker = cfg->workers ? queue % cfg->workers : MAX_WORKERS;
-	struct tg_heartbeat *beat = bpf_map_lookup_elem(&heartbeats, &worker);
-	__u64 now = bpf_ktime_get_ns();
-	__u64 last = beat ? *(volatile __u64 *)&beat->ns : 0;
 	int action;
 
-	if (now > last && now - last > cfg->heartbeat_limit_ns)
+	if (is_stale(cfg, worker, bpf_ktime_get_ns()))
 		return count(cfg->on_failure ? TG_STALE_DROP : TG_STALE_PASS, fallback);
 	action = bpf_redirect_map(&xsks, queue, fallback);
 	return count(action == XDP_REDIRECT ? reason : TG_NO_SOCKET, action);
@@ -430,6 +440,8 @@ int tidegate_steer(struct xdp_md *ctx)
 		return count(TG_NOT_IP, XDP_PASS);
 	if (!whole)
 		return count(TG_MALFORMED, XDP_PASS);
+	if (offload_enabled && offload(ctx, cfg, &p))
+		return count(TG_OFFLOADED, XDP_REDIRECT);
 	return decide(ctx, cfg, &p);
 }
 
@@ -455,11 +467,24 @@ const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) 
 	WHOLE(tg_prefix), FIELD(tg_prefix, len), FIELD(tg_prefix, addr),
 	WHOLE(tg_config), FIELD(tg_config, heartbeat_limit_ns), FIELD(tg_config, on_failure),
 	FIELD(tg_config, transit_share), FIELD(tg_config, workers),
+	FIELD(tg_config, generation),
 	WHOLE(tg_heartbeat), FIELD(tg_heartbeat, ns),
 	NUMBER(TG_ADDR_LOCAL), NUMBER(TG_ADDR_VIP), NUMBER(TG_ADDR_NAT), NUMBER(MAX_WORKERS),
 	NUMBER(MAX_QUEUES), NUMBER(SHARE_ALL),
 	NUMBER(TG_VIP), NUMBER(TG_NAT_RETURN), NUMBER(TG_DNAT_RETURN), NUMBER(TG_TRANSIT),
 	NUMBER(TG_FRAGMENT), NUMBER(TG_NOT_IP), NUMBER(TG_NOT_OURS), NUMBER(TG_LOCAL),
 	NUMBER(TG_CANARY), NUMBER(TG_GROUP), NUMBER(TG_ICMP), NUMBER(TG_MALFORMED),
-	NUMBER(TG_STALE_PASS), NUMBER(TG_STALE_DROP), NUMBER(TG_NO_SOCKET), NUMBER(TG_REASONS),
+	NUMBER(TG_STALE_PASS), NUMBER(TG_STALE_DROP), NUMBER(TG_NO_SOCKET), NUMBER(TG_OFFLOADED),
+	NUMBER(TG_REASONS),
+	WHOLE(tg_offload_key), FIELD(tg_offload_key, src), FIELD(tg_offload_key, dst),
+	FIELD(tg_offload_key, sport), FIELD(tg_offload_key, dport), FIELD(tg_offload_key, proto),
+	WHOLE(tg_offload), FIELD(tg_offload, src), FIELD(tg_offload, dst),
+	FIELD(tg_offload, sport), FIELD(tg_offload, dport), FIELD(tg_offload, ip_change),
+	FIELD(tg_offload, transport_change), FIELD(tg_offload, ethernet),
+	FIELD(tg_offload, own_mac), FIELD(tg_offload, mtu), FIELD(tg_offload, port),
+	FIELD(tg_offload, worker), FIELD(tg_offload, slot), FIELD(tg_offload, stamp),
+	FIELD(tg_offload, generation),
+	WHOLE(tg_offload_slot), FIELD(tg_offload_slot, packets), FIELD(tg_offload_slot, bytes),
+	FIELD(tg_offload_slot, stamp), NUMBER(MAX_OFFLOADS), NUMBER(MAX_OFFLOAD_SLOTS),
+	NUMBER(MAX_PORTS),
 };

@@ -42,7 +42,8 @@ pub struct Config {
     pub on_failure: u32,
     pub transit_share: u32,
     pub workers: u32,
-    pub pad: u32,
+    /// Of the flows that the program forwards; 0: none are.
+    pub generation: u32,
 }
 
 /// `struct tg_heartbeat`: one cache line a worker.
@@ -128,6 +129,8 @@ reasons! {
     StaleDrop = "stale_drop", "TG_STALE_DROP",
     /// Ours, but the queue has no socket: passed or dropped as `on_failure` says.
     NoSocket = "no_socket", "TG_NO_SOCKET",
+    /// Of a flow that a worker has handed down: forwarded by the program itself.
+    Offloaded = "offloaded", "TG_OFFLOADED",
 }
 
 impl SteerReason {
@@ -142,6 +145,9 @@ mod tests {
 
     use aya::maps::lpm_trie::Key;
 
+    use super::super::offload::{
+        MAX_OFFLOAD_SLOTS, MAX_OFFLOADS, MAX_PORTS, OffloadEntry, OffloadKey, OffloadSlot,
+    };
     use super::*;
 
     /// The table that the C side exports: name to (offset or number, size).
@@ -197,9 +203,19 @@ mod tests {
                 flags: u32, fragment_share: u32, nat_first: u16, nat_last: u16
             }
             Config = "tg_config" {
-                heartbeat_limit_ns: u64, on_failure: u32, transit_share: u32, workers: u32
+                heartbeat_limit_ns: u64, on_failure: u32, transit_share: u32, workers: u32,
+                generation: u32
             }
             HeartbeatLine = "tg_heartbeat" { ns: u64 }
+            OffloadKey = "tg_offload_key" {
+                src: Addr, dst: Addr, sport: u16, dport: u16, proto: u8
+            }
+            OffloadEntry = "tg_offload" {
+                src: [u8; 16], dst: [u8; 16], sport: [u8; 2], dport: [u8; 2], ip_change: u16,
+                transport_change: u16, ethernet: [u8; 12], own_mac: [u8; 6], mtu: u16, port: u32,
+                worker: u32, slot: u32, stamp: u32, generation: u32
+            }
+            OffloadSlot = "tg_offload_slot" { packets: u64, bytes: u64, stamp: u32 }
         }
         // aya's key type keeps its fields private: length first, then the data, packed.
         ours.insert("tg_prefix".to_owned(), (0, size_of::<Key<[u8; 16]>>()));
@@ -212,6 +228,9 @@ mod tests {
             ("MAX_WORKERS", MAX_WORKERS),
             ("MAX_QUEUES", MAX_QUEUES),
             ("SHARE_ALL", SHARE_ALL),
+            ("MAX_OFFLOADS", MAX_OFFLOADS),
+            ("MAX_OFFLOAD_SLOTS", MAX_OFFLOAD_SLOTS),
+            ("MAX_PORTS", MAX_PORTS),
             ("TG_REASONS", SteerReason::COUNT as u32),
         ] {
             ours.insert(name.to_owned(), (value as usize, 0));

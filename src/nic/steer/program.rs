@@ -7,12 +7,14 @@ use std::os::fd::{AsFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::maps::{Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 
-use super::abi::{AddrInfo, AddrKey, Config, Endpoint, SteerReason};
+use super::abi::{AddrInfo, AddrKey, Config, Endpoint, MAX_WORKERS, SteerReason};
 use super::heartbeat::HeartbeatPage;
+use super::mapped::MappedArray;
+use super::offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadKey, OffloadPage};
 use crate::base::{Addr, Prefix};
 use crate::nic::error::NicError;
 use crate::nic::link::{self, LastingXdp};
@@ -68,9 +70,43 @@ pub(super) struct Program {
     returns: HashMap<MapData, Endpoint, u32>,
     transit: LpmTrie<MapData, [u8; 16], u32>,
     counters: PerCpuArray<MapData, u64>,
+    /// `None` where nothing is to be offloaded: the maps are as small as can be then.
+    pub(super) offload: Option<Offloads>,
     // Detach before the program's own descriptor goes.
     _lasting: Option<LastingXdp>,
     _ebpf: Ebpf,
+}
+
+/// The maps of flows that the program forwards itself.
+pub(super) struct Offloads {
+    pub(super) slots: Arc<OffloadPage>,
+    flows: HashMap<MapData, OffloadKey, OffloadEntry>,
+    ports: DevMap<MapData>,
+}
+
+impl Offloads {
+    fn take(ebpf: &mut Ebpf) -> Result<Offloads, NicError> {
+        let slots = mapped(ebpf, "offload_slots", MAX_OFFLOAD_SLOTS as usize)?;
+        Ok(Offloads {
+            slots: Arc::new(slots),
+            flows: take(ebpf, "offloads")?,
+            ports: take(ebpf, "offload_ports")?,
+        })
+    }
+
+    pub(super) fn insert(&mut self, key: &OffloadKey, e: &OffloadEntry) -> Result<(), NicError> {
+        self.flows.insert(key, e, 0).map_err(|e| map_error("offloads", &e))
+    }
+
+    /// What is not there is gone already.
+    pub(super) fn remove(&mut self, key: &OffloadKey) {
+        let _ = self.flows.remove(key);
+    }
+
+    /// Packets may leave by the port `index`, which is the interface `to`; 0: they no longer may.
+    pub(super) fn set_port(&mut self, index: u32, to: u32) -> Result<(), NicError> {
+        self.ports.set(index, to, None, 0).map_err(|e| map_error("offload_ports", &e))
+    }
 }
 
 impl Program {
@@ -79,10 +115,17 @@ impl Program {
         interface: &str,
         mode: AttachMode,
         lasting: bool,
+        offload: bool,
     ) -> Result<Program, NicError> {
         let index = link::index_of(interface)
             .map_err(|_| NicError::NoInterface { interface: interface.to_owned() })?;
-        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|e| load_error(&e))?;
+        let mut loader = EbpfLoader::new();
+        let enabled = u32::from(offload);
+        loader.override_global("offload_enabled", &enabled, true);
+        if !offload {
+            loader.map_max_entries("offloads", 1).map_max_entries("offload_slots", 1);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|e| load_error(&e))?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM_NAME)
             .ok_or_else(|| NicError::Load(format!("no program {PROGRAM_NAME}")))?
@@ -91,7 +134,8 @@ impl Program {
         program.load().map_err(|e| load_error(&e))?;
         refuse_present(interface, index)?;
         let (attached, lasting) = attach_by_mode(program, interface, index, mode, lasting)?;
-        let page = heartbeat_page(&mut ebpf)?;
+        let page = mapped(&ebpf, "heartbeats", MAX_WORKERS as usize)?;
+        let offload = offload.then(|| Offloads::take(&mut ebpf)).transpose()?;
         Ok(Program {
             interface: interface.to_owned(),
             attached,
@@ -103,6 +147,7 @@ impl Program {
             returns: take(&mut ebpf, "returns")?,
             transit: take(&mut ebpf, "transit")?,
             counters: take(&mut ebpf, "counters")?,
+            offload,
             _lasting: lasting,
             _ebpf: ebpf,
         })
@@ -245,13 +290,16 @@ pub fn program_name(id: u32) -> Option<String> {
         .and_then(|p| p.name_as_str().map(str::to_owned))
 }
 
-/// Maps `heartbeats`; the mapping keeps the map alive.
-fn heartbeat_page(ebpf: &mut Ebpf) -> Result<HeartbeatPage, NicError> {
-    const NAME: &str = "heartbeats";
-    match ebpf.map(NAME) {
-        Some(Map::Array(data)) => HeartbeatPage::map(data.fd().as_fd())
-            .map_err(|e| NicError::from_io("mapping the heartbeat page", e)),
-        _ => Err(NicError::Map { map: NAME, reason: "missing".to_owned() }),
+/// Maps an array; the mapping keeps the map alive.
+fn mapped<T: Sync>(
+    ebpf: &Ebpf,
+    name: &'static str,
+    len: usize,
+) -> Result<MappedArray<T>, NicError> {
+    match ebpf.map(name) {
+        Some(Map::Array(data)) => MappedArray::map(data.fd().as_fd(), len)
+            .map_err(|e| NicError::from_io(format!("mapping the map `{name}`"), e)),
+        _ => Err(NicError::Map { map: name, reason: "missing".to_owned() }),
     }
 }
 

@@ -184,6 +184,7 @@ impl Parts {
             cores: Vec::new(),
             idle: IdleStrategy::Busy,
             on_failure: OnFailure::Pass,
+            offload: false,
             heartbeat_limit: Duration::from_millis(100),
             frames: FRAMES,
             frame_size: FRAME_SIZE,

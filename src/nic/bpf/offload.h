@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//
+// Forwards packets of flows that a worker has handed down: translated here, and out by another
+// port, without a way through user space. Whatever is out of the ordinary goes to the worker.
+//
+// The structs are repeated in src/nic/steer/offload.rs.
+
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#define MAX_OFFLOADS 65536
+#define MAX_OFFLOAD_SLOTS 32768
+#define MAX_PORTS 64
+#define IP_FRAGMENT 0x3fff
+#define TCP_ENDS 0x07 /* FIN, SYN, RST: the worker follows the connection's state. */
+#define TCP_ACK 0x10
+
+// Set before the program is loaded: without it the verifier takes everything here away.
+const volatile __u32 offload_enabled = 0;
+
+// A packet as it is received: the beginning of `struct packet`.
+struct tg_offload_key {
+	struct tg_addr src;
+	struct tg_addr dst;
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+// What becomes of it. All as it lies in the packet, except for `mtu`.
+struct tg_offload {
+	// IPv4 in the last word.
+	__be32 src[4];
+	__be32 dst[4];
+	__be16 sport;
+	__be16 dport;
+	// What is added to the complement of the checksums (RFC 1624); the hop is in that of IPv4.
+	__u16 ip_change;
+	__u16 transport_change;
+	// Destination and source as it leaves.
+	__u8 ethernet[12];
+	// Destination as it came.
+	__u8 own_mac[6];
+	__u16 mtu;
+	__u32 port;
+	__u32 worker;
+	__u32 slot;
+	// Of the slot: another one, and the flow is gone.
+	__u32 stamp;
+	// Of the configuration and the routes: another one, and the worker must look again.
+	__u32 generation;
+};
+
+// Shared with the worker, which writes `stamp`.
+struct tg_offload_slot {
+	__u64 packets;
+	__u64 bytes;
+	__u32 stamp;
+	__u32 pad[3];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_OFFLOADS);
+	__type(key, struct tg_offload_key);
+	__type(value, struct tg_offload);
+} offloads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_OFFLOAD_SLOTS);
+	__type(key, __u32);
+	__type(value, struct tg_offload_slot);
+} offload_slots SEC(".maps");
+
+// Interfaces of the ports that take frames from other devices.
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, MAX_PORTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} offload_ports SEC(".maps");
+
+_Static_assert(offsetof(struct packet, pad) == offsetof(struct tg_offload_key, pad), "see above");
+
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+static __always_inline __u16 changed(__u16 check, __u16 change)
+{
+	__u32 sum = (__u32)(__u16)~check + change;
+
+	return ~((sum & 0xffff) + (sum >> 16));
+}
+
+// The packet's Ethernet destination is ours, it is not longer than it says, and the port it leaves
+// by takes it.
+static __always_inline int offload_fits(void *data, void *end, const struct tg_offload *o,
+					__u32 ip_len)
+{
+	const __u16 *dst = data, *own = (const __u16 *)o->own_mac;
+
+	return dst[0] == own[0] && dst[1] == own[1] && dst[2] == own[2] && ip_len <= o->mtu &&
+	       ip_len + sizeof(struct ethhdr) <= (__u64)(end - data);
+}
+
+// The transport checksum to be rewritten, or NULL for what the worker must see. A sum that covers
+// the pseudo-header only is a local sender's, which the worker completes.
+static __always_inline __u16 *offload_check(void *l4, void *end, __u8 proto, __u64 pseudo,
+					    __u32 len)
+{
+	__u16 *check;
+
+	pseudo += bpf_htons(proto) + bpf_htons((__u16)len);
+	if (proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+
+		if ((void *)(tcp + 1) > end || tcp->doff < 5 || tcp->doff * 4u > len ||
+		    (((__u8 *)l4)[13] & (TCP_ENDS | TCP_ACK)) != TCP_ACK)
+			return NULL;
+		check = &tcp->check;
+	} else {
+		struct udphdr *udp = l4;
+
+		if ((void *)(udp + 1) > end || bpf_ntohs(udp->len) != len || len < sizeof(*udp))
+			return NULL;
+		check = &udp->check;
+	}
+	return *check == fold(pseudo) ? NULL : check;
+}
+
+static __always_inline void offload_ports_and_check(__be16 *ports, __u16 *check, __u8 proto,
+						    const struct tg_offload *o)
+{
+	__u16 old = *check;
+	__u16 new = changed(old, o->transport_change);
+
+	ports[0] = o->sport;
+	ports[1] = o->dport;
+	if (proto == IPPROTO_TCP)
+		*check = new == 0xffff ? 0 : new;
+	else if (old) // none stays none
+		*check = new ? new : 0xffff;
+}
+
+// Returns whether the packet is on its way; it is as it was where not.
+static __always_inline int offload_v4(void *data, void *end, const struct tg_offload *o,
+				      __u8 proto)
+{
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+	const __u32 *words = (const __u32 *)ip;
+	void *l4 = ip + 1;
+	__u16 *check, sum;
+	__u64 pseudo;
+	__u32 len;
+
+	if (l4 + sizeof(struct udphdr) > end || ip->ihl != 5 || ip->ttl <= 1 ||
+	    ip->frag_off & bpf_htons(IP_FRAGMENT))
+		return 0;
+	len = bpf_ntohs(ip->tot_len);
+	if (len < sizeof(*ip) || !offload_fits(data, end, o, len))
+		return 0;
+	len -= sizeof(*ip);
+	pseudo = (__u64)ip->saddr + ip->daddr;
+	if (fold(pseudo + words[0] + words[1] + words[2]) != 0xffff)
+		return 0;
+	check = offload_check(l4, end, proto, pseudo, len);
+	if (!check || bpf_redirect_map(&offload_ports, o->port, XDP_ABORTED) != XDP_REDIRECT)
+		return 0;
+	ip->saddr = o->src[3];
+	ip->daddr = o->dst[3];
+	ip->ttl--;
+	sum = changed(ip->check, o->ip_change);
+	ip->check = sum == 0xffff ? 0 : sum;
+	offload_ports_and_check(l4, check, proto, o);
+	return 1;
+}
+
+static __always_inline int offload_v6(void *data, void *end, const struct tg_offload *o,
+				      __u8 proto)
+{
+	struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+	void *l4 = ip + 1;
+	__u64 pseudo = 0;
+	__u16 *check;
+	__u32 len;
+
+	if (l4 + sizeof(struct udphdr) > end || ip->nexthdr != proto || ip->hop_limit <= 1)
+		return 0;
+	len = bpf_ntohs(ip->payload_len);
+	if (!offload_fits(data, end, o, len + sizeof(*ip)))
+		return 0;
+	for (int i = 0; i < 4; i++)
+		pseudo += (__u64)ip->saddr.in6_u.u6_addr32[i] + ip->daddr.in6_u.u6_addr32[i];
+	check = offload_check(l4, end, proto, pseudo, len);
+	// Without a sum: not allowed but in tunnels (RFC 6935), the worker's to judge.
+	if (!check || !*check ||
+	    bpf_redirect_map(&offload_ports, o->port, XDP_ABORTED) != XDP_REDIRECT)
+		return 0;
+	for (int i = 0; i < 4; i++) {
+		ip->saddr.in6_u.u6_addr32[i] = o->src[i];
+		ip->daddr.in6_u.u6_addr32[i] = o->dst[i];
+	}
+	ip->hop_limit--;
+	offload_ports_and_check(l4, check, proto, o);
+	return 1;
+}
+
+// Forwards a packet of a flow that was handed down, or returns 0.
+static __always_inline int offload(struct xdp_md *ctx, const struct tg_config *cfg,
+				   const struct packet *p)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct tg_offload *o;
+	struct tg_offload_slot *slot;
+	struct ethhdr *eth = data;
+	__u32 at, i;
+	int done;
+
+	if (!cfg->generation || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
+		return 0;
+	o = bpf_map_lookup_elem(&offloads, p);
+	if (!o || o->generation != cfg->generation || (void *)(eth + 1) > end)
+		return 0;
+	at = o->slot;
+	slot = bpf_map_lookup_elem(&offload_slots, &at);
+	// The clock of ticks costs a tenth of the other one; a dead worker is noticed a tick later.
+	if (!slot || *(volatile __u32 *)&slot->stamp != o->stamp ||
+	    is_stale(cfg, o->worker, bpf_ktime_get_coarse_ns()))
+		return 0;
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		done = offload_v4(data, end, o, p->proto);
+	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		done = offload_v6(data, end, o, p->proto);
+	else
+		return 0; // tagged
+	if (!done)
+		return 0;
+	for (i = 0; i < 6; i++)
+		((__u16 *)data)[i] = ((const __u16 *)o->ethernet)[i];
+	__sync_fetch_and_add(&slot->packets, 1);
+	__sync_fetch_and_add(&slot->bytes, (__u64)(end - data));
+	return 1;
+}

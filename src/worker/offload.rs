@@ -1,0 +1,384 @@
+//! Hands flows of which nothing more is to be decided down to the XDP program, and follows them.
+//!
+//! A flow's direction that was handed down has a slot, by which the program counts. A flow is the
+//! worker's all the same: packets that change its state come here, it expires here, and a slot's
+//! stamp, which both sides map, ends the program's part at once.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use super::turn::WorkerParts;
+use crate::base::Nanos;
+use crate::flow::{Flow, FlowTable, Hop, TcpState};
+use crate::forward::Egress;
+use crate::nic::Port;
+use crate::nic::steer::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
+use crate::packet::checksum::FoldedDelta;
+use crate::packet::{
+    Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PortId, Verdict, eth, tcp, udp,
+};
+
+/// Orders of one worker that wait for control at most.
+const ORDERS_MAX: usize = 4_096;
+/// Room among them that is kept for taking flows back.
+const ORDERS_RESERVED: usize = ORDERS_MAX / 2;
+/// A flow's direction is looked at with this packet, and from then on with every so many: a power
+/// of two. Most short ones end before, and cost the program's tables nothing.
+const LOOK_FIRST: u32 = 4;
+const LOOK_EVERY: u32 = 16;
+/// An order that got lost is given again after so many packets that came by here.
+const REPEAT_EVERY: u32 = 64 * LOOK_EVERY;
+/// Slots looked at each time that timers are.
+const FOLLOW_BUDGET: usize = 256;
+/// Flows that may be idle for less than this are not handed down: slots are looked at once in a
+/// few seconds.
+const IDLE_MIN: Nanos = Nanos::from_secs(10);
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+const _: () = assert!(LOOK_EVERY.is_power_of_two() && LOOK_FIRST < LOOK_EVERY);
+
+/// The way of a worker's orders to control.
+#[derive(Clone)]
+pub struct OffloadRing(Arc<ArrayQueue<OffloadOrder>>);
+
+impl OffloadRing {
+    pub fn new() -> OffloadRing {
+        OffloadRing(Arc::new(ArrayQueue::new(ORDERS_MAX)))
+    }
+
+    /// The next order, in order.
+    pub fn next(&self) -> Option<OffloadOrder> {
+        self.0.pop()
+    }
+}
+
+impl Default for OffloadRing {
+    fn default() -> OffloadRing {
+        OffloadRing::new()
+    }
+}
+
+/// One worker's offloaded flows.
+pub struct Offload {
+    worker: u16,
+    orders: OffloadRing,
+    shared: OffloadSlots,
+    /// The number of this worker's first slot.
+    first: u32,
+    slots: Vec<Slot>,
+    vacant: Vec<u32>,
+    /// By flow and direction: its slot, or [`NONE`].
+    by_flow: Vec<[u32; 2]>,
+    /// Of the slots, where to go on.
+    cursor: usize,
+    stamp: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    /// [`FlowRef::NONE`] where the slot is vacant.
+    flow: FlowRef,
+    direction: Direction,
+    port: PortId,
+    key: FlowKey,
+    generation: u32,
+    stamp: u32,
+    /// Ended, but the program's table still has it: the order found no room.
+    ended: bool,
+    packets: u64,
+    bytes: u64,
+}
+
+/// What is known of a packet's way beside its flow.
+#[derive(Clone, Copy)]
+pub struct Way {
+    pub hop: Hop,
+    pub egress: Egress,
+    /// Of the port that it came by.
+    pub own_mac: [u8; 6],
+    pub generation: u32,
+}
+
+impl Offload {
+    /// Of `workers` workers the one with this number, whose table holds `flows_max` flows.
+    pub fn new(
+        worker: u16,
+        workers: u16,
+        flows_max: usize,
+        orders: OffloadRing,
+        shared: OffloadSlots,
+    ) -> Offload {
+        let share = MAX_OFFLOAD_SLOTS / u32::from(workers.max(1));
+        let slot = Slot {
+            flow: FlowRef::NONE,
+            direction: Direction::Forward,
+            port: PortId(0),
+            key: FlowKey::default(),
+            generation: 0,
+            stamp: 0,
+            ended: false,
+            packets: 0,
+            bytes: 0,
+        };
+        Offload {
+            worker,
+            orders,
+            shared,
+            first: share * u32::from(worker),
+            slots: vec![slot; share as usize],
+            vacant: (0..share).rev().collect(),
+            by_flow: vec![[NONE; 2]; flows_max],
+            cursor: 0,
+            stamp: 0,
+        }
+    }
+
+    /// Directions of flows that the program forwards now.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.vacant.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a packet that has passed the stages is a reason to look at its flow: a few of many
+    /// are, and those that change its state.
+    #[inline(always)]
+    pub fn is_due(&self, flow: &Flow, meta: &PacketMeta) -> bool {
+        flow.packets[meta.direction as usize] & (LOOK_EVERY - 1) == LOOK_FIRST || ends(meta)
+    }
+
+    /// Takes a flow back: a packet has changed its state, or it leaves the table.
+    pub fn take_back(&mut self, now: Nanos, at: FlowRef, flow: &mut Flow) {
+        for direction in [Direction::Forward, Direction::Reply] {
+            let slot = self.slot_of(at, direction);
+            if slot != NONE {
+                self.end(now, slot, Some(&mut *flow));
+            }
+        }
+    }
+
+    /// Counts for a flow what the program has forwarded since it was counted last. Returns whether
+    /// that is anything.
+    pub fn count_flow(&mut self, now: Nanos, at: FlowRef, flow: &mut Flow) -> bool {
+        [Direction::Forward, Direction::Reply].into_iter().fold(false, |seen, direction| {
+            let slot = self.slot_of(at, direction);
+            seen | (slot != NONE && self.count(now, slot, Some(&mut *flow)))
+        })
+    }
+
+    /// Hands the direction of this packet down, or once more where routes have changed meanwhile.
+    pub fn hand_down(&mut self, now: Nanos, flow: &mut Flow, meta: &PacketMeta, way: &Way) {
+        let (at, direction) = (meta.flow, meta.direction);
+        let (key, generation) = (flow.key[direction as usize], way.generation);
+        let mut slot = self.slot_of(at, direction);
+        if slot != NONE {
+            let known = self.slots[slot as usize];
+            if known.key != key || known.port != meta.in_port {
+                self.end(now, slot, Some(&mut *flow));
+                slot = NONE;
+            } else if known.generation == generation
+                && flow.packets[direction as usize] & (REPEAT_EVERY - 1) != LOOK_FIRST
+            {
+                // On its way to the program; if it got lost there, it comes by here again.
+                return;
+            }
+        }
+        if self.orders.0.len() >= ORDERS_RESERVED {
+            return;
+        }
+        if slot == NONE {
+            let Some(vacant) = self.vacant.pop() else { return };
+            slot = vacant;
+            self.begin(slot, at, direction, key, meta.in_port);
+        }
+        let known = &mut self.slots[slot as usize];
+        known.generation = generation;
+        let entry = entry(flow, direction, way, self.worker, self.first + slot, known.stamp);
+        // There is room: only this worker adds.
+        let _ = self.orders.0.push(OffloadOrder::Forward { port: meta.in_port, key, entry });
+    }
+
+    fn begin(&mut self, slot: u32, at: FlowRef, direction: Direction, key: FlowKey, port: PortId) {
+        // 0 is the stamp of a slot that is vacant.
+        self.stamp = self.stamp.checked_add(1).unwrap_or(1);
+        let (packets, bytes) = self.shared.counts(port, self.first + slot);
+        let (generation, stamp, ended) = (0, self.stamp, false);
+        self.slots[slot as usize] =
+            Slot { flow: at, direction, port, key, generation, stamp, ended, packets, bytes };
+        self.shared.set_stamp(port, self.first + slot, stamp);
+        self.by_flow[at.0 as usize][direction as usize] = slot;
+    }
+
+    /// Looks at some of the slots: what the program has forwarded counts for the flow, and what the
+    /// flow has become counts for the program.
+    pub fn follow(&mut self, now: Nanos, flows: &mut FlowTable) {
+        if self.is_empty() {
+            return;
+        }
+        for _ in 0..FOLLOW_BUDGET.min(self.slots.len()) {
+            let at = self.cursor;
+            self.cursor = (at + 1) % self.slots.len();
+            let Slot { flow, ended, .. } = self.slots[at];
+            if flow == FlowRef::NONE {
+                continue;
+            }
+            let mut known = flows.at_mut(flow);
+            self.count(now, at as u32, known.as_deref_mut());
+            let goes_on = known.as_deref().is_some_and(|f| self.is_of(at as u32, f) && is_open(f));
+            if ended || !goes_on {
+                self.end(now, at as u32, known);
+            }
+        }
+    }
+
+    /// Counts what the program has forwarded by this slot; for the flow, where it is still the one
+    /// that the slot was begun for. Returns whether that is anything.
+    fn count(&mut self, now: Nanos, at: u32, flow: Option<&mut Flow>) -> bool {
+        let is_of = flow.as_deref().is_some_and(|flow| self.is_of(at, flow));
+        let slot = &mut self.slots[at as usize];
+        let (packets, bytes) = self.shared.counts(slot.port, self.first + at);
+        let (more, more_bytes) = (packets - slot.packets, bytes - slot.bytes);
+        (slot.packets, slot.bytes) = (packets, bytes);
+        if more > 0
+            && is_of
+            && let Some(flow) = flow
+        {
+            flow.add(now, slot.direction, more, more_bytes);
+        }
+        more > 0 && is_of
+    }
+
+    fn is_of(&self, at: u32, flow: &Flow) -> bool {
+        let slot = &self.slots[at as usize];
+        flow.key[slot.direction as usize].is(&slot.key)
+    }
+
+    /// The program forwards nothing more of this slot once this returns, and what it has forwarded
+    /// is counted.
+    fn end(&mut self, now: Nanos, at: u32, flow: Option<&mut Flow>) {
+        let Slot { port, .. } = self.slots[at as usize];
+        self.shared.set_stamp(port, self.first + at, 0);
+        self.count(now, at, flow);
+        let slot = &mut self.slots[at as usize];
+        if let Some(of_flow) = self.by_flow.get_mut(slot.flow.0 as usize)
+            && of_flow[slot.direction as usize] == at
+        {
+            of_flow[slot.direction as usize] = NONE;
+        }
+        let order = OffloadOrder::Forget { port: slot.port, key: slot.key };
+        slot.ended = self.orders.0.push(order).is_err();
+        if !slot.ended {
+            slot.flow = FlowRef::NONE;
+            self.vacant.push(at);
+        }
+    }
+
+    fn slot_of(&self, at: FlowRef, direction: Direction) -> u32 {
+        self.by_flow.get(at.0 as usize).map_or(NONE, |of| of[direction as usize])
+    }
+}
+
+impl<P: Port> WorkerParts<P> {
+    /// Hands the flow of a packet that has passed the stages down to the XDP program, or takes it
+    /// back, where there is a reason to.
+    #[inline(always)]
+    pub(super) fn offload(&mut self, now: Nanos, offload: &mut Offload, meta: &PacketMeta) {
+        if let Some(flow) = self.flows.at(meta.flow)
+            && offload.is_due(flow, meta)
+        {
+            self.reconsider(now, offload, meta);
+        }
+    }
+
+    #[inline(never)]
+    fn reconsider(&mut self, now: Nanos, offload: &mut Offload, meta: &PacketMeta) {
+        if ends(meta) {
+            return offload.take_back(now, meta.flow, self.flows.get_mut(meta.flow));
+        }
+        if let Some(way) = self.way_down(meta) {
+            offload.hand_down(now, self.flows.get_mut(meta.flow), meta, &way);
+        }
+    }
+
+    /// The way that the program can send packets like this one; `None` where there is more to be
+    /// done for them than it does.
+    fn way_down(&self, meta: &PacketMeta) -> Option<Way> {
+        let (routes, flow) = (&self.snapshot.routes, self.flows.get(meta.flow));
+        let side = |port: PortId| self.sides.get(usize::from(port.0));
+        let (from, to) = (side(meta.in_port)?, side(meta.out_port)?);
+        let generation = routes.generation();
+        if !flow.key[meta.direction as usize].is(&meta.key) {
+            // Its own flow left the table within this batch.
+            return None;
+        }
+        let hop = flow.hop(meta.direction, generation)?;
+        let (own, egress) = (routes.egress(meta.in_port)?, routes.egress(hop.port)?);
+        let may_go = meta.verdict == Verdict::Output
+            && is_plain(meta)
+            && is_open(flow)
+            && flow.idle() >= IDLE_MIN
+            && !from.options.verify_transport_checksum
+            && to.egress.is_fifo()
+            && own.mac != [0; 6]
+            && self.pipeline.lets_go(&self.snapshot, &self.names, flow, meta.in_port);
+        may_go.then_some(Way { hop, egress: *egress, own_mac: own.mac, generation })
+    }
+}
+
+/// Whether a packet changes its connection's state.
+#[inline(always)]
+fn ends(meta: &PacketMeta) -> bool {
+    use tcp::flag::{FIN, RST, SYN};
+    meta.key.proto == tcp::PROTOCOL && meta.tcp_flags & (FIN | RST | SYN) != 0
+}
+
+/// Neither tags nor options nor fragments, its checksum complete, and for us.
+fn is_plain(meta: &PacketMeta) -> bool {
+    meta.flags == PacketFlags(0) && meta.vlan_tci == 0 && usize::from(meta.l3) == eth::HEADER_LEN
+}
+
+fn is_open(flow: &Flow) -> bool {
+    match flow.key[0].proto {
+        tcp::PROTOCOL => flow.tcp == TcpState::Established,
+        udp::PROTOCOL => matches!(flow.tcp, TcpState::Established | TcpState::OneWay),
+        _ => false,
+    }
+}
+
+fn entry(
+    flow: &Flow,
+    direction: Direction,
+    way: &Way,
+    worker: u16,
+    slot: u32,
+    stamp: u32,
+) -> OffloadEntry {
+    let other = &flow.key[direction.flip() as usize];
+    let change = flow.sum_change(direction);
+    let mut ethernet = [0; 12];
+    ethernet[..6].copy_from_slice(&way.hop.mac);
+    ethernet[6..].copy_from_slice(&way.egress.mac);
+    OffloadEntry {
+        src: other.dst.to_bytes(),
+        dst: other.src.to_bytes(),
+        sport: other.dport.to_be_bytes(),
+        dport: other.sport.to_be_bytes(),
+        ip_change: change.ip.and(FoldedDelta::HOP).to_memory(),
+        transport_change: change.transport.to_memory(),
+        ethernet,
+        own_mac: way.own_mac,
+        mtu: way.egress.mtu,
+        port: u32::from(way.hop.port.0),
+        worker: u32::from(worker),
+        slot,
+        stamp,
+        generation: way.generation,
+    }
+}
+
+#[cfg(test)]
+mod tests;

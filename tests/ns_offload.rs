@@ -1,0 +1,352 @@
+//! Flows that the XDP program forwards itself, between real programs.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use common::probe::Echo;
+use common::{HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, noise, pool, service};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
+use tidegate::lab::wait_for;
+
+const LIMIT: Duration = Duration::from_secs(20);
+const WAN: usize = 0;
+const LAN: usize = 1;
+const OFFLOAD: &str = "offload = \"auto\"";
+const TRANSIT: &str = "[transit]\nprefixes = [\"10.0.0.0/8\", \"fd00::/16\"]\n";
+/// Each file that is fetched is 720 segments of 1448 bytes at least.
+const SEGMENTS: u64 = 720;
+
+fn balanced(net: &Net, pipeline: &str, workers: &str) -> String {
+    [
+        net.config_head(pipeline, &format!("{OFFLOAD}\n{workers}")),
+        nat(),
+        pool("four", SERVERS4, HTTP),
+        pool("six", SERVERS6, HTTP),
+        service("four", VIP4, 80, "four", "nat"),
+        service("six", VIP6, 80, "six", "dnat"),
+    ]
+    .concat()
+}
+
+fn routed(net: &Net, workers: &str) -> String {
+    net.config_head("router", &format!("{OFFLOAD}\n{workers}")) + TRANSIT
+}
+
+/// Hosts whose veth devices take XDP frames.
+fn net(queues: u16) -> Net {
+    let net = Net::new(queues);
+    net.client.run("ethtool", &["-K", "wan0", "gro", "on"]).expect("ethtool");
+    net.server.run("ethtool", &["-K", "eth0", "gro", "on"]).expect("ethtool");
+    net
+}
+
+/// Packets that the program has forwarded of those that came in by a port.
+fn offloaded(net: &Net, port: usize) -> u64 {
+    let ports = net.ask_json(&["show", "ports"]);
+    ports["ports"][port]["steered"]["offloaded"].as_u64().expect("a number")
+}
+
+fn said_of(net: &Net, port: usize) -> String {
+    let ports = net.ask_json(&["show", "ports"]);
+    ports["ports"][port]["offload"].as_str().expect("words").to_owned()
+}
+
+#[track_caller]
+fn fetch(net: &Net, url: &str) {
+    let sum = "curl -sSf -m 20 \"$0\" | sha256sum";
+    let got = net.client.run("sh", &["-c", sum, url]).expect("served");
+    let file = net.path("nginx/html/1m.bin");
+    let want = net.client.run("sh", &["-c", "sha256sum < \"$0\"", file.to_str().expect("path")]);
+    assert_eq!(got, want.expect("sha256sum"), "{url}");
+}
+
+/// Fetches until the program has forwarded so many more of the packets that come in by a port: on
+/// a busy machine a file may be here before its flow is handed down.
+#[track_caller]
+fn fetch_until(net: &Net, url: &str, port: usize, more: u64) -> u64 {
+    let wanted = offloaded(net, port) + more;
+    let mut fetches = 0;
+    wait_for(LIMIT, "flows to be handed down", || {
+        fetch(net, url);
+        fetches += 1;
+        offloaded(net, port) >= wanted
+    })
+    .unwrap_or_else(|_| panic!("{} of {wanted}: {}", offloaded(net, port), said_of(net, port)));
+    fetches
+}
+
+/// Replaces what nginx serves by what shows every byte that is out of place.
+fn make_noise(net: &Net) {
+    std::fs::write(net.path("nginx/html/1m.bin"), noise(1 << 20, 1)).expect("write");
+}
+
+/// The flows as they are listed.
+fn flows(net: &Net) -> Vec<serde_json::Value> {
+    let flows = net.ask_json(&["show", "flows", "--limit", "1000"]);
+    flows["flows"].as_array().expect("a list").clone()
+}
+
+/// One datagram after the other, each once the one before is answered.
+struct Lockstep {
+    socket: UdpSocket,
+    sent: u64,
+    answered: u64,
+}
+
+impl Lockstep {
+    fn to(net: &Net, target: SocketAddr) -> Lockstep {
+        let connect = move || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(target)?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            Ok::<_, std::io::Error>(socket)
+        };
+        let socket = net.client.enter(connect).expect("thread").expect("socket");
+        Lockstep { socket, sent: 0, answered: 0 }
+    }
+
+    /// Whether it was answered in time.
+    fn round(&mut self) -> bool {
+        let number = self.sent.to_be_bytes();
+        self.sent += 1;
+        let mut buf = [0; 64];
+        // A refusal of the one before may be told of now.
+        let _ = self.socket.send(&number);
+        while let Ok(n) = self.socket.recv(&mut buf) {
+            if buf[..n] == number {
+                self.answered += 1;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Lockstep) -> bool) {
+        wait_for(LIMIT, what, || done(self)).unwrap_or_else(|e| panic!("{e:?}"));
+    }
+}
+
+fn echo_at() -> SocketAddr {
+    format!("{}:7007", SERVERS4[0]).parse().expect("address")
+}
+
+#[test]
+fn both_families_are_forwarded_whole_and_the_connections_end() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    make_noise(&net);
+    let _edge = net.start(&balanced(&net, "l4-balancer", ""));
+    for port in [WAN, LAN] {
+        let said = said_of(&net, port);
+        assert_eq!(said, "yes, but not `dsr` and delayed binding");
+    }
+    let mut files = 0;
+    for url in [format!("http://{VIP4}/1m.bin"), format!("http://[{VIP6}]/1m.bin")] {
+        files += fetch_until(&net, &url, LAN, 5 * SEGMENTS);
+        files += fetch_until(&net, &url, WAN, 50);
+    }
+    assert_eq!(net.ask_json(&["show", "drops"])["total"], 0);
+    let counted = || {
+        let flows = flows(&net);
+        let ended = flows.iter().all(|f| f["state"] != "established");
+        let packets = |f: &serde_json::Value| f["packets_reply"].as_u64().unwrap_or(0);
+        (ended, flows.iter().map(packets).sum::<u64>())
+    };
+    // Large receive offload of the peers does not change what passes here.
+    wait_for(LIMIT, "the ends, and what the program has counted", || {
+        let (ended, packets) = counted();
+        ended && packets >= files * SEGMENTS
+    })
+    .unwrap_or_else(|_| panic!("{:?}: {}", counted(), net.ask(&["show", "flows"]).expect("flows")));
+}
+
+#[test]
+fn datagrams_are_counted_each_and_their_flow_lives() {
+    let net = net(1);
+    let _echo = Echo::start(&net.server, &[echo_at()]);
+    let _edge = net.start(&routed(&net, ""));
+    assert_eq!(said_of(&net, WAN), "yes");
+    let mut client = Lockstep::to(&net, echo_at());
+    client.until("enough by the program", |c| {
+        (0..100).for_each(|_| {
+            c.round();
+        });
+        offloaded(&net, WAN) > 500 && offloaded(&net, LAN) > 500
+    });
+    let listed = || flows(&net).first().cloned().unwrap_or_default();
+    // The neighbours' first packets may have got lost; behind the appliance nothing does.
+    wait_for(LIMIT, "what the program has counted", || {
+        let flow = listed();
+        flow["packets_forward"] == client.sent && flow["packets_reply"] == client.answered
+    })
+    .unwrap_or_else(|_| panic!("{} of {}: {}", client.answered, client.sent, listed()));
+    // 14 + 20 + 8 bytes of headers, 8 of payload.
+    assert_eq!(listed()["bytes_forward"], client.sent * 50);
+}
+
+#[test]
+fn a_reset_comes_to_the_worker_at_once() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    let _edge = net.start(&balanced(&net, "l4-balancer", ""));
+    let get = || {
+        let mut stream = TcpStream::connect((VIP4, 80)).expect("connect");
+        stream.write_all(b"GET /1m.bin HTTP/1.1\r\nHost: x\r\n\r\n").expect("send");
+        let mut bytes = vec![0; 1 << 20];
+        stream.read_exact(&mut bytes).expect("the file");
+        stream
+    };
+    fetch_until(&net, &format!("http://{VIP4}/1m.bin"), LAN, 1);
+    let stream = net.client.enter(get).expect("thread");
+    assert!(flows(&net).iter().any(|f| f["state"] == "established"));
+    // Closed with unread data or without linger: a reset.
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&stream, sockopt::Linger, &linger).expect("linger");
+    drop(stream);
+    wait_for(LIMIT, "the reset", || flows(&net).iter().all(|f| f["state"] == "reset"))
+        .unwrap_or_else(|_| panic!("{:?}", flows(&net)));
+}
+
+#[test]
+fn local_senders_partial_checksums_are_completed() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    make_noise(&net);
+    let _edge = net.start(&balanced(&net, "l4-balancer", ""));
+    net.client.run("ethtool", &["-K", "wan0", "tx", "on", "tso", "off"]).expect("ethtool");
+    for url in [format!("http://{VIP4}/1m.bin"), format!("http://[{VIP6}]/1m.bin")] {
+        fetch_until(&net, &url, LAN, SEGMENTS);
+    }
+    let counters = net.ask_json(&["show", "counters"]);
+    let completed = counters["total"]["checksums_completed"].as_u64().expect("a number");
+    assert!(completed > 0, "{counters}");
+    assert_eq!(offloaded(&net, WAN), 0, "a sum that was to be completed");
+}
+
+#[test]
+fn of_a_shaped_port_the_other_direction_goes() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    let qos = "[qos.lan]\nrate = \"1Gbit/s\"\ndefault = \"all\"\n\
+               [qos.lan.class.all]\nrate = \"100%\"\n";
+    let plain = routed(&net, "");
+    let _edge = net.start(&(plain.clone() + qos));
+    let url = format!("http://{}:{HTTP}/1m.bin", SERVERS4[0]);
+    fetch_until(&net, &url, LAN, SEGMENTS);
+    assert_eq!(offloaded(&net, WAN), 0);
+    assert_eq!(said_of(&net, LAN), "no: `[qos]` shapes what leaves by it");
+    let shown = net.ask(&["show", "ports"]).expect("ports");
+    assert!(shown.contains("lan: no: `[qos]` shapes what leaves by it"), "{shown}");
+    // Without it both go, and with it again one only.
+    net.write("tidegate.toml", &plain);
+    net.ask(&["reload"]).expect("taken");
+    fetch_until(&net, &url, WAN, 1);
+    net.write("tidegate.toml", &(plain + qos));
+    net.ask(&["reload"]).expect("taken");
+    let before = offloaded(&net, WAN);
+    fetch_until(&net, &url, LAN, SEGMENTS);
+    assert_eq!(offloaded(&net, WAN), before, "shaped, and past the shaper");
+}
+
+#[test]
+fn two_workers_hand_down_what_is_theirs() {
+    let net = net(2);
+    let _nginx = net.start_nginx();
+    make_noise(&net);
+    let _edge = net.start(&balanced(&net, "l4-balancer", "count = 2"));
+    for url in [format!("http://{VIP4}/1m.bin"), format!("http://[{VIP6}]/1m.bin")] {
+        fetch_until(&net, &url, LAN, 5 * SEGMENTS);
+    }
+    assert_eq!(net.ask_json(&["show", "drops"])["total"], 0);
+}
+
+#[test]
+fn what_is_inspected_goes_once_it_is_understood() {
+    let net = net(1);
+    let _echo = Echo::start(&net.server, &[echo_at()]);
+    let more = "[service.echo]\nvip = \"203.0.113.10\"\nport = 7007\nprotocol = \"udp\"\n\
+                pool = \"echo\"\nmode = \"nat\"\n\
+                [[pool.echo.backend]]\naddress = \"10.0.2.11\"\nport = 7007\n";
+    let _edge = net.start(&(balanced(&net, "llm-edge", "") + more));
+    assert!(said_of(&net, WAN).contains("not TCP (stage `timing`)"), "{}", said_of(&net, WAN));
+    let mut client = Lockstep::to(&net, format!("{VIP4}:7007").parse().expect("address"));
+    client.until("both directions", |c| {
+        (0..100).for_each(|_| {
+            c.round();
+        });
+        offloaded(&net, WAN) > 100 && offloaded(&net, LAN) > 100
+    });
+}
+
+#[test]
+fn reloads_and_new_neighbours_under_load_lose_no_byte() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    make_noise(&net);
+    let text = balanced(&net, "l4-balancer", "");
+    let mut edge = net.start(&text);
+    let url = format!("http://{VIP4}/1m.bin");
+    let again = "for i in $(seq 60); do curl -sSf -m 20 \"$0\" | sha256sum; done | sort | uniq -c";
+    let target = url.clone();
+    let fetches = net.client.thread("fetches", move || {
+        std::process::Command::new("sh").args(["-c", again, &target]).output()
+    });
+    let mut more = text.clone();
+    for port in 81..86 {
+        more += &service(&format!("more-{port}"), VIP4, port, "four", "nat");
+        net.write("tidegate.toml", &more);
+        net.ask(&["reload"]).expect("taken");
+        fetch_until(&net, &url, LAN, 100);
+    }
+    let output = fetches.expect("thread").join().expect("no panic").expect("sh");
+    let sums = String::from_utf8_lossy(&output.stdout);
+    assert_eq!((sums.lines().count(), output.stderr.len()), (1, 0), "{sums} {output:?}");
+    assert!(sums.trim().starts_with("60 "), "{sums}");
+    net.server.ip("link set eth0 address 02:00:00:00:00:77").expect("another MAC address");
+    net.appliance.ip("neigh flush dev lan").expect("resolved anew");
+    fetch_until(&net, &url, WAN, 1);
+    edge.signal(Signal::SIGKILL).expect("kill");
+    edge.wait(LIMIT).expect("ends");
+    let link = net.appliance.ip("-d link show wan").expect("ip");
+    assert!(!link.contains("xdp"), "{link}");
+}
+
+/// The program that is left must not go on with what a dead worker has handed down.
+#[test]
+fn killed_with_drop_or_pass_offloaded_flows_do_as_others() {
+    for (on_failure, goes_on) in [("drop", false), ("pass", true)] {
+        let net = net(1);
+        net.kernel_forwards(true);
+        let _echo = Echo::start(&net.server, &[echo_at()]);
+        let workers = format!("on_failure = \"{on_failure}\"\nheartbeat_limit = \"1s\"");
+        let mut edge = net.start(&routed(&net, &workers));
+        let mut client = Lockstep::to(&net, echo_at());
+        client.until("the program", |c| c.round() && offloaded(&net, WAN) > 20);
+        edge.signal(Signal::SIGKILL).expect("kill");
+        edge.wait(LIMIT).expect("ends");
+        if goes_on {
+            client.until("the kernel to forward", Lockstep::round);
+        } else {
+            client.until("silence", |c| !c.round());
+            assert!((0..4).all(|_| !client.round()), "traffic goes on");
+        }
+    }
+}
+
+#[test]
+fn a_port_that_takes_no_xdp_frames_is_told_of_and_served_all_the_same() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let mut edge = net.start(&balanced(&net, "l4-balancer", ""));
+    fetch(&net, &format!("http://{VIP4}/1m.bin"));
+    assert_eq!((offloaded(&net, WAN), offloaded(&net, LAN)), (0, 0));
+    assert!(said_of(&net, LAN).starts_with("no: its device takes no frames"));
+    edge.signal(Signal::SIGTERM).expect("term");
+    edge.wait(LIMIT).expect("ends");
+    let said = edge.kill_and_read_stderr();
+    assert!(said.contains("no flows are offloaded to it"), "{said}");
+}

@@ -23,10 +23,7 @@ pub const BACKEND_PORT: u16 = 8443;
 pub const NAT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The generator's addresses (RFC 2544).
 pub const CLIENTS: [u8; 2] = [198, 18];
-/// Nobody's: the sink's kernel counts what comes for it and drops it at once. It does so in the
-/// sender's softirq, as veth does by default: on the router's core, for every forwarder that sends
-/// from there. (An XDP program in the sink has each packet copied to a page first; GRO costs more;
-/// RPS to the generator's core makes that one the limit.)
+/// Nobody's: where the sink's stack sees what comes, it drops it at once.
 pub const SINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 pub const GENERATOR_CORE: usize = 0;
 pub const ROUTER_CORE: usize = 1;

@@ -15,7 +15,7 @@ use crate::bed::{
     show_mac,
 };
 use crate::kernel::{self, Placement};
-use crate::sink::Translation;
+use crate::sink::{Sink, Translation};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const DPDK: &str = "dpdk-testpmd";
@@ -23,8 +23,13 @@ const DPDK: &str = "dpdk-testpmd";
 /// Who forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// With this pipeline.
-    Tidegate(&'static str),
+    Tidegate {
+        pipeline: &'static str,
+        /// A class tree at the port to the sink, and rules that choose the class.
+        classes: bool,
+        /// The XDP program forwards flows by itself, where the kernel polls the device.
+        offload: Option<Placement>,
+    },
     Dpdk {
         /// Without its busy polling, which is on by default and costs system calls here.
         tuned: bool,
@@ -37,7 +42,18 @@ pub enum Kind {
 
 impl Kind {
     pub fn all() -> Vec<Kind> {
-        let mut all: Vec<Kind> = ["l4-balancer", "llm-edge", "router"].map(Kind::Tidegate).into();
+        let tidegate = |(pipeline, classes, offload)| Kind::Tidegate { pipeline, classes, offload };
+        let mut all: Vec<Kind> = [
+            ("l4-balancer", false, Some(Placement::SameCore)),
+            ("l4-balancer", false, Some(Placement::Threaded)),
+            ("llm-edge", false, Some(Placement::SameCore)),
+            ("llm-edge", false, Some(Placement::Threaded)),
+            ("l4-balancer", false, None),
+            ("llm-edge", true, None),
+            ("router", false, None),
+        ]
+        .map(tidegate)
+        .into();
         all.extend([false, true].map(|tuned| Kind::Dpdk { tuned }));
         for dnat in [false, true] {
             all.extend(Placement::ALL.map(|placement| Kind::Kernel { placement, dnat }));
@@ -47,7 +63,10 @@ impl Kind {
 
     pub fn name(self) -> String {
         match self {
-            Kind::Tidegate(pipeline) => format!("tidegate {pipeline}"),
+            Kind::Tidegate { pipeline, offload: None, .. } => format!("tidegate {pipeline}"),
+            Kind::Tidegate { pipeline, offload: Some(placement), .. } => {
+                format!("tidegate {pipeline} offload, {}", placement.name())
+            }
             Kind::Dpdk { tuned: false } => "DPDK testpmd, macfwd".to_owned(),
             Kind::Dpdk { tuned: true } => "DPDK testpmd, busy_budget=0".to_owned(),
             Kind::Kernel { placement, dnat } => {
@@ -57,12 +76,16 @@ impl Kind {
         }
     }
 
+    pub fn is_offload(self) -> bool {
+        matches!(self, Kind::Tidegate { offload: Some(_), .. })
+    }
+
     pub fn translation(self) -> Translation {
         match self {
-            Kind::Tidegate("router") | Kind::Dpdk { .. } | Kind::Kernel { dnat: false, .. } => {
-                Translation::None
-            }
-            Kind::Tidegate(_) => Translation::Full,
+            Kind::Tidegate { pipeline: "router", .. }
+            | Kind::Dpdk { .. }
+            | Kind::Kernel { dnat: false, .. } => Translation::None,
+            Kind::Tidegate { .. } => Translation::Full,
             Kind::Kernel { dnat: true, .. } => Translation::Destination,
         }
     }
@@ -83,12 +106,20 @@ pub struct Forwarder {
 impl Forwarder {
     /// # Errors
     /// A program that is not installed or does not start.
-    pub fn start(kind: Kind) -> anyhow::Result<Forwarder> {
+    pub fn start(kind: Kind, sink: Sink) -> anyhow::Result<Forwarder> {
         let bed = Bed::new()?;
+        sink.open(&bed)?;
         let dir = tempfile::tempdir()?;
         let mut kernel_threads = Vec::new();
         let process = match kind {
-            Kind::Tidegate(pipeline) => Some(start_tidegate(&bed, pipeline, dir.path())?),
+            Kind::Tidegate { pipeline, classes, offload } => {
+                let text = tidegate_config(pipeline, classes, offload.is_some());
+                let process = start_tidegate(&bed, &text, dir.path())?;
+                if offload == Some(Placement::Threaded) {
+                    kernel_threads = kernel::thread_napi(&bed.router)?;
+                }
+                Some(process)
+            }
             Kind::Dpdk { tuned } => Some(start_dpdk(&bed, tuned, dir.path())?),
             Kind::Kernel { placement, dnat } => {
                 kernel_threads = kernel::forward(&bed.router, placement, dnat)?;
@@ -125,10 +156,11 @@ impl Forwarder {
     }
 }
 
-fn start_tidegate(bed: &Bed, pipeline: &str, dir: &Path) -> anyhow::Result<Process> {
+fn start_tidegate(bed: &Bed, config: &str, dir: &Path) -> anyhow::Result<Process> {
     let program = env!("CARGO_BIN_EXE_tidegate");
     let (file, socket) = (dir.join("tidegate.toml"), dir.join("tidegate.sock"));
-    fs::write(&file, tidegate_config(pipeline, &socket))?;
+    let admin = format!("[admin]\nsocket = \"{}\"\nmetrics = false\n", socket.display());
+    fs::write(&file, config.to_owned() + &admin)?;
     // Its control thread shares the generator's core; the worker moves to its own.
     let mut command = Command::new("taskset");
     command.args(["-c", &GENERATOR_CORE.to_string(), program, "run", "-c"]).arg(&file);
@@ -144,13 +176,13 @@ fn start_tidegate(bed: &Bed, pipeline: &str, dir: &Path) -> anyhow::Result<Proce
     Ok(process)
 }
 
-fn tidegate_config(pipeline: &str, socket: &Path) -> String {
+fn tidegate_config(pipeline: &str, classes: bool, offload: bool) -> String {
+    let [idle, offload] = if offload { ["adaptive", "auto"] } else { ["busy", "off"] };
     let mut text = format!(
         "pipeline = \"{pipeline}\"\n\
-         [workers]\ncores = [{ROUTER_CORE}]\nidle = \"busy\"\nframes = 16384\nflows_max = 100000\n\
-         [admin]\nsocket = \"{}\"\nmetrics = false\n\
-         [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n",
-        socket.display()
+         [workers]\ncores = [{ROUTER_CORE}]\nidle = \"{idle}\"\noffload = \"{offload}\"\n\
+         frames = 16384\nflows_max = 100000\n\
+         [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n"
     );
     if pipeline == "router" {
         text += "[transit]\nprefixes = [\"0.0.0.0/0\"]\n";
@@ -165,7 +197,7 @@ fn tidegate_config(pipeline: &str, socket: &Path) -> String {
         text +=
             &format!("[[pool.bench.backend]]\naddress = \"{backend}\"\nport = {BACKEND_PORT}\n");
     }
-    if pipeline == "llm-edge" {
+    if classes {
         text += CLASSES;
     }
     text
@@ -246,6 +278,7 @@ pub fn check_programs() -> anyhow::Result<()> {
     let needed = [
         (DPDK, "dpdk-dev"),
         ("nft", "nftables"),
+        ("clang", "clang"),
         ("ip", "iproute2"),
         ("ethtool", "ethtool"),
         ("taskset", "util-linux"),

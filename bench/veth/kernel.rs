@@ -71,7 +71,11 @@ fn dnat_rules() -> String {
     )
 }
 
-fn thread_napi(router: &Namespace) -> anyhow::Result<Vec<i32>> {
+/// Has the kernel poll `wan` in a thread on the router's core. Returns the thread's id.
+///
+/// # Errors
+/// A kernel that can't.
+pub fn thread_napi(router: &Namespace) -> anyhow::Result<Vec<i32>> {
     let before = napi_threads()?;
     write_sysfs(router, "class/net/wan/threaded", "1")?;
     let mut new: Vec<i32> = Vec::new();

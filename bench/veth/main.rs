@@ -23,6 +23,7 @@ use clap::Parser;
 use bed::Traffic;
 use forwarder::{Forwarder, Kind, check_programs};
 use report::Results;
+use sink::Sink;
 
 const TRAFFIC: [Traffic; 4] = [
     Traffic { size: 64, flows: 1 },
@@ -43,6 +44,9 @@ struct Cli {
     /// One short round: to see that it works.
     #[arg(long)]
     quick: bool,
+    /// What receives, alike for all.
+    #[arg(long, value_enum, default_value_t = Sink::Xdp)]
+    sink: Sink,
     /// Only forwarders with this in their name; several may be given.
     #[arg(long)]
     only: Vec<String>,
@@ -74,8 +78,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     ensure!(rounds > 0 && (0.05..=60.0).contains(&seconds), "nothing to measure, or too much");
     let window = Duration::from_secs_f64(seconds);
     let begin = Instant::now();
-    let mut forwarders = start(&cli.only)?;
-    let mut results = Results::new(forwarders.iter().map(|f| f.kind).collect(), seconds);
+    let mut forwarders = start(&cli.only, cli.sink)?;
+    let mut results = Results::new(forwarders.iter().map(|f| f.kind).collect(), seconds, cli.sink);
     for round in 1..=rounds {
         for traffic in TRAFFIC {
             for f in &mut forwarders {
@@ -101,16 +105,18 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 /// Starts all of them, sees that they do what they claim, and pauses them.
-fn start(only: &[String]) -> anyhow::Result<Vec<Forwarder>> {
+fn start(only: &[String], sink: Sink) -> anyhow::Result<Vec<Forwarder>> {
     let wanted = |kind: &Kind| only.is_empty() || only.iter().any(|o| kind.name().contains(o));
-    let kinds: Vec<Kind> = Kind::all().into_iter().filter(wanted).collect();
+    let possible = |kind: &Kind| !kind.is_offload() || sink.takes_xdp_frames();
+    let kinds: Vec<Kind> = Kind::all().into_iter().filter(|k| wanted(k) && possible(k)).collect();
     ensure!(!kinds.is_empty(), "no forwarder is called that");
     let mut forwarders = Vec::with_capacity(kinds.len());
     for kind in kinds {
-        let mut f = Forwarder::start(kind).with_context(|| kind.name())?;
+        let mut f = Forwarder::start(kind, sink).with_context(|| kind.name())?;
         for traffic in TRAFFIC {
             sink::verify(&f.bed, traffic, kind.translation()).with_context(|| kind.name())?;
         }
+        sink.close(&f.bed)?;
         f.pause()?;
         eprintln!("{} forwards", kind.name());
         forwarders.push(f);

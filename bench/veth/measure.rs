@@ -12,7 +12,7 @@ use crate::forwarder::Forwarder;
 use crate::sink;
 
 /// Flows are made and caches filled before packets count.
-const WARM_UP: Duration = Duration::from_millis(400);
+const WARM_UP: Duration = Duration::from_millis(1_000);
 /// The generator outlasts the measurement by this.
 const REST: Duration = Duration::from_millis(100);
 /// Packets that arrive before it is said that they do.

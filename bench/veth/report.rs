@@ -9,6 +9,7 @@ use crate::TRAFFIC;
 use crate::bed::Traffic;
 use crate::forwarder::Kind;
 use crate::measure::Sample;
+use crate::sink::Sink;
 
 /// Above this share of the machine, others' work makes a measurement doubtful: once more, then.
 pub const DISTURBED: f64 = 0.05;
@@ -17,6 +18,7 @@ pub const DISTURBED: f64 = 0.05;
 pub struct Results {
     kinds: Vec<Kind>,
     seconds: f64,
+    sink: Sink,
     samples: Vec<(Kind, Traffic, Sample)>,
     /// Measurements that were thrown away, because others had too much of the machine.
     pub repeated: u32,
@@ -43,8 +45,8 @@ const PEERS: [(&str, &str, Peer); 4] = [
 ];
 
 impl Results {
-    pub fn new(kinds: Vec<Kind>, seconds: f64) -> Results {
-        Results { kinds, seconds, samples: Vec::new(), repeated: 0 }
+    pub fn new(kinds: Vec<Kind>, seconds: f64, sink: Sink) -> Results {
+        Results { kinds, seconds, sink, samples: Vec::new(), repeated: 0 }
     }
 
     pub fn add(&mut self, kind: Kind, traffic: Traffic, sample: Sample) {
@@ -119,6 +121,7 @@ impl Results {
         json!({
             "kernel": read("/proc/sys/kernel/osrelease"),
             "cpu": cpu(),
+            "sink": format!("{:?}", self.sink).to_lowercase(),
             "seconds_each": self.seconds,
             "disturbed_median": median,
             "disturbed_max": max,
@@ -133,7 +136,7 @@ impl fmt::Display for Results {
         for traffic in TRAFFIC {
             let flows = if traffic.flows == 1 { "flow" } else { "flows" };
             writeln!(f, "\n{} B frames, {} {flows}; Mpps", traffic.size, traffic.flows)?;
-            write!(f, "{:<36}{:>9}{:>11}", "", "offered", "forwarded")?;
+            write!(f, "{:<44}{:>9}{:>11}", "", "offered", "forwarded")?;
             write!(f, "{:>8}{:>8}", "ns/pkt", "kernel")?;
             PEERS.iter().try_for_each(|(name, ..)| write!(f, "{name:>9}"))?;
             writeln!(f)?;
@@ -145,7 +148,8 @@ impl fmt::Display for Results {
         let (median, max) = self.disturbed();
         writeln!(
             f,
-            "\nMedians of {rounds} rounds of {} s each; generator on core 0, router on core 1.\n\
+            "\nMedians of {rounds} rounds of {} s each; generator on core 0, router on \
+             core 1, sink: {:?}.\n\
              ns/pkt: processor time of the forwarder's own threads for a forwarded packet, and how \
              much of it in the kernel.\n\
              x: ratio to DPDK as it comes, to DPDK tuned, to the best of the kernel's ways to \
@@ -153,6 +157,7 @@ impl fmt::Display for Results {
              {}, Linux {}. Other programs had {:.0} % of \
              the machine, {:.0} % at most; {} measurements were done again for that.",
             self.seconds,
+            self.sink,
             cpu(),
             read("/proc/sys/kernel/osrelease"),
             median * 100.0,
@@ -171,7 +176,7 @@ impl Results {
         let samples = self.of(kind, traffic);
         write!(
             f,
-            "{:<36}{:>9.3}{:>11.3}",
+            "{:<44}{:>9.3}{:>11.3}",
             kind.name(),
             median(samples.iter().map(|s| s.offered)) / 1e6,
             self.forwarded(kind, traffic) / 1e6,

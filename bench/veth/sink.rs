@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
@@ -22,6 +23,54 @@ use crate::bed::{
 const SAMPLE: u64 = 200;
 const UDP: u8 = 17;
 const IPV4: [u8; 2] = [8, 0];
+
+/// What receives. It does so in the sender's softirq, as veth does by default: on the core of who
+/// sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sink {
+    /// An XDP program that drops what comes: of all sinks the one that costs every sender least, so
+    /// the nearest to a wire.
+    Xdp,
+    /// The kernel's stack, behind GRO.
+    Gro,
+    /// The kernel's stack. Such a device takes no frames of XDP programs.
+    Plain,
+}
+
+impl Sink {
+    pub fn takes_xdp_frames(self) -> bool {
+        self != Sink::Plain
+    }
+
+    /// Has the device be as it is to be, but what it gets still reaches the stack.
+    ///
+    /// # Errors
+    /// As `ethtool` says.
+    pub fn open(self, bed: &Bed) -> anyhow::Result<()> {
+        if self.takes_xdp_frames() {
+            bed.sink.run("ethtool", &["-K", "s0", "gro", "on"])?;
+        }
+        Ok(())
+    }
+
+    /// Nothing needs to reach the stack any more.
+    ///
+    /// # Errors
+    /// As `clang` and `ip` say.
+    pub fn close(self, bed: &Bed) -> anyhow::Result<()> {
+        if self == Sink::Xdp {
+            let dir = tempfile::tempdir()?;
+            let (source, object) = (dir.path().join("sink.c"), dir.path().join("sink.o"));
+            fs::write(&source, include_str!("sink.c"))?;
+            let (source, object) = (source.display(), object.display());
+            let include = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
+            let compile = format!("clang -target bpf -O2 -g {include} -c {source} -o {object}");
+            bed.sink.run("sh", &["-c", &compile])?;
+            bed.sink.ip(&format!("link set dev s0 xdpdrv obj {object} sec xdp"))?;
+        }
+        Ok(())
+    }
+}
 
 /// What a forwarder is to do with the addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

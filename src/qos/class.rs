@@ -9,6 +9,89 @@ pub(super) const OWN: usize = 0;
 /// Index of the sets of children that need tokens from above themselves.
 pub(super) const LOAN: usize = 1;
 
+/// At which priorities something is to be sent: a byte of bits `OWN`, above it one `LOAN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offers(u16);
+
+/// One of them: whose turn, and at which priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn(u8);
+
+impl Offers {
+    pub const NONE: Offers = Offers(0);
+
+    /// The first turn: own rates before loans, and then by priority. `None` if there is none.
+    #[inline(always)]
+    pub fn first(self) -> Option<Turn> {
+        (self.0 != 0).then(|| Turn(self.0.trailing_zeros() as u8))
+    }
+
+    #[inline(always)]
+    pub fn contains(self, turn: Turn) -> bool {
+        self.0 & turn.bit() != 0
+    }
+
+    #[inline(always)]
+    pub fn add(&mut self, turn: Turn) {
+        self.0 |= turn.bit();
+    }
+
+    #[inline(always)]
+    pub fn add_all(&mut self, other: Offers) {
+        self.0 |= other.0;
+    }
+
+    #[inline(always)]
+    pub fn remove(&mut self, turn: Turn) {
+        self.0 &= !turn.bit();
+    }
+
+    /// Those in one of the two but not in both.
+    #[inline(always)]
+    pub fn differing(self, other: Offers) -> Offers {
+        Offers(self.0 ^ other.0)
+    }
+}
+
+impl Iterator for Offers {
+    type Item = Turn;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Turn> {
+        let turn = self.first()?;
+        self.0 &= self.0 - 1;
+        Some(turn)
+    }
+}
+
+impl Turn {
+    #[inline(always)]
+    pub fn loan(priority: u8) -> Turn {
+        Turn(priority % PRIORITIES as u8 + PRIORITIES as u8)
+    }
+
+    #[inline(always)]
+    pub fn priority(self) -> usize {
+        usize::from(self.0) % PRIORITIES
+    }
+
+    /// `OWN` or `LOAN`.
+    #[inline(always)]
+    pub fn kind(self) -> usize {
+        usize::from(self.0) / PRIORITIES % 2
+    }
+
+    #[inline(always)]
+    pub fn is_loan(self) -> bool {
+        self.kind() == LOAN
+    }
+
+    #[inline(always)]
+    fn bit(self) -> u16 {
+        1 << (self.0 % 16)
+    }
+}
+
 /// What a class may do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -84,15 +167,15 @@ pub(super) struct Class {
     /// When both were last settled. Between that and now nothing was taken out.
     pub settled: Nanos,
     pub parent: u32,
+    /// What those below it offer. A leaf that holds packets offers its own priority as a `LOAN`.
+    pub want: Offers,
     pub mode: Mode,
-    /// Priorities at which something below wants to send, by `OWN` and `LOAN`. A leaf that holds
-    /// packets wants its own priority as a `LOAN`.
-    pub want: [u8; 2],
     pub traits: Traits,
 }
 
 const _: () = assert!(size_of::<Class>() == 64);
 const _: () = assert!(PRIORITIES == 8, "sets of priorities are bytes, a priority is three bits");
+const _: () = assert!(OWN == 0 && LOAN == 1, "bytes of `Offers`");
 
 impl Class {
     pub fn new(parent: u32, rate: Bucket, ceil: Bucket, traits: Traits) -> Class {
@@ -102,7 +185,7 @@ impl Class {
             settled: Nanos::ZERO,
             parent,
             mode: Mode::CanSend,
-            want: [0; 2],
+            want: Offers::NONE,
             traits,
         }
     }
@@ -171,32 +254,16 @@ impl Class {
 
     /// The sets of priorities this class belongs to at its parent.
     #[inline(always)]
-    pub fn offers(&self) -> [u8; 2] {
-        match self.mode {
-            Mode::Blocked => [0, 0],
-            Mode::MayBorrow => self.want,
-            Mode::CanSend => [self.want[OWN] | self.want[LOAN], 0],
-        }
-    }
-
-    /// Whether it belongs to its parent's `OWN` set of one priority.
-    #[inline(always)]
-    pub fn offers_own(&self, priority: u8) -> bool {
-        match self.mode {
-            Mode::Blocked => false,
-            Mode::MayBorrow => self.want[OWN] & priority != 0,
-            Mode::CanSend => (self.want[OWN] | self.want[LOAN]) & priority != 0,
-        }
-    }
-
-    /// Whether it belongs to its parent's `LOAN` set of one priority.
-    #[inline(always)]
-    pub fn offers_loan(&self, priority: u8) -> bool {
-        self.mode == Mode::MayBorrow && self.want[LOAN] & priority != 0
+    pub fn offers(&self) -> Offers {
+        // By mode: what it passes on as it is, and what of loans it turns into its own.
+        const PASSED: [u16; 3] = [0, u16::MAX, u8::MAX as u16];
+        const OWNED: [u16; 3] = [0, 0, u8::MAX as u16];
+        let (Offers(want), mode) = (self.want, self.mode as usize);
+        Offers(want & PASSED[mode] | want >> PRIORITIES & OWNED[mode])
     }
 
     #[inline(always)]
     pub fn wants(&self) -> bool {
-        self.want != [0, 0]
+        self.want != Offers::NONE
     }
 }

@@ -23,17 +23,20 @@ impl Tree {
     /// Notes that not the tokens of an inner class paid for something below it, but those of one
     /// above it.
     #[inline(always)]
-    pub(super) fn owe(&mut self, at: u32, priority: u8, bytes: u32) {
+    pub(super) fn owe(&mut self, at: u32, priority: usize, bytes: u32) {
         let most = self.classes[at as usize].rate.cap();
         let inner = &mut self.inners[self.inner_of[at as usize] as usize];
-        let debt = &mut inner.rounds[usize::from(priority)].debt;
+        if inner.early & (1 << priority) == 0 {
+            return;
+        }
+        let debt = &mut inner.rounds[priority].debt;
         *debt = debt.saturating_add(bytes).min(most);
         inner.owes |= 1 << priority;
     }
 
     /// Whether a class that is about to lend to a priority has debts of one before it.
     #[inline(always)]
-    pub(super) fn owes_before(&self, at: u32, priority: u32) -> bool {
+    pub(super) fn owes_before(&self, at: u32, priority: usize) -> bool {
         let inner = &self.inners[self.inner_of[at as usize] as usize];
         inner.owes & ((1 << priority) - 1) != 0
     }
@@ -42,11 +45,11 @@ impl Tree {
     /// about a frame more. It does not pay all that it owes: what was lent on top of all its own
     /// tokens would count, too, whenever those first in priority pause for a moment.
     #[cold]
-    pub(super) fn repay_before(&mut self, at: u32, priority: u32) {
+    pub(super) fn repay_before(&mut self, at: u32, priority: usize) {
         let mut left = self.classes[at as usize].rate.bytes().saturating_add(REPAID_BEYOND);
         let mut debts = [0; PRIORITIES];
         let inner = &self.inners[self.inner_of[at as usize] as usize];
-        for (part, round) in debts.iter_mut().zip(&inner.rounds[..priority as usize]) {
+        for (part, round) in debts.iter_mut().zip(&inner.rounds[..priority]) {
             *part = round.debt.min(left);
             left -= *part;
         }

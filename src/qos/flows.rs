@@ -41,6 +41,15 @@ pub(super) struct Flow {
     pub above: Above,
 }
 
+/// By which a flow is found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Key {
+    pub leaf: u32,
+    hash: u32,
+    /// A hash of both.
+    tag: u32,
+}
+
 /// What only standing queues need of a flow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Queue {
@@ -131,20 +140,20 @@ impl Flows {
 
     /// Asks the cache for the place in the table of a flow that may be known.
     #[inline(always)]
-    pub fn prefetch_entry(&self, leaf: u32, hash: u32) {
-        prefetch(&self.table, (self.tag(leaf, hash) & self.mask) as usize);
+    pub fn prefetch_entry(&self, key: Key) {
+        prefetch(&self.table, (key.tag & self.mask) as usize);
     }
 
     /// Asks the cache for the flow that is known at that place, if any.
     #[inline(always)]
-    pub fn prefetch_known(&self, leaf: u32, hash: u32) {
-        prefetch(&self.arena, self.known(leaf, hash));
+    pub fn prefetch_known(&self, key: Key) {
+        prefetch(&self.arena, self.known(key));
     }
 
     /// The last cell of that flow, once it is in the cache.
     #[inline(always)]
-    pub fn known_tail(&self, leaf: u32, hash: u32) -> u32 {
-        self.arena.get(self.known(leaf, hash)).map_or(NIL, |flow| flow.tail)
+    pub fn known_tail(&self, key: Key) -> u32 {
+        self.arena.get(self.known(key)).map_or(NIL, |flow| flow.tail)
     }
 
     /// Asks the cache for what a flow's end, or its standing queue, will touch; the flow itself is
@@ -153,15 +162,14 @@ impl Flows {
     pub fn prefetch_rest(&self, flow: u32) {
         prefetch(&self.queues, flow as usize);
         let Flow { leaf, hash, head, tail, .. } = self.arena[flow as usize];
-        if head == tail {
-            self.prefetch_entry(u32::from(leaf), hash);
-        }
+        let ends = head == tail;
+        self.prefetch_entry(self.key(u32::from(leaf) * u32::from(ends), hash));
     }
 
     /// The flow that is likely to be meant, as the first look into the table says.
     #[inline(always)]
-    fn known(&self, leaf: u32, hash: u32) -> usize {
-        self.table[(self.tag(leaf, hash) & self.mask) as usize] as u32 as usize
+    fn known(&self, key: Key) -> usize {
+        self.table[(key.tag & self.mask) as usize] as u32 as usize
     }
 
     #[cfg(test)]
@@ -176,8 +184,8 @@ impl Flows {
     /// The flow's entry, made if there is none. The flag says that it was made; such a flow stands
     /// nowhere yet. `None` when all entries are taken.
     #[inline]
-    pub fn find_or_insert(&mut self, leaf: u32, hash: u32) -> Option<(u32, bool)> {
-        let tag = self.tag(leaf, hash);
+    pub fn find_or_insert(&mut self, key: Key) -> Option<(u32, bool)> {
+        let Key { leaf, hash, tag } = key;
         let mut slot = (tag & self.mask) as usize;
         loop {
             let entry = self.table[slot];
@@ -243,6 +251,11 @@ impl Flows {
     }
 
     #[inline(always)]
+    pub fn key(&self, leaf: u32, hash: u32) -> Key {
+        Key { leaf, hash, tag: self.tag(leaf, hash) }
+    }
+
+    #[inline(always)]
     fn tag(&self, leaf: u32, hash: u32) -> u32 {
         let key = u64::from(leaf) << 32 | u64::from(hash);
         fold(key ^ self.seed.0, MIX) as u32
@@ -263,7 +276,7 @@ mod tests {
         for _ in 0..100_000 {
             let key = (rng.below(4), rng.below(150));
             if rng.chance(0.5) {
-                let made = flows.find_or_insert(key.0, key.1);
+                let made = flows.find_or_insert(flows.key(key.0, key.1));
                 match model.get(&key) {
                     Some(&at) => assert_eq!(made, Some((at, false))),
                     None if model.len() == 300 => assert_eq!(made, None),

@@ -64,13 +64,10 @@ impl Scheduler {
             if at == ROOT {
                 continue;
             }
-            for (kind, set) in class.offers().into_iter().enumerate() {
-                for priority in (0..8).filter(|p| set & (1 << p) != 0) {
-                    let offered = self.tree.is_offered(at, kind, priority);
-                    assert!(offered, "class {at} has to offer, and is in no set");
-                    let parent = &self.tree.classes[class.parent as usize];
-                    assert!(parent.want[kind] & (1 << priority) != 0);
-                }
+            for turn in class.offers() {
+                let offered = self.tree.is_offered(at, turn);
+                assert!(offered, "class {at} has to offer, and is in no set");
+                assert!(self.tree.classes[class.parent as usize].want.contains(turn));
             }
         }
     }

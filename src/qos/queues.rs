@@ -8,7 +8,7 @@
 use super::build::Lengths;
 use super::codel::{Above, Ticks};
 use super::ecn;
-use super::flows::{Flows, Standing};
+use super::flows::{Flows, Key, Standing};
 use super::packets::{Note, Packets};
 use super::sojourn::Sojourn;
 use super::spec::QueueSpec;
@@ -155,6 +155,13 @@ impl Leaf {
         }
     }
 
+    /// The flow that is served next; `NIL` where there is none.
+    #[inline(always)]
+    fn first_flow(&self) -> u32 {
+        // By index, not by a branch, which nobody could foretell.
+        self.lists[usize::from(self.lists[NEW].head == NIL)].head
+    }
+
     #[inline(always)]
     pub fn is_fifo(&self) -> bool {
         self.target == NO_TARGET
@@ -226,14 +233,12 @@ impl Queues {
 
     #[inline(always)]
     pub fn prefetch_flow(&self, leaf: u32) {
-        let lists = &self.leaves[leaf as usize].lists;
-        self.flows.prefetch(if lists[0].head != NIL { lists[0].head } else { lists[1].head });
+        self.flows.prefetch(self.leaves[leaf as usize].first_flow());
     }
 
     #[inline(always)]
     pub fn prefetch_packet(&self, leaf: u32) {
-        let lists = &self.leaves[leaf as usize].lists;
-        let flow = if lists[0].head != NIL { lists[0].head } else { lists[1].head };
+        let flow = self.leaves[leaf as usize].first_flow();
         if flow != NIL {
             self.packets.prefetch(self.flows.at(flow).head);
         }
@@ -242,8 +247,7 @@ impl Queues {
     #[inline(always)]
     pub fn prefetch_counts(&self, now: Ticks, leaf: u32) {
         prefetch(&self.losses, leaf as usize);
-        let lists = &self.leaves[leaf as usize].lists;
-        let flow = if lists[0].head != NIL { lists[0].head } else { lists[1].head };
+        let flow = self.leaves[leaf as usize].first_flow();
         if flow == NIL {
             return;
         }
@@ -257,18 +261,12 @@ impl Queues {
 
     /// Appends a packet to its flow. Gives the frame back when there is no room.
     #[inline]
-    pub fn push(
-        &mut self,
-        leaf: u32,
-        hash: u32,
-        frame: Frame,
-        bytes: u32,
-        note: Note,
-    ) -> Result<(), Frame> {
+    pub fn push(&mut self, key: Key, frame: Frame, bytes: u32, note: Note) -> Result<(), Frame> {
+        let leaf = key.leaf;
         if self.packets.is_full() {
             return Err(frame);
         }
-        let Some((flow, fresh)) = self.flows.find_or_insert(leaf, hash) else {
+        let Some((flow, fresh)) = self.flows.find_or_insert(key) else {
             return Err(frame);
         };
         let cell = self.packets.insert(frame, note)?;

@@ -68,7 +68,7 @@ impl Queues {
     }
 
     fn settle_in(&mut self, leaf: u32, old: &Flow, lengths: Lengths) {
-        let Some((flow, fresh)) = self.flows.find_or_insert(leaf, old.hash) else {
+        let Some((flow, fresh)) = self.flows.find_or_insert(self.flows.key(leaf, old.hash)) else {
             debug_assert!(false, "as many flows as before do not fit");
             return;
         };

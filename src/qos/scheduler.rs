@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::build::{Compiled, Lengths, compile};
 use super::codel::Ticks;
+use super::flows::Key;
 use super::member::Member;
 use super::packets::Note;
 use super::queues::{Exit, Queues};
@@ -30,8 +31,11 @@ const WAKES_PER_PACKET: usize = super::spec::DEPTH_MAX + 1;
 const FLOW_AHEAD: usize = 4;
 const PACKET_AHEAD: usize = 8;
 const COUNTS_AHEAD: usize = 12;
-/// Classes whose counters stay in the cache by themselves.
-const COUNTS_CACHED: usize = 64;
+/// Classes, and packets with their flows, that stay in the cache by themselves.
+const CLASSES_CACHED: usize = 64;
+const PACKETS_CACHED: u32 = 2_048;
+/// Packets whose arrival is prepared together.
+const TOGETHER: usize = 64;
 /// Leaves remembered for that.
 const AHEAD: usize = 16;
 
@@ -122,24 +126,33 @@ impl Scheduler {
         arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
-        for q in packets.iter() {
-            let leaf = self.leaf(q.class);
-            self.queues.prefetch_leaf(leaf);
-            self.queues.flows.prefetch_entry(leaf, q.flow_hash);
-        }
-        for q in packets.iter() {
-            let leaf = self.leaf(q.class);
-            self.queues.flows.prefetch_known(leaf, q.flow_hash);
-            if self.queues.leaves[leaf as usize].packets == 0 {
-                self.tree.prefetch(leaf);
+        if self.is_in_cache() {
+            for q in packets.drain(..) {
+                let key = self.queues.flows.key(self.leaf(q.class), q.flow_hash);
+                self.enqueue_known(now, q, key, arena, dropped);
             }
         }
-        for q in packets.iter() {
-            let tail = self.queues.flows.known_tail(self.leaf(q.class), q.flow_hash);
-            self.queues.packets.prefetch(tail);
-        }
-        for q in packets.drain(..) {
-            self.enqueue(now, q, arena, dropped);
+        while !packets.is_empty() {
+            let count = packets.len().min(TOGETHER);
+            let mut keys = [Key::default(); TOGETHER];
+            for (q, key) in packets.iter().zip(&mut keys) {
+                *key = self.queues.flows.key(self.leaf(q.class), q.flow_hash);
+                self.queues.prefetch_leaf(key.leaf);
+                self.queues.flows.prefetch_entry(*key);
+            }
+            for key in &keys[..count] {
+                self.queues.flows.prefetch_known(*key);
+                if self.queues.leaves[key.leaf as usize].packets == 0 {
+                    self.tree.prefetch(key.leaf);
+                }
+            }
+            for key in &keys[..count] {
+                let tail = self.queues.flows.known_tail(*key);
+                self.queues.packets.prefetch(tail);
+            }
+            for (q, key) in packets.drain(..count).zip(keys) {
+                self.enqueue_known(now, q, key, arena, dropped);
+            }
         }
     }
 
@@ -154,8 +167,22 @@ impl Scheduler {
         arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
+        let key = self.queues.flows.key(self.leaf(q.class), q.flow_hash);
+        self.enqueue_known(now, q, key, arena, dropped);
+    }
+
+    /// `key`: of leaf and hash, as they were told.
+    #[inline]
+    fn enqueue_known(
+        &mut self,
+        now: Nanos,
+        q: Queued,
+        key: Key,
+        arena: &Arena,
+        dropped: &mut Vec<(Frame, DropReason)>,
+    ) {
         let now = self.advance(now);
-        let leaf = self.leaf(q.class);
+        let leaf = key.leaf;
         let bytes = self.lengths.counted(q.frame.len());
         let mut exit = Exit {
             now: ticks(now),
@@ -171,12 +198,12 @@ impl Scheduler {
             self.make_room(leaf, &mut exit);
         }
         let was_idle = self.queues.leaves[leaf as usize].packets == 0;
-        let hash = if is_fifo { 0 } else { q.flow_hash };
+        let key = if is_fifo { self.queues.flows.key(leaf, 0) } else { key };
         let note = Note { since: exit.now, l3: q.l3 };
         let refused = if is_fifo && is_over {
             Some(q.frame)
         } else {
-            self.queues.push(leaf, hash, q.frame, bytes, note).err()
+            self.queues.push(key, q.frame, bytes, note).err()
         };
         if let Some(frame) = refused {
             self.queues.losses[leaf as usize].dropped.add(bytes);
@@ -221,6 +248,7 @@ impl Scheduler {
         }
         let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
         self.tree.wake(now, wakes);
+        let looks_ahead = !self.is_in_cache();
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
@@ -231,7 +259,9 @@ impl Scheduler {
             let leaf = self.queues.count_sent(choice.class, counted, choice.is_borrowed());
             let emptied = leaf.packets == 0;
             self.tree.charge(now, choice, counted, emptied);
-            self.look_ahead(choice);
+            if looks_ahead {
+                self.look_ahead(choice);
+            }
             packets += 1;
             bytes += frame.len() as u64;
             out.push(frame);
@@ -380,11 +410,17 @@ impl Scheduler {
         self.ahead[at % AHEAD] = next;
         self.queues.prefetch_flow(self.ahead[(at + AHEAD - FLOW_AHEAD) % AHEAD]);
         self.queues.prefetch_packet(self.ahead[(at + AHEAD - PACKET_AHEAD) % AHEAD]);
-        if self.ids.len() > COUNTS_CACHED {
+        if self.ids.len() > CLASSES_CACHED {
             let counts = self.ahead[(at + AHEAD - COUNTS_AHEAD) % AHEAD];
             self.queues.prefetch_counts(ticks(self.now), counts);
         }
         self.ahead_at = at.wrapping_add(1);
+    }
+
+    /// Whether what it holds is so little that nothing of it need be fetched ahead.
+    #[inline(always)]
+    fn is_in_cache(&self) -> bool {
+        self.ids.len() <= CLASSES_CACHED && self.queues.packets.len() <= PACKETS_CACHED
     }
 
     #[inline]

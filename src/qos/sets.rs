@@ -28,6 +28,16 @@ impl Sets {
         Set { at, size }
     }
 
+    /// Puts a member in, or takes it out.
+    #[inline(always)]
+    pub fn put(&mut self, set: Set, member: u32, is_in: bool) {
+        if set.size > BITS {
+            return if is_in { self.insert(set, member) } else { self.remove(set, member) };
+        }
+        let bits = &mut self.words[set.at as usize];
+        *bits = *bits & !(1 << (member % BITS)) | u64::from(is_in) << (member % BITS);
+    }
+
     #[inline(always)]
     pub fn insert(&mut self, set: Set, member: u32) {
         let word = member / BITS;
@@ -114,10 +124,10 @@ mod tests {
             for _ in 0..3_000 {
                 let member = rng.below(size);
                 if rng.chance(0.5) {
-                    sets.insert(set, member);
+                    sets.put(set, member, true);
                     model.insert(member);
                 } else if rng.chance(0.5) {
-                    sets.remove(set, member);
+                    sets.put(set, member, false);
                     model.remove(&member);
                 } else if let Some(first) = model.first().copied() {
                     sets.remove(set, first);

@@ -13,11 +13,12 @@
 //! round robin at every level of the tree, so that a class's share does not depend on how many
 //! leaves it has (the kernel's sch_htb.c counts deficits at leaves only).
 //!
-//! A class joins a set as soon as it has something to offer and leaves it when it is next looked at
-//! and has not: joining and leaving cost the same for any number of classes. Siblings lie side by
-//! side, so that whose turn is next is known without touching them, and they are fetched ahead.
+//! A class joins a set as soon as it has something to offer. It leaves it when what it sent makes
+//! it so, or when it is next looked at and has nothing to offer: joining and leaving cost the same
+//! for any number of classes. Siblings lie side by side, so that whose turn is next is known without
+//! touching them, and they are fetched ahead.
 
-use super::class::{Class, LOAN, Mode, OWN};
+use super::class::{Class, LOAN, Mode, OWN, Offers, Turn};
 use super::sets::{Set, Sets};
 use super::spec::{DEPTH_MAX, PRIORITIES};
 use super::wheel::{Timer, Wheel};
@@ -41,7 +42,8 @@ pub(super) struct Tree {
     pub wheel: Wheel,
     /// When classes were last woken.
     pub now: Nanos,
-    /// By depth, for the leaf chosen last: the set it was chosen from at each level.
+    /// By depth, for the leaf chosen last: the set it was chosen from at each level. Where that is
+    /// a `LOAN` set, the class still stands at its cursor.
     turns: [Turn; DEPTH_MAX + 1],
 }
 
@@ -61,6 +63,8 @@ pub(super) struct Inner {
     pub rounds: [Round; PRIORITIES],
     /// Its first child.
     first: u32,
+    /// Priorities before others of those below it.
+    pub early: u8,
     /// Priorities of which it has debts.
     pub owes: u8,
 }
@@ -90,14 +94,6 @@ pub(super) struct Choice {
     lender_depth: u8,
 }
 
-/// Whose round pays at one level.
-#[derive(Clone, Copy)]
-struct Turn {
-    priority: u8,
-    /// From a `LOAN` set, at whose cursor the class still stands.
-    is_loan: bool,
-}
-
 impl Choice {
     /// The lender is not the leaf itself.
     #[inline(always)]
@@ -118,7 +114,7 @@ impl Tree {
             sets: Sets::default(),
             wheel: Wheel::new(now),
             now,
-            turns: [Turn { priority: 0, is_loan: false }; DEPTH_MAX + 1],
+            turns: [Turn::loan(0); DEPTH_MAX + 1],
         };
         tree.add(root, 0);
         tree
@@ -145,7 +141,8 @@ impl Tree {
             }
         }
         self.inner_of[parent as usize] = self.inners.len() as u32;
-        self.inners.push(Inner { rounds, first, owes: 0 });
+        let last = priorities.checked_ilog2().unwrap_or(0);
+        self.inners.push(Inner { rounds, first, early: priorities & !(1 << last), owes: 0 });
     }
 
     /// Takes over the tokens of the classes of another tree that are in this one too. `ids`: by
@@ -170,7 +167,7 @@ impl Tree {
     #[inline]
     pub fn activate(&mut self, now: Nanos, class: u32) {
         let priority = self.classes[class as usize].traits.priority();
-        self.classes[class as usize].want[LOAN] = 1 << priority;
+        self.classes[class as usize].want.add(Turn::loan(priority));
         self.look_again(now, class);
         self.announce(now, class);
     }
@@ -178,7 +175,7 @@ impl Tree {
     /// A leaf lost its last packet.
     #[inline]
     pub fn deactivate(&mut self, class: u32) {
-        self.classes[class as usize].want = [0, 0];
+        self.classes[class as usize].want = Offers::NONE;
     }
 
     /// Whether a packet may go now, as far as is known before trying.
@@ -193,6 +190,7 @@ impl Tree {
         self.now = now;
         for _ in 0..budget {
             let Some(class) = self.wheel.pop(&mut self.timers, now) else { return };
+            prefetch(&self.classes, self.wheel.first() as usize);
             if self.classes[class as usize].wants() {
                 self.look_again(now, class);
                 self.announce(now, class);
@@ -217,21 +215,21 @@ impl Tree {
     /// Charges `bytes` for the packet that `choice` sent. `emptied`: it was the leaf's last.
     #[inline]
     pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) {
-        if emptied {
-            self.deactivate(choice.class);
-        }
         let (mut at, mut depth) = (choice.class, choice.depth);
-        let mut news = false;
+        let mut offered = self.classes[at as usize].offers();
+        if emptied {
+            self.deactivate(at);
+        }
         loop {
             let class = &mut self.classes[at as usize];
             let (parent, before) = (class.parent, class.mode);
             class.settle(now);
             class.charge(bytes, depth <= choice.lender_depth);
             class.mode = class.mode_now();
-            let changed = class.mode != before;
+            let offers = class.offers();
             if class.mode != Mode::CanSend
                 && class.wants()
-                && (changed || !self.timers[at as usize].is_armed())
+                && (class.mode != before || !self.timers[at as usize].is_armed())
             {
                 let due = class.opens_at();
                 self.wheel.arm(&mut self.timers, at, due);
@@ -240,13 +238,17 @@ impl Tree {
                 return;
             }
             let turn = self.turns[usize::from(depth)];
-            if turn.is_loan {
-                self.pay_round(parent, at, turn.priority, bytes);
+            if turn.is_loan() {
+                self.pay_round(parent, at, turn.priority(), bytes);
                 if depth < choice.depth {
-                    self.owe(at, turn.priority, bytes);
+                    self.owe(at, turn.priority(), bytes);
                 }
             }
-            news = (changed || news) && self.offer(at);
+            let offered_above = self.classes[parent as usize].offers();
+            if offers != offered {
+                self.change_offers(at, offered, offers);
+            }
+            offered = offered_above;
             (at, depth) = (parent, depth - 1);
         }
     }
@@ -257,14 +259,14 @@ impl Tree {
         let parent = self.classes[choice.class as usize].parent as usize;
         let turn = self.turns[usize::from(choice.depth)];
         let inner = &self.inners[self.inner_of[parent] as usize];
-        let round = &inner.rounds[usize::from(turn.priority)];
-        let kind = usize::from(turn.is_loan);
+        let (round, kind) = (&inner.rounds[turn.priority()], turn.kind());
         let Some(i) = self.sets.next(round.sets[kind], round.cursors[kind]) else {
             return choice.class;
         };
         let next = inner.first + i;
         prefetch(&self.classes, next as usize);
         prefetch(&self.shares, next as usize);
+        prefetch(&self.timers, next as usize);
         next
     }
 
@@ -299,28 +301,30 @@ impl Tree {
                 let lender_depth = lender_depth.unwrap_or(depth);
                 return Some(Choice { class: at, depth, lender_depth });
             }
-            let [own, loan] = class.want;
-            let is_loan = own == 0;
-            if is_loan && (loan == 0 || lender_depth.is_none() && class.mode != Mode::CanSend) {
-                return None;
+            let turn = class.want.first()?;
+            let is_loan = turn.is_loan();
+            if is_loan && lender_depth.is_none() {
+                if class.mode != Mode::CanSend {
+                    return None;
+                }
+                if self.owes_before(at, turn.priority()) {
+                    self.repay_before(at, turn.priority());
+                    return None;
+                }
             }
-            let priority = if is_loan { loan } else { own }.trailing_zeros();
-            if is_loan && lender_depth.is_none() && self.owes_before(at, priority) {
-                self.repay_before(at, priority);
-                return None;
-            }
-            let next = if is_loan {
-                self.next_loan(at, priority as usize)
-            } else {
-                self.next_own(at, priority as usize)
+            let next = if is_loan { self.next_loan(at, turn) } else { self.next_own(at, turn) };
+            let Some(next) = next else {
+                let chosen_for = self.turns[usize::from(depth)];
+                if at != ROOT && !self.classes[at as usize].offers().contains(chosen_for) {
+                    return None;
+                }
+                continue;
             };
-            // Whose turn it was had nothing to offer at this priority: others may come first now.
-            let next = next?;
             if is_loan {
                 lender_depth = lender_depth.or(Some(depth));
             }
             depth += 1;
-            self.turns[usize::from(depth)] = Turn { priority: priority as u8, is_loan };
+            self.turns[usize::from(depth)] = turn;
             at = next;
         }
     }
@@ -328,16 +332,16 @@ impl Tree {
     /// The child of `at` to serve next on its own account. `None` when none has anything to offer
     /// after all.
     #[inline(always)]
-    fn next_own(&mut self, at: u32, priority: usize) -> Option<u32> {
+    fn next_own(&mut self, at: u32, turn: Turn) -> Option<u32> {
         let inner = &mut self.inners[self.inner_of[at as usize] as usize];
-        let (first, round) = (inner.first, &mut inner.rounds[priority]);
+        let (first, round) = (inner.first, &mut inner.rounds[turn.priority()]);
         let set = round.sets[OWN];
         loop {
             let Some(i) = self.sets.next(set, round.cursors[OWN]) else {
-                self.classes[at as usize].want[OWN] &= !(1 << priority);
+                self.classes[at as usize].want.remove(turn);
                 return None;
             };
-            if self.classes[(first + i) as usize].offers_own(1 << priority) {
+            if self.classes[(first + i) as usize].offers().contains(turn) {
                 // Own rates bound themselves: a packet in turn is enough.
                 round.cursors[OWN] = i + 1;
                 return Some(first + i);
@@ -348,17 +352,18 @@ impl Tree {
 
     /// The child of `at` to serve next with tokens from above it. `None` as above.
     #[inline(always)]
-    fn next_loan(&mut self, at: u32, priority: usize) -> Option<u32> {
+    fn next_loan(&mut self, at: u32, turn: Turn) -> Option<u32> {
+        let priority = turn.priority();
         let inner = self.inner_of[at as usize] as usize;
         let (first, round) = (self.inners[inner].first, &self.inners[inner].rounds[priority]);
         let (set, mut cursor) = (round.sets[LOAN], round.cursors[LOAN]);
         loop {
             let Some(i) = self.sets.next(set, cursor) else {
-                self.classes[at as usize].want[LOAN] &= !(1 << priority);
+                self.classes[at as usize].want.remove(turn);
                 return None;
             };
             let child = first + i;
-            if !self.classes[child as usize].offers_loan(1 << priority) {
+            if !self.classes[child as usize].offers().contains(turn) {
                 self.sets.remove(set, i);
                 continue;
             }
@@ -376,8 +381,7 @@ impl Tree {
     /// Takes a packet off the round of `child`, whose turn it is. When the round is used up, the
     /// next begins: a class that is now blocked keeps that turn if it can send again by then.
     #[inline]
-    fn pay_round(&mut self, parent: u32, child: u32, priority: u8, bytes: u32) {
-        let priority = usize::from(priority);
+    fn pay_round(&mut self, parent: u32, child: u32, priority: usize, bytes: u32) {
         let quantum = self.shares[child as usize].quantum as i32;
         let deficit = self.deficit(child, priority);
         *deficit -= bytes as i32;
@@ -413,15 +417,25 @@ impl Tree {
         let inner = &self.inners[self.inner_of[parent] as usize];
         let want = &mut self.classes[parent].want;
         let before = *want;
-        for (kind, mut priorities) in offers.into_iter().enumerate() {
-            while priorities != 0 {
-                let priority = priorities.trailing_zeros() as usize;
-                priorities &= priorities - 1;
-                self.sets.insert(inner.rounds[priority].sets[kind], at - inner.first);
-                want[kind] |= 1 << priority;
-            }
+        for turn in offers {
+            let set = inner.rounds[turn.priority()].sets[turn.kind()];
+            self.sets.insert(set, at - inner.first);
         }
+        want.add_all(offers);
         *want != before
+    }
+
+    /// Moves a class between its parent's sets, so that nobody looks at it in vain where it was.
+    #[inline]
+    fn change_offers(&mut self, at: u32, from: Offers, to: Offers) {
+        let parent = self.classes[at as usize].parent as usize;
+        let inner = &self.inners[self.inner_of[parent] as usize];
+        let want = &mut self.classes[parent].want;
+        for turn in from.differing(to) {
+            let set = inner.rounds[turn.priority()].sets[turn.kind()];
+            self.sets.put(set, at - inner.first, to.contains(turn));
+        }
+        want.add_all(to);
     }
 
     #[inline(always)]
@@ -445,10 +459,10 @@ impl Tree {
 
     /// Whether a class is in a set of its parent.
     #[cfg(test)]
-    pub fn is_offered(&self, at: u32, kind: usize, priority: usize) -> bool {
+    pub fn is_offered(&self, at: u32, turn: Turn) -> bool {
         let parent = self.classes[at as usize].parent as usize;
         let inner = &self.inners[self.inner_of[parent] as usize];
         let i = at - inner.first;
-        self.sets.next(inner.rounds[priority].sets[kind], i) == Some(i)
+        self.sets.next(inner.rounds[turn.priority()].sets[turn.kind()], i) == Some(i)
     }
 }

@@ -95,6 +95,12 @@ impl Wheel {
         }
     }
 
+    /// The timer that fires after the one that just did, if in the same tick; else `NIL`.
+    #[inline(always)]
+    pub fn first(&self) -> u32 {
+        self.heads[(self.at % NEAR) as usize]
+    }
+
     /// When [`Wheel::pop`] next has something to do; it may turn out to be nothing.
     pub fn next(&self) -> Option<Nanos> {
         let near = (self.near > 0).then(|| self.next_near()).flatten();

@@ -15,8 +15,8 @@
 //!
 //! A class joins a set as soon as it has something to offer. It leaves it when what it sent makes
 //! it so, or when it is next looked at and has nothing to offer: joining and leaving cost the same
-//! for any number of classes. Siblings lie side by side, so that whose turn is next is known without
-//! touching them, and they are fetched ahead.
+//! for any number of classes. Siblings lie side by side, so that whose turn is next is known
+//! without touching them, and they are fetched ahead.
 
 use super::class::{Class, LOAN, Mode, OWN, Offers, Turn};
 use super::sets::{Set, Sets};

@@ -8,7 +8,7 @@ build=(clang llvm libelf-dev zlib1g-dev m4 pkg-config libbpf-dev linux-libc-dev 
 # To run the demo: namespaces and veth pairs.
 run=(iproute2 ethtool util-linux)
 # Real peers of the tests.
-test=(python3 python3-venv haproxy tcpdump nginx-light curl nghttp2-client openssl iperf3 nftables procps)
+test=(frr bird2 python3 python3-venv haproxy tcpdump nginx-light curl nghttp2-client openssl iperf3 nftables procps)
 # Peers of the benchmarks. DPDK's AF_XDP driver carries a version in its name: see below.
 bench=(dpdk-dev valgrind libndpi-dev)
 driver='librte-net-af-xdp'

@@ -73,7 +73,7 @@ fuzz: packages-fuzz
 
 # One after another: they share two cores. Each prints a table and writes JSON. The last two
 # compare forwarders and shapers in namespaces of their own, and need root.
-BENCHES := parse inspect ndpi qos pipeline
+BENCHES := parse inspect ndpi qos pipeline routes
 bench: packages-bench build
 	$(CARGO) bench --locked --no-run
 	mkdir -p bench/out

@@ -4,62 +4,16 @@
 //! Each test moves its thread into an anonymous namespace, which is gone with the thread. Needs
 //! root.
 
+#[path = "common/kernel.rs"]
+mod kernel;
+
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use kernel::{addr, connect, in_namespace, ip, until, until_quietly, veth};
 use tidegate::base::{Addr, Prefix};
-use tidegate::control::netlink::{
-    Mirror, Neighbour, NeighbourState, Netlink, NetlinkOptions, RouteKind,
-};
-
-const LIMIT: Duration = Duration::from_secs(10);
-
-/// Runs `test` on a thread in a fresh network namespace, on a current-thread runtime.
-fn in_namespace<F>(test: impl FnOnce() -> F + Send + 'static)
-where
-    F: Future<Output = ()>,
-{
-    let body = move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("a network namespace: these tests need root");
-        ip("link set lo up");
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime")
-            .block_on(test());
-    };
-    if let Err(panic) = std::thread::spawn(body).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Runs `ip ARGS` in the calling thread's namespace.
-fn ip(args: &str) {
-    let output = Command::new("ip").args(args.split_whitespace()).output().expect("ip to start");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {args}: {error}");
-}
-
-fn ip_batch(lines: &str) {
-    use std::io::Write;
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .expect("ip to start");
-    child.stdin.take().expect("stdin").write_all(lines.as_bytes()).expect("ip to read");
-    assert!(child.wait().expect("ip to end").success());
-}
-
-fn veth() {
-    ip("link add v0 type veth peer name v1");
-    ip("link set v0 up");
-    ip("link set v1 up");
-    ip("addr add 192.0.2.1/24 dev v0");
-    ip("addr add 2001:db8::1/64 dev v0 nodad");
-}
+use tidegate::control::netlink::{Mirror, Neighbour, NeighbourState, RouteKind};
 
 /// A neighbouring host in a namespace of its own: it holds `v1` and answers for its addresses.
 struct Host {
@@ -100,38 +54,6 @@ impl Drop for Host {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-fn addr(s: &str) -> Addr {
-    s.parse().expect("literal")
-}
-
-async fn connect() -> Netlink {
-    Netlink::connect(NetlinkOptions::default()).await.expect("netlink")
-}
-
-/// Waits for changes until `seen` holds of the mirror.
-async fn until(netlink: &mut Netlink, what: &str, seen: impl Fn(&Mirror) -> bool) {
-    let wait = async {
-        while !seen(netlink.mirror()) {
-            netlink.changed().await.expect("netlink");
-        }
-    };
-    if tokio::time::timeout(LIMIT, wait).await.is_err() {
-        panic!("not seen: {what}; the mirror: {:#?}", netlink.mirror());
-    }
-}
-
-/// The same for what may happen without a change that is told of.
-async fn until_quietly(netlink: &mut Netlink, what: &str, seen: impl Fn(&Mirror) -> bool) {
-    let wait = async {
-        while !seen(netlink.mirror()) {
-            let _ = tokio::time::timeout(Duration::from_millis(20), netlink.changed()).await;
-        }
-    };
-    if tokio::time::timeout(LIMIT, wait).await.is_err() {
-        panic!("not seen: {what}; the mirror: {:#?}", netlink.mirror());
     }
 }
 
@@ -408,27 +330,5 @@ fn asking_leaves_entries_set_by_hand_alone() {
         let _ = tokio::time::timeout(Duration::from_millis(200), n.changed()).await;
         let known = connect().await.mirror().neighbour(a, addr("192.0.2.7"));
         assert_eq!(known.map(|n| n.state), Some(NeighbourState::Fixed));
-    });
-}
-
-#[test]
-fn an_overrun_is_made_good_by_a_resync() {
-    in_namespace(|| async {
-        veth();
-        let options = NetlinkOptions { receive_buffer: 2304 };
-        let mut n = Netlink::connect(options).await.expect("netlink");
-        let count = |m: &Mirror| m.routes().filter(|(k, _)| k.prefix.len() == 32).count();
-        let before = count(n.mirror());
-        let batch: String = (0..2_000)
-            .map(|i| format!("route add 10.0.{}.{}/32 via 192.0.2.9\n", i / 250, i % 250))
-            .collect();
-        // This thread runs the runtime, so nothing reads the socket while `ip` writes.
-        ip_batch(&batch);
-        until(&mut n, "all routes", |m| count(m) == before + 2_000).await;
-        assert!(n.resyncs() >= 1, "2,000 notifications can't have fitted the buffer");
-        let batch: String =
-            (0..2_000).map(|i| format!("route del 10.0.{}.{}/32\n", i / 250, i % 250)).collect();
-        ip_batch(&batch);
-        until(&mut n, "none of them", |m| count(m) == before).await;
     });
 }

@@ -12,6 +12,7 @@
 mod common;
 mod memory;
 mod parts;
+#[allow(dead_code, reason = "shared with another measurement")]
 mod rig;
 mod traffic;
 

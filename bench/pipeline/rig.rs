@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tidegate::base::units::BitRate;
 use tidegate::base::{Addr, Prefix, Seed};
+use tidegate::forward::fib::{FibBuilder, Route};
 use tidegate::forward::spec::{
     BackendId, BackendSpec, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec, ServiceId,
     ServiceSpec,
 };
-use tidegate::forward::{PortLink, RouteKind, RouteSpec, Routes, RoutesBuilder, Tables};
+use tidegate::forward::{PortLink, RouteKind, Routes, Tables};
 use tidegate::graph::Snapshot;
 use tidegate::graph::spec::{PipelineSpec, StageSpec};
 use tidegate::nic::Port;
@@ -26,11 +27,14 @@ use tidegate::policy::spec::RuleSpec;
 use tidegate::qos::spec::{ClassSpec, PortQosSpec};
 use tidegate::worker::command::control_link;
 use tidegate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
-use tidegate::worker::{Blueprint, Clock, Handover, Own, Worker};
+use tidegate::worker::{
+    Blueprint, Clock, Handover, Own, Worker, WorkerCommand, WorkerEvent, WorkerLink,
+};
 
 use crate::traffic::{BACKENDS, CLIENTS, Mode, NAT, SERVERS, SERVICE_PORT, Traffic, VIP};
 
 const SEED: Seed = Seed(42);
+const GATEWAY: u32 = u32::from_be_bytes([192, 0, 2, 1]);
 const FRAMES: u32 = 4_096;
 /// Flows that are opened together: fewer than may be half open.
 const OPEN_AT_ONCE: u32 = 4_096;
@@ -97,24 +101,30 @@ fn routes() -> Routes {
         mtu: 1_500,
         addrs: vec![],
     };
-    let mut builder = RoutesBuilder::new(vec![link(0), link(1)], SEED);
-    let mut route = |addr: u32, len: u8, via: Option<u32>, ifindex: u32| {
-        builder.add_route(RouteSpec {
-            prefix: Prefix::new(Addr::v4(addr), len).expect("a prefix"),
-            via: via.map(Addr::v4),
-            ifindex,
-            kind: RouteKind::Unicast,
-            metric: 0,
-        });
+    let fib = {
+        let mut builder = FibBuilder::new(vec![link(0), link(1)], 0);
+        for (prefix, route) in routes_of_traffic() {
+            builder.set(0, prefix, Some(&route)).expect("room");
+        }
+        builder.build()
     };
-    let gateway = u32::from_be_bytes([192, 0, 2, 1]);
-    route(CLIENTS, 9, Some(gateway), 1);
-    route(SERVERS, 24, None, 2);
-    builder.set_neighbour(1, Addr::v4(gateway), [2, 0, 0, 0, 9, 1]);
-    for i in 0..BACKENDS {
-        builder.set_neighbour(2, Addr::v4(SERVERS + i), [2, 0, 0, 0, 8, i as u8]);
-    }
-    builder.build(1)
+    let links = vec![link(0), link(1)];
+    Routes::new(1, SEED, fib, links, neighbours_of_traffic().into_iter())
+}
+
+/// To clients by a gateway, to servers on the link.
+pub fn routes_of_traffic() -> [(Prefix, Route); 2] {
+    let route = |addr: u32, len: u8, via: Option<u32>, ifindex: u32| {
+        let prefix = Prefix::new(Addr::v4(addr), len).expect("a prefix");
+        (prefix, Route::single(RouteKind::Unicast, via.map(Addr::v4), ifindex))
+    };
+    [route(CLIENTS, 9, Some(GATEWAY), 1), route(SERVERS, 24, None, 2)]
+}
+
+pub fn neighbours_of_traffic() -> Vec<(u32, Addr, [u8; 6])> {
+    let server = |i: u32| (2, Addr::v4(SERVERS + i), [2, 0, 0, 0, 8, i as u8]);
+    let gateway = (1, Addr::v4(GATEWAY), [2, 0, 0, 0, 9, 1]);
+    (0..BACKENDS).map(server).chain([gateway]).collect()
 }
 
 /// Ten classes a port, all with more than enough.
@@ -198,6 +208,7 @@ fn is_balanced(stages: &[StageSpec]) -> bool {
 /// A worker, its traffic, and its clock.
 pub struct Rig<P> {
     worker: Worker<P>,
+    link: WorkerLink,
     traffic: Shared,
     clock: Clock,
 }
@@ -224,15 +235,16 @@ pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + 
         qos: &qos,
         snapshot: &snapshot,
     };
+    let (control, link) = control_link(None);
     let worker = blueprint.worker(Own {
         id: 0,
         ports: vec![port(&traffic, 0), port(&traffic, 1)],
         pool: FramePool::standalone(FRAMES, 2_048),
         handover: Handover::mesh(1, 1).remove(0),
-        control: control_link(None).0,
+        control,
         stats: Arc::new(SharedStats::new(2)),
     });
-    let mut rig = Rig { worker, traffic, clock: Clock::new() };
+    let mut rig = Rig { worker, link, traffic, clock: Clock::new() };
     if stages.contains(&StageSpec::Tap) {
         rig.traffic.borrow_mut().overhear();
     } else {
@@ -269,6 +281,32 @@ impl<P: Port> Rig<P> {
         }
         let done = self.worker.counters().rx_packets - before;
         now.since(start) as f64 / done as f64
+    }
+
+    /// The longest turns of the worker's loop over so many packets, longest first, in nanoseconds.
+    /// Each of `routes` takes its turn to replace what the worker has, every `every` packets.
+    pub fn turns(&mut self, packets: u64, routes: &[Arc<Routes>], every: u64) -> (Vec<u64>, u64) {
+        let begin = self.worker.counters().rx_packets;
+        let (mut turns, mut next, mut swaps) = (Vec::new(), begin + every, 0);
+        loop {
+            let done = self.worker.counters().rx_packets;
+            if done - begin >= packets {
+                break;
+            }
+            if done >= next && !routes.is_empty() {
+                let fresh = Arc::clone(&routes[swaps as usize % routes.len()]);
+                assert!(self.link.send(WorkerCommand::Routes(fresh)).is_ok(), "room");
+                (next, swaps) = (done + every, swaps + 1);
+            }
+            let start = self.clock.now();
+            self.worker.poll(start);
+            turns.push(self.clock.now().since(start));
+            while let Some(event) = self.link.recv() {
+                assert!(!matches!(event, WorkerEvent::Old(_)), "only routes go out");
+            }
+        }
+        turns.sort_unstable_by_key(|ns| std::cmp::Reverse(*ns));
+        (turns, swaps)
     }
 
     /// Checks that what was measured is what should have happened, and ends.

@@ -255,6 +255,7 @@ fn open_nic(args: &PktgenArgs, state: &Path) -> anyhow::Result<Nic> {
         tx_ring: args.ring,
         busy_poll: None,
         verify_checksums: false,
+        table: None,
     };
     let workers = WorkersSpec {
         // One thread drives all queues as if it were a worker for each.

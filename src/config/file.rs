@@ -91,6 +91,7 @@ pub struct FilePort {
     pub tx_ring: Plain<i64>,
     pub busy_poll: Plain<FileBusyPoll>,
     pub verify_checksums: Option<bool>,
+    pub table: Plain<i64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

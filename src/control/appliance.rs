@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::crew::{Crew, Seat};
-use super::netlink::{Keeper, Netlink, NetlinkError, NetlinkOptions};
+use super::netlink::{self, Keeper, Netlink, NetlinkError, NetlinkOptions};
 use super::pools::Pools;
-use super::routes::{RouteFeed, kept_neighbours};
+use super::routes::{RouteFeed, kept_neighbours, other_tables};
 use super::steering::{SteerTables, Steering};
 use crate::base::Seed;
 use crate::config::Config;
@@ -39,6 +39,8 @@ pub enum BootError {
          `workers.flows_max`, or give this process more"
     )]
     Memory { workers: u16, flows: u32, bytes: usize },
+    #[error("can't start a thread: {0}")]
+    Thread(#[source] std::io::Error),
     #[error("worker {worker}: {source}")]
     Worker { worker: u16, source: std::io::Error },
 }
@@ -87,13 +89,16 @@ impl Appliance {
             }
             Err(error) => tracing::warn!(%error, "could not look for leftovers of a killed run"),
         }
-        let netlink = Netlink::connect(NetlinkOptions::default()).await?;
+        let tables = other_tables(&config.ports);
+        let options = NetlinkOptions { tables, ..NetlinkOptions::default() };
+        let netlink = Netlink::connect(options).await?;
         let Nic { ports, pools, modes, steer, changes } =
             crate::nic::open(&config.ports, &config.workers, state_dir)?;
         log_modes(&config, &modes);
         let seed = Seed::random();
-        let mut feed = RouteFeed::new(&config.ports, seed);
-        let routes = feed.build(netlink.mirror(), netlink.routes_version());
+        let mut feed = RouteFeed::new(&config.ports, seed).map_err(BootError::Thread)?;
+        feed.start(netlink.mirror()).await;
+        let routes = feed.routes(netlink.mirror());
         let clock = Clock::new();
         let mut standing = Pools::new(&config);
         let snapshot = Snapshot {
@@ -179,11 +184,19 @@ impl Appliance {
         Ok(())
     }
 
-    /// Builds routes by the mirror's present state and hands them out.
+    /// Takes in what the kernel told. Other routes take effect once a forwarding table is built.
+    pub(super) fn changed(&mut self, changes: netlink::Changes) {
+        let rest = changes.rest;
+        self.feed.update(self.netlink.mirror(), changes);
+        if rest {
+            self.log_links();
+            self.reroute();
+        }
+    }
+
+    /// Hands out routes by the mirror's present state and the last forwarding table.
     pub(super) fn reroute(&mut self) {
-        self.log_links();
-        let routes = self.feed.build(self.netlink.mirror(), self.netlink.routes_version());
-        self.snapshot.routes = Arc::new(routes);
+        self.snapshot.routes = Arc::new(self.feed.routes(self.netlink.mirror()));
         if let Err(error) = self.steering.resume_offload(&self.snapshot.routes) {
             tracing::error!(%error, "new routes could not be told to the XDP program");
         }
@@ -221,8 +234,7 @@ impl Appliance {
     pub(super) fn refresh_kept(&mut self) {
         let pools = self.config.forward.pools.iter();
         let backends = pools.flat_map(|p| p.backends.iter().map(|b| b.addr));
-        let mirror = self.netlink.mirror();
-        let kept = kept_neighbours(mirror, &self.snapshot.routes, backends);
+        let kept = kept_neighbours(&self.snapshot.routes, backends);
         self.keeper.set_kept(kept);
     }
 

@@ -161,8 +161,7 @@ pub(super) mod tests {
     use crate::base::Seed;
     use crate::config;
     use crate::control::appliance::blueprint;
-    use crate::control::netlink::Mirror;
-    use crate::control::routes::RouteFeed;
+    use crate::forward::RoutesBuilder;
     use crate::forward::Tables;
     use crate::graph::Snapshot;
     use crate::nic::memory::MemoryPort;
@@ -204,7 +203,7 @@ pub(super) mod tests {
     pub fn crew<P: Port + Send + 'static>(port: P, clock: &Clock) -> (Crew, Snapshot) {
         let config = config::load_text(Path::new("t.toml"), TEXT).expect("a good file");
         let seed = Seed(1);
-        let routes = RouteFeed::new(&config.ports, seed).build(&Mirror::default(), 0);
+        let routes = RoutesBuilder::new(Vec::new(), seed).build(1);
         let snapshot = Snapshot {
             forward: Arc::new(Tables::build(&config.forward, 1, seed)),
             routes: Arc::new(routes),
@@ -265,7 +264,7 @@ pub(super) mod tests {
         let (mut crew, snapshot) = crew(MemoryPort::pair(8).0, &clock);
         assert!(crew.seats[0].is_running() && !crew.is_empty());
         let old = Arc::downgrade(&snapshot.routes);
-        let fresh = RouteFeed::new(&[], Seed(1)).build(&Mirror::default(), 0);
+        let fresh = RoutesBuilder::new(Vec::new(), Seed(1)).build(2);
         crew.reroute(&Arc::new(fresh));
         crew.stop(clock.now());
         let mut events = Vec::new();

@@ -5,6 +5,7 @@ pub mod ask;
 mod classes;
 mod crew;
 mod draining;
+mod fib_thread;
 mod latency;
 mod listing;
 pub mod netlink;

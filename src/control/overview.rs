@@ -12,7 +12,7 @@ use super::view::{
 use crate::forward::spec::{BackendSpec, ForwardMode, PoolSpec, ServiceSpec};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges, Stats};
-use crate::packet::DropReason;
+use crate::packet::{DropReason, FlowKey};
 
 impl Control {
     /// Everything but the flows, as of now; classes as of a second ago at most.
@@ -135,7 +135,7 @@ fn backends(a: &Appliance) -> Vec<BackendView> {
 
 fn backend(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> BackendView {
     let routes = &a.snapshot.routes;
-    let to = routes.resolve(b.addr);
+    let to = routes.resolve(b.addr, &FlowKey::default());
     BackendView {
         pool: pool.name.clone(),
         name: b.name.clone(),

@@ -82,6 +82,7 @@ fn ports(running: &Config, wanted: &Config, keys: &mut Vec<String>) {
         differs(keys, &key("tx_ring"), &a.tx_ring, &b.tx_ring);
         differs(keys, &key("busy_poll"), &a.busy_poll, &b.busy_poll);
         differs(keys, &key("verify_checksums"), &a.verify_checksums, &b.verify_checksums);
+        differs(keys, &key("table"), &a.table, &b.table);
     }
 }
 

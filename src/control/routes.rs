@@ -1,52 +1,106 @@
 //! From the mirror of the kernel's tables to the routes that workers forward by.
+//!
+//! ```text
+//! mirror ── routes that changed ──► thread that builds forwarding tables ──┐
+//!    └───── links, neighbours ───────────────────► RouteFeed ◄─────────────┘ ──► Routes ──► workers
+//! ```
+//! A table of a million routes takes a tenth of a second to build: neighbours, which packets wait
+//! for, don't wait for it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::base::{Addr, Seed};
-use crate::control::netlink::{Mirror, RouteKind};
-use crate::forward::{PortLink, RouteSpec, Routes, RoutesBuilder};
+use crate::control::fib_thread::{Built, FibThread};
+use crate::control::netlink::{Changes, Mirror, TablePrefix};
+use crate::forward::fib::Fib;
+use crate::forward::{PortLink, Routes};
 use crate::nic::spec::PortSpec;
+use crate::packet::FlowKey;
 
 /// Builds [`Routes`] anew after changes of the mirror.
 pub struct RouteFeed {
-    builder: RoutesBuilder,
-    /// Interface names by port.
-    interfaces: Vec<PortSpec>,
+    seed: Seed,
+    /// By port.
+    ports: Vec<PortSpec>,
+    /// The kernel's tables beside the usual ones, in the order of their own numbers from 1 on.
+    tables: Vec<u32>,
     generation: u32,
-    /// [`super::netlink::Netlink::routes_version`] of what the builder holds.
-    version: Option<u64>,
+    thread: FibThread,
+    /// What the thread was told of last.
+    links: Vec<PortLink>,
+    fib: Arc<Fib>,
+    routes: usize,
+    refused: usize,
 }
 
 impl RouteFeed {
-    pub fn new(ports: &[PortSpec], seed: Seed) -> RouteFeed {
-        RouteFeed {
-            builder: RoutesBuilder::new(Vec::new(), seed),
-            interfaces: ports.to_vec(),
+    /// # Errors
+    /// The system refusing a thread.
+    pub fn new(ports: &[PortSpec], seed: Seed) -> std::io::Result<RouteFeed> {
+        let tables = other_tables(ports);
+        Ok(RouteFeed {
+            seed,
+            ports: ports.to_vec(),
             generation: 0,
-            version: None,
+            thread: FibThread::start(tables.len())?,
+            tables,
+            links: Vec::new(),
+            fib: Arc::default(),
+            routes: 0,
+            refused: 0,
+        })
+    }
+
+    /// Has a forwarding table built of all that the mirror holds, and waits for it.
+    pub async fn start(&mut self, mirror: &Mirror) {
+        self.order(mirror, mirror.places());
+        self.built().await;
+    }
+
+    /// Has a forwarding table built if that is needed: [`RouteFeed::built`] tells when it is there.
+    pub fn update(&mut self, mirror: &Mirror, changes: Changes) {
+        if !changes.places.is_empty() || self.links(mirror) != self.links {
+            self.order(mirror, changes.places);
         }
     }
 
-    /// The routes by the mirror's present state. While `version` stays the same only neighbours are
-    /// read from it.
-    pub fn build(&mut self, mirror: &Mirror, version: u64) -> Routes {
-        if self.version != Some(version) {
-            self.version = Some(version);
-            self.builder.set_ports(self.links(mirror));
-            self.read_routes(mirror);
+    fn order(&mut self, mirror: &Mirror, places: BTreeSet<TablePrefix>) {
+        self.links = self.links(mirror);
+        let route = |place: TablePrefix| (place, mirror.route(place));
+        self.thread.order(self.links.clone(), places.into_iter().map(route).collect());
+    }
+
+    /// Waits for the next forwarding table and takes it over. Safe to cancel.
+    pub async fn built(&mut self) {
+        let Built { fib, routes, refused } = self.thread.built().await;
+        (self.fib, self.routes) = (fib, routes);
+        if refused > self.refused {
+            tracing::error!(refused, "routes beyond the most that there is room for are not used");
         }
-        self.builder.clear_neighbours();
-        for (ifindex, addr, neighbour) in mirror.neighbours() {
-            if let Some(mac) = neighbour.mac {
-                self.builder.set_neighbour(ifindex, addr, mac);
-            }
-        }
+        self.refused = refused;
+    }
+
+    /// The routes by the mirror's present links and neighbours, and the last forwarding table.
+    pub fn routes(&mut self, mirror: &Mirror) -> Routes {
         // 0 is no generation: flows have it that have cached nothing.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
-        self.builder.build(self.generation)
+        let resolved = |(ifindex, addr, n): (u32, Addr, super::netlink::Neighbour)| {
+            Some((ifindex, addr, n.mac?))
+        };
+        let neighbours = mirror.neighbours().filter_map(resolved);
+        let fib = Arc::clone(&self.fib);
+        let routes = Routes::new(self.generation, self.seed, fib, self.links(mirror), neighbours);
+        let number = |port: &PortSpec| {
+            let table = self.tables.iter().position(|t| Some(*t) == port.table);
+            table.map_or(0, |at| at as u8 + 1)
+        };
+        routes.with_tables(self.ports.iter().map(number).collect())
     }
 
-    /// Prefixes that there is a route for.
+    /// Routes in use.
     pub fn routes_len(&self) -> usize {
-        self.builder.routes_len()
+        self.routes
     }
 
     /// Interface indexes of the ports that exist.
@@ -55,28 +109,19 @@ impl RouteFeed {
     }
 
     fn links(&self, mirror: &Mirror) -> Vec<PortLink> {
-        self.interfaces.iter().map(|port| link(port, mirror)).collect()
+        self.ports.iter().map(|port| link(port, mirror)).collect()
     }
+}
 
-    /// The kernel looks no further than the preferred route of a prefix, nor do we: its other
-    /// routes take over when the kernel drops the first.
-    fn read_routes(&mut self, mirror: &Mirror) {
-        self.builder.clear_routes();
-        let mut last = None;
-        for (key, hop) in mirror.routes() {
-            if last == Some(key.prefix) {
-                continue;
-            }
-            last = Some(key.prefix);
-            self.builder.add_route(RouteSpec {
-                prefix: key.prefix,
-                via: hop.via,
-                ifindex: hop.ifindex,
-                kind: hop.kind,
-                metric: key.metric,
-            });
+/// The kernel's tables that ports have of their own, each once.
+pub fn other_tables(ports: &[PortSpec]) -> Vec<u32> {
+    let mut tables = Vec::new();
+    for table in ports.iter().filter_map(|p| p.table) {
+        if !tables.contains(&table) {
+            tables.push(table);
         }
     }
+    tables
 }
 
 /// The link of a port; one that leads nowhere where the interface is gone.
@@ -101,28 +146,25 @@ fn link(port: &PortSpec, mirror: &Mirror) -> PortLink {
 
 /// Neighbours to keep resolved: next hops of `destinations`, and all gateways reached by a port.
 pub fn kept_neighbours(
-    mirror: &Mirror,
     routes: &Routes,
     destinations: impl Iterator<Item = Addr>,
 ) -> Vec<(u32, Addr)> {
-    let ports = routes.ports();
-    let is_port = |ifindex: u32| ports.iter().any(|p| p.ifindex == ifindex);
-    let gateways = mirror.routes().filter_map(|(_, hop)| match hop.kind {
-        RouteKind::Unicast => hop.via.filter(|_| is_port(hop.ifindex)).map(|a| (hop.ifindex, a)),
-        _ => None,
-    });
     let next_hops = destinations.filter_map(|dst| {
-        let to = routes.resolve(dst).ok()?;
-        Some((routes.port(to.port).ifindex, to.next_hop))
+        let to = routes.resolve(dst, &FlowKey::default()).ok()?;
+        Some((to.port, to.next_hop))
     });
-    gateways.chain(next_hops).collect()
+    let all = routes.gateways().chain(next_hops);
+    let mut kept: Vec<_> = all.map(|(port, addr)| (routes.port(port).ifindex, addr)).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::netlink::mirror::{Fact, Insert};
-    use crate::control::netlink::{Link, Neighbour, NeighbourState, NextHop, RouteKey};
+    use crate::control::netlink::{Link, Neighbour, NeighbourState, NextHop, RouteKey, RouteKind};
     use crate::packet::{DropReason, PortId};
 
     fn addr(s: &str) -> Addr {
@@ -136,7 +178,7 @@ mod tests {
 
     fn route(prefix: &str, table: u8, metric: u32, kind: RouteKind, via: Option<&str>) -> Fact {
         let key = RouteKey { prefix: prefix.parse().expect("literal"), table, metric };
-        let hop = NextHop { kind, via: via.map(addr), ifindex: 7 };
+        let hop = NextHop { kind, via: via.map(addr), ifindex: 7, weight: 1 };
         Fact::Route(key, vec![hop], Insert::New)
     }
 
@@ -157,39 +199,76 @@ mod tests {
         m
     }
 
+    async fn feed(mirror: &Mirror, ports: &[PortSpec]) -> RouteFeed {
+        let mut feed = RouteFeed::new(ports, Seed(1)).expect("a thread");
+        feed.start(mirror).await;
+        feed
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.expect("a runtime").block_on(test);
+    }
+
+    fn to(routes: &Routes, dst: &str) -> Result<crate::forward::Resolved, DropReason> {
+        routes.resolve(addr(dst), &FlowKey::default())
+    }
+
     #[test]
     fn the_preferred_route_is_followed_and_neighbours_are_known() {
-        let mut feed = RouteFeed::new(&[port(0, "e7"), port(1, "gone")], Seed(1));
-        let mut m = mirror();
-        let routes = feed.build(&m, 0);
-        let to = routes.resolve(addr("198.51.100.1")).expect("a route");
-        assert_eq!((to.next_hop, to.mac), (addr("10.0.0.10"), Some([9; 6])));
-        assert_eq!(to.mtu, u16::MAX);
-        // The main table is asked before the default one, whatever the metric.
-        assert_eq!(routes.resolve(addr("192.0.2.1")), Err(DropReason::RouteForbids));
-        assert_eq!(routes.port(PortId(1)).ifindex, 0);
-        assert_eq!(feed.ifindexes(&m), [7]);
+        run(async {
+            let mut m = mirror();
+            let mut feed = feed(&m, &[port(0, "e7"), port(1, "gone")]).await;
+            let routes = feed.routes(&m);
+            let far = to(&routes, "198.51.100.1").expect("a route");
+            assert_eq!((far.next_hop, far.mac), (addr("10.0.0.10"), Some([9; 6])));
+            assert_eq!(far.mtu, u16::MAX);
+            // The main table is asked before the default one, whatever the metric.
+            assert_eq!(to(&routes, "192.0.2.1"), Err(DropReason::RouteBlackhole));
+            assert_eq!(routes.port(PortId(1)).ifindex, 0);
+            assert_eq!((feed.ifindexes(&m), feed.routes_len()), (vec![7], 3));
 
-        let moved = Neighbour { state: NeighbourState::Fresh, mac: Some([8; 6]) };
-        m.apply(Fact::Neighbour(7, addr("10.0.0.10"), moved));
-        let again = feed.build(&m, 0);
-        assert_eq!(again.resolve(addr("198.51.100.1")).expect("a route").mac, Some([8; 6]));
-        assert_ne!(routes.generation(), again.generation());
-        m.apply(Fact::LinkGone(7));
-        let none = feed.build(&m, 1);
-        assert_eq!(none.resolve(addr("198.51.100.1")), Err(DropReason::NotOurPort));
+            let moved = Neighbour { state: NeighbourState::Fresh, mac: Some([8; 6]) };
+            m.apply(Fact::Neighbour(7, addr("10.0.0.10"), moved));
+            feed.update(&m, Changes { rest: true, ..Changes::default() });
+            let again = feed.routes(&m);
+            assert_eq!(to(&again, "198.51.100.1").expect("a route").mac, Some([8; 6]));
+            assert_ne!(routes.generation(), again.generation());
+            m.apply(Fact::LinkGone(7));
+            feed.update(&m, Changes { rest: true, ..Changes::default() });
+            feed.built().await;
+            assert_eq!(to(&feed.routes(&m), "198.51.100.1"), Err(DropReason::NotOurPort));
+        });
+    }
+
+    #[test]
+    fn a_port_may_have_a_table_of_its_own() {
+        run(async {
+            let mut m = mirror();
+            m.load(route("198.51.100.0/24", 3, 0, RouteKind::Unicast, Some("10.0.0.30")));
+            let ports = [port(0, "e7"), PortSpec { table: Some(100), ..port(1, "gone") }];
+            let mut feed = feed(&m, &ports).await;
+            let routes = feed.routes(&m);
+            let transit = |port, dst: &str| {
+                let to = routes.resolve_transit(PortId(port), addr(dst), &FlowKey::default());
+                to.map(|to| to.next_hop)
+            };
+            assert_eq!(transit(0, "198.51.100.1"), Ok(addr("10.0.0.10")));
+            assert_eq!(transit(1, "198.51.100.1"), Ok(addr("10.0.0.30")));
+            assert_eq!(transit(1, "10.0.0.7"), Err(DropReason::NoRoute));
+            assert_eq!(transit(1, "10.0.0.1"), Err(DropReason::NotHandled), "the box's own");
+            assert_eq!((routes.table_of(PortId(0)), routes.table_of(PortId(1))), (0, 1));
+        });
     }
 
     #[test]
     fn gateways_and_backends_are_kept() {
-        let mut feed = RouteFeed::new(&[port(0, "e7")], Seed(1));
-        let m = mirror();
-        let routes = feed.build(&m, 0);
-        let wanted = ["10.0.0.77", "198.51.100.1", "192.0.2.1"].map(addr);
-        let mut kept = kept_neighbours(&m, &routes, wanted.into_iter());
-        kept.sort();
-        kept.dedup();
-        let want = ["10.0.0.9", "10.0.0.10", "10.0.0.20", "10.0.0.77"].map(|a| (7, addr(a)));
-        assert_eq!(kept, want);
+        run(async {
+            let m = mirror();
+            let routes = feed(&m, &[port(0, "e7")]).await.routes(&m);
+            let wanted = ["10.0.0.77", "198.51.100.1", "192.0.2.1"].map(addr);
+            let kept = kept_neighbours(&routes, wanted.into_iter());
+            assert_eq!(kept, ["10.0.0.10", "10.0.0.77"].map(|a| (7, addr(a))));
+        });
     }
 }

@@ -120,10 +120,12 @@ impl Control {
             tokio::select! {
                 heard = self.appliance.netlink.heard() => {
                     heard?;
-                    if self.appliance.netlink.refresh().await? {
-                        self.appliance.reroute();
+                    let changes = self.appliance.netlink.take_changes();
+                    if !changes.is_empty() {
+                        self.appliance.changed(changes);
                     }
                 }
+                () = self.appliance.feed.built() => self.appliance.reroute(),
                 found = self.appliance.pools.prober.found() => self.checked(found),
                 _ = tick.tick() => self.listen()?,
                 _ = housekeeping.tick() => self.keep_house()?,

@@ -29,6 +29,19 @@ pub enum IcmpError {
     TimeExceeded,
     /// Larger than the next link takes: "fragmentation needed" or "packet too big".
     TooBig { mtu: u16 },
+    /// The destination can't be reached.
+    Unreachable(Unreachable),
+}
+
+/// Why a destination can't be reached, as far as senders are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// There is no route.
+    Network,
+    /// An unreachable route.
+    Host,
+    /// A prohibit route.
+    Prohibited,
 }
 
 /// Whether an error may be sent about a packet (RFC 1812, 4.3.2.7; RFC 4443, 2.4 (e)): never about
@@ -108,10 +121,19 @@ fn message_v4(error: IcmpError) -> icmp::Repr {
             code: FRAGMENTATION_NEEDED,
             rest: u32::from(mtu),
         },
+        IcmpError::Unreachable(why) => {
+            // RFC 1812, 5.2.7.1.
+            let code = match why {
+                Unreachable::Network => 0,
+                Unreachable::Host => 1,
+                Unreachable::Prohibited => 13,
+            };
+            icmp::Repr { kind: icmp::kind::UNREACHABLE, code, rest: 0 }
+        }
     }
 }
 
-/// RFC 4443, sections 3.2 and 3.3.
+/// RFC 4443, sections 3.1 to 3.3.
 fn message_v6(error: IcmpError) -> icmp::Repr {
     match error {
         IcmpError::TimeExceeded => {
@@ -119,6 +141,14 @@ fn message_v6(error: IcmpError) -> icmp::Repr {
         }
         IcmpError::TooBig { mtu } => {
             icmp::Repr { kind: icmp::kind_v6::PACKET_TOO_BIG, code: 0, rest: u32::from(mtu) }
+        }
+        IcmpError::Unreachable(why) => {
+            let code = match why {
+                Unreachable::Network => 0,
+                Unreachable::Prohibited => 1,
+                Unreachable::Host => 3,
+            };
+            icmp::Repr { kind: icmp::kind_v6::UNREACHABLE, code, rest: 0 }
         }
     }
 }

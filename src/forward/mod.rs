@@ -1,6 +1,7 @@
 //! Where a packet goes: services, pools and their Maglev tables, NAT, routes, neighbours, ICMP.
 
 pub mod choice;
+pub mod fib;
 pub mod icmp;
 pub mod link;
 mod lpm;

@@ -1,15 +1,15 @@
 //! Routes, neighbours and ports as the kernel has them, ready for lookup.
 //!
-//! [`RoutesBuilder`] mirrors what netlink tells, change by change; [`Routes`] is an immutable copy
-//! for the workers. The trie is shared between copies as long as no route changes.
+//! [`Routes`] is an immutable copy for the workers. The forwarding table is shared between copies
+//! as long as no route changes. Where nobody mirrors a kernel, [`RoutesBuilder`] makes them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::base::{Addr, Prefix, Seed};
-use crate::packet::{DropReason, PortId};
+use crate::packet::{DropReason, FlowKey, PortId};
 
-use super::lpm::Lpm;
+use super::fib::{Fib, FibBuilder, Full, Route, Way};
 use super::table::AddrTable;
 
 /// A port's link as the kernel has it.
@@ -27,7 +27,7 @@ pub struct PortLink {
 }
 
 /// What becomes of packets that match a route (rtnetlink(7), `rtm_type`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum RouteKind {
     #[default]
     Unicast,
@@ -38,7 +38,7 @@ pub enum RouteKind {
     Local,
 }
 
-/// One route of the kernel's table.
+/// A route of one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
     pub prefix: Prefix,
@@ -47,8 +47,6 @@ pub struct RouteSpec {
     /// 0 where the kind has none.
     pub ifindex: u32,
     pub kind: RouteKind,
-    /// Of equal prefixes the lowest wins; local ones before all.
-    pub metric: u32,
 }
 
 /// Where a packet is to go.
@@ -76,24 +74,13 @@ pub struct Egress {
 pub struct Routes {
     generation: u32,
     fib: Arc<Fib>,
+    /// The table of routes for transit packets that come in, by port; 0, the main one, beyond.
+    tables: Vec<u8>,
     /// (address, port) to the index in `macs`.
     neighbours: AddrTable,
     macs: Vec<[u8; 6]>,
     egress: Vec<Egress>,
     ports: Vec<PortLink>,
-}
-
-#[derive(Debug)]
-struct Fib {
-    lpm: Lpm,
-    targets: Vec<Target>,
-}
-
-/// What a leaf of the trie stands for. Few are distinct, however many the routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Target {
-    Port(PortId, Option<Addr>),
-    Refused(DropReason),
 }
 
 impl Routes {
@@ -103,29 +90,81 @@ impl Routes {
         self.generation
     }
 
-    /// The next hop for a destination.
-    ///
-    /// # Errors
-    /// [`DropReason::NoRoute`], [`DropReason::RouteForbids`], [`DropReason::NotOurPort`]; and
-    /// [`DropReason::NotHandled`] for what is the kernel's own: local, link-local, multicast and
-    /// broadcast addresses.
-    #[inline]
-    pub fn resolve(&self, dst: Addr) -> Result<Resolved, DropReason> {
-        let index = self.fib.lpm.lookup(dst);
-        let target = index.and_then(|i| self.fib.targets.get(i as usize));
-        match *target.ok_or(DropReason::NoRoute)? {
-            Target::Refused(reason) => Err(reason),
-            Target::Port(port, via) => {
-                let next_hop = via.unwrap_or(dst);
-                let egress = self.egress(port).ok_or(DropReason::NotOurPort)?;
-                Ok(Resolved {
-                    port,
-                    next_hop,
-                    mac: self.neighbour(port, next_hop),
-                    mtu: egress.mtu,
-                })
+    /// Routes of `ports`, in the order of their ids, 0 first. `generation` must differ from that of
+    /// other states; 0 counts as 1. `neighbours` are by interface index; those beyond other
+    /// interfaces are left out.
+    pub fn new(
+        generation: u32,
+        seed: Seed,
+        fib: Arc<Fib>,
+        ports: Vec<PortLink>,
+        neighbours: impl Iterator<Item = (u32, Addr, [u8; 6])>,
+    ) -> Routes {
+        debug_assert!((0u16..).zip(&ports).all(|(i, p)| p.id == PortId(i)));
+        let (mut entries, mut macs) = (Vec::new(), Vec::new());
+        for (ifindex, addr, mac) in neighbours {
+            if let Some(port) = ports.iter().find(|p| p.ifindex == ifindex) {
+                entries.push((addr, u32::from(port.id.0), macs.len() as u32));
+                macs.push(mac);
             }
         }
+        Routes {
+            generation: generation.max(1),
+            fib,
+            tables: Vec::new(),
+            neighbours: AddrTable::new(seed, &entries),
+            macs,
+            egress: ports.iter().map(|p| Egress { mac: p.mac, mtu: p.mtu }).collect(),
+            ports,
+        }
+    }
+
+    /// Gives ports tables of their own: by port, 0 for the main one.
+    pub fn with_tables(self, tables: Vec<u8>) -> Routes {
+        Routes { tables, ..self }
+    }
+
+    /// The next hop of a flow for a destination.
+    ///
+    /// # Errors
+    /// [`DropReason::NoRoute`], [`DropReason::RouteBlackhole`], [`DropReason::RouteUnreachable`],
+    /// [`DropReason::RouteForbids`], [`DropReason::NotOurPort`]; and [`DropReason::NotHandled`] for
+    /// what is the kernel's own: local, link-local, multicast and broadcast addresses.
+    #[inline]
+    pub fn resolve(&self, dst: Addr, flow: &FlowKey) -> Result<Resolved, DropReason> {
+        self.reach(self.fib.way(dst, flow)?, dst)
+    }
+
+    /// The same for a transit packet that came in by a port, which may have a table of its own.
+    ///
+    /// # Errors
+    /// As above.
+    #[inline]
+    pub fn resolve_transit(
+        &self,
+        in_port: PortId,
+        dst: Addr,
+        flow: &FlowKey,
+    ) -> Result<Resolved, DropReason> {
+        self.reach(self.fib.way_in(self.table_of(in_port), dst, flow)?, dst)
+    }
+
+    #[inline(always)]
+    fn reach(&self, way: Way, dst: Addr) -> Result<Resolved, DropReason> {
+        let (port, next_hop) = (way.port, way.via.unwrap_or(dst));
+        let egress = self.egress(port).ok_or(DropReason::NotOurPort)?;
+        Ok(Resolved { port, next_hop, mac: self.neighbour(port, next_hop), mtu: egress.mtu })
+    }
+
+    /// The table for transit packets that come in by a port; 0: the main one.
+    #[inline]
+    pub fn table_of(&self, in_port: PortId) -> u8 {
+        self.tables.get(usize::from(in_port.0)).copied().unwrap_or(0)
+    }
+
+    /// Every gateway of every route, some of them repeatedly.
+    pub fn gateways(&self) -> impl Iterator<Item = (PortId, Addr)> {
+        self.fib.gateways()
     }
 
     /// The MAC address of a neighbour, if known.
@@ -153,7 +192,7 @@ impl Routes {
 
     /// Bytes of memory that routes take; shared with other states of the same routes.
     pub fn memory_bytes(&self) -> usize {
-        self.fib.lpm.memory_bytes()
+        self.fib.memory_bytes()
     }
 
     /// The address to send ICMP from: of the port the packet came in by (RFC 1812, 4.3.2.4), else
@@ -165,79 +204,38 @@ impl Routes {
     }
 }
 
-/// Mirrors the kernel's state and makes [`Routes`] of it.
+/// Makes [`Routes`] of single facts, where nobody mirrors a kernel.
 #[derive(Debug)]
 pub struct RoutesBuilder {
     seed: Seed,
-    ports: Vec<PortLink>,
-    routes: BTreeMap<RouteKey, RouteKind>,
+    fib: FibBuilder,
     neighbours: HashMap<(u32, Addr), [u8; 6]>,
-    /// Of the last build; `None` after a change of routes or ports.
-    fib: Option<Arc<Fib>>,
-}
-
-/// Ordered so that of one prefix the route to use comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct RouteKey {
-    prefix: Prefix,
-    not_local: bool,
-    metric: u32,
-    ifindex: u32,
-    via: Option<Addr>,
-}
-
-impl RouteKey {
-    fn of(r: &RouteSpec) -> RouteKey {
-        RouteKey {
-            prefix: r.prefix,
-            not_local: r.kind != RouteKind::Local,
-            metric: r.metric,
-            ifindex: r.ifindex,
-            via: r.via,
-        }
-    }
 }
 
 impl RoutesBuilder {
     /// `ports` in the order of their ids, 0 first.
     pub fn new(ports: Vec<PortLink>, seed: Seed) -> RoutesBuilder {
-        debug_assert!((0u16..).zip(&ports).all(|(i, p)| p.id == PortId(i)));
-        RoutesBuilder {
-            seed,
-            ports,
-            routes: BTreeMap::new(),
-            neighbours: HashMap::new(),
-            fib: None,
-        }
+        RoutesBuilder { seed, fib: FibBuilder::new(ports, 0), neighbours: HashMap::new() }
     }
 
     /// Replaces what is known of the links, such as after a change of address or MTU.
     pub fn set_ports(&mut self, ports: Vec<PortLink>) {
-        debug_assert!((0u16..).zip(&ports).all(|(i, p)| p.id == PortId(i)));
-        if self.ports != ports {
-            self.ports = ports;
-            self.fib = None;
-        }
+        self.fib.set_ports(ports);
     }
 
+    /// Of one prefix the last one given counts. One too many is not taken.
     pub fn add_route(&mut self, route: RouteSpec) {
-        let before = self.routes.insert(RouteKey::of(&route), route.kind);
-        if before != Some(route.kind) {
-            self.fib = None;
-        }
+        let ways = Route::single(route.kind, route.via, route.ifindex);
+        let _: Result<(), Full> = self.fib.set(0, route.prefix, Some(&ways));
     }
 
-    /// Nothing happens where there is no such route.
-    pub fn remove_route(&mut self, route: &RouteSpec) {
-        if self.routes.remove(&RouteKey::of(route)).is_some() {
-            self.fib = None;
-        }
+    /// Nothing happens where the prefix has no route.
+    pub fn remove_route(&mut self, prefix: Prefix) {
+        let _: Result<(), Full> = self.fib.set(0, prefix, None);
     }
 
-    /// Forgets all routes: before a full resync.
     pub fn clear_routes(&mut self) {
-        self.routes.clear();
-        self.fib = None;
+        self.fib.clear();
     }
 
     pub fn set_neighbour(&mut self, ifindex: u32, addr: Addr, mac: [u8; 6]) {
@@ -248,82 +246,13 @@ impl RoutesBuilder {
         self.neighbours.remove(&(ifindex, addr));
     }
 
-    /// Forgets all neighbours: before a full resync.
-    pub fn clear_neighbours(&mut self) {
-        self.neighbours.clear();
-    }
-
-    pub fn routes_len(&self) -> usize {
-        self.routes.len()
-    }
-
-    /// Neighbours as (interface index, address, MAC address), in no order.
-    pub fn neighbours(&self) -> impl Iterator<Item = (u32, Addr, [u8; 6])> {
-        self.neighbours.iter().map(|(&(ifindex, addr), &mac)| (ifindex, addr, mac))
-    }
-
     /// The present state. `generation` must differ from that of the builds before; 0 counts as 1.
     pub fn build(&mut self, generation: u32) -> Routes {
-        let fib = self.fib.take().unwrap_or_else(|| Arc::new(self.build_fib()));
-        self.fib = Some(Arc::clone(&fib));
-        let mut entries = Vec::with_capacity(self.neighbours.len());
-        let mut macs = Vec::with_capacity(self.neighbours.len());
-        for (&(ifindex, addr), &mac) in &self.neighbours {
-            if let Some(port) = self.port_of(ifindex) {
-                entries.push((addr, u32::from(port.0), macs.len() as u32));
-                macs.push(mac);
-            }
-        }
-        Routes {
-            generation: generation.max(1),
-            fib,
-            neighbours: AddrTable::new(self.seed, &entries),
-            macs,
-            egress: self.ports.iter().map(|p| Egress { mac: p.mac, mtu: p.mtu }).collect(),
-            ports: self.ports.clone(),
-        }
-    }
-
-    fn build_fib(&self) -> Fib {
-        let mut targets = Vec::new();
-        let mut index_of = HashMap::new();
-        let mut index = |target: Target| {
-            *index_of.entry(target).or_insert_with(|| {
-                targets.push(target);
-                targets.len() as u32 - 1
-            })
-        };
-        let mut prefixes = Vec::with_capacity(self.routes.len());
-        let mut last = None;
-        for (key, kind) in &self.routes {
-            if last == Some(key.prefix) || is_reserved(key.prefix) {
-                continue;
-            }
-            last = Some(key.prefix);
-            prefixes.push((key.prefix, index(self.target(key, *kind))));
-        }
-        // Last, so that they win over routes of the same prefix.
-        let own = self.ports.iter().flat_map(|p| &p.addrs).map(|a| Prefix::host(*a));
-        let refused = index(Target::Refused(DropReason::NotHandled));
-        prefixes.extend(reserved().chain(own).map(|p| (p, refused)));
-        Fib { lpm: Lpm::build(&prefixes), targets }
-    }
-
-    fn target(&self, key: &RouteKey, kind: RouteKind) -> Target {
-        match kind {
-            RouteKind::Unicast => match self.port_of(key.ifindex) {
-                Some(port) => Target::Port(port, key.via.filter(|via| !via.is_unspecified())),
-                None => Target::Refused(DropReason::NotOurPort),
-            },
-            RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit => {
-                Target::Refused(DropReason::RouteForbids)
-            }
-            RouteKind::Local => Target::Refused(DropReason::NotHandled),
-        }
-    }
-
-    fn port_of(&self, ifindex: u32) -> Option<PortId> {
-        self.ports.iter().find(|p| p.ifindex == ifindex).map(|p| p.id)
+        let neighbours =
+            self.neighbours.iter().map(|(&(ifindex, addr), &mac)| (ifindex, addr, mac));
+        let ports = self.fib.ports().to_vec();
+        let fib = self.fib.build();
+        Routes::new(generation, self.seed, fib, ports, neighbours)
     }
 }
 
@@ -338,11 +267,11 @@ const RESERVED: [&str; 7] = [
     "ff00::/8",           // multicast, RFC 4291, 2.7
 ];
 
-fn reserved() -> impl Iterator<Item = Prefix> {
+pub(super) fn reserved() -> impl Iterator<Item = Prefix> {
     RESERVED.iter().filter_map(|s| s.parse().ok())
 }
 
-fn is_reserved(p: Prefix) -> bool {
+pub(super) fn is_reserved(p: Prefix) -> bool {
     reserved().any(|r| r.len() <= p.len() && r.contains(p.addr()))
 }
 
@@ -376,7 +305,6 @@ mod tests {
             via: via.map(addr),
             ifindex,
             kind: RouteKind::Unicast,
-            metric: 100,
         }
     }
 
@@ -398,7 +326,7 @@ mod tests {
     fn resolves_to_gateways_and_neighbours() {
         let routes = builder().build(7);
         assert_eq!(routes.generation(), 7);
-        let far = routes.resolve(addr("192.0.2.1")).expect("default route");
+        let far = routes.resolve(addr("192.0.2.1"), &FlowKey::default()).expect("default route");
         let want = Resolved {
             port: PortId(0),
             next_hop: addr("10.0.0.254"),
@@ -406,11 +334,14 @@ mod tests {
             mtu: 1500,
         };
         assert_eq!(far, want);
-        let near = routes.resolve(addr("10.1.0.7")).expect("on link");
+        let near = routes.resolve(addr("10.1.0.7"), &FlowKey::default()).expect("on link");
         let want =
             Resolved { port: PortId(1), next_hop: addr("10.1.0.7"), mac: Some([5; 6]), mtu: 1499 };
         assert_eq!(near, want);
-        assert_eq!(routes.resolve(addr("10.1.0.8")).expect("on link").mac, None);
+        assert_eq!(
+            routes.resolve(addr("10.1.0.8"), &FlowKey::default()).expect("on link").mac,
+            None
+        );
     }
 
     #[test]
@@ -419,7 +350,11 @@ mod tests {
         let own = ["10.0.0.1", "10.1.0.1", "2001:db8::1", "fe80::9", "fe80::1"];
         let special = ["127.0.0.1", "224.0.0.5", "255.255.255.255", "ff02::1", "::1"];
         for a in own.iter().chain(&special) {
-            assert_eq!(routes.resolve(addr(a)), Err(DropReason::NotHandled), "{a}");
+            assert_eq!(
+                routes.resolve(addr(a), &FlowKey::default()),
+                Err(DropReason::NotHandled),
+                "{a}"
+            );
         }
     }
 
@@ -433,29 +368,28 @@ mod tests {
             b.add_route(RouteSpec { kind: *kind, ..r });
         }
         b.add_route(route("10.30.0.0/16", None, 77));
-        // The kernel looks local routes up first, whatever the metric.
         let broadcast = route("10.1.0.255/32", None, 11);
-        b.add_route(RouteSpec { metric: 0, ..broadcast });
         b.add_route(RouteSpec { kind: RouteKind::Local, ..broadcast });
         let routes = b.build(1);
-        for a in ["10.20.0.1", "10.21.0.1", "10.22.0.1"] {
-            assert_eq!(routes.resolve(addr(a)), Err(DropReason::RouteForbids), "{a}");
+        for (a, reason) in [
+            ("10.20.0.1", DropReason::RouteBlackhole),
+            ("10.21.0.1", DropReason::RouteUnreachable),
+            ("10.22.0.1", DropReason::RouteForbids),
+        ] {
+            assert_eq!(routes.resolve(addr(a), &FlowKey::default()), Err(reason), "{a}");
         }
-        assert_eq!(routes.resolve(addr("10.30.0.1")), Err(DropReason::NotOurPort));
-        assert_eq!(routes.resolve(addr("10.1.0.255")), Err(DropReason::NotHandled));
-        assert_eq!(routes.resolve(addr("2001:db9::1")), Err(DropReason::NoRoute));
-    }
-
-    #[test]
-    fn the_lowest_metric_wins_and_the_next_takes_over() {
-        let mut b = builder();
-        let better = RouteSpec { metric: 50, ..route("0.0.0.0/0", Some("10.1.0.7"), 11) };
-        b.add_route(better);
-        assert_eq!(b.build(1).resolve(addr("192.0.2.1")).expect("route").port, PortId(1));
-        b.remove_route(&better);
-        assert_eq!(b.build(2).resolve(addr("192.0.2.1")).expect("route").port, PortId(0));
-        b.clear_routes();
-        assert_eq!(b.build(3).resolve(addr("192.0.2.1")), Err(DropReason::NoRoute));
+        assert_eq!(
+            routes.resolve(addr("10.30.0.1"), &FlowKey::default()),
+            Err(DropReason::NotOurPort)
+        );
+        assert_eq!(
+            routes.resolve(addr("10.1.0.255"), &FlowKey::default()),
+            Err(DropReason::NotHandled)
+        );
+        assert_eq!(
+            routes.resolve(addr("2001:db9::1"), &FlowKey::default()),
+            Err(DropReason::NoRoute)
+        );
     }
 
     #[test]

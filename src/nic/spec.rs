@@ -48,6 +48,9 @@ pub struct PortSpec {
     pub busy_poll: Option<BusyPoll>,
     /// Verify transport checksums on receive; partial ones are completed either way.
     pub verify_checksums: bool,
+    /// The kernel's table of routes for transit packets that come in here; `None`: those that it
+    /// asks by itself.
+    pub table: Option<u32>,
 }
 
 impl PortSpec {
@@ -64,6 +67,7 @@ impl PortSpec {
             tx_ring: 0,
             busy_poll: None,
             verify_checksums: false,
+            table: None,
         }
     }
 }

@@ -92,9 +92,14 @@ drop_reasons! {
     ServiceDrained = "service_drained",
     /// All source ports of the worker's slice toward this backend are taken.
     NatPortsExhausted = "nat_ports_exhausted",
-    /// No route to the destination.
+    /// No route to the destination; of transit, an ICMP answer was sent unless the rate limit
+    /// forbade it.
     NoRoute = "no_route",
-    /// A blackhole, unreachable or prohibit route.
+    /// A blackhole route.
+    RouteBlackhole = "route_blackhole",
+    /// An unreachable route; of transit, an ICMP answer was sent unless the rate limit forbade it.
+    RouteUnreachable = "route_unreachable",
+    /// A prohibit route; of transit, an ICMP answer was sent unless the rate limit forbade it.
     RouteForbids = "route_forbids",
     /// The route leads out of an interface that is no port of the appliance.
     NotOurPort = "not_our_port",

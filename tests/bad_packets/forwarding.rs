@@ -75,8 +75,8 @@ fn destinations() {
             ("ours on the other port", to(family.own[1]), Dropped(DropReason::NotHandled)),
             ("behind a gateway", to(family.beyond), Sent(1)),
             ("back where it came from", to(family.clients[1]), Sent(0)),
-            ("without a route", lost.clone(), Dropped(DropReason::NoRoute)),
-            ("into a black hole", to(family.blackhole), Dropped(DropReason::RouteForbids)),
+            ("without a route", lost.clone(), Answered(DropReason::NoRoute)),
+            ("into a black hole", to(family.blackhole), Dropped(DropReason::RouteBlackhole)),
             ("by another interface", to(family.elsewhere), Dropped(DropReason::NotOurPort)),
             ("to nobody", to(family.unresolved), Dropped(DropReason::NeighbourUnresolved)),
         ]);

@@ -64,6 +64,7 @@ pub fn port_spec(id: u16, interface: &str) -> PortSpec {
         tx_ring: 512,
         busy_poll: None,
         verify_checksums: true,
+        table: None,
     }
 }
 

@@ -186,7 +186,6 @@ fn connected(net: &str) -> Vec<RouteSpec> {
         via: None,
         ifindex: ifindex(port),
         kind: RouteKind::Unicast,
-        metric: 0,
     };
     vec![route(format!("10.0.{net}.0/24")), route(format!("fd00:{net}::/64"))]
 }

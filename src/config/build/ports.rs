@@ -13,6 +13,8 @@ use crate::packet::PortId;
 const PORTS_MAX: usize = 64;
 /// `IFNAMSIZ` of the kernel, without the final NUL.
 const INTERFACE_LEN_MAX: usize = 15;
+/// `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of the kernel.
+const USUAL_TABLES: std::ops::RangeInclusive<u32> = 253..=255;
 const RING_DEFAULT: u32 = 2_048;
 const RING: std::ops::RangeInclusive<i64> = 64..=32_768;
 const BUSY_POLL_DEFAULT: BusyPoll = BusyPoll { micros: 20, budget: 64 };
@@ -83,6 +85,20 @@ fn port_spec(
             budget: b.number(&t.get_ref().budget, BUSY_POLL_BUDGET, BUSY_POLL_DEFAULT.budget),
         }),
         verify_checksums: p.verify_checksums.unwrap_or(false),
+        table: p.table.as_ref().and_then(|t| routing_table(b, t)),
+    }
+}
+
+/// A table beside those that the kernel asks by itself (`RT_TABLE_*` of linux/rtnetlink.h).
+fn routing_table(b: &mut Build<'_>, given: &Spanned<i64>) -> Option<u32> {
+    match u32::try_from(*given.get_ref()) {
+        Ok(table) if table > 0 && !USUAL_TABLES.contains(&table) => Some(table),
+        _ => {
+            let what = "a table of routes has a number from 1 to 4294967295 other than 253 to 255, \
+                        which the kernel asks by itself: leave `table` out for those";
+            b.error(&given.span(), what);
+            None
+        }
     }
 }
 

@@ -11,11 +11,14 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
 
-use super::mirror::{Fact, Insert, Link, Neighbour, NeighbourState, NextHop, RouteKey, RouteKind};
+use super::mirror::{
+    Fact, Insert, Link, Neighbour, NeighbourState, NextHop, OTHER_TABLES, RouteKey, RouteKind,
+};
 use crate::base::{Addr, Prefix};
 
-/// The fact in a message with the given `NLM_F_*` flags; `None` where it is of no interest.
-pub fn fact(message: RouteNetlinkMessage, flags: u16) -> Option<Fact> {
+/// The fact in a message with the given `NLM_F_*` flags; `None` where it is of no interest, as are
+/// routes of tables other than the kernel's usual ones and `tables`.
+pub fn fact(message: RouteNetlinkMessage, flags: u16, tables: &[u32]) -> Option<Fact> {
     use RouteNetlinkMessage as M;
     match message {
         M::NewLink(m) => link(&m).map(Fact::Link),
@@ -24,8 +27,10 @@ pub fn fact(message: RouteNetlinkMessage, flags: u16) -> Option<Fact> {
         }
         M::NewAddress(m) => address(&m).map(|a| Fact::Address(m.header.index, a)),
         M::DelAddress(m) => address(&m).map(|a| Fact::AddressGone(m.header.index, a)),
-        M::NewRoute(m) => route(&m).map(|(key, hops)| Fact::Route(key, hops, insert(flags))),
-        M::DelRoute(m) => route(&m).map(|(key, hops)| Fact::RouteGone(key, hops)),
+        M::NewRoute(m) => {
+            route(&m, tables).map(|(key, hops)| Fact::Route(key, hops, insert(flags)))
+        }
+        M::DelRoute(m) => route(&m, tables).map(|(key, hops)| Fact::RouteGone(key, hops)),
         M::NewNeighbour(m) => neighbour(&m).map(|(i, a, n)| Fact::Neighbour(i, a, n)),
         M::DelNeighbour(m) => neighbour(&m).map(|(i, a, _)| Fact::NeighbourGone(i, a)),
         _ => None,
@@ -79,13 +84,16 @@ fn address(m: &AddressMessage) -> Option<Addr> {
     found
 }
 
-/// RT_TABLE_* of linux/rtnetlink.h in the order of the kernel's default rules.
-fn table_rank(table: u32) -> Option<u8> {
+/// RT_TABLE_* of linux/rtnetlink.h in the order of the kernel's default rules, then `others`.
+fn table_rank(table: u32, others: &[u32]) -> Option<u8> {
     match table {
         255 => Some(0),
         254 => Some(1),
         253 => Some(2),
-        _ => None,
+        _ => {
+            let at = others.iter().position(|other| *other == table)?;
+            u8::try_from(at + usize::from(OTHER_TABLES)).ok()
+        }
     }
 }
 
@@ -103,7 +111,7 @@ fn kind(kind: RouteType) -> Option<RouteKind> {
     })
 }
 
-fn route(m: &RouteMessage) -> Option<(RouteKey, Vec<NextHop>)> {
+fn route(m: &RouteMessage, tables: &[u32]) -> Option<(RouteKey, Vec<NextHop>)> {
     let unspecified = match m.header.address_family {
         AddressFamily::Inet => Addr::v4(0),
         AddressFamily::Inet6 => Addr::UNSPECIFIED,
@@ -120,7 +128,7 @@ fn route(m: &RouteMessage) -> Option<(RouteKey, Vec<NextHop>)> {
     let kind = kind(m.header.kind)?;
     let mut table = u32::from(m.header.table);
     let (mut metric, mut destination) = (0, unspecified);
-    let mut single = NextHop { kind, via: None, ifindex: 0 };
+    let mut single = NextHop { kind, via: None, ifindex: 0, weight: 1 };
     let mut hops = Vec::new();
     for attribute in &m.attributes {
         match attribute {
@@ -132,7 +140,10 @@ fn route(m: &RouteMessage) -> Option<(RouteKey, Vec<NextHop>)> {
                 for way in ways {
                     let dead = way.flags.contains(RouteNextHopFlags::Dead);
                     if !dead {
-                        let hop = NextHop { kind, via: None, ifindex: way.interface_index };
+                        let ifindex = way.interface_index;
+                        // The kernel counts from 0.
+                        let weight = u16::from(way.hops) + 1;
+                        let hop = NextHop { kind, via: None, ifindex, weight };
                         hops.push(with_gateway(hop, &way.attributes));
                     }
                 }
@@ -147,7 +158,7 @@ fn route(m: &RouteMessage) -> Option<(RouteKey, Vec<NextHop>)> {
         return None;
     }
     let prefix = Prefix::new(destination, m.header.destination_prefix_length).ok()?;
-    Some((RouteKey { prefix, table: table_rank(table)?, metric }, hops))
+    Some((RouteKey { prefix, table: table_rank(table, tables)?, metric }, hops))
 }
 
 fn with_gateway(mut hop: NextHop, attributes: &[RouteAttribute]) -> NextHop {
@@ -222,7 +233,7 @@ mod tests {
     fn a_default_route_has_no_destination_attribute() {
         let gateway = RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::new(192, 0, 2, 1)));
         let m = route_message(RouteType::Unicast, vec![gateway, RouteAttribute::Oif(3)]);
-        let (key, hops) = route(&m).expect("a route");
+        let (key, hops) = route(&m, &[]).expect("a route");
         assert_eq!(key.prefix.to_string(), "0.0.0.0/0");
         assert_eq!((hops[0].ifindex, hops[0].via), (3, Some("192.0.2.1".parse().expect("lit"))));
     }
@@ -230,12 +241,14 @@ mod tests {
     #[test]
     fn other_tables_and_cached_entries_are_passed_over() {
         let m = route_message(RouteType::Unicast, vec![RouteAttribute::Table(100)]);
-        assert_eq!(route(&m), None);
+        assert_eq!(route(&m, &[]), None);
+        assert_eq!(route(&m, &[7]), None);
+        assert_eq!(route(&m, &[7, 100]).map(|(key, _)| key.table), Some(OTHER_TABLES + 1));
         let mut m = route_message(RouteType::Unicast, vec![]);
         m.header.flags = RouteFlags::Cloned;
-        assert_eq!(route(&m), None);
+        assert_eq!(route(&m, &[]), None);
         let m = route_message(RouteType::BlackHole, vec![]);
-        assert_eq!(route(&m).expect("a route").1[0].kind, RouteKind::Blackhole);
+        assert_eq!(route(&m, &[]).expect("a route").1[0].kind, RouteKind::Blackhole);
     }
 
     #[test]

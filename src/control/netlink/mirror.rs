@@ -1,9 +1,12 @@
 //! What the kernel is known to hold, kept up by facts read from its messages.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use crate::base::{Addr, Prefix};
 pub use crate::forward::RouteKind;
+use crate::forward::fib::{Hop, Route};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +28,33 @@ pub struct Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteKey {
     pub prefix: Prefix,
-    /// 0 local, 1 main, 2 default: the order of the kernel's own rules (`ip rule`).
+    /// 0 local, 1 main, 2 default: the order of the kernel's own rules (`ip rule`). From
+    /// [`OTHER_TABLES`] on those that were asked for besides.
     pub table: u8,
     /// `RTA_PRIORITY`; the lowest wins.
     pub metric: u32,
+}
+
+/// [`RouteKey::table`] of the first table beside the kernel's usual ones.
+pub const OTHER_TABLES: u8 = 3;
+
+/// A prefix in a table of the forwarding table: 0 is what the kernel's usual tables make together,
+/// 1 the first other one.
+pub type TablePrefix = (u8, Prefix);
+
+impl RouteKey {
+    /// Where the route counts.
+    pub fn place(&self) -> TablePrefix {
+        (self.table.saturating_sub(OTHER_TABLES - 1), self.prefix)
+    }
+}
+
+/// [`RouteKey::table`] of what makes a table of the forwarding table.
+fn sources(table: u8) -> RangeInclusive<u8> {
+    match table {
+        0 => 0..=OTHER_TABLES - 1,
+        other => other.saturating_add(OTHER_TABLES - 1)..=other.saturating_add(OTHER_TABLES - 1),
+    }
 }
 
 /// One way of a route.
@@ -39,6 +65,8 @@ pub struct NextHop {
     pub via: Option<Addr>,
     /// 0 where the route needs no interface (blackhole).
     pub ifindex: u32,
+    /// Share of flows among several ways, 1 at least.
+    pub weight: u16,
 }
 
 /// `NUD_*` of linux/neighbour.h, as far as it matters here.
@@ -113,12 +141,25 @@ pub enum Effect {
 struct Ways {
     hops: Vec<NextHop>,
     /// Several IPv4 routes of this very key, in the kernel's order: what a removal leaves can't be
-    /// told from its message.
-    stacked: bool,
+    /// told from its message. So many of the hops are the first one's, the only one in use.
+    stacked: Option<usize>,
 }
 
-/// Links, addresses, routes of the local, main and default tables, and neighbours of one network
-/// namespace.
+impl Ways {
+    fn route(&self) -> Option<Route> {
+        let in_use = &self.hops[..self.stacked.unwrap_or(self.hops.len()).min(self.hops.len())];
+        let kind = in_use.first()?.kind;
+        let hop = |h: &NextHop| Hop { via: h.via, ifindex: h.ifindex, weight: h.weight };
+        let hops = match kind {
+            RouteKind::Unicast => in_use.iter().map(hop).collect(),
+            _ => Vec::new(),
+        };
+        Some(Route { kind, hops })
+    }
+}
+
+/// Links, addresses, routes of the local, main and default tables and of those asked for, and
+/// neighbours of one network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mirror {
     links: BTreeMap<u32, Link>,
@@ -134,7 +175,9 @@ impl Mirror {
             Fact::Route(key, hops, _) => {
                 let ways = self.routes.entry(key).or_default();
                 // IPv6 dumps list each way of a multipath route by itself.
-                ways.stacked |= key.prefix.is_v4() && !ways.hops.is_empty();
+                if key.prefix.is_v4() && !ways.hops.is_empty() {
+                    ways.stacked.get_or_insert(ways.hops.len());
+                }
                 ways.hops.extend(hops);
             }
             fact => {
@@ -194,11 +237,51 @@ impl Mirror {
         self.routes.iter().flat_map(|(key, ways)| ways.hops.iter().map(|hop| (*key, *hop)))
     }
 
-    /// Whether nothing but neighbours differs.
-    pub fn same_routes(&self, other: &Mirror) -> bool {
+    /// The route of a prefix that the kernel follows: it looks no further than the preferred one,
+    /// nor do we. Its others take over when the kernel drops that.
+    pub fn route(&self, (table, prefix): TablePrefix) -> Option<Route> {
+        let tables = sources(table);
+        let first = RouteKey { prefix, table: *tables.start(), metric: 0 };
+        let last = RouteKey { prefix, table: *tables.end(), metric: u32::MAX };
+        self.routes.range(first..=last).next().and_then(|(_, ways)| ways.route())
+    }
+
+    /// Every prefix that has a route.
+    pub fn places(&self) -> BTreeSet<TablePrefix> {
+        self.routes.keys().map(RouteKey::place).collect()
+    }
+
+    /// Where routes differ from those of another state.
+    pub fn places_unlike(&self, other: &Mirror) -> BTreeSet<TablePrefix> {
+        let mut places = BTreeSet::new();
+        let (mut ours, mut theirs) = (self.routes.iter(), other.routes.iter());
+        let (mut a, mut b) = (ours.next(), theirs.next());
+        loop {
+            let order = match (a, b) {
+                (None, None) => return places,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((x, _)), Some((y, _))) => x.cmp(y),
+            };
+            let differs = a.map(|(_, ways)| ways) != b.map(|(_, ways)| ways);
+            let key = if order == Ordering::Greater { b } else { a };
+            if let Some((key, _)) = key.filter(|_| order != Ordering::Equal || differs) {
+                places.insert(key.place());
+            }
+            if order != Ordering::Greater {
+                a = ours.next();
+            }
+            if order != Ordering::Less {
+                b = theirs.next();
+            }
+        }
+    }
+
+    /// Whether nothing but routes differs.
+    pub fn same_but_routes(&self, other: &Mirror) -> bool {
         self.links == other.links
             && self.addresses == other.addresses
-            && self.routes == other.routes
+            && self.neighbours == other.neighbours
     }
 
     pub fn neighbours(&self) -> impl Iterator<Item = (u32, Addr, Neighbour)> {
@@ -224,7 +307,7 @@ impl Mirror {
         let v4 = key.prefix.is_v4();
         let ways = self.routes.entry(key).or_default();
         if insert == Insert::Replace {
-            if ways.stacked {
+            if ways.stacked.is_some() {
                 return Effect::Doubt;
             }
             let same = ways.hops == hops;
@@ -252,7 +335,7 @@ impl Mirror {
 
     fn remove_route(&mut self, key: RouteKey, hops: &[NextHop]) -> Effect {
         let Some(ways) = self.routes.get_mut(&key) else { return Effect::None };
-        if ways.stacked {
+        if ways.stacked.is_some() {
             return Effect::Doubt;
         }
         if key.prefix.is_v4() {
@@ -274,96 +357,4 @@ fn changed(yes: bool) -> Effect {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(prefix: &str, metric: u32) -> RouteKey {
-        RouteKey { prefix: prefix.parse().expect("literal"), table: 1, metric }
-    }
-
-    fn hop(via: &str, ifindex: u32) -> NextHop {
-        let via = Some(via.parse().expect("literal"));
-        NextHop { kind: RouteKind::Unicast, via, ifindex }
-    }
-
-    fn link(up: bool) -> Link {
-        Link { ifindex: 2, name: "a".into(), mac: None, mtu: 1500, up, carrier: up }
-    }
-
-    #[test]
-    fn known_facts_change_nothing() {
-        let mut m = Mirror::default();
-        let route = Fact::Route(key("10.0.0.0/8", 0), vec![hop("192.0.2.1", 2)], Insert::New);
-        for fact in [Fact::Link(link(true)), Fact::Address(2, Addr::v4(1)), route] {
-            assert_eq!(m.apply(fact.clone()), Effect::Changed, "{fact:?}");
-            assert_eq!(m.apply(fact.clone()), Effect::None, "{fact:?}");
-        }
-        assert_eq!(m.apply(Fact::LinkGone(9)), Effect::None);
-        assert_eq!(m.apply(Fact::RouteGone(key("11.0.0.0/8", 0), vec![])), Effect::None);
-    }
-
-    #[test]
-    fn what_the_kernel_flushes_silently_raises_doubt() {
-        let mut m = Mirror::default();
-        m.apply(Fact::Link(link(true)));
-        m.apply(Fact::Address(2, Addr::v4(1)));
-        assert_eq!(m.apply(Fact::Link(link(false))), Effect::Doubt);
-        assert_eq!(m.apply(Fact::AddressGone(2, Addr::v4(1))), Effect::Doubt);
-        assert_eq!(m.apply(Fact::LinkGone(2)), Effect::Doubt);
-    }
-
-    #[test]
-    fn a_second_ipv4_route_of_a_key_raises_doubt_and_ipv6_gains_a_way() {
-        let mut m = Mirror::default();
-        let (k4, k6) = (key("10.0.0.0/8", 0), key("2001:db8::/32", 1024));
-        m.apply(Fact::Route(k4, vec![hop("192.0.2.1", 2)], Insert::New));
-        let second = Fact::Route(k4, vec![hop("192.0.2.2", 2)], Insert::Stack);
-        assert_eq!(m.apply(second), Effect::Doubt);
-
-        m.apply(Fact::Route(k6, vec![hop("fe80::1", 2)], Insert::New));
-        let second = Fact::Route(k6, vec![hop("fe80::2", 2)], Insert::Stack);
-        assert_eq!(m.apply(second), Effect::Changed);
-        assert_eq!(m.routes().filter(|(k, _)| *k == k6).count(), 2);
-        let gone = Fact::RouteGone(k6, vec![hop("fe80::1", 2)]);
-        assert_eq!(m.apply(gone.clone()), Effect::Changed);
-        assert_eq!(m.apply(gone), Effect::Doubt, "a way nobody told us of");
-        assert_eq!(m.routes().filter(|(k, _)| *k == k6).count(), 1);
-    }
-
-    #[test]
-    fn replaced_routes_are_replaced_unless_stacked() {
-        let mut m = Mirror::default();
-        let k = key("10.0.0.0/8", 0);
-        m.load(Fact::Route(k, vec![hop("192.0.2.1", 2)], Insert::New));
-        let replace = Fact::Route(k, vec![hop("192.0.2.9", 2)], Insert::Replace);
-        assert_eq!(m.apply(replace.clone()), Effect::Changed);
-        assert_eq!(m.routes().map(|r| r.1).collect::<Vec<_>>(), [hop("192.0.2.9", 2)]);
-        m.load(Fact::Route(k, vec![hop("192.0.2.3", 2)], Insert::New));
-        assert_eq!(m.apply(replace), Effect::Doubt);
-        assert_eq!(m.apply(Fact::RouteGone(k, vec![])), Effect::Doubt);
-    }
-
-    #[test]
-    fn the_preferred_route_of_a_prefix_comes_first() {
-        let mut m = Mirror::default();
-        for (table, metric) in [(2, 0), (1, 100), (1, 50), (0, 0)] {
-            let k = RouteKey { table, ..key("10.0.0.0/8", metric) };
-            m.load(Fact::Route(k, vec![hop("192.0.2.1", 2)], Insert::New));
-        }
-        let order: Vec<_> = m.routes().map(|(k, _)| (k.table, k.metric)).collect();
-        assert_eq!(order, [(0, 0), (1, 50), (1, 100), (2, 0)]);
-    }
-
-    #[test]
-    fn only_a_changed_address_of_a_neighbour_matters_to_forwarding() {
-        let mut m = Mirror::default();
-        let at = |state, mac| Fact::Neighbour(2, Addr::v4(7), Neighbour { state, mac });
-        let mac = Some([2, 0, 0, 0, 0, 1]);
-        assert_eq!(m.apply(at(NeighbourState::Incomplete, None)), Effect::None);
-        assert_eq!(m.apply(at(NeighbourState::Fresh, mac)), Effect::Changed);
-        assert_eq!(m.apply(at(NeighbourState::Stale, mac)), Effect::None);
-        assert_eq!(m.neighbour(2, Addr::v4(7)).map(|n| n.state), Some(NeighbourState::Stale));
-        assert_eq!(m.apply(at(NeighbourState::Failed, None)), Effect::Changed);
-        assert_eq!(m.apply(Fact::NeighbourGone(2, Addr::v4(7))), Effect::None);
-    }
-}
+mod tests;

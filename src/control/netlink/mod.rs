@@ -12,8 +12,11 @@ mod asker;
 mod decode;
 pub mod keeper;
 pub mod mirror;
+mod resync;
 pub mod socket;
 
 pub use keeper::Keeper;
-pub use mirror::{Effect, Link, Mirror, Neighbour, NeighbourState, NextHop, RouteKey, RouteKind};
-pub use socket::{Netlink, NetlinkError, NetlinkOptions};
+pub use mirror::{
+    Effect, Link, Mirror, Neighbour, NeighbourState, NextHop, RouteKey, RouteKind, TablePrefix,
+};
+pub use socket::{Changes, Netlink, NetlinkError, NetlinkOptions};

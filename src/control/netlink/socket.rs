@@ -1,25 +1,21 @@
 //! The netlink sockets: one hears notifications, one dumps, one asks for neighbours.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
-use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::LinkMessage;
-use netlink_packet_route::neighbour::NeighbourMessage;
-use netlink_packet_route::route::RouteMessage;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::Instant;
 
 use super::asker::Asker;
 use super::decode;
-use super::mirror::{Effect, Fact, Mirror, NeighbourState};
+use super::mirror::{Effect, Fact, Mirror, NeighbourState, TablePrefix};
+use super::resync::{Fresh, Resync};
 use crate::base::Addr;
 
 /// Quiet after the last notification before a change is reported: a routing daemon writes in
@@ -27,9 +23,6 @@ use crate::base::Addr;
 pub const SETTLE: Duration = Duration::from_millis(2);
 /// Longest that a change waits for quiet.
 pub const SETTLE_MAX: Duration = Duration::from_millis(20);
-/// Dumps in a row that the kernel may call inconsistent (`NLM_F_DUMP_INTR`) before the last is
-/// taken.
-const DUMP_ATTEMPTS: u32 = 8;
 
 /// Why the kernel's state can't be followed.
 #[derive(Debug, thiserror::Error)]
@@ -45,25 +38,42 @@ pub enum NetlinkError {
 }
 
 /// How to listen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NetlinkOptions {
     /// Asked for as `SO_RCVBUF`, bytes: notifications beyond it are lost and cost a resync. The
     /// kernel caps it at `net.core.rmem_max`.
     pub receive_buffer: usize,
+    /// Tables of routes that are mirrored beside the local, the main and the default one.
+    pub tables: Vec<u32>,
 }
 
 impl Default for NetlinkOptions {
     fn default() -> NetlinkOptions {
-        NetlinkOptions { receive_buffer: 4 << 20 }
+        NetlinkOptions { receive_buffer: 4 << 20, tables: Vec::new() }
     }
 }
 
-type Message = NetlinkMessage<RouteNetlinkMessage>;
+pub type Message = NetlinkMessage<RouteNetlinkMessage>;
 
 #[derive(Clone, Copy, Debug)]
 struct News {
     first: Instant,
     last: Instant,
+}
+
+/// What changed since it was asked last, as far as it matters to forwarding.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Where there are other routes.
+    pub places: BTreeSet<TablePrefix>,
+    /// Links, addresses or neighbours are others.
+    pub rest: bool,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty() && !self.rest
+    }
 }
 
 /// A mirror of the current network namespace, kept true by its sockets.
@@ -74,13 +84,15 @@ pub struct Netlink {
     mirror: Mirror,
     /// The mirror may be wrong.
     in_doubt: bool,
-    /// Changes that matter, since the last refresh.
-    unreported: bool,
-    /// When there was news since the last refresh.
+    /// Under way.
+    resync: Option<Resync>,
+    /// Tables that are mirrored beside the usual ones.
+    tables: Vec<u32>,
+    /// Not taken yet.
+    changes: Changes,
+    /// When there was news since changes were taken.
     news: Option<News>,
     resyncs: u64,
-    /// Raised with every change of routes or links.
-    routes_version: u64,
 }
 
 impl Netlink {
@@ -104,13 +116,14 @@ impl Netlink {
             events,
             mirror: Mirror::default(),
             in_doubt: true,
-            unreported: false,
+            resync: None,
+            tables: options.tables,
+            changes: Changes::default(),
             news: None,
             resyncs: 0,
-            routes_version: 0,
         };
-        netlink.refresh().await?;
-        netlink.resyncs = 0;
+        netlink.read_anew().await?;
+        (netlink.resyncs, netlink.changes) = (0, Changes::default());
         Ok(netlink)
     }
 
@@ -123,31 +136,28 @@ impl Netlink {
         self.resyncs
     }
 
-    /// Differs from what it was if routes, links or addresses changed, not only neighbours.
-    pub fn routes_version(&self) -> u64 {
-        self.routes_version
-    }
-
-    /// [`Netlink::heard`], then [`Netlink::refresh`], until something has changed.
+    /// [`Netlink::heard`], then [`Netlink::take_changes`], until something has changed.
     ///
     /// # Errors
-    /// Those of both.
-    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+    /// As [`Netlink::heard`].
+    pub async fn changed(&mut self) -> Result<Changes, NetlinkError> {
         loop {
             self.heard().await?;
-            if self.refresh().await? {
-                return Ok(());
+            let changes = self.take_changes();
+            if !changes.is_empty() {
+                return Ok(changes);
             }
         }
     }
 
     /// Waits until there was news and then quiet for [`SETTLE`], or news for [`SETTLE_MAX`] without
-    /// a pause. Safe to cancel: what was heard is kept, and so is the time since.
+    /// a pause; and until everything is read anew, if the mirror may be wrong. Safe to cancel: what
+    /// was heard and read is kept, and so is the time since.
     ///
     /// # Errors
-    /// The kernel closing the socket.
+    /// The kernel closing the socket; a dump failing.
     pub async fn heard(&mut self) -> Result<(), NetlinkError> {
-        loop {
+        while self.resync.is_none() {
             let Some(news) = self.news else {
                 self.next().await?;
                 continue;
@@ -155,23 +165,18 @@ impl Netlink {
             let until = (news.last + SETTLE).min(news.first + SETTLE_MAX);
             match tokio::time::timeout_at(until, self.next()).await {
                 Ok(heard) => heard?,
-                Err(_settled) => return Ok(()),
+                Err(_settled) => break,
             }
         }
+        if self.in_doubt { self.read_anew().await } else { Ok(()) }
     }
 
-    /// Brings the mirror into a state that can be relied upon, reading everything anew if in doubt.
-    /// Returns whether it has changed in a way that matters to forwarding. Cancelled, it has done
-    /// nothing.
-    ///
-    /// # Errors
-    /// A dump failing.
-    pub async fn refresh(&mut self) -> Result<bool, NetlinkError> {
-        if self.in_doubt {
-            self.resync().await?;
+    /// What has changed, up to now.
+    pub fn take_changes(&mut self) -> Changes {
+        if !self.in_doubt {
+            self.news = None;
         }
-        self.news = None;
-        Ok(std::mem::take(&mut self.unreported))
+        std::mem::take(&mut self.changes)
     }
 
     /// Asks the kernel to resolve or confirm a neighbour, as if it had a packet for it: an entry is
@@ -206,7 +211,7 @@ impl Netlink {
     fn take(&mut self, message: Message) {
         let effect = match message.payload {
             NetlinkPayload::InnerMessage(inner) => {
-                match decode::fact(inner, message.header.flags) {
+                match decode::fact(inner, message.header.flags, &self.tables) {
                     Some(fact) => self.apply(fact),
                     None => Effect::None,
                 }
@@ -217,85 +222,49 @@ impl Netlink {
         };
         self.in_doubt |= effect == Effect::Doubt;
         if effect != Effect::None {
-            self.unreported = true;
-            let now = Instant::now();
-            let first = self.news.map_or(now, |n| n.first);
-            self.news = Some(News { first, last: now });
+            self.mark_news();
         }
+    }
+
+    fn mark_news(&mut self) {
+        let now = Instant::now();
+        let first = self.news.map_or(now, |n| n.first);
+        self.news = Some(News { first, last: now });
     }
 
     fn apply(&mut self, fact: Fact) -> Effect {
-        let of_neighbour = matches!(fact, Fact::Neighbour(..) | Fact::NeighbourGone(..));
+        let place = match &fact {
+            Fact::Route(key, ..) | Fact::RouteGone(key, _) => Some(key.place()),
+            _ => None,
+        };
         let effect = self.mirror.apply(fact);
-        self.routes_version += u64::from(effect != Effect::None && !of_neighbour);
+        if effect == Effect::Changed {
+            match place {
+                Some(place) => drop(self.changes.places.insert(place)),
+                None => self.changes.rest = true,
+            }
+        }
         effect
     }
 
-    /// Reads everything anew. What is notified meanwhile is applied afterwards: facts that the dump
-    /// already held change nothing.
-    async fn resync(&mut self) -> Result<(), NetlinkError> {
-        // Older than the dump that follows, so of no use any more.
-        while let Some(Some(_)) = self.events.next().now_or_never() {}
-        self.in_doubt = true;
-        let mut fresh = Mirror::default();
-        for attempt in 1..=DUMP_ATTEMPTS {
-            fresh = Mirror::default();
-            let consistent = self.dump_all(&mut fresh).await?;
-            if consistent {
-                break;
-            }
-            if attempt == DUMP_ATTEMPTS {
-                tracing::warn!("kernel tables changed during {DUMP_ATTEMPTS} dumps in a row");
-            }
-        }
-        self.unreported |= fresh != self.mirror;
-        self.routes_version += u64::from(!fresh.same_routes(&self.mirror));
-        self.mirror = fresh;
-        self.in_doubt = false;
+    /// Reads everything anew. Cancelled, it goes on where it was.
+    async fn read_anew(&mut self) -> Result<(), NetlinkError> {
+        let resync = self.resync.get_or_insert_with(|| {
+            // Older than the dump that follows, so of no use any more.
+            while let Some(Some(_)) = self.events.next().now_or_never() {}
+            Resync::new()
+        });
+        let read = resync.read(&self.requests, &mut self.events, &self.tables).await;
+        self.resync = None;
+        let Fresh { mirror, later, missed } = read?;
+        self.changes.places.append(&mut mirror.places_unlike(&self.mirror));
+        self.changes.rest |= !mirror.same_but_routes(&self.mirror);
+        (self.mirror, self.in_doubt) = (mirror, missed);
         self.resyncs += 1;
+        if missed {
+            self.mark_news();
+        }
+        later.into_iter().for_each(|message| self.take(message));
         Ok(())
-    }
-
-    /// Whether every part was consistent in itself.
-    async fn dump_all(&mut self, into: &mut Mirror) -> Result<bool, NetlinkError> {
-        use RouteNetlinkMessage as M;
-        let mut all = self.dump("links", M::GetLink(LinkMessage::default()), into).await?;
-        all &= self.dump("addresses", M::GetAddress(AddressMessage::default()), into).await?;
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut routes = RouteMessage::default();
-            routes.header.address_family = family;
-            all &= self.dump("routes", M::GetRoute(routes), into).await?;
-            let mut neighbours = NeighbourMessage::default();
-            neighbours.header.family = family;
-            all &= self.dump("neighbours", M::GetNeighbour(neighbours), into).await?;
-        }
-        Ok(all)
-    }
-
-    async fn dump(
-        &mut self,
-        what: &'static str,
-        question: RouteNetlinkMessage,
-        into: &mut Mirror,
-    ) -> Result<bool, NetlinkError> {
-        let mut message = Message::from(question);
-        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let failed = |reason: String| NetlinkError::Dump { what, reason };
-        let mut answer = self.requests.request(message).map_err(|e| failed(e.to_string()))?;
-        let mut consistent = true;
-        while let Some(part) = answer.next().await {
-            consistent &= part.header.flags & NLM_F_DUMP_INTR == 0;
-            match part.payload {
-                NetlinkPayload::InnerMessage(inner) => {
-                    if let Some(fact) = decode::fact(inner, part.header.flags) {
-                        into.load(fact);
-                    }
-                }
-                NetlinkPayload::Error(e) => return Err(failed(e.to_string())),
-                NetlinkPayload::Overrun(_) => consistent = false,
-                _ => {}
-            }
-        }
-        Ok(consistent)
     }
 }

@@ -28,14 +28,7 @@ impl Lpm {
     /// As told: whether nodes may list runs, and IPv4 begins with two bytes at once.
     pub(super) fn build_as(prefixes: &[(Prefix, u32)], lists_runs: bool, direct: bool) -> Lpm {
         assert!(prefixes.len() <= PREFIXES_MAX, "{} prefixes", prefixes.len());
-        let mut lpm = Lpm {
-            root_v4: Entry::NONE,
-            root_v6: Entry::NONE,
-            entries: Vec::new(),
-            skips: Vec::new(),
-            lines: Vec::new(),
-            direct: Vec::new(),
-        };
+        let mut lpm = Lpm::default();
         let mut sorted: Vec<_> = prefixes.to_vec();
         // Stable: equal prefixes keep their order. A prefix comes before all that it covers.
         sorted.sort_by_key(|&(p, _)| (!p.is_v4(), p));

@@ -35,7 +35,7 @@ const _: () = assert!(NARROW_RUNS_MAX <= NARROW_ENDS + 1);
 const _: () = assert!(4 * PREFIXES_MAX <= Entry::INDEX_MASK as usize + 1);
 
 /// An immutable table from prefixes to numbers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Lpm {
     root_v4: Entry,
     root_v6: Entry,
@@ -67,7 +67,7 @@ struct Skip {
 /// A leaf: the value plus one, 0 for none. Or a node, if the top bit is set: the next bits say
 /// whether bytes were skipped and what kind it is, four bits which byte it decides, the rest is its
 /// index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Entry(u32);
 
 impl Entry {

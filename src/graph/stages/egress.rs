@@ -4,14 +4,14 @@
 use crate::base::Addr;
 use crate::base::mem::Arena;
 use crate::flow::{Flow, FlowTable, Hop};
-use crate::forward::icmp::{self, IcmpError};
-use crate::forward::{Egress, Routes, link};
+use crate::forward::icmp::{self, IcmpError, Unreachable};
+use crate::forward::{Egress, Resolved, Routes, link};
 use crate::graph::{Cx, REPLIES_MAX, park};
 use crate::observe::Counters;
 use crate::packet::frame::HEADROOM;
 use crate::packet::{
-    Batch, Direction, DropReason, FlowRef, Frame, Packet, PacketFlags, PacketMeta, PacketMut,
-    PacketRef, Verdict, scope,
+    Batch, Direction, DropReason, FlowKey, FlowRef, Frame, Packet, PacketFlags, PacketMeta,
+    PacketMut, PacketRef, Verdict, scope,
 };
 
 /// Where a packet goes next.
@@ -93,21 +93,27 @@ pub(super) fn way_of_flow(
     direction: Direction,
     target: Addr,
 ) -> Result<Way, DropReason> {
-    let way = way_to(routes, target)?;
+    let key = flow.key[Direction::Forward as usize];
+    let way = way_to(routes, target, &key)?;
     if way.wait_for.is_none() {
         flow.set_hop(direction, way.hop, routes.generation());
     }
     Ok(way)
 }
 
-/// The way to `target`.
+/// The way of a flow to `target`.
 ///
 /// # Errors
 /// As [`Routes::resolve`].
-pub(super) fn way_to(routes: &Routes, target: Addr) -> Result<Way, DropReason> {
-    let resolved = routes.resolve(target)?;
-    let hop = Hop { mac: resolved.mac.unwrap_or_default(), port: resolved.port };
-    Ok(Way { hop, wait_for: resolved.mac.is_none().then_some(resolved.next_hop) })
+pub(super) fn way_to(routes: &Routes, target: Addr, flow: &FlowKey) -> Result<Way, DropReason> {
+    routes.resolve(target, flow).map(Way::from)
+}
+
+impl From<Resolved> for Way {
+    fn from(to: Resolved) -> Way {
+        let hop = Hop { mac: to.mac.unwrap_or_default(), port: to.port };
+        Way { hop, wait_for: to.mac.is_none().then_some(to.next_hop) }
+    }
 }
 
 /// Has a packet that was sent wait for its neighbour, where it must.
@@ -167,8 +173,30 @@ pub(super) fn refuse(cx: &mut Cx<'_>, packet: PacketRef<'_>, error: IcmpError) -
     answer(cx, packet, error);
     match error {
         IcmpError::TooBig { .. } => DropReason::TooBig,
-        _ => DropReason::TtlExceeded,
+        IcmpError::TimeExceeded => DropReason::TtlExceeded,
+        IcmpError::Unreachable(Unreachable::Network) => DropReason::NoRoute,
+        IcmpError::Unreachable(Unreachable::Host) => DropReason::RouteUnreachable,
+        IcmpError::Unreachable(Unreachable::Prohibited) => DropReason::RouteForbids,
     }
+}
+
+/// The way of a transit packet to where it wants, by the routes for the port that it came in by.
+/// Its sender is told where there is none (RFC 1812, 5.2.7.1; RFC 4443, 3.1).
+///
+/// # Errors
+/// As [`Routes::resolve`].
+pub(super) fn way_of_transit(cx: &mut Cx<'_>, packet: PacketRef<'_>) -> Result<Way, DropReason> {
+    let meta = packet.meta;
+    let found = cx.snapshot.routes.resolve_transit(meta.in_port, meta.key.dst, &meta.key);
+    found.map(Way::from).map_err(|reason| {
+        let why = match reason {
+            DropReason::NoRoute => Unreachable::Network,
+            DropReason::RouteUnreachable => Unreachable::Host,
+            DropReason::RouteForbids => Unreachable::Prohibited,
+            silent => return silent,
+        };
+        refuse(cx, packet, IcmpError::Unreachable(why))
+    })
 }
 
 fn answer(cx: &mut Cx<'_>, packet: PacketRef<'_>, error: IcmpError) {

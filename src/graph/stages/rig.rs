@@ -348,7 +348,7 @@ fn routes(seed: Seed) -> RoutesBuilder {
     ] {
         let prefix = prefix.parse().expect(prefix);
         let kind = RouteKind::Unicast;
-        routes.add_route(RouteSpec { prefix, via: None, ifindex, kind, metric: 0 });
+        routes.add_route(RouteSpec { prefix, via: None, ifindex, kind });
     }
     for family in [&V4, &V6] {
         routes.set_neighbour(10, addr(family.client.0), CLIENT_MAC);

@@ -1,7 +1,7 @@
 //! Forwards by the kernel's routing table what no stage before has taken.
 
 use super::egress::{
-    begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow, way_to,
+    begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_transit,
 };
 use super::transit::{has_flow, open};
 use crate::flow::{FlowKind, Hop};
@@ -44,17 +44,22 @@ fn established(
         return Err(DropReason::NotHandled);
     }
     let known = cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
-    match known.hop(meta.direction, cx.snapshot.routes.generation()) {
-        Some(hop) => leave(cx, packet, hop),
-        None => find_way(cx, packet, flow),
+    let routes = &cx.snapshot.routes;
+    match known.hop(meta.direction, routes.generation()) {
+        Some(hop) if routes.table_of(meta.in_port) == 0 => leave(cx, packet, hop),
+        _ => find_way(cx, packet, flow),
     }
 }
 
-/// Where the flow's next hop is not known.
+/// Where the flow's next hop is not known, or is not to be relied upon: flows are told apart by
+/// their addresses alone, which hosts behind several tables of routes may share.
 #[inline(never)]
 fn find_way(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, flow: FlowRef) -> Result<(), DropReason> {
-    let (known, direction) = (cx.flows.get_mut(flow), packet.meta.direction);
-    let way = way_of_flow(&cx.snapshot.routes, known, direction, packet.meta.key.dst)?;
+    let way = way_of_transit(cx, packet.as_ref())?;
+    let (routes, meta) = (&cx.snapshot.routes, &packet.meta);
+    if way.wait_for.is_none() && routes.table_of(meta.in_port) == 0 {
+        cx.flows.get_mut(flow).set_hop(meta.direction, way.hop, routes.generation());
+    }
     leave(cx, packet, way.hop)?;
     wait(packet.meta, &way);
     Ok(())
@@ -94,7 +99,8 @@ fn first(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) -> Result<(), DropReason> 
         return established(cx, packet, flow);
     }
     may_cross(meta)?;
-    let way = way_to(&cx.snapshot.routes, meta.key.dst)?;
+    let way = way_of_transit(cx, packet.as_ref())?;
+    let meta = &packet.meta;
     let egress = *cx.snapshot.routes.egress(way.hop.port).ok_or(DropReason::NotOurPort)?;
     if let Some(error) = forbidden(meta, &egress) {
         return Err(refuse(cx, packet.as_ref(), error));
@@ -170,26 +176,33 @@ mod tests {
             via: None,
             ifindex,
             kind,
-            metric: 0,
         };
         rig.routes.add_route(route("203.0.113.0/25", RouteKind::Prohibit, 0));
-        rig.routes.add_route(route("203.0.113.128/25", RouteKind::Unicast, 99));
+        rig.routes.add_route(route("203.0.113.64/26", RouteKind::Blackhole, 0));
+        rig.routes.add_route(route("203.0.113.128/26", RouteKind::Unreachable, 0));
+        rig.routes.add_route(route("203.0.113.192/26", RouteKind::Unicast, 99));
         rig.publish();
-        for (dst, reason) in [
-            (V4.own, DropReason::NotHandled),
-            ("10.1.0.1", DropReason::NotHandled),
-            (V6.own, DropReason::NotHandled),
-            ("224.0.0.9", DropReason::NotHandled),
-            ("ff02::9", DropReason::NotHandled),
-            ("192.0.2.200", DropReason::NoRoute),
-            ("203.0.113.7", DropReason::RouteForbids),
-            ("203.0.113.200", DropReason::NotOurPort),
+        for (dst, reason, told) in [
+            (V4.own, DropReason::NotHandled, None),
+            ("10.1.0.1", DropReason::NotHandled, None),
+            (V6.own, DropReason::NotHandled, None),
+            ("224.0.0.9", DropReason::NotHandled, None),
+            ("ff02::9", DropReason::NotHandled, None),
+            ("192.0.2.200", DropReason::NoRoute, Some([3, 0])),
+            ("2001:db8:77::1", DropReason::NoRoute, Some([1, 0])),
+            ("203.0.113.7", DropReason::RouteForbids, Some([3, 13])),
+            ("203.0.113.70", DropReason::RouteBlackhole, None),
+            ("203.0.113.130", DropReason::RouteUnreachable, Some([3, 1])),
+            ("203.0.113.200", DropReason::NotOurPort, None),
         ] {
             let client = if addr(dst).is_v4() { V4.client } else { V6.client };
             let packet = Shape::udp().between(client, (dst, 53));
-            let got = rig.run(&mut Route, packet.clone());
+            let (got, reply) = rig.run_answered(&mut Route, packet.clone());
             assert_eq!(got.verdict, Verdict::Drop(reason), "{dst}");
             assert_eq!(got.bytes, packet);
+            let message = if addr(dst).is_v4() { 34 } else { 54 };
+            let said = reply.map(|r| [r.bytes[message], r.bytes[message + 1]]);
+            assert_eq!(said, told, "type and code about {dst}");
         }
         assert_eq!(rig.flows.len(), 0);
     }

@@ -167,7 +167,7 @@ impl Play {
                 }
             }
             (_, true) => routes.add_route(route(family, index % ROUTES)),
-            (_, false) => routes.remove_route(&route(family, index % ROUTES)),
+            (_, false) => routes.remove_route(route(family, index % ROUTES).prefix),
         }
         if bits & 32 == 0 {
             self.rig.publish_routes();

@@ -321,7 +321,7 @@ pub fn route(family: &Family, index: usize) -> RouteSpec {
         (RouteKind::Unicast, 99, None),
     ][index % ROUTES];
     let prefix = family.prefixes[index % ROUTES].parse().expect("a prefix");
-    RouteSpec { prefix, via, ifindex, kind, metric: 0 }
+    RouteSpec { prefix, via, ifindex, kind }
 }
 
 /// Neighbours of one family that are known at the start; one more is not.

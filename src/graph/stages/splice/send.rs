@@ -99,7 +99,7 @@ fn write(
     held: Option<(&Held, usize)>,
 ) -> Result<(), DropReason> {
     let routes = &cx.snapshot.routes;
-    let way = way_to(routes, key.dst)?;
+    let way = way_to(routes, key.dst, key)?;
     let egress = *routes.egress(way.hop.port).ok_or(DropReason::NotOurPort)?;
     if !frame.set_extent(cx.arena, HEADROOM, segment.frame_len(key.dst.is_v4())) {
         return Err(DropReason::TooBig);

@@ -20,7 +20,7 @@ impl Splice {
     ) -> Result<(), DropReason> {
         let (seen, offer) = (seen(cx, packet.as_ref()), offer(cx, packet.as_ref()));
         let meta = &*packet.meta;
-        let mtu = way_to(&cx.snapshot.routes, meta.key.src)
+        let mtu = way_to(&cx.snapshot.routes, meta.key.src, &meta.key)
             .ok()
             .and_then(|way| cx.snapshot.routes.egress(way.hop.port))
             .map_or(u16::MAX, |e| e.mtu);

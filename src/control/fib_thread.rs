@@ -1,0 +1,111 @@
+//! Builds forwarding tables aside: a thread that holds the routes in use.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc as tokio_mpsc;
+
+use crate::control::netlink::TablePrefix;
+use crate::forward::PortLink;
+use crate::forward::fib::{Fib, FibBuilder, Route};
+
+/// After a build there is none for so many times as long as it took: with many routes and ever
+/// changing ones a quarter of a core goes into it.
+const REST: u32 = 3;
+
+/// The thread, and the two ways to it.
+pub struct FibThread {
+    orders: Option<mpsc::Sender<Order>>,
+    built: tokio_mpsc::UnboundedReceiver<Built>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Order {
+    links: Vec<PortLink>,
+    routes: Vec<(TablePrefix, Option<Route>)>,
+}
+
+/// A forwarding table by all orders up to some moment.
+pub struct Built {
+    pub fib: Arc<Fib>,
+    /// Routes that it holds.
+    pub routes: usize,
+    /// Routes that there was no room for, since the start.
+    pub refused: usize,
+}
+
+impl FibThread {
+    /// With so many tables beside the main one.
+    ///
+    /// # Errors
+    /// The system refusing a thread.
+    pub fn start(others: usize) -> std::io::Result<FibThread> {
+        let (orders, given) = mpsc::channel();
+        let (tell, built) = tokio_mpsc::unbounded_channel();
+        let body = move || build(&given, &tell, FibBuilder::new(Vec::new(), others));
+        let thread = std::thread::Builder::new().name("routes".into()).spawn(body)?;
+        Ok(FibThread { orders: Some(orders), built, thread: Some(thread) })
+    }
+
+    /// Has a table built with these links and, where they are named, these routes; `None`: the
+    /// prefix has none.
+    pub fn order(&self, links: Vec<PortLink>, routes: Vec<(TablePrefix, Option<Route>)>) {
+        if let Some(orders) = &self.orders {
+            // The thread ends only with us; if it panicked, `built` says so.
+            let _ = orders.send(Order { links, routes });
+        }
+    }
+
+    /// Waits for the next table.
+    ///
+    /// # Panics
+    /// If the thread did.
+    pub async fn built(&mut self) -> Built {
+        self.built.recv().await.expect("the thread that builds forwarding tables lives as we do")
+    }
+}
+
+impl Drop for FibThread {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn build(
+    orders: &mpsc::Receiver<Order>,
+    tell: &tokio_mpsc::UnboundedSender<Built>,
+    mut builder: FibBuilder,
+) {
+    let (mut not_before, mut due, mut refused) = (Instant::now(), false, 0);
+    loop {
+        // All orders that wait are taken in before a table is built.
+        let wait = if due { not_before.saturating_duration_since(Instant::now()) } else { FOREVER };
+        match orders.recv_timeout(wait) {
+            Ok(order) => {
+                builder.set_ports(order.links);
+                for ((table, prefix), route) in order.routes {
+                    refused += usize::from(builder.set(table, prefix, route.as_ref()).is_err());
+                }
+                due = true;
+            }
+            Err(RecvTimeoutError::Timeout) if due => {
+                let start = Instant::now();
+                let built = Built { fib: builder.build(), routes: builder.len(), refused };
+                if tell.send(built).is_err() {
+                    return;
+                }
+                not_before = Instant::now() + start.elapsed() * REST;
+                due = false;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+const FOREVER: Duration = Duration::from_secs(3_600);

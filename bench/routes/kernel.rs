@@ -42,8 +42,8 @@ async fn follow(routes: usize) -> Value {
     let built = start.elapsed().as_secs_f64();
     let (held, mib) = (feed.routes_len(), resident_mib() - before);
     println!(
-        "from the kernel: {held} routes read in {read:.1} s, in use {built:.1} s later; the process \
-         grew by {mib} MiB"
+        "from the kernel: {held} routes read in {read:.1} s, in use {built:.1} s later; the \
+         process grew by {mib} MiB"
     );
     assert!(held >= routes, "{held} of {routes}");
     json!({ "kernel_routes": held, "read_s": read, "in_use_s": built, "process_mib": mib })

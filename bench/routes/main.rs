@@ -118,8 +118,8 @@ fn swaps(routes: usize, packets: u64) -> Value {
     let (without, with) = (us(&alone), us(&swapped));
     let told = if with <= TARGET_TURN_US { "reached" } else { "MISSED" };
     println!(
-        "longest turn of a worker, {FLOWS} flows: {without:.0} us; with {swaps} replacements of the \
-         table: {with:.0} us, {TARGET_TURN_US} wanted: {told}"
+        "longest turn of a worker, {FLOWS} flows: {without:.0} us; with {swaps} replacements of \
+         the table: {with:.0} us, {TARGET_TURN_US} wanted: {told}"
     );
     json!({ "longest_turn_us": without, "replaced": swaps, "longest_turn_replaced_us": with })
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mirror ── routes that changed ──► thread that builds forwarding tables ──┐
-//!    └───── links, neighbours ───────────────────► RouteFeed ◄─────────────┘ ──► Routes ──► workers
+//!    └───── links, neighbours ────────────────► RouteFeed ◄────────────────┘ ──► Routes
 //! ```
 //! A table of a million routes takes a tenth of a second to build: neighbours, which packets wait
 //! for, don't wait for it.

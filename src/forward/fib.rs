@@ -29,8 +29,8 @@ const GROUPS_MAX: usize = 4_096;
 const BUCKETS: usize = 4_096;
 const _: () = assert!(WAYS_MAX <= 1 + u8::MAX as usize && BUCKETS >= 64 * WAYS_MAX);
 
-// A constant, not the process's secret: a restart must not move flows. Who knows it can choose which
-// way their own flows take, and no more.
+// A constant, not the process's secret: a restart must not move flows. Who knows it can choose
+// which way their own flows take, and no more.
 const BUCKET_SEED: Seed = Seed(0x6563_6d70_2d62_6b74);
 
 /// One way of a route.

@@ -136,7 +136,7 @@ fn services() {
             ("of a backend that is away", to(UNRESOLVED_PORT, SYN), unresolved),
             ("without backends", to(DRAINED_PORT, SYN), Dropped(DropReason::NoBackend)),
             ("whose backend has no route", to(LOST_PORT, SYN), Dropped(DropReason::NoRoute)),
-            ("that does not exist", to(79, SYN), Dropped(DropReason::NoRoute)),
+            ("that does not exist", to(79, SYN), Answered(DropReason::NoRoute)),
         ]);
     });
 }

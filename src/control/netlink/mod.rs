@@ -12,6 +12,7 @@ mod asker;
 mod decode;
 pub mod keeper;
 pub mod mirror;
+mod nexthops;
 mod resync;
 pub mod socket;
 

@@ -1,4 +1,5 @@
-//! The netlink sockets: one hears notifications, one dumps, one asks for neighbours.
+//! The netlink sockets: one hears notifications, one those of nexthops, one dumps, one asks for
+//! neighbours.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use super::asker::Asker;
 use super::decode;
 use super::mirror::{Effect, Fact, Mirror, NeighbourState, TablePrefix};
+use super::nexthops::Nexthops;
 use super::resync::{Fresh, Resync};
 use crate::base::Addr;
 
@@ -81,6 +83,7 @@ pub struct Netlink {
     requests: Handle,
     asker: Asker,
     events: UnboundedReceiver<(Message, SocketAddr)>,
+    nexthops: Nexthops,
     mirror: Mirror,
     /// The mirror may be wrong.
     in_doubt: bool,
@@ -114,6 +117,7 @@ impl Netlink {
             requests,
             asker: Asker::open().map_err(NetlinkError::Open)?,
             events,
+            nexthops: Nexthops::open().map_err(NetlinkError::Open)?,
             mirror: Mirror::default(),
             in_doubt: true,
             resync: None,
@@ -203,8 +207,17 @@ impl Netlink {
 
     /// Takes one notification.
     async fn next(&mut self) -> Result<(), NetlinkError> {
-        let (message, _) = self.events.next().await.ok_or(NetlinkError::Closed)?;
-        self.take(message);
+        tokio::select! {
+            event = self.events.next() => {
+                let (message, _) = event.ok_or(NetlinkError::Closed)?;
+                self.take(message);
+            }
+            heard = self.nexthops.heard() => {
+                heard.map_err(|_| NetlinkError::Closed)?;
+                self.in_doubt = true;
+                self.mark_news();
+            }
+        }
         Ok(())
     }
 
@@ -238,7 +251,8 @@ impl Netlink {
             _ => None,
         };
         let effect = self.mirror.apply(fact);
-        if effect == Effect::Changed {
+        // Also where more may have changed than this.
+        if effect != Effect::None {
             match place {
                 Some(place) => drop(self.changes.places.insert(place)),
                 None => self.changes.rest = true,

@@ -1,3 +1,5 @@
+//! Ways, their shares, tables.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Every form of a node against a linear search.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Facts and what they do to the mirror.
+
 use super::*;
 
 fn key(prefix: &str, metric: u32) -> RouteKey {

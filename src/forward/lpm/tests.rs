@@ -112,7 +112,7 @@ fn all_forms(list: &[(Prefix, u32)]) -> impl Iterator<Item = Lpm> {
 fn nodes_of_any_number_of_runs() {
     for n in [1u32, 5, 6, 7, 12, 13, 31, 32, 33, 63, 64, 127, 128, 256] {
         for (base, below) in [(0x0a00_0000, false), (0x0a01_0200, true)] {
-            let host = |i: u32| Addr::v4(base + (i * 256 / n & 255));
+            let host = |i: u32| Addr::v4(base + ((i * 256 / n) & 255));
             let mut list: Vec<_> = (0..n).map(|i| (Prefix::host(host(i)), i + 1)).collect();
             if below {
                 list.push((prefix("10.1.2.0/24"), 0));

@@ -1,8 +1,10 @@
 //! An interactive stream and what stands in its way: small datagrams at a steady pace, each with
 //! the time it was sent, and a flood of large ones. Both ends are threads of this process, so that
-//! one clock tells the delay of one way.
+//! one clock tells the delay of one way, and before all other programs, so that their own wait for
+//! a core is not counted.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -45,6 +47,7 @@ impl Stream {
 
 fn send(target: SocketAddr, epoch: Instant, datagrams: usize) {
     let socket = connected(target);
+    run_first();
     let begin = Instant::now();
     for n in 0..datagrams {
         let due = begin + STREAM_INTERVAL * n as u32;
@@ -57,6 +60,7 @@ fn send(target: SocketAddr, epoch: Instant, datagrams: usize) {
 }
 
 fn receive(socket: &UdpSocket, epoch: Instant, datagrams: usize) -> Delays {
+    run_first();
     let mut delays = vec![None; datagrams];
     let mut payload = [0; STREAM_BYTES];
     let mut missing = datagrams;
@@ -70,6 +74,13 @@ fn receive(socket: &UdpSocket, epoch: Instant, datagrams: usize) -> Delays {
         }
     }
     delays
+}
+
+/// Makes this thread run as soon as it can (sched(7), SCHED_FIFO): it is hardly ever busy. Where
+/// that is not allowed, its wait for a core is counted, too.
+fn run_first() {
+    let thread = nix::unistd::gettid().to_string();
+    let _ = Command::new("chrt").args(["-f", "-p", "10", &thread]).output();
 }
 
 /// The delay that `share` of the datagrams that came did not exceed; zero if none came.

@@ -3,9 +3,9 @@
 //!
 //! `cargo bench --bench veth_qos [-- [--seconds S] [--json FILE]]`, as root, with iperf3 and tc.
 //! The stream is 200 bytes every 20 ms, its delay that of one way. It stands once in a class of its
-//! own, and once among the rest. Its ends run before all other programs, as the kernel's shaper does
-//! and tidegate is made to (`chrt`, of util-linux): their wait for a core that others use, however
-//! many these are, is not what is measured.
+//! own, and once among the rest. Its ends run before all other programs, as the kernel's shaper
+//! does and tidegate is made to (`chrt`, of util-linux): their wait for a core that others use,
+//! however many these are, is not what is measured.
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -23,7 +23,6 @@ impl<T: Sync> MappedArray<T> {
     }
 
     /// Zeroes that nobody else maps: for workers without a program.
-    #[cfg(test)]
     pub(super) fn anonymous(len: usize) -> io::Result<MappedArray<T>> {
         MappedArray::new(len, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)
     }

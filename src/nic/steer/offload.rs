@@ -2,7 +2,6 @@
 //!
 //! The structs and numbers are those of `src/nic/bpf/offload.h`.
 
-#[cfg(test)]
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -105,11 +104,10 @@ impl OffloadSlots {
         OffloadSlots { pages }
     }
 
-    /// Slots that no program looks at.
+    /// Slots that no program looks at: for simulations.
     ///
     /// # Errors
     /// No memory.
-    #[cfg(test)]
     pub fn in_memory(ports: usize) -> io::Result<OffloadSlots> {
         let page = |_| MappedArray::anonymous(MAX_OFFLOAD_SLOTS as usize).map(Arc::new);
         Ok(OffloadSlots { pages: (0..ports).map(page).collect::<io::Result<_>>()? })
@@ -139,10 +137,9 @@ impl OffloadSlots {
         slot.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The stamp that the program goes by.
-    #[cfg(test)]
+    /// The stamp that the program goes by; 0 of a slot that is vacant, or none.
     pub fn stamp(&self, port: PortId, slot: u32) -> u32 {
-        self.slot(port, slot).expect("a slot").stamp.load(Ordering::Acquire)
+        self.slot(port, slot).map_or(0, |s| s.stamp.load(Ordering::Acquire))
     }
 
     fn slot(&self, port: PortId, slot: u32) -> Option<&OffloadSlot> {

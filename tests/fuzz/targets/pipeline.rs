@@ -25,6 +25,9 @@ const IDLE_DAYS: u64 = 3;
 const DAY_NS: u64 = 24 * 3_600 * 1_000_000_000;
 const ETHERNET: usize = 14;
 
+/// Of the first byte: workers hand flows down.
+pub const OFFLOAD: u8 = 64;
+
 /// Input: workers and variant, then steps ([`op`]).
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
@@ -35,6 +38,9 @@ pub fn run(data: &[u8]) {
         sent: VecDeque::new(),
         given: VecDeque::new(),
     };
+    if first & OFFLOAD != 0 {
+        play.rig.offload();
+    }
     for _ in 0..STEPS_MAX {
         if input.is_empty() {
             break;
@@ -87,7 +93,11 @@ impl Play {
             }),
             op::CARRY => self.carry(),
             op::NEIGHBOUR | op::ROUTE => self.change(what % op::COUNT, input.u8()),
-            op::RELOAD => self.rig.reload(variant(input.u8())),
+            op::RELOAD => {
+                self.rig.reload(variant(input.u8()));
+                // What was handed down before is no longer valid.
+                self.rig.publish_routes();
+            }
             op::LIST => {
                 let bits = input.u8();
                 let room = usize::from(bits / 4);
@@ -185,6 +195,7 @@ impl Play {
             }
             self.rig.workers.iter_mut().for_each(|w| w.publish(self.rig.now));
             assert_eq!(self.rig.flows(), 0, "flows never end");
+            assert_eq!(self.rig.offloaded(), 0, "flows that ended are still offloaded");
         }
         self.rig.finish();
     }

@@ -5,6 +5,7 @@
 //! clients ── port 0, 1500 B [box] port 1, 1400 B ── backends, and routers to more networks
 //! ```
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tidegate::base::Nanos;
@@ -12,10 +13,12 @@ use tidegate::base::mem::Arena;
 use tidegate::forward::{RoutesBuilder, Tables};
 use tidegate::graph::Snapshot;
 use tidegate::nic::memory::{MemoryEnd, MemoryPort};
+use tidegate::nic::steer::{OffloadEntry, OffloadOrder, OffloadSlots};
 use tidegate::observe::{Counters, SharedStats};
-use tidegate::packet::FramePool;
+use tidegate::packet::{FlowKey, FramePool, PortId};
 use tidegate::policy::Rules;
 use tidegate::worker::command::control_link;
+use tidegate::worker::offload::{Offload, OffloadRing};
 use tidegate::worker::{Handover, Own, Phase, Worker, WorkerCommand, WorkerEvent, WorkerLink};
 
 use super::setup::{FLOWS_MAX, FRAME_SIZE, FRAMES, Parts, SEED, Variant, routes, rules, tables};
@@ -39,6 +42,7 @@ pub struct Rig {
     snapshot: Snapshot,
     stats: Vec<Arc<SharedStats>>,
     generation: u32,
+    offloads: Option<Offloads>,
     sent: u64,
     received: u64,
 }
@@ -66,6 +70,7 @@ impl Rig {
             snapshot,
             stats: Vec::new(),
             generation: 1,
+            offloads: None,
             sent: 0,
             received: 0,
         };
@@ -98,6 +103,25 @@ impl Rig {
         }
     }
 
+    /// Has workers hand flows down.
+    pub fn offload(&mut self) {
+        let workers = self.workers.len() as u16;
+        let slots = OffloadSlots::in_memory(2).expect("memory for slots");
+        let rings: Vec<_> = (0..workers).map(|_| OffloadRing::new()).collect();
+        for (id, (worker, ring)) in (0..).zip(self.workers.iter_mut().zip(&rings)) {
+            let flows = FLOWS_MAX as usize;
+            // As one of many workers: few slots, which run out.
+            let few = Offload::new(id, 4_096, flows, ring.clone(), slots.clone());
+            worker.set_offload(few);
+        }
+        self.offloads = Some(Offloads { rings, slots, table: HashMap::new() });
+    }
+
+    /// What the program still has to forward.
+    pub fn offloaded(&self) -> usize {
+        self.offloads.as_ref().map_or(0, |offloads| offloads.table.len())
+    }
+
     /// Puts a packet on a wire toward the box; lost where the wire is full.
     pub fn send(&mut self, worker: usize, port: usize, packet: &[u8]) -> bool {
         let end = &self.ends[worker % self.ends.len()][port % 2];
@@ -120,6 +144,9 @@ impl Rig {
             moved += worker.poll(self.now);
             let counters = worker.counters();
             assert_eq!(counters.held(), worker.held() as i128, "{counters:?}");
+        }
+        if let Some(offloads) = &mut self.offloads {
+            offloads.obey(self.generation);
         }
         for link in &self.links {
             while let Some(event) = link.recv() {
@@ -243,5 +270,42 @@ impl Rig {
     /// Flows in the tables, as published last.
     pub fn flows(&self) -> u64 {
         self.stats.iter().map(|s| s.read().gauges.flows).sum()
+    }
+}
+
+/// The XDP program's table, and whose orders fill it.
+struct Offloads {
+    rings: Vec<OffloadRing>,
+    slots: OffloadSlots,
+    table: HashMap<(PortId, FlowKey), OffloadEntry>,
+}
+
+impl Offloads {
+    fn obey(&mut self, generation: u32) {
+        for order in self.rings.iter().flat_map(|ring| std::iter::from_fn(|| ring.next())) {
+            match order {
+                OffloadOrder::Forward { port, key, entry } => {
+                    self.table.insert((port, key), entry);
+                }
+                OffloadOrder::Forget { port, key } => {
+                    self.table.remove(&(port, key));
+                }
+            }
+        }
+        // Two entries of one slot would count for one another.
+        let mut slots = Vec::new();
+        for (&(port, key), entry) in &self.table {
+            if self.slots.stamp(port, entry.slot) == entry.stamp {
+                assert!(entry.generation <= generation, "by routes that there are none of yet");
+                assert!(
+                    usize::from(port.0) < 2 && entry.port < 2 && key.src.is_v4() == key.dst.is_v4()
+                );
+                slots.push((port.0, entry.slot));
+            }
+        }
+        let live = slots.len();
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), live, "a slot is two flows'");
     }
 }

@@ -54,6 +54,8 @@ type Named = (String, Vec<u8>);
 
 // ---- pipeline ----
 
+/// Balances and routes, without a class tree.
+const BARE: u8 = 4;
 /// Workers: one or two.
 const TWO_WORKERS: u8 = 16;
 const VERIFY: u8 = 32;
@@ -100,6 +102,19 @@ impl Script {
     fn repeat(self, n: u8, step: impl Fn(Script, u8) -> Script) -> Script {
         (0..n).fold(self, step)
     }
+}
+
+/// Flows that are handed down, come back with a reload and a RST, go down again and age away.
+fn offload(v6: u8) -> Script {
+    let udp = v6 | to::UDP;
+    let datagrams = |s: Script, i: u8| s.client(udp, 20 + i % 3, i % 2, 0, 0, 10).answer(0, 0);
+    let segments = |s: Script, _: u8| s.client(v6, 30, 0, 0, ACK, 10).answer(ACK, 0);
+    let open = |s: Script| s.client(v6, 30, 0, 0, SYN, 0).answer(SYN | ACK, 0);
+    let start = Script::new(super::pipeline::OFFLOAD | BARE).repeat(36, datagrams);
+    let down = open(start).repeat(8, segments).put(&[op::RELOAD | op::POLL, BARE]);
+    let again = down.repeat(36, datagrams).repeat(24, segments);
+    let ended = again.client(v6, 30, 0, 0, RST, 0).time(27).repeat(12, datagrams);
+    ended.put(&[op::ROUTE | op::POLL, 16 | u8::from(v6 != 0)]).repeat(6, datagrams).time(31)
 }
 
 fn scripts() -> Vec<Named> {
@@ -151,6 +166,7 @@ fn scripts() -> Vec<Named> {
         add(&format!("icmp-errors-{family}"), icmp_errors(v6));
         add(&format!("reloads-{family}"), reloads(v6));
         add(&format!("two-workers-{family}"), two_workers(v6));
+        add(&format!("offload-{family}"), offload(v6));
     }
     let tagged = udp_packet(&UdpSpec { link: LinkSpec::vlan(5), ..between(&V4).1 });
     let raw = Script::new(0).put(&[op::RAW | op::POLL, 0, 0, tagged.len() as u8]).put(&tagged);

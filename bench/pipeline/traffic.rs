@@ -62,24 +62,28 @@ struct Template {
     bytes: [u8; FRAME_LEN],
     ip_sum: u32,
     tcp_sum: u32,
+    /// Of the tag, which in a SYN lies behind the packet: SYNs with data are dropped.
+    tag_mask: u32,
 }
 
 impl Template {
     fn new(flags: u8) -> Template {
         let any = (Addr::v4(CLIENTS), 1);
-        let mut spec = TcpSpec::new(any, (Addr::v4(VIP), 1), flags, &[0; FRAME_LEN - PAYLOAD]);
+        let data: &[u8] = if flags & flag::SYN == 0 { &[0; FRAME_LEN - PAYLOAD] } else { &[] };
+        let mut spec = TcpSpec::new(any, (Addr::v4(VIP), 1), flags, data);
         spec.seq = 1 + u32::from(flags & flag::SYN == 0);
         spec.ack = spec.seq;
         let packet = tcp_packet(&spec);
         let mut bytes = [0; FRAME_LEN];
-        bytes.copy_from_slice(&packet);
+        bytes[..packet.len()].copy_from_slice(&packet);
         bytes[IP + 12..IP + 20].fill(0);
         bytes[TCP..TCP + 4].fill(0);
         bytes[IP + 10..IP + 12].fill(0);
         bytes[TCP + 16..TCP + 18].fill(0);
-        let segment_len = (FRAME_LEN - TCP) as u32;
+        let segment_len = (packet.len() - TCP) as u32;
         let (ip_sum, tcp_sum) = (sum(&bytes[IP..TCP]), sum(&bytes[TCP..]) + 6 + segment_len);
-        Template { bytes, ip_sum, tcp_sum }
+        let tag_mask = if data.is_empty() { 0 } else { u32::MAX };
+        Template { bytes, ip_sum, tcp_sum, tag_mask }
     }
 
     /// Writes the segment; `tag` goes into its payload.
@@ -89,7 +93,8 @@ impl Template {
         out.copy_from_slice(&self.bytes);
         let words = |v: u32| (v >> 16) + (v & 0xffff);
         let addrs = words(ends.src) + words(ends.dst);
-        let rest = addrs + u32::from(ends.sport) + u32::from(ends.dport) + words(tag);
+        let ports = u32::from(ends.sport) + u32::from(ends.dport);
+        let rest = addrs + ports + words(tag & self.tag_mask);
         put(out, IP + 12, &ends.src.to_be_bytes());
         put(out, IP + 16, &ends.dst.to_be_bytes());
         put(out, TCP, &ends.sport.to_be_bytes());

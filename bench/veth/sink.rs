@@ -28,8 +28,8 @@ const IPV4: [u8; 2] = [8, 0];
 /// sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sink {
-    /// An XDP program that drops what comes: for XDP frames the nearest to a wire, and for the kernel
-    /// cheaper than the others. Socket buffers that AF_XDP sends are copied to a page first.
+    /// An XDP program that drops what comes: for XDP frames the nearest to a wire, and for the
+    /// kernel cheaper than the others. Socket buffers of AF_XDP are copied to a page first.
     Xdp,
     /// The kernel's stack, behind GRO.
     Gro,

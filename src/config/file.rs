@@ -40,7 +40,17 @@ pub struct FileConfig {
     pub dscp: Named<FileTrust>,
     pub rule: Vec<Spanned<FileRule>>,
     pub catalogue: FileCatalogue,
+    pub announce: Plain<FileAnnounce>,
     pub admin: Plain<FileAdmin>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileAnnounce {
+    pub protocol: Plain<i64>,
+    pub table: Plain<i64>,
+    pub healthy_percent: Plain<i64>,
+    pub withdraw_wait: Noted<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -130,6 +140,7 @@ pub struct FileService {
     pub idle_timeout: Noted<Duration>,
     pub bind_timeout: Noted<Duration>,
     pub promise: Plain<FilePromise>,
+    pub announce: Option<bool>,
 }
 
 /// What clients are told before their backend is known.

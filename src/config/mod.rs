@@ -14,8 +14,9 @@ mod rule_atoms;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::forward::spec::ForwardSpec;
+use crate::forward::spec::{ForwardSpec, ServiceId};
 use crate::graph::spec::PipelineSpec;
 use crate::nic::spec::PortSpec;
 use crate::policy::catalogue::Catalogue;
@@ -50,10 +51,26 @@ pub struct Config {
     pub tenant_names: Vec<String>,
     /// The catalogue of LLM APIs, with the configuration's changes.
     pub catalogue: Catalogue,
+    pub announce: AnnounceSpec,
     pub pipeline: PipelineSpec,
     pub admin: AdminSpec,
     /// What is allowed but probably not meant, to be told to the operator.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// What is told to a routing daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnnounceSpec {
+    /// Services whose VIP gets a route while they are served, in order.
+    pub services: Vec<ServiceId>,
+    /// `rtm_protocol` of the routes.
+    pub protocol: u8,
+    /// The kernel's table that they go to.
+    pub table: u32,
+    /// Share of a pool's backends that must be well; one at least.
+    pub healthy_percent: u8,
+    /// From withdrawing until nothing more is taken in, at the end.
+    pub withdraw_wait: Duration,
 }
 
 /// The control socket and the metrics page.

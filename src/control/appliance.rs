@@ -1,9 +1,11 @@
 //! The appliance as a whole: made, changed, taken down.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::announce::{self, Announcer};
 use super::crew::{Crew, Seat};
 use super::netlink::{self, Keeper, Netlink, NetlinkError, NetlinkOptions};
 use super::pools::Pools;
@@ -39,6 +41,8 @@ pub enum BootError {
          `workers.flows_max`, or give this process more"
     )]
     Memory { workers: u16, flows: u32, bytes: usize },
+    #[error("routes to VIPs can't be announced over netlink: {0}")]
+    Announce(#[source] std::io::Error),
     #[error("can't start a thread: {0}")]
     Thread(#[source] std::io::Error),
     #[error("worker {worker}: {source}")]
@@ -54,6 +58,7 @@ pub struct Appliance {
     pub(super) snapshot: Snapshot,
     pub(super) pools: Pools,
     pub(super) crew: Crew,
+    announcer: Announcer,
     pub(super) modes: Vec<PortMode>,
     /// By port, as last logged.
     links_up: Vec<bool>,
@@ -100,6 +105,7 @@ impl Appliance {
         feed.start(netlink.mirror()).await;
         let routes = feed.routes(netlink.mirror());
         let clock = Clock::new();
+        let announcer = Announcer::new(&config.announce).map_err(BootError::Announce)?;
         let mut standing = Pools::new(&config);
         let snapshot = Snapshot {
             forward: Arc::new(standing.tables(clock.now(), &config, seed)),
@@ -119,6 +125,7 @@ impl Appliance {
             snapshot,
             pools: standing,
             crew: Crew::default(),
+            announcer,
             modes,
             links_up,
             offload: Vec::new(),
@@ -214,6 +221,31 @@ impl Appliance {
             self.snapshot.forward = Arc::new(tables);
             self.crew.reweigh(&self.snapshot.forward);
         }
+        self.announce();
+    }
+
+    /// Has those addresses announced that somebody serves.
+    fn announce(&mut self) {
+        let spec = &self.config.announce;
+        if !self.announcer.is_for(spec) {
+            match Announcer::new(spec) {
+                Ok(announcer) => self.announcer = announcer,
+                Err(error) => return tracing::error!(%error, "routes to VIPs can't be announced"),
+            }
+        }
+        let wanted = announce::wanted(&self.config, &self.pools);
+        if let Err(error) = self.announcer.set(&wanted) {
+            tracing::error!(%error, "a route to a VIP could not be announced or withdrawn");
+        }
+    }
+
+    /// Withdraws all addresses; returns how long others may take to hear of it.
+    pub(super) fn withdraw(&mut self) -> Duration {
+        let announced = !self.announcer.announced().is_empty();
+        if let Err(error) = self.announcer.set(&BTreeSet::new()) {
+            tracing::error!(%error, "a route to a VIP could not be withdrawn");
+        }
+        if announced { self.config.announce.withdraw_wait } else { Duration::ZERO }
     }
 
     /// Says when a port's link goes or comes back.

@@ -1,5 +1,6 @@
 //! Boot, reload, the kernel's routes and neighbours, and the end.
 
+mod announce;
 mod appliance;
 pub mod ask;
 mod classes;

@@ -234,6 +234,9 @@ impl Control {
         };
         let limit = self.appliance.config.workers.drain_limit;
         tracing::info!(cause, ?limit, "draining");
+        // Traffic goes elsewhere before it is refused here.
+        let wait = self.appliance.withdraw();
+        self.go_on_for(wait).await?;
         self.appliance.steering.release();
         tokio::time::sleep(RINGS_EMPTY_WITHIN.min(limit)).await;
         let deadline = self.appliance.clock.now() + limit;
@@ -255,6 +258,19 @@ impl Control {
             let _ = reply.send(());
         }
         Ok(())
+    }
+
+    /// Listens to the workers for so long, and does nothing else.
+    async fn go_on_for(&mut self, wait: Duration) -> Result<(), RunError> {
+        let end = tokio::time::sleep(wait);
+        tokio::pin!(end);
+        let mut tick = interval(TICK);
+        loop {
+            tokio::select! {
+                () = &mut end => return Ok(()),
+                _ = tick.tick() => self.listen()?,
+            }
+        }
     }
 
     async fn all_ended(&mut self) -> Result<(), RunError> {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod alone;
+mod announce;
 mod classes;
 mod delay;
 mod fit;
@@ -46,6 +47,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let catalogue = catalogue(b, file);
     let (rules, names) = rules::rules(b, file, classes, &catalogue);
     let metering = meters::metering(b, file, &ports, &qos, &names.classes);
+    let announce = announce::announce(b, file);
     let admin = admin::admin(b, file);
     let mut config = Config {
         path: b.source.path().to_path_buf(),
@@ -59,6 +61,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         tenant_names: names.tenants,
         metering,
         catalogue,
+        announce,
         pipeline,
         admin,
         warnings: Vec::new(),

@@ -13,7 +13,7 @@ use crate::base::{Addr, Nanos, Seed};
 use crate::config::Config;
 use crate::flow::entry::NONE_U16;
 use crate::forward::Tables;
-use crate::forward::spec::{BackendSpec, PoolSpec, ServiceId};
+use crate::forward::spec::{BackendSpec, PoolSpec, ServiceId, ServiceSpec};
 
 pub use drained::{DrainTarget, Drained, flows_of};
 pub use health::{Change, Health};
@@ -120,6 +120,20 @@ impl Pools {
     /// The weight that the workers have for a backend.
     pub fn weight(&self, pool: usize, backend: usize) -> u16 {
         self.applied.weights.get(pool).and_then(|w| w.get(backend)).copied().unwrap_or(0)
+    }
+
+    /// Whether a service's new flows go to backends that are known to be well: to so many of those
+    /// that have a weight, and to one at least.
+    pub fn serves(&self, config: &Config, service: &ServiceSpec, percent: u8) -> bool {
+        let pool = usize::from(service.pool.0);
+        let Some(spec) = config.forward.pools.get(pool) else { return false };
+        let known = |b: &BackendSpec| self.health(spec, b).is_none_or(|h| h.checks > 0);
+        let weighted = || spec.backends.iter().enumerate().filter(|(_, b)| b.weight > 0);
+        let well = weighted().filter(|(i, b)| self.weight(pool, *i) > 0 && known(b)).count();
+        !self.drained.service(&service.name)
+            && !self.is_panicking(&spec.name)
+            && well > 0
+            && well * 100 >= usize::from(percent) * weighted().count()
     }
 
     pub fn is_panicking(&self, pool: &str) -> bool {

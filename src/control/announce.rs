@@ -1,0 +1,267 @@
+//! Routes to VIPs, for a routing daemon to pass on: a host route while somebody serves it.
+//!
+//! The routes are for reading only. They are blackholes, in a table that no rule asks by default:
+//! packets to VIPs are taken before the kernel routes them.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::pools::Pools;
+use crate::base::{Addr, Prefix};
+use crate::config::{AnnounceSpec, Config};
+
+/// Bytes of an answer; the kernel's longest are 32 KiB (`netlink_dump`).
+const ANSWER_BYTES: usize = 65_536;
+
+/// Addresses that should be announced: of services that want it, those that somebody serves. Of
+/// several services of an address one is enough.
+pub fn wanted(config: &Config, pools: &Pools) -> BTreeSet<Addr> {
+    let announce = &config.announce;
+    let services = config.forward.services.iter();
+    let announced = services.filter(|s| announce.services.contains(&s.id));
+    let served = announced.filter(|s| pools.serves(config, s, announce.healthy_percent));
+    served.map(|s| s.vip).collect()
+}
+
+/// What is announced. Dropped, it withdraws all.
+pub struct Announcer {
+    socket: Socket,
+    protocol: u8,
+    table: u32,
+    installed: BTreeSet<Addr>,
+}
+
+impl Announcer {
+    /// Withdraws what a run that was killed has left.
+    ///
+    /// # Errors
+    /// The kernel refusing a socket, or to list or remove routes.
+    pub fn new(spec: &AnnounceSpec) -> io::Result<Announcer> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        let (protocol, table) = (spec.protocol, spec.table);
+        let mut announcer = Announcer { socket, protocol, table, installed: BTreeSet::new() };
+        if !spec.services.is_empty() {
+            announcer.installed = announcer.listed()?;
+            announcer.set(&BTreeSet::new())?;
+        }
+        Ok(announcer)
+    }
+
+    /// Whether these are the routes that are asked for now.
+    pub fn is_for(&self, spec: &AnnounceSpec) -> bool {
+        (self.protocol, self.table) == (spec.protocol, spec.table)
+    }
+
+    /// Announces these addresses and no others.
+    ///
+    /// # Errors
+    /// The kernel refusing one; the others are as asked for.
+    pub fn set(&mut self, wanted: &BTreeSet<Addr>) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for &gone in self.installed.clone().difference(wanted) {
+            match self.ask(RouteNetlinkMessage::DelRoute(self.route(gone)), 0) {
+                Err(e) if e.raw_os_error() != Some(libc::ESRCH) => outcome = Err(e),
+                _ => {
+                    self.installed.remove(&gone);
+                    tracing::info!(address = %gone, "withdrawn");
+                }
+            }
+        }
+        for &new in wanted.difference(&self.installed.clone()) {
+            let message = RouteNetlinkMessage::NewRoute(self.route(new));
+            match self.ask(message, NLM_F_CREATE | NLM_F_REPLACE) {
+                Ok(()) => {
+                    self.installed.insert(new);
+                    tracing::info!(address = %new, "announced");
+                }
+                Err(e) => outcome = Err(e),
+            }
+        }
+        outcome
+    }
+
+    pub fn announced(&self) -> &BTreeSet<Addr> {
+        &self.installed
+    }
+
+    fn route(&self, addr: Addr) -> RouteMessage {
+        let mut route = self.table_message(addr.is_v4());
+        route.header.destination_prefix_length = Prefix::host(addr).len();
+        route.header.protocol = RouteProtocol::from(self.protocol);
+        route.header.scope = RouteScope::Universe;
+        route.header.kind = RouteType::BlackHole;
+        route.attributes.push(RouteAttribute::Destination(RouteAddress::from(addr.to_ip())));
+        route
+    }
+
+    fn table_message(&self, v4: bool) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        // `RT_TABLE_UNSPEC` where the header has no room: the attribute counts.
+        route.header.table = u8::try_from(self.table).unwrap_or(0);
+        route.attributes.push(RouteAttribute::Table(self.table));
+        route
+    }
+
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        self.answers(|_| {})
+    }
+
+    /// Host routes in our table with our protocol's number.
+    fn listed(&mut self) -> io::Result<BTreeSet<Addr>> {
+        let mut found = BTreeSet::new();
+        for v4 in [true, false] {
+            let question = RouteNetlinkMessage::GetRoute(self.table_message(v4));
+            self.send(question, NLM_F_REQUEST | NLM_F_DUMP)?;
+            let (protocol, table) = (RouteProtocol::from(self.protocol), self.table);
+            self.answers(|route| found.extend(ours(&route, protocol, table)))?;
+        }
+        Ok(found)
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = flags;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        Ok(())
+    }
+
+    /// Reads answers to the end, an acknowledgement or a dump's end. The kernel has answered when a
+    /// question is sent, so nothing is waited for.
+    fn answers(&mut self, mut take: impl FnMut(RouteMessage)) -> io::Result<()> {
+        loop {
+            let mut bytes = Vec::with_capacity(ANSWER_BYTES);
+            self.socket.recv(&mut bytes, 0)?;
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+                // Messages are aligned to 4 bytes.
+                let len = (message.header.length as usize).max(4).next_multiple_of(4);
+                rest = rest.get(len..).unwrap_or_default();
+                match message.payload {
+                    NetlinkPayload::Error(e) => {
+                        return match e.code {
+                            Some(_) => Err(e.to_io()),
+                            None => Ok(()),
+                        };
+                    }
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(r)) => take(r),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Announcer {
+    fn drop(&mut self) {
+        if let Err(error) = self.set(&BTreeSet::new()) {
+            tracing::warn!(%error, "a VIP could not be withdrawn");
+        }
+    }
+}
+
+fn ours(route: &RouteMessage, protocol: RouteProtocol, table: u32) -> Option<Addr> {
+    let mut of_table = u32::from(route.header.table);
+    let mut addr = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Table(table) => of_table = *table,
+            RouteAttribute::Destination(RouteAddress::Inet(a)) => addr = Some(Addr::from(*a)),
+            RouteAttribute::Destination(RouteAddress::Inet6(a)) => addr = Some(Addr::from(*a)),
+            _ => {}
+        }
+    }
+    let addr = addr?;
+    let whole = route.header.destination_prefix_length == Prefix::host(addr).len();
+    (route.header.protocol == protocol && of_table == table && whole).then_some(addr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::spec::ServiceId;
+    use std::process::Command;
+    use std::time::Duration;
+
+    fn spec(table: u32) -> AnnounceSpec {
+        AnnounceSpec {
+            services: vec![ServiceId(0)],
+            protocol: 200,
+            table,
+            healthy_percent: 0,
+            withdraw_wait: Duration::ZERO,
+        }
+    }
+
+    fn ip(words: &str) -> String {
+        let output = Command::new("ip").args(words.split(' ')).output().expect("ip");
+        assert!(output.status.success(), "ip {words}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    fn in_namespace(test: fn()) {
+        let body = move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            ip("link set lo up");
+            test();
+        };
+        std::thread::spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+
+    fn addrs(of: &[&str]) -> BTreeSet<Addr> {
+        of.iter().map(|a| a.parse().expect("literal")).collect()
+    }
+
+    fn shown(table: u32) -> String {
+        let of = |family| ip(&format!("{family} route show table {table} proto 200"));
+        // `ip` fails where the table does not exist; here it always has, once.
+        of("-4") + &of("-6")
+    }
+
+    #[test]
+    fn routes_come_and_go_and_leftovers_too() {
+        in_namespace(|| {
+            for table in [200, 70_000] {
+                for line in ["-4 route add 192.0.2.99", "-6 route add 2001:db8::99"] {
+                    let left = line.replace("add ", "add blackhole ");
+                    ip(&format!("{left} table {table} proto 200"));
+                    // Somebody else's.
+                    let other = left.replace("99", "77");
+                    ip(&format!("{other} table {table} proto static"));
+                }
+                let mut announcer = Announcer::new(&spec(table)).expect("sockets");
+                assert_eq!(shown(table).trim(), "", "what a killed run has left");
+                let both = addrs(&["203.0.113.10", "2001:db8:5::10"]);
+                announcer.set(&both).expect("announced");
+                announcer.set(&both).expect("nothing to do");
+                let seen = shown(table);
+                assert!(seen.contains("203.0.113.10") && seen.contains("2001:db8:5::10"), "{seen}");
+                announcer.set(&addrs(&["203.0.113.10"])).expect("one withdrawn");
+                assert!(!shown(table).contains("2001:db8:5::10"));
+                ip(&format!("route del blackhole 203.0.113.10 table {table} proto 200"));
+                announcer.set(&both).expect("the other again");
+                drop(announcer);
+                assert_eq!(shown(table).trim(), "");
+                assert!(ip(&format!("route show table {table}")).contains("192.0.2.77"));
+            }
+        });
+    }
+}

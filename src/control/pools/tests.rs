@@ -102,6 +102,35 @@ fn where_too_few_are_well_all_get_flows() {
 }
 
 #[test]
+fn a_service_is_served_while_enough_are_known_to_be_well() {
+    in_runtime(|| {
+        let mut w = World::new(&text(0));
+        let serves =
+            |w: &World, percent| w.pools.serves(&w.config, &w.config.forward.services[0], percent);
+        assert!(!serves(&w, 0), "none was checked yet");
+        w.check(1, 1, true);
+        assert_eq!((serves(&w, 25), serves(&w, 26)), (true, false), "one of four");
+        (2..=3).for_each(|b| w.check(1, b, true));
+        w.check(1, 4, false);
+        w.weights(1);
+        assert_eq!((serves(&w, 75), serves(&w, 76)), (true, false), "three of four");
+        let drain = |w: &mut World, target: &DrainTarget, on| {
+            w.pools.drained.set(target, on);
+            w.weights(2);
+        };
+        drain(&mut w, &backend("b1"), true);
+        assert_eq!((serves(&w, 50), serves(&w, 51)), (true, false), "two of four");
+        drain(&mut w, &DrainTarget::Service("s".into()), true);
+        assert!(!serves(&w, 0), "nobody may begin");
+        drain(&mut w, &DrainTarget::Service("s".into()), false);
+        assert!(serves(&w, 0));
+        (1..=4).for_each(|b| w.check(3, b, false));
+        w.weights(3);
+        assert!(w.pools.is_panicking("a") && !serves(&w, 0), "all get flows, and none is well");
+    });
+}
+
+#[test]
 fn drained_backends_get_nothing_even_in_panic_and_after_a_reload() {
     in_runtime(|| {
         let mut w = World::new(&text(0));

@@ -71,8 +71,8 @@ fuzz: packages-fuzz
 		$(CARGO) $$nightly fuzz run --fuzz-dir $(FUZZ) $$t $(FUZZ)/found/$$t \
 			$(FUZZ)/corpus/$$t -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20; done
 
-# One after another: they share two cores. Each prints a table and writes JSON. The last two
-# compare forwarders and shapers in namespaces of their own, and need root.
+# One after another: they share two cores. Each prints a table and writes JSON. The last three
+# compare forwarders, routers by name and shapers in namespaces of their own, and need root.
 BENCHES := parse inspect ndpi qos pipeline routes
 bench: packages-bench build
 	$(CARGO) bench --locked --no-run
@@ -81,6 +81,8 @@ bench: packages-bench build
 		$(CARGO) bench --quiet --locked --bench $$b -- --json $(CURDIR)/bench/out/$$b.json; done
 	@echo; echo "== veth"
 	$(ROOT) $(CARGO) bench --quiet --locked --bench veth -- --json $(CURDIR)/bench/out/veth.json
+	@echo; echo "== sni"
+	$(ROOT) $(CARGO) bench --quiet --locked --bench sni -- --json $(CURDIR)/bench/out/sni.json
 	@echo; echo "== veth_qos"
 	$(ROOT) $(CARGO) bench --quiet --locked --bench veth_qos -- \
 		--json $(CURDIR)/bench/out/veth_qos.json

@@ -10,7 +10,7 @@ run=(iproute2 ethtool util-linux)
 # Real peers of the tests.
 test=(frr bird2 python3 python3-venv haproxy tcpdump nginx-light curl nghttp2-client openssl iperf3 nftables procps)
 # Peers of the benchmarks. DPDK's AF_XDP driver carries a version in its name: see below.
-bench=(dpdk-dev valgrind libndpi-dev)
+bench=(dpdk-dev valgrind libndpi-dev libnginx-mod-stream)
 driver='librte-net-af-xdp'
 # libFuzzer is C++.
 fuzz=(g++)

@@ -15,6 +15,7 @@ use crate::bed::{
     show_mac,
 };
 use crate::kernel::{self, Placement};
+use crate::napi;
 use crate::sink::{Sink, Translation};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -116,7 +117,7 @@ impl Forwarder {
                 let text = tidegate_config(pipeline, classes, offload.is_some());
                 let process = start_tidegate(&bed, &text, dir.path())?;
                 if offload == Some(Placement::Threaded) {
-                    kernel_threads = kernel::thread_napi(&bed.router)?;
+                    kernel_threads = napi::thread(&bed.router, "wan", ROUTER_CORE)?;
                 }
                 Some(process)
             }

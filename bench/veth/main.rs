@@ -9,6 +9,7 @@ mod bed;
 mod forwarder;
 mod kernel;
 mod measure;
+mod napi;
 mod priority;
 mod report;
 mod sink;

@@ -1,0 +1,101 @@
+//! What every router stands in: clients, the router, servers, in namespaces in a row.
+//!
+//! ```text
+//! [clients] g0 ── wan [router] lan ── s0 [servers]
+//! 198.18.0.1     203.0.113.10         10.0.2.11-14
+//! ```
+//!
+//! Clients and servers have the first core, the router has the second one for all it does: frames
+//! are taken in by threads of the kernel on that core, and what it sends is taken from it by the
+//! first core at once. The far ends send frames as wires carry them; the router's own ends have
+//! what their router can make use of.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tidegate::lab::{Namespace, Veth, VethEnd};
+
+use crate::napi;
+
+pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+pub const PORT: u16 = 443;
+pub const SERVER_PORT: u16 = 8443;
+/// Names and the last bytes of the servers behind each.
+pub const NAMES: [(&str, [u8; 2]); 2] =
+    [("api.example.com", [11, 12]), ("files.example.com", [13, 14])];
+/// The source that full NAT puts in.
+pub const NAT: &str = "10.9.0.1";
+pub const LAN: &str = "10.0.2.1";
+pub const FAR_CORE: usize = 0;
+pub const ROUTER_CORE: usize = 1;
+
+pub struct Bed {
+    pub clients: Namespace,
+    pub router: Namespace,
+    pub servers: Namespace,
+}
+
+impl Bed {
+    pub fn new() -> anyhow::Result<Bed> {
+        let [clients, router, servers] = ["clients", "router", "servers"].map(namespace);
+        let (clients, router, servers) = (clients?, router?, servers?);
+        let end = |namespace, name, addresses| VethEnd { namespace, name, addresses };
+        let (a, b) = (
+            end(&clients, "g0", &["198.18.0.1/16"][..]),
+            end(&router, "wan", &["198.18.255.1/16"][..]),
+        );
+        Veth { a, b, queues: 1, wire_like: true }.create()?;
+        let all = ["10.0.2.11/24", "10.0.2.12/24", "10.0.2.13/24", "10.0.2.14/24"];
+        let (a, b) = (end(&router, "lan", &["10.0.2.1/24"][..]), end(&servers, "s0", &all[..]));
+        Veth { a, b, queues: 1, wire_like: true }.create()?;
+        clients.ip("route add default via 198.18.255.1")?;
+        servers.ip(&format!("route add default via {LAN}"))?;
+        napi::steer(&clients, "g0", FAR_CORE)?;
+        napi::steer(&servers, "s0", FAR_CORE)?;
+        Ok(Bed { clients, router, servers })
+    }
+
+    /// Gives the router's ends all that a router on sockets profits by: merged frames in, large
+    /// ones out, and no checksums to compute.
+    ///
+    /// # Errors
+    /// As `ethtool` says.
+    pub fn offload(&self) -> anyhow::Result<()> {
+        for interface in ["wan", "lan"] {
+            for on in ["rx", "tx", "sg", "tso", "gso", "gro"] {
+                self.router.run("ethtool", &["-K", interface, on, "on"])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the router's frames taken in on its core; returns the threads.
+    ///
+    /// # Errors
+    /// Of [`napi::thread`].
+    pub fn place(&self) -> anyhow::Result<Vec<i32>> {
+        let mut threads = napi::thread(&self.router, "wan", ROUTER_CORE)?;
+        threads.extend(napi::thread(&self.router, "lan", ROUTER_CORE)?);
+        Ok(threads)
+    }
+}
+
+/// A server's address.
+pub fn server(last: u8) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::new(10, 0, 2, last).into(), SERVER_PORT)
+}
+
+fn namespace(name: &str) -> anyhow::Result<Namespace> {
+    let ns = Namespace::new(name)?;
+    for (key, value) in [
+        ("net.ipv6.conf.default.disable_ipv6", "1"),
+        ("net.ipv4.ip_local_port_range", "1024 65000"),
+        // Ports of closed connections can be used again after a second.
+        ("net.ipv4.tcp_tw_reuse", "1"),
+        ("net.core.somaxconn", "65535"),
+        ("net.ipv4.tcp_max_syn_backlog", "65535"),
+        ("net.ipv4.tcp_syncookies", "1"),
+    ] {
+        ns.sysctl(key, value)?;
+    }
+    Ok(ns)
+}

@@ -1,0 +1,213 @@
+//! The routers that are compared: how each is set up, started, paused.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tidegate::lab::{Process, wait_for};
+
+use crate::bed::{Bed, FAR_CORE, NAMES, NAT, PORT, ROUTER_CORE, SERVER_PORT, VIP};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// Where Debian's package libnginx-mod-stream puts it.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// Who routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nobody: the kernel forwards, clients connect to the servers.
+    Forwarding,
+    Tidegate,
+    Haproxy,
+    Nginx,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Forwarding, Kind::Tidegate, Kind::Haproxy, Kind::Nginx];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Forwarding => "no router (ip_forward)",
+            Kind::Tidegate => "tidegate, bind = \"hello\"",
+            Kind::Haproxy => "HAProxy, req.ssl_sni",
+            Kind::Nginx => "nginx, ssl_preread",
+        }
+    }
+}
+
+/// A router in a bed of its own, paused but while it is measured.
+pub struct Contender {
+    pub kind: Kind,
+    pub bed: Bed,
+    process: Option<Process>,
+    kernel_threads: Vec<i32>,
+    _dir: TempDir,
+}
+
+impl Contender {
+    /// # Errors
+    /// A program that is not installed or does not start.
+    pub fn start(kind: Kind) -> anyhow::Result<Contender> {
+        let bed = Bed::new()?;
+        let dir = tempfile::tempdir()?;
+        if kind != Kind::Tidegate {
+            bed.offload()?;
+            bed.router.ip(&format!("addr add {VIP}/32 dev lo"))?;
+        }
+        let process = match kind {
+            Kind::Forwarding => {
+                bed.router.sysctl("net.ipv4.ip_forward", "1")?;
+                None
+            }
+            Kind::Tidegate => Some(start_tidegate(&bed, dir.path())?),
+            Kind::Haproxy => Some(start_haproxy(&bed, dir.path())?),
+            Kind::Nginx => Some(start_nginx(&bed, dir.path())?),
+        };
+        let kernel_threads = bed.place()?;
+        Ok(Contender { kind, bed, process, kernel_threads, _dir: dir })
+    }
+
+    /// All that works for it: its process, and the kernel's threads that take its frames in.
+    pub fn process_ids(&self) -> Vec<i32> {
+        let process = self.process.as_ref().map(|p| p.id().cast_signed());
+        process.into_iter().chain(self.kernel_threads.iter().copied()).collect()
+    }
+
+    /// # Errors
+    /// It has ended by itself.
+    pub fn pause(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// # Errors
+    /// It has ended by itself.
+    pub fn resume(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        if !process.is_running() {
+            bail!("{} has ended by itself", self.kind.name());
+        }
+        Ok(process.signal(signal)?)
+    }
+}
+
+fn start_tidegate(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
+    let program = env!("CARGO_BIN_EXE_tidegate");
+    let (file, socket) = (dir.join("tidegate.toml"), dir.join("tidegate.sock"));
+    fs::write(&file, tidegate_config(&socket))?;
+    bed.servers.ip(&format!("route add {NAT}/32 via {}", crate::bed::LAN))?;
+    // Its control thread shares the far ends' core; the worker moves to its own.
+    let mut command = Command::new("taskset");
+    command.args(["-c", &FAR_CORE.to_string(), program, "run", "-c"]).arg(&file);
+    let process = bed.router.spawn(command)?;
+    let socket = socket.display().to_string();
+    let ask = ["show", "counters", "--socket", &socket];
+    started(process, "tidegate", || bed.router.run(program, &ask).is_ok())
+}
+
+fn tidegate_config(socket: &Path) -> String {
+    let mut text = format!(
+        "pipeline = \"llm-edge\"\n\
+         [workers]\ncores = [{ROUTER_CORE}]\nidle = \"adaptive\"\nframes = 16384\n\
+         flows_max = 400000\n\
+         [admin]\nsocket = \"{}\"\nmetrics = false\n\
+         [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n\
+         [service.bench]\nvip = \"{VIP}\"\nport = {PORT}\npool = \"p0\"\nmode = \"nat\"\n\
+         bind = \"hello\"\n[nat]\naddresses = [\"{NAT}\"]\n",
+        socket.display()
+    );
+    for (i, (name, servers)) in NAMES.iter().enumerate() {
+        let _ = write!(text, "[[rule]]\nsni = \"{name}\"\npool = \"p{i}\"\n");
+        for last in servers {
+            let _ = write!(
+                text,
+                "[[pool.p{i}.backend]]\naddress = \"10.0.2.{last}\"\nport = {SERVER_PORT}\n"
+            );
+        }
+    }
+    text
+}
+
+/// One thread; bytes are spliced by the kernel where there are many.
+fn start_haproxy(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
+    let mut text = format!(
+        "global\n maxconn 4000\n nbthread 1\n\
+         defaults\n mode tcp\n maxconn 4000\n option splice-auto\n timeout connect 5s\n \
+         timeout client 60s\n timeout server 60s\n\
+         frontend bench\n bind {VIP}:{PORT} backlog 65535\n tcp-request inspect-delay 5s\n \
+         tcp-request content accept if {{ req.ssl_hello_type 1 }}\n"
+    );
+    for (i, (name, _)) in NAMES.iter().enumerate() {
+        let _ = writeln!(text, " use_backend p{i} if {{ req.ssl_sni -i {name} }}");
+    }
+    for (i, (_, servers)) in NAMES.iter().enumerate() {
+        let _ = writeln!(text, "backend p{i}");
+        for last in servers {
+            let _ = writeln!(text, " server s{last} 10.0.2.{last}:{SERVER_PORT}");
+        }
+    }
+    let file = dir.join("haproxy.cfg");
+    fs::write(&file, text)?;
+    let mut command = Command::new("taskset");
+    command.args(["-c", &ROUTER_CORE.to_string(), "haproxy", "-db", "-f"]).arg(file);
+    let process = bed.router.spawn(command).context("HAProxy is of the package haproxy")?;
+    started(process, "HAProxy", || listens(bed))
+}
+
+fn start_nginx(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
+    let mut text = format!(
+        "load_module {NGINX_STREAM};\nworker_processes 1;\ndaemon off;\nmaster_process off;\n\
+         pid {dir}/nginx.pid;\nerror_log stderr crit;\n\
+         events {{ worker_connections 8000; multi_accept on; }}\n\
+         stream {{\n map $ssl_preread_server_name $pool {{\n",
+        dir = dir.display()
+    );
+    for (i, (name, _)) in NAMES.iter().enumerate() {
+        let _ = writeln!(text, " {name} p{i};");
+    }
+    text += " default p0;\n }\n";
+    for (i, (_, servers)) in NAMES.iter().enumerate() {
+        let _ = writeln!(text, " upstream p{i} {{");
+        for last in servers {
+            let _ = writeln!(text, " server 10.0.2.{last}:{SERVER_PORT};");
+        }
+        text += " }\n";
+    }
+    let _ = write!(
+        text,
+        " server {{ listen {VIP}:{PORT} reuseport backlog=65535; ssl_preread on; \
+         proxy_pass $pool; proxy_buffer_size 64k; }}\n}}\n"
+    );
+    let file = dir.join("nginx.conf");
+    fs::write(&file, text)?;
+    let mut command = Command::new("taskset");
+    command.args(["-c", &ROUTER_CORE.to_string(), "nginx", "-c"]).arg(file);
+    let process = bed.router.spawn(command).context("nginx is of the package nginx-light")?;
+    started(process, "nginx", || listens(bed))
+        .context("its stream module is of the package libnginx-mod-stream")
+}
+
+fn listens(bed: &Bed) -> bool {
+    let listening = bed.router.run("ss", &["-Hltn", "sport", "=", &format!(":{PORT}")]);
+    listening.is_ok_and(|out| !out.is_empty())
+}
+
+fn started(
+    mut process: Process,
+    name: &str,
+    mut ready: impl FnMut() -> bool,
+) -> anyhow::Result<Process> {
+    let up = wait_for(START_LIMIT, name, || !process.is_running() || ready());
+    if up.is_err() || !process.is_running() {
+        bail!("{name} did not start: {}", process.kill_and_read_stderr());
+    }
+    Ok(process)
+}

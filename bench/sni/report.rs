@@ -1,0 +1,154 @@
+//! Medians, ratios, the table and its JSON.
+
+use std::fmt;
+use std::fs;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::contender::Kind;
+use crate::measure::{Sample, Test};
+
+/// All samples, in the order of rounds.
+pub struct Results {
+    kinds: Vec<Kind>,
+    seconds: f64,
+    samples: Vec<(Kind, Test, Sample)>,
+}
+
+impl Results {
+    pub fn new(kinds: Vec<Kind>, seconds: f64) -> Results {
+        Results { kinds, seconds, samples: Vec::new() }
+    }
+
+    pub fn add(&mut self, kind: Kind, test: Test, sample: Sample) {
+        self.samples.push((kind, test, sample));
+    }
+
+    fn of(&self, kind: Kind, test: Test) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(move |s| s.0 == kind && s.1 == test).map(|s| &s.2)
+    }
+
+    fn median(&self, kind: Kind, test: Test, value: impl Fn(&Sample) -> f64) -> f64 {
+        median(self.of(kind, test).map(value))
+    }
+
+    /// The median of the rounds' ratios of work for the router's processor time: tidegate's to this
+    /// one's.
+    fn ratio(&self, kind: Kind, test: Test) -> Option<f64> {
+        let is_peer = matches!(kind, Kind::Haproxy | Kind::Nginx);
+        let ours = self.of(Kind::Tidegate, test).map(|s| s.per_cpu_second);
+        let theirs = self.of(kind, test).map(|s| s.per_cpu_second);
+        let ratio = median(ours.zip(theirs).map(|(a, b)| a / b));
+        (is_peer && self.kinds.contains(&Kind::Tidegate)).then_some(ratio)
+    }
+
+    /// Microseconds beyond what it takes without a router; of that itself, all.
+    fn added(&self, kind: Kind, test: Test, q: f64) -> f64 {
+        let all = |kind| self.median(kind, test, |s| quantile(&s.took, q).as_secs_f64() * 1e6);
+        let known = self.kinds.contains(&Kind::Forwarding);
+        let base = if kind == Kind::Forwarding || !known { 0.0 } else { all(Kind::Forwarding) };
+        all(kind) - base
+    }
+
+    pub fn to_json(&self) -> Value {
+        let rows = self.kinds.iter().map(|&kind| {
+            let rounds = |test, value: fn(&Sample) -> f64| {
+                self.of(kind, test).map(value).collect::<Vec<_>>()
+            };
+            let added = |test| [0.5, 0.99].map(|q| self.added(kind, test, q));
+            json!({
+                "router": kind.name(),
+                "connections_per_second": self.median(kind, Test::Connections, |s| s.rate),
+                "connections_per_cpu_second":
+                    self.median(kind, Test::Connections, |s| s.per_cpu_second),
+                "connections_busy": self.median(kind, Test::Connections, |s| s.busy),
+                "connections_rounds": rounds(Test::Connections, |s| s.per_cpu_second),
+                "ratio_connections": self.ratio(kind, Test::Connections),
+                "bits_per_second": self.median(kind, Test::Download, |s| s.rate),
+                "bits_per_cpu_second": self.median(kind, Test::Download, |s| s.per_cpu_second),
+                "download_busy": self.median(kind, Test::Download, |s| s.busy),
+                "download_rounds": rounds(Test::Download, |s| s.per_cpu_second),
+                "ratio_bits": self.ratio(kind, Test::Download),
+                "opening_us": added(Test::Opening),
+                "exchange_us": added(Test::Exchanges),
+            })
+        });
+        json!({
+            "bench": "sni",
+            "kernel": read("/proc/sys/kernel/osrelease"),
+            "cpu": cpu(),
+            "seconds_each": self.seconds,
+            "results": rows.collect::<Vec<_>>(),
+        })
+    }
+
+    fn fmt_row(&self, f: &mut fmt::Formatter<'_>, kind: Kind) -> fmt::Result {
+        let rate = |test| self.median(kind, test, |s: &Sample| s.rate);
+        let busy = |test| self.median(kind, test, |s: &Sample| s.busy);
+        let per_cpu = |test| self.median(kind, test, |s: &Sample| s.per_cpu_second);
+        let ratio = |test| self.ratio(kind, test).map_or("-".into(), |r| format!("{r:.2}"));
+        write!(f, "{:<26}", kind.name())?;
+        let test = Test::Connections;
+        write!(f, "{:>8.0}{:>6.0}%", rate(test), busy(test) * 100.0)?;
+        write!(f, "{:>10.0}{:>7}", per_cpu(test), ratio(test))?;
+        let test = Test::Download;
+        write!(f, "{:>8.2}{:>6.0}%", rate(test) / 1e9, busy(test) * 100.0)?;
+        write!(f, "{:>9.2}{:>7}", per_cpu(test) / 1e9, ratio(test))?;
+        for test in [Test::Opening, Test::Exchanges] {
+            write!(f, "{:>8.0}{:>8.0}", self.added(kind, test, 0.5), self.added(kind, test, 0.99))?;
+        }
+        writeln!(f)
+    }
+}
+
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{:<26}{:>31}{:>30}", "", "new connections", "one download")?;
+        writeln!(f, "{:>16}{:>16}", "opening, us", "exchange, us")?;
+        write!(f, "{:<26}{:>8}{:>7}{:>10}{:>7}", "", "1/s", "busy", "1/CPU s", "x")?;
+        write!(f, "{:>8}{:>7}{:>9}{:>7}", "Gbit/s", "busy", "/CPU s", "x")?;
+        writeln!(f, "{:>8}{:>8}{:>8}{:>8}", "p50", "p99", "p50", "p99")?;
+        self.kinds.iter().try_for_each(|&kind| self.fmt_row(f, kind))?;
+        let rounds = self.of(self.kinds[0], Test::Connections).count();
+        writeln!(
+            f,
+            "\nMedians of {rounds} rounds of {} s each; clients and servers on core 0, all of the \
+             router on core 1.\n\
+             busy: the router's processor time, that of the kernel's threads that take its frames \
+             in included; 1/CPU s: work for a second of it.\n\
+             x: tidegate's work for a second of processor time, to this one's.\n\
+             us: microseconds until the answer, beyond those without a router.\n\
+             {}, Linux {}.",
+            self.seconds,
+            cpu(),
+            read("/proc/sys/kernel/osrelease"),
+        )
+    }
+}
+
+fn quantile(sorted: &[Duration], q: f64) -> Duration {
+    let at = (sorted.len() as f64 * q) as usize;
+    sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
+/// 0 of nothing.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn cpu() -> String {
+    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = all.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| "unknown processor".to_owned(), |(_, name)| name.to_owned())
+}

@@ -208,7 +208,7 @@ fn rules() -> Vec<RuleSpec> {
         RuleSpec { path: path("/admin/*"), class: ClassId::RESET, ..RuleSpec::default() },
         RuleSpec { bytes_over: Some(4_000), class, mark: Some(8), ..RuleSpec::default() },
         RuleSpec { header: vec![header], class, tenant: Some(3), ..RuleSpec::default() },
-        RuleSpec { path: path("/v1/{x}"), class, ..RuleSpec::default() },
+        RuleSpec { path: path("/v1/{x}"), class, mirror: Some(SERVERS), ..RuleSpec::default() },
         RuleSpec { port: vec![TCP_PORT], class, mark: Some(46), ..RuleSpec::default() },
     ]
 }

@@ -2,11 +2,14 @@
 
 mod common;
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
-use common::{H2C, HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, pool, service};
+use common::{CLIENT4, H2C, HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, pool, service};
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use tidegate::lab::wait_for;
+use tidegate::lab::{Namespace, Process, Veth, VethEnd, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -109,4 +112,72 @@ fn requests_choose_the_class_of_their_connection() {
     assert_eq!(count("unknown_gaps") + count("unknown_crowded"), 0, "{counters:#}");
     assert!(count("resets_sent") >= 8, "{counters:#}");
     assert!(net.ask(&["show", "flows"]).expect("a table").contains("/v1/files/"));
+}
+
+/// A third link of the appliance's, and who listens there.
+fn monitor(net: &Net) -> (Namespace, Process) {
+    let monitor = Namespace::new("monitor").expect("namespace");
+    let a = VethEnd { namespace: &net.appliance, name: "mon", addresses: &[] };
+    let b = VethEnd { namespace: &monitor, name: "mon0", addresses: &[] };
+    Veth { a, b, queues: 1, wire_like: true }.create().expect("veth");
+    let file = net.path("copies.pcap");
+    let mut command = Command::new("tcpdump");
+    command.args(["-i", "mon0", "-B", "16384", "-U", "-Z", "root", "-w"]).arg(&file).arg("tcp");
+    let tcpdump = monitor.spawn(command).expect("tcpdump");
+    // The file's own header is written when the capture has begun.
+    let begun = || fs::metadata(&file).is_ok_and(|m| m.len() >= 24);
+    wait_for(LIMIT, "the capture", begun).expect("a file");
+    (monitor, tcpdump)
+}
+
+/// What a monitor sees of a translated connection is what the client sees, both ways; of others it
+/// sees nothing.
+#[test]
+fn copies_of_a_connection_go_to_a_monitor() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let (_monitor, mut tcpdump) = monitor(&net);
+    let _edge = net.start(
+        &(net.config_head("llm-edge", "")
+            + "[port.mon]\ninterface = \"mon\"\n"
+            + &nat()
+            + &service("web", VIP4, HTTP, "web", "nat")
+            + &pool("web", SERVERS4, HTTP)
+            + &service("h2c", VIP4, H2C, "h2c", "nat")
+            + &pool("h2c", SERVERS4, H2C)
+            + &format!("[[rule]]\nport = {HTTP}\nmirror = \"mon\"\n")),
+    );
+    let unseen = format!("http://{VIP4}:{H2C}/whoami");
+    curl(&net, &["--http2-prior-knowledge", &unseen]).expect("served");
+    curl(&net, &["-o", "/dev/null", &format!("http://{VIP4}:{HTTP}/1m.bin")]).expect("served");
+    let server = format!("{VIP4}:{HTTP}");
+    let seen = || {
+        let flow = flow(&net, &server, "/1m.bin");
+        assert_eq!(flow["mirror"], "mon", "{flow:#}");
+        let packets = |key: &str| flow[key].as_u64().unwrap_or_default();
+        let counters = net.ask_json(&["show", "counters"]);
+        let count = |name: &str| counters["total"][name].as_u64().unwrap_or_default();
+        let copies = count("mirrored") + count("mirror_missed");
+        (copies, packets("packets_forward") + packets("packets_reply"), count("mirrored"))
+    };
+    wait_for(LIMIT, "a copy of each packet", || {
+        let (copies, packets, _) = seen();
+        packets > 700 && copies == packets
+    })
+    .unwrap_or_else(|e| panic!("{e}: {:?}", seen()));
+    assert!(seen().2 > 100, "hardly any copies: {:?}", seen());
+    let file = net.path("copies.pcap");
+    wait_for(LIMIT, "the monitor", || fs::metadata(&file).is_ok_and(|m| m.len() > 100_000))
+        .expect("copies");
+    tcpdump.signal(Signal::SIGINT).expect("running");
+    tcpdump.wait(LIMIT).expect("its end");
+    let words = ["inspect", file.to_str().expect("path"), "--json"];
+    let told = net.appliance.run(env!("CARGO_BIN_EXE_tidegate"), &words).expect("inspected");
+    let flows: Vec<Value> =
+        told.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(flows.len(), 1, "{told}");
+    let is = |key: &str| flows[0][key].as_str().map(str::to_owned);
+    assert_eq!(is("client_ip").as_deref(), Some(CLIENT4), "{told}");
+    assert_eq!(is("server_ip").as_deref(), Some(VIP4), "{told}");
+    assert_eq!(is("http_path").as_deref(), Some("/1m.bin"), "{told}");
 }

@@ -335,6 +335,7 @@ pub struct FileRule {
     pub pool: Plain<String>,
     pub tenant: Plain<String>,
     pub set_dscp: Noted<Dscp>,
+    pub mirror: Plain<String>,
     pub drop: Plain<bool>,
     pub reset: Plain<bool>,
 }

@@ -11,10 +11,9 @@ use super::view::{FlowView, FlowsView, SeenView, protocol_text};
 use crate::base::text::printable;
 use crate::base::{Addr, Nanos};
 use crate::config::Config;
-use crate::flow::entry::NO_MARK;
 use crate::flow::{Flow, FlowKind, Note, TcpState};
 use crate::inspect::AlpnList;
-use crate::packet::{ClassId, FlowKey};
+use crate::packet::{ClassId, FlowKey, PortId};
 use crate::worker::WorkerCommand;
 use crate::worker::command::{FlowList, FlowRow};
 
@@ -152,8 +151,13 @@ fn seen_view(row: &FlowRow, config: &Config) -> SeenView {
         provider: known.map(|known| known.provider.to_owned()),
         operation: operation.map(|operation| operation.name().to_owned()),
         tenant: tenant.cloned(),
-        set_dscp: (row.flow.mark != NO_MARK).then_some(row.flow.mark),
+        set_dscp: row.treatment.dscp,
+        mirror: row.treatment.mirror.and_then(|p| port_name(config, p)),
     }
+}
+
+fn port_name(config: &Config, id: PortId) -> Option<String> {
+    config.ports.iter().find(|port| port.id == id).map(|port| port.name.clone())
 }
 
 fn kind_text(kind: FlowKind) -> &'static str {

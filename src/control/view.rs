@@ -258,6 +258,8 @@ pub struct SeenView {
     pub tenant: Option<String>,
     /// Code point that a rule has packets leave with.
     pub set_dscp: Option<u8>,
+    /// Port that a rule has copies of packets leave by.
+    pub mirror: Option<String>,
 }
 
 /// How far draining is.

@@ -11,8 +11,6 @@ use crate::packet::{ClassId, Direction, FlowKey, PortId};
 pub const NONE_U16: u16 = u16::MAX;
 /// No name, no note.
 pub const NONE_U32: u32 = u32::MAX;
-/// [`Flow::mark`] of a flow whose packets keep their code points.
-pub const NO_MARK: u8 = u8::MAX;
 /// No port has this number.
 const NO_HOP: PortId = PortId(u16::MAX);
 const UNKNOWN_HOP: Hop = Hop { mac: [0; 6], port: NO_HOP };
@@ -77,8 +75,8 @@ pub struct Flow {
     pub backend: u16,
     /// QoS class of both directions.
     pub class: ClassId,
-    /// Code point that packets are to leave with; [`NO_MARK`]: their own.
-    pub mark: u8,
+    /// What is done with its packets besides: a number of [`super::Treatments`]; 0 for nothing.
+    pub treatment: u8,
     /// What changes once the flow has more bytes: a number of [`super::Steps`]; 0 for nothing.
     pub steps: u8,
     /// Bytes received in each direction, Ethernet headers included. From here on stands what every
@@ -161,7 +159,7 @@ impl Flow {
             backend: NONE_U16,
             inspection: NONE_U16,
             class: ClassId::UNSET,
-            mark: NO_MARK,
+            treatment: 0,
             steps: 0,
             kind: FlowKind::Transit,
             tcp: TcpState::Vacant,

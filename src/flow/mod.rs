@@ -10,6 +10,7 @@ pub mod sightings;
 pub mod steps;
 pub mod table;
 pub mod tcp;
+mod treatments;
 pub mod wheel;
 
 pub use entry::{Flow, FlowKind, Hop, NewFlow, SumChange};
@@ -20,3 +21,4 @@ pub use sightings::{Sighting, Sightings};
 pub use steps::{Step, Steps};
 pub use table::{FlowLimits, FlowTable, InsertError, Timeouts};
 pub use tcp::TcpState;
+pub use treatments::{Treatment, Treatments};

@@ -42,7 +42,7 @@ pub struct Fate {
     /// The key's, with the table's seed.
     pub hash: u64,
     /// As in [`Flow`].
-    pub mark: u8,
+    pub treatment: u8,
     pub steps: u8,
     /// As in [`Note`].
     pub tenant: u16,

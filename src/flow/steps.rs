@@ -3,6 +3,7 @@
 //! What a rule says is the same for many flows, so each chain of steps is kept once, and a flow
 //! holds its number.
 
+use super::treatments::Treatments;
 use crate::packet::ClassId;
 
 /// Different steps that are kept: a flow holds their number in 8 bits, of which 0 is none.
@@ -14,26 +15,28 @@ pub struct Step {
     /// More than these, both directions together.
     pub bytes: u64,
     pub class: ClassId,
-    /// As [`super::Flow::mark`].
-    pub mark: u8,
+    /// As [`super::Flow::treatment`].
+    pub treatment: u8,
     /// The step after it, at more bytes; 0 for none.
     pub next: u8,
 }
 
 impl Step {
-    pub const NONE: Step = Step { bytes: 0, class: ClassId::UNSET, mark: 0, next: 0 };
+    pub const NONE: Step = Step { bytes: 0, class: ClassId::UNSET, treatment: 0, next: 0 };
 }
 
 /// Steps by number. All memory is taken at the start, and steps stay for good: they come from
 /// rules.
 #[derive(Debug)]
 pub struct Steps {
+    /// What is done with packets of flows: steps change it, too.
+    pub treatments: Treatments,
     list: Vec<Step>,
 }
 
 impl Default for Steps {
     fn default() -> Steps {
-        Steps { list: Vec::with_capacity(STEPS_MAX) }
+        Steps { treatments: Treatments::default(), list: Vec::with_capacity(STEPS_MAX) }
     }
 }
 
@@ -63,7 +66,7 @@ mod tests {
 
     #[test]
     fn equal_steps_are_kept_once_and_no_more_than_fit() {
-        let step = |bytes| Step { bytes, class: ClassId(1), mark: 0, next: 0 };
+        let step = |bytes| Step { bytes, class: ClassId(1), treatment: 0, next: 0 };
         let mut steps = Steps::default();
         for round in 0..2 {
             for i in 0..STEPS_MAX {

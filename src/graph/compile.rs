@@ -6,13 +6,13 @@ use super::stages::balance::Balance;
 use super::stages::classify::Classify;
 use super::stages::inspect::{self, Inspect, InspectLimits};
 use super::stages::meter::Meter;
+use super::stages::mirror::mirror_leaving;
 use super::stages::route::Route;
 use super::stages::splice::{Splice, SpliceLimits};
 use super::stages::tap::Tap;
 use super::stages::timing::Timing;
 use super::stages::trust::Trust;
 use crate::base::Seed;
-use crate::flow::entry::NO_MARK;
 use crate::flow::{Flow, FlowKind, Names};
 use crate::packet::{Batch, PortId, tcp};
 
@@ -79,6 +79,7 @@ impl Pipeline {
                 StageKind::Tap(s) => s.process(cx, batch),
             }
         }
+        mirror_leaving(cx, batch);
     }
 
     /// A flow left the table: whatever a stage keeps for it is free.
@@ -119,7 +120,7 @@ impl Pipeline {
             // What was decided about a first packet comes to its flow with the next batch.
             StageKind::Classify(_) => {
                 let decided = names.fates.iter().all(|fate| fate.key != flow.key[0]);
-                decided && flow.mark == NO_MARK && flow.steps == 0 && !flow.class.is_refused()
+                decided && flow.treatment == 0 && flow.steps == 0 && !flow.class.is_refused()
             }
             StageKind::Meter(_) => meters.of(flow.class, in_port).is_none(),
             // A later packet of any connection may be the first of an answer.
@@ -242,7 +243,7 @@ mod tests {
         assert!(goes(&inspect, &changed(|f| f.inspection = inspect::DONE)));
         let classify = StageSpec::Classify;
         assert!(goes(&classify, &flow(udp::PROTOCOL)));
-        assert!(!goes(&classify, &changed(|f| f.mark = 46)));
+        assert!(!goes(&classify, &changed(|f| f.treatment = 1)));
         assert!(!goes(&classify, &changed(|f| f.steps = 1)));
         assert!(!goes(&classify, &changed(|f| f.class = ClassId::RESET)));
         let timing = StageSpec::Timing { flows_max: 4 };
@@ -284,7 +285,8 @@ mod tests {
     fn a_decision_on_its_way_is_waited_for() {
         let (pipeline, flow) = (pipeline(StageSpec::Classify), flow(tcp::PROTOCOL));
         let (plain, mut names) = (snapshot(&MeteringSpec::default()), Names::new(4, SEED));
-        let fate = crate::flow::Fate { key: flow.key[0], hash: 0, mark: 46, steps: 0, tenant: 0 };
+        let fate =
+            crate::flow::Fate { key: flow.key[0], hash: 0, treatment: 1, steps: 0, tenant: 0 };
         names.fates.push(fate);
         assert!(!pipeline.lets_go(&plain, &names, &flow, PORT));
     }

@@ -15,6 +15,23 @@ use crate::qos::meters::Meters;
 /// Packets that the stages may make for one batch: one answer to each packet.
 pub const REPLIES_MAX: usize = crate::packet::batch::BATCH_MAX;
 
+/// Copies of packets made for one batch at most.
+pub const COPIES_MAX: usize = crate::packet::batch::BATCH_MAX;
+
+/// Copies of packets that leave by mirrors' ports, as `replies` of [`Cx`] do.
+#[derive(Debug)]
+pub struct Copies {
+    pub packets: Vec<Packet>,
+    /// Packets of this batch are to be copied as they leave.
+    pub later: bool,
+}
+
+impl Default for Copies {
+    fn default() -> Copies {
+        Copies { packets: Vec::with_capacity(COPIES_MAX), later: false }
+    }
+}
+
 /// What all workers agree on: built by the control plane, never changed, swapped as a whole.
 ///
 /// Routes change far more often than the rest, so they can be swapped on their own.
@@ -51,6 +68,7 @@ pub struct Cx<'a> {
     /// from `pool`, and no more than [`REPLIES_MAX`] are made a batch. The worker counts them as
     /// `created` when it sends them.
     pub replies: &'a mut Vec<Packet>,
+    pub copies: &'a mut Copies,
     pub icmp_limit: &'a mut IcmpLimiter,
     /// Whose turn it is among the backends of each pool.
     pub turns: &'a mut Turns,

@@ -7,4 +7,4 @@ pub mod spec;
 pub mod stages;
 
 pub use compile::Pipeline;
-pub use cx::{Cx, REPLIES_MAX, Snapshot, Stage, park};
+pub use cx::{COPIES_MAX, Copies, Cx, REPLIES_MAX, Snapshot, Stage, park};

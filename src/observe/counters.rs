@@ -87,6 +87,13 @@ counters! {
     backends_unwilling,
     /// Flows of QUIC whose client came back from another address, known by its connection id.
     clients_followed,
+    /// Copies of packets sent to a mirror's port.
+    mirrored,
+    /// Copies that were not made, because frames were scarce or the port takes no packet so large.
+    mirror_missed,
+    /// Flows whose packets are not treated as their rule says, because rules have said too many
+    /// different things.
+    treatments_refused,
     /// Packets whose code point was not the one that their port trusts.
     dscp_remapped,
     /// Packets that a meter found to keep to their rate.

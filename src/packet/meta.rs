@@ -141,6 +141,8 @@ impl PacketFlags {
     /// The Ethernet destination is not the port it came in by: a promiscuous interface sees such
     /// packets too, and whom they are for will forward them.
     pub const OTHER_HOST: PacketFlags = PacketFlags(32);
+    /// A copy of it is to be made as it leaves.
+    pub const MIRRORED: PacketFlags = PacketFlags(64);
 
     #[inline]
     pub fn has(self, flag: PacketFlags) -> bool {

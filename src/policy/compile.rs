@@ -202,6 +202,7 @@ impl Tables {
                 pool: s.pool,
                 tenant: s.tenant,
                 mark: s.mark,
+                mirror: s.mirror,
                 level: s.bytes_over.map_or(0, |size| sizes.partition_point(|s| *s <= size) as u8),
                 time: s.time.as_ref().map(|time| schedule.add(time)),
                 needs,

@@ -3,7 +3,7 @@
 use super::spec::SIZES_MAX;
 use crate::inspect::AlpnList;
 use crate::inspect::inspector::Request;
-use crate::packet::{ClassId, FlowKey};
+use crate::packet::{ClassId, FlowKey, PortId};
 
 /// What is known of a flow when it is classified.
 #[derive(Clone, Copy, Debug)]
@@ -54,12 +54,20 @@ pub struct Decision {
     pub tenant: Option<u16>,
     /// Code point that packets leave with, where the rule names one.
     pub mark: Option<u8>,
+    /// Port that copies of packets leave by, where the rule names one.
+    pub mirror: Option<PortId>,
 }
 
 impl Decision {
     /// Nothing is known that matters.
-    pub const NONE: Decision =
-        Decision { rule: None, class: ClassId::UNSET, pool: None, tenant: None, mark: None };
+    pub const NONE: Decision = Decision {
+        rule: None,
+        class: ClassId::UNSET,
+        pool: None,
+        tenant: None,
+        mark: None,
+        mirror: None,
+    };
 }
 
 /// What becomes of a flow once it has more bytes than now, in ascending order of their numbers.

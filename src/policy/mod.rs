@@ -26,7 +26,7 @@ use crate::base::hash::{hash_bytes, hash_endpoint, hash1};
 use crate::inspect::fields::{NameId, Wanted};
 use crate::inspect::grpc;
 use crate::inspect::inspector::Request;
-use crate::packet::ClassId;
+use crate::packet::{ClassId, PortId};
 use catalogue::{Catalogue, Known, bare_path, without_port};
 use kinds::{Hits, Kind, Kinds};
 use names::NameTable;
@@ -77,6 +77,7 @@ struct Rule {
     pool: Option<u16>,
     tenant: Option<u16>,
     mark: Option<u8>,
+    mirror: Option<PortId>,
     /// Of [`Rules::sizes`]; 0: of any size.
     level: u8,
     /// Number in the schedule.
@@ -190,8 +191,8 @@ impl Rules {
     fn decision(&self, rule: Option<u16>, facts: &Facts<'_>, known: Option<Known<'_>>) -> Decision {
         let mut decision = Decision::NONE;
         if let Some(rule) = rule {
-            let Rule { class, pool, tenant, mark, .. } = self.rules[usize::from(rule)];
-            decision = Decision { rule: Some(rule), class, pool, tenant, mark };
+            let Rule { class, pool, tenant, mark, mirror, .. } = self.rules[usize::from(rule)];
+            decision = Decision { rule: Some(rule), class, pool, tenant, mark, mirror };
         }
         if decision.class == ClassId::UNSET && self.by_catalogue {
             let known = known.or_else(|| self.known(facts));

@@ -2,7 +2,7 @@
 
 use super::catalogue::Operation;
 use crate::base::{Addr, Prefix};
-use crate::packet::ClassId;
+use crate::packet::{ClassId, PortId};
 
 pub use super::paths::{PathPattern, SEGMENTS_MAX, SHAPES_MAX, shapes};
 pub use super::schedule::{Hours, TimeSpec, Weekdays, Zone};
@@ -83,6 +83,8 @@ pub struct RuleSpec {
     pub tenant: Option<u16>,
     /// Code point that packets leave with.
     pub mark: Option<u8>,
+    /// Port that copies of packets leave by.
+    pub mirror: Option<PortId>,
 }
 
 impl RuleSpec {

@@ -10,7 +10,7 @@ use super::count::FlowCount;
 use super::egress::EgressQueue;
 use super::turn::Worker;
 use crate::base::{Addr, Nanos};
-use crate::flow::{Flow, Note};
+use crate::flow::{Flow, Note, Treatment};
 use crate::forward::{Routes, Tables};
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
@@ -99,6 +99,8 @@ pub struct FlowRow {
     name_len: u8,
     /// What else was seen of it.
     pub note: Option<Note>,
+    /// What is done with its packets.
+    pub treatment: Treatment,
 }
 
 impl FlowRow {
@@ -110,12 +112,12 @@ impl FlowRow {
         &self.name[..usize::from(self.name_len)]
     }
 
-    fn new(flow: &Flow, name: &[u8], note: Option<&Note>) -> FlowRow {
+    fn new(flow: &Flow, name: &[u8], note: Option<&Note>, treatment: Treatment) -> FlowRow {
         let len = name.len().min(FlowRow::NAME_BYTES);
         let (flow, note) = (flow.clone(), note.cloned());
-        let mut row = FlowRow { flow, name: [0; FlowRow::NAME_BYTES], name_len: len as u8, note };
-        row.name[..len].copy_from_slice(&name[..len]);
-        row
+        let (mut row_name, name_len) = ([0; FlowRow::NAME_BYTES], len as u8);
+        row_name[..len].copy_from_slice(&name[..len]);
+        FlowRow { flow, name: row_name, name_len, note, treatment }
     }
 }
 
@@ -323,7 +325,9 @@ impl<P: Port> Worker<P> {
             let at = FlowRef(list.cursor);
             if let Some(flow) = flows.at(at) {
                 let name = names.get(flow.name).unwrap_or_default();
-                list.rows.push(FlowRow::new(flow, name, names.notes.get(at, flow)));
+                let treatment = flows.steps().treatments.get(flow.treatment);
+                let note = names.notes.get(at, flow);
+                list.rows.push(FlowRow::new(flow, name, note, treatment));
             }
             list.cursor += 1;
         }

@@ -11,7 +11,7 @@ use crate::base::Nanos;
 use crate::base::mem::Arena;
 use crate::flow::{FlowTable, Names};
 use crate::forward::{IcmpLimiter, Parking, Turns};
-use crate::graph::{Cx, Pipeline, REPLIES_MAX, Snapshot};
+use crate::graph::{Copies, Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
 use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
 use crate::packet::batch::BATCH_MAX;
@@ -62,6 +62,7 @@ pub struct Worker<P> {
     later: Vec<Packet>,
     received: Vec<Frame>,
     replies: Vec<Packet>,
+    copies: Copies,
     pub(super) unparked: Vec<Packet>,
     port_gauges: Vec<PortGauges>,
     offload: Option<Box<Offload>>,
@@ -84,6 +85,7 @@ impl<P: Port> Worker<P> {
             later: Vec::with_capacity(BATCH_MAX),
             received: Vec::with_capacity(BATCH_MAX),
             replies: Vec::with_capacity(REPLIES_MAX),
+            copies: Copies::default(),
             unparked,
             port_gauges,
             offload: None,
@@ -189,14 +191,14 @@ impl<P: Port> Worker<P> {
 
     /// Runs the batch through the pipeline and sends each packet its way.
     fn process(&mut self, now: Nanos) {
-        let Worker { parts, arena, counters, batch, later, replies, offload, .. } = self;
+        let Worker { parts, arena, counters, batch, later, replies, copies, offload, .. } = self;
         let mut opens = parts.make_room(batch, counters) > 0;
         loop {
             parts.flows.lookup_batch(batch);
             if opens && let which @ 1.. = followers(batch) {
                 set_aside(batch, which, later);
             }
-            let (mut cx, pipeline) = parts.lend(now, arena, counters, replies);
+            let (mut cx, pipeline) = parts.lend(now, arena, counters, (replies, copies));
             pipeline.run(&mut cx, batch);
             for (frame, meta) in batch.drain_frames() {
                 if let Some(offload) = offload {
@@ -204,7 +206,8 @@ impl<P: Port> Worker<P> {
                 }
                 parts.dispatch(now, counters, frame, meta);
             }
-            parts.send_replies(now, counters, replies);
+            parts.send_made(now, counters, replies);
+            parts.send_made(now, counters, &mut copies.packets);
             if later.is_empty() {
                 break;
             }
@@ -230,7 +233,7 @@ impl<P: Port> Worker<P> {
 
     fn timers(&mut self, now: Nanos) {
         self.timers_at = now.saturating_add(TIMERS_EVERY_NS);
-        let Worker { parts, arena, counters, replies, unparked, offload, .. } = self;
+        let Worker { parts, arena, counters, replies, copies, unparked, offload, .. } = self;
         if let Some(offload) = offload {
             offload.follow(now, &mut parts.flows);
         }
@@ -246,7 +249,7 @@ impl<P: Port> Worker<P> {
             pipeline.forget(flow, seed);
             true
         });
-        parts.tick(now, arena, counters, replies);
+        parts.tick(now, arena, counters, (replies, copies));
         parts.parking.expire(now, unparked);
         for packet in unparked.drain(..) {
             counters.drop(DropReason::NeighbourUnresolved);
@@ -330,7 +333,7 @@ impl<P: Port> WorkerParts<P> {
         now: Nanos,
         arena: &'a Arena,
         counters: &'a mut Counters,
-        replies: &'a mut Vec<Packet>,
+        (replies, copies): (&'a mut Vec<Packet>, &'a mut Copies),
     ) -> (Cx<'a>, &'a mut Pipeline) {
         let cx = Cx {
             now,
@@ -343,6 +346,7 @@ impl<P: Port> WorkerParts<P> {
             counters,
             latencies: self.stats.latencies(),
             replies,
+            copies,
             icmp_limit: &mut self.icmp_limit,
             turns: &mut self.turns,
         };
@@ -355,17 +359,18 @@ impl<P: Port> WorkerParts<P> {
         now: Nanos,
         arena: &Arena,
         counters: &mut Counters,
-        replies: &mut Vec<Packet>,
+        (replies, copies): (&mut Vec<Packet>, &mut Copies),
     ) {
-        let (mut cx, pipeline) = self.lend(now, arena, counters, replies);
+        let (mut cx, pipeline) = self.lend(now, arena, counters, (&mut *replies, &mut *copies));
         pipeline.tick(&mut cx);
-        self.send_replies(now, counters, replies);
+        self.send_made(now, counters, replies);
+        self.send_made(now, counters, &mut copies.packets);
     }
 
     #[inline]
-    fn send_replies(&mut self, now: Nanos, counters: &mut Counters, replies: &mut Vec<Packet>) {
-        counters.created += replies.len() as u64;
-        for Packet { frame, meta } in replies.drain(..) {
+    fn send_made(&mut self, now: Nanos, counters: &mut Counters, made: &mut Vec<Packet>) {
+        counters.created += made.len() as u64;
+        for Packet { frame, meta } in made.drain(..) {
             self.dispatch(now, counters, frame, &meta);
         }
     }

@@ -52,6 +52,10 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let steered = first_service.is_some() || transit.is_some();
     warn(taps && !steered, here, none.to_string());
 
+    let first_mirror = file.rule.iter().find_map(|rule| rule.get_ref().mirror.as_ref());
+    let only = "the `tap` stage transmits nothing, copies neither: leave `mirror` out";
+    warn(taps, first_mirror.map(Spanned::span), only.to_string());
+
     let lost = |stage: &str| format!("pipeline `{name}` has no `{stage}` stage");
     let dropped = ": packets to services would be dropped";
     let alone = !balances && !taps;

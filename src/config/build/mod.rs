@@ -45,7 +45,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let health = health::health(b, file);
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let catalogue = catalogue(b, file);
-    let (rules, names) = rules::rules(b, file, classes, &catalogue);
+    let (rules, names) = rules::rules(b, file, classes, (&catalogue, &ports));
     let metering = meters::metering(b, file, &ports, &qos, &names.classes);
     let announce = announce::announce(b, file);
     let admin = admin::admin(b, file);

@@ -55,6 +55,7 @@ pub fn ending(b: &mut Build<'_>, r: &FileRule) -> Option<ClassId> {
         ("class", r.class.is_some()),
         ("pool", r.pool.is_some()),
         ("set_dscp", r.set_dscp.is_some()),
+        ("mirror", r.mirror.is_some()),
     ];
     for (key, _) in others.iter().filter(|(_, given)| *given) {
         let what = format!("what is dropped has no `{key}`: leave one of the two out");

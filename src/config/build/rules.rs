@@ -6,10 +6,11 @@ use toml::Spanned;
 
 use super::classes::{CLASSES_MAX, Classes};
 use super::rule::{conditions, ending};
-use super::{Build, id16};
+use super::{Build, id16, index};
 use crate::base::diag::advice;
 use crate::base::tomlfile::ROOT;
 use crate::config::file::{FileConfig, FileRule};
+use crate::nic::spec::PortSpec;
 use crate::packet::ClassId;
 use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::{
@@ -31,13 +32,14 @@ pub fn rules(
     b: &mut Build<'_>,
     file: &FileConfig,
     mut classes: Classes,
-    catalogue: &Catalogue,
+    (catalogue, ports): (&Catalogue, &[PortSpec]),
 ) -> (Vec<RuleSpec>, Names) {
     if let Some(one_too_many) = file.rule.get(RULES_MAX) {
         b.error(&one_too_many.span(), format!("there are {RULES_MAX} rules at most"));
     }
     // Without a class tree a class is only a name to count under, so rules may make them up.
     let free_names = file.qos.0.is_empty() && !b.faulty.contains(&ROOT, "qos");
+    let known_ports = index(&file.port.0);
     let mut names: HashMap<String, u32> = HashMap::new();
     let mut tenants = Tenants::default();
     let mut catch_all: Option<String> = None;
@@ -51,6 +53,8 @@ pub fn rules(
             None => class(b, table, &mut classes, free_names),
         };
         spec.tenant = r.tenant.as_ref().map(|tenant| tenants.number(b, tenant));
+        let mirror = r.mirror.as_ref().and_then(|port| b.resolve("port", port, &known_ports));
+        spec.mirror = mirror.and_then(|i| ports.get(i)).map(|p| p.id);
         spec.mark = r.set_dscp.as_ref().map(|dscp| dscp.get_ref().0.0);
         if let Some(line) = names.insert(spec.name.clone(), b.line(&table.span())) {
             let place = r.name.as_ref().map_or(table.span(), Spanned::span);
@@ -173,7 +177,8 @@ fn class(
     free_names: bool,
 ) -> ClassId {
     let r = table.get_ref();
-    let acts = r.pool.is_some() || r.tenant.is_some() || r.set_dscp.is_some();
+    let acts = r.pool.is_some() || r.tenant.is_some();
+    let acts = acts || r.set_dscp.is_some() || r.mirror.is_some();
     if r.class.is_none() && acts {
         return ClassId::UNSET;
     }

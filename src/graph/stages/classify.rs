@@ -1,8 +1,9 @@
 //! Gives each flow its class by the rules, and has what they say come true of its packets.
 
 use super::ending::end_connection;
+use super::mirror::mirror;
 use super::verdict::Deciding;
-use crate::flow::entry::NO_MARK;
+use crate::flow::Treatment;
 use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
 use crate::packet::{Batch, ClassId, DropReason, FlowRef, PacketMeta, PacketMut, Verdict, ip};
@@ -36,22 +37,33 @@ impl Stage for Classify {
             if meta.verdict != Verdict::Next {
                 continue;
             }
-            let mark = if meta.flow.is_some() { known(cx, meta) } else { first(cx, at, meta) };
+            let treatment = if meta.flow.is_some() { known(cx, meta) } else { first(cx, at, meta) };
             if meta.class.is_refused() {
                 let mut packet = PacketMut { frame, meta };
                 match packet.meta.class == ClassId::RESET && self.transmits {
                     true => end_connection(cx, &mut packet),
                     false => packet.meta.drop_for(DropReason::PolicyDrop),
                 }
-            } else if mark != NO_MARK && self.transmits {
-                ip::set_dscp(frame.bytes_mut(cx.arena), meta, mark);
+            } else if treatment != Treatment::NONE && self.transmits {
+                treat(cx, &mut PacketMut { frame, meta }, treatment);
             }
         }
     }
 }
 
-/// Decides about a packet that belongs to no flow yet. Returns its mark.
-fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> u8 {
+/// Does with a packet what a rule says.
+#[inline(never)]
+pub(super) fn treat(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, treatment: Treatment) {
+    if let Some(port) = treatment.mirror {
+        mirror(cx, packet, port);
+    }
+    if let Some(dscp) = treatment.dscp {
+        ip::set_dscp(packet.frame.bytes_mut(cx.arena), packet.meta, dscp);
+    }
+}
+
+/// Decides about a packet that belongs to no flow yet. Returns what is to be done with it.
+fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> Treatment {
     // Told by value: what is sighted lies beside what is decided.
     let sighting = cx.names.sightings.take(at);
     let mut facts = Facts::of(&meta.key, meta.dscp());
@@ -62,19 +74,22 @@ fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> u8 {
     }
     let decision = Deciding::of(cx).decide_first(meta, &facts);
     meta.class = decision.class;
-    decision.mark.unwrap_or(NO_MARK)
+    Treatment { dscp: decision.mark, mirror: decision.mirror }
 }
 
-/// Gives a packet its flow's class. Returns its mark.
+/// Gives a packet its flow's class. Returns what is to be done with it.
 #[inline]
-fn known(cx: &mut Cx<'_>, meta: &mut PacketMeta) -> u8 {
+fn known(cx: &mut Cx<'_>, meta: &mut PacketMeta) -> Treatment {
     let flow = cx.flows.get(meta.flow);
     if flow.steps != 0 {
         grow(cx, meta.flow);
     }
     let flow = cx.flows.get(meta.flow);
     meta.class = flow.class;
-    flow.mark
+    match flow.treatment {
+        0 => Treatment::NONE,
+        number => cx.flows.steps().treatments.get(number),
+    }
 }
 
 /// Takes the steps that the flow's bytes lead to.
@@ -89,7 +104,7 @@ fn grow(cx: &mut Cx<'_>, at: FlowRef) {
     }
     if let Some(step) = taken {
         let flow = cx.flows.get_mut(at);
-        (flow.class, flow.mark, flow.steps) = (step.class, step.mark, next);
+        (flow.class, flow.treatment, flow.steps) = (step.class, step.treatment, next);
     }
 }
 

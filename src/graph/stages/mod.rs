@@ -6,6 +6,7 @@ mod egress;
 mod ending;
 pub mod inspect;
 pub mod meter;
+pub mod mirror;
 #[cfg(test)]
 mod rig;
 pub mod route;

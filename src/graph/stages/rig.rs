@@ -12,7 +12,7 @@ use crate::forward::spec::{
     ServiceSpec,
 };
 use crate::forward::{IcmpLimiter, PortLink, RouteKind, RouteSpec, RoutesBuilder, Tables, Turns};
-use crate::graph::{Cx, Snapshot, Stage};
+use crate::graph::{Copies, Cx, Snapshot, Stage};
 use crate::observe::{Counters, Latencies};
 use crate::packet::build::{ChecksumFill, LinkSpec, TcpSpec, UdpSpec, tcp_packet, udp_packet};
 use crate::packet::{
@@ -22,6 +22,8 @@ use crate::policy::Rules;
 
 pub(super) const CLIENT_PORT: PortId = PortId(0);
 pub(super) const BACKEND_PORT: PortId = PortId(1);
+/// Nothing is routed there.
+pub(super) const MONITOR_PORT: PortId = PortId(2);
 /// Ours.
 pub(super) const CLIENT_SIDE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const BACKEND_SIDE: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
@@ -90,6 +92,7 @@ pub(super) struct Rig {
     pub latencies: Latencies,
     pub names: Names,
     replies: Vec<Packet>,
+    pub copies: Copies,
     icmp_limit: IcmpLimiter,
     turns: Turns,
 }
@@ -125,6 +128,7 @@ impl Rig {
             latencies: Latencies::new(),
             names: Names::new(16, seed),
             replies: Vec::with_capacity(64),
+            copies: Copies::default(),
             icmp_limit: IcmpLimiter::new(),
             turns: Turns::new(0, 1),
         }
@@ -144,6 +148,7 @@ impl Rig {
         prepare: impl Fn(&mut PacketMeta),
     ) -> (Vec<Outcome>, Vec<Outcome>) {
         let arena = self.pool.arena().clone();
+        let before = self.pool.outstanding() - self.copies.packets.len() as isize;
         let mut batch = Batch::new();
         for bytes in packets {
             let frame = self.pool.take_with(bytes).expect("stock");
@@ -166,6 +171,7 @@ impl Rig {
             counters: &mut self.counters,
             latencies: &self.latencies,
             replies: &mut self.replies,
+            copies: &mut self.copies,
             icmp_limit: &mut self.icmp_limit,
             turns: &mut self.turns,
         };
@@ -177,8 +183,21 @@ impl Rig {
         };
         let out = batch.drain().map(&mut collect).collect();
         let replies = self.replies.drain(..).map(&mut collect).collect();
-        assert_eq!(self.pool.outstanding(), 0, "a frame was kept");
+        let copies = self.copies.packets.len() as isize;
+        assert_eq!(self.pool.outstanding(), before + copies, "a frame was kept");
         (out, replies)
+    }
+
+    /// The copies made since, as they leave; their frames go back.
+    pub fn copied(&mut self) -> Vec<Outcome> {
+        let arena = self.pool.arena().clone();
+        let pool = &mut self.pool;
+        let collect = |Packet { frame, meta }: Packet| {
+            let bytes = frame.bytes(&arena).to_vec();
+            pool.put(frame);
+            Outcome { verdict: meta.verdict, bytes, meta }
+        };
+        self.copies.packets.drain(..).map(collect).collect()
     }
 
     /// Runs one packet that is not answered.
@@ -338,6 +357,7 @@ fn routes(seed: Seed) -> RoutesBuilder {
     let ports = vec![
         link(CLIENT_PORT, CLIENT_SIDE, 1500, [V4.own, V6.own]),
         link(BACKEND_PORT, BACKEND_SIDE, BACKEND_MTU, ["10.1.0.1", "2001:db8:b::1"]),
+        link(MONITOR_PORT, [2, 0, 0, 0, 0, 0x30], BACKEND_MTU, ["10.3.0.1", "2001:db8:e::1"]),
     ];
     let mut routes = RoutesBuilder::new(ports, seed);
     for (prefix, ifindex) in [

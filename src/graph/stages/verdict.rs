@@ -1,7 +1,7 @@
 //! What the rules say of a flow, and how it comes true.
 
-use crate::flow::entry::{NO_MARK, NONE_U16};
-use crate::flow::{Fate, FlowTable, Names, Step};
+use crate::flow::entry::NONE_U16;
+use crate::flow::{Fate, FlowTable, Names, Step, Treatment};
 use crate::graph::{Cx, Snapshot};
 use crate::observe::Counters;
 use crate::packet::{FlowRef, PacketMeta};
@@ -34,11 +34,9 @@ impl<'a> Deciding<'a> {
 
     /// Has a flow go on as was decided.
     pub fn enter(&mut self, at: FlowRef, decision: &Decision, steps: &Steps) {
-        let steps = self.chain(steps);
+        let (steps, treatment) = (self.chain(steps), self.treatment(decision));
         let flow = self.flows.get_mut(at);
-        flow.class = decision.class;
-        flow.mark = decision.mark.unwrap_or(NO_MARK);
-        flow.steps = steps;
+        (flow.class, flow.treatment, flow.steps) = (decision.class, treatment, steps);
         self.belongs_to(at, decision.tenant.unwrap_or(NONE_U16));
     }
 
@@ -49,12 +47,12 @@ impl<'a> Deciding<'a> {
         let steps = self.chain(&rules.steps(facts));
         self.counters.classifications += u64::from(decision.rule.is_some());
         let tenant = decision.tenant.unwrap_or(NONE_U16);
+        let treatment = self.treatment(&decision);
         let fates = &mut self.names.fates;
         // The class comes to the flow with the packet.
-        let more = decision.mark.is_some() || steps != 0 || tenant != NONE_U16;
+        let more = treatment != 0 || steps != 0 || tenant != NONE_U16;
         if more && fates.len() < fates.capacity() {
-            let mark = decision.mark.unwrap_or(NO_MARK);
-            fates.push(Fate { key: meta.key, hash: meta.hash, mark, steps, tenant });
+            fates.push(Fate { key: meta.key, hash: meta.hash, treatment, steps, tenant });
         }
         decision
     }
@@ -62,10 +60,10 @@ impl<'a> Deciding<'a> {
     /// Completes flows that were entered with the last batch: before anything else is decided about
     /// them.
     pub fn complete(&mut self) {
-        while let Some(Fate { key, hash, mark, steps, tenant }) = self.names.fates.pop() {
+        while let Some(Fate { key, hash, treatment, steps, tenant }) = self.names.fates.pop() {
             if let Some((at, _)) = self.flows.lookup(&key, hash) {
                 let flow = self.flows.get_mut(at);
-                (flow.mark, flow.steps) = (mark, steps);
+                (flow.treatment, flow.steps) = (treatment, steps);
                 self.belongs_to(at, tenant);
             }
         }
@@ -80,13 +78,21 @@ impl<'a> Deciding<'a> {
         }
     }
 
+    /// The number of what is to be done with packets.
+    fn treatment(&mut self, decision: &Decision) -> u8 {
+        let treatment = Treatment { dscp: decision.mark, mirror: decision.mirror };
+        let number = self.flows.steps_mut().treatments.intern(treatment);
+        self.counters.treatments_refused += u64::from(number.is_none());
+        number.unwrap_or(0)
+    }
+
     /// The number of the first step.
     fn chain(&mut self, steps: &Steps) -> u8 {
         let mut list = [Step::NONE; crate::policy::spec::SIZES_MAX];
         let mut count = 0;
         for (place, (bytes, decision)) in list.iter_mut().zip(steps.iter()) {
-            let mark = decision.mark.unwrap_or(NO_MARK);
-            *place = Step { bytes, class: decision.class, mark, next: 0 };
+            let treatment = self.treatment(&decision);
+            *place = Step { bytes, class: decision.class, treatment, next: 0 };
             count += 1;
         }
         let mut next = 0;

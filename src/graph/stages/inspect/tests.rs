@@ -10,9 +10,9 @@ use crate::flow::reassembly::WINDOW_BYTES;
 use crate::flow::{FlowKind, FlowLimits, FlowTable, NewFlow, Timeouts};
 use crate::forward::spec::ForwardSpec;
 use crate::forward::{IcmpLimiter, RoutesBuilder, Tables, Turns};
-use crate::graph::Snapshot;
 use crate::graph::stages::classify::Classify;
 use crate::graph::stages::rig::inspect_limits;
+use crate::graph::{Copies, Snapshot};
 use crate::inspect::tls::tests::rustls_hello;
 use crate::observe::Latencies;
 use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
@@ -89,6 +89,7 @@ impl Rig {
             counters: &mut self.counters,
             latencies: &Latencies::new(),
             replies: &mut Vec::new(),
+            copies: &mut Copies::default(),
             icmp_limit: &mut IcmpLimiter::new(),
             turns: &mut Turns::new(0, 1),
         };

@@ -7,7 +7,6 @@ mod ids;
 
 use super::{Link, LinkState, Splice, SpliceLimits};
 use crate::base::Seed;
-use crate::flow::entry::NO_MARK;
 use crate::flow::reassembly::Reassembler;
 use crate::flow::{FlowKind, FlowTable};
 use crate::forward::spec::{Delay, PoolId};
@@ -15,6 +14,7 @@ use crate::forward::splice::Slots;
 use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::{Backend, Service};
 use crate::graph::stages::balance::{forward, open};
+use crate::graph::stages::classify::treat;
 use crate::graph::stages::egress::may_cross;
 use crate::graph::stages::inspect::intern;
 use crate::graph::stages::verdict::Deciding;
@@ -24,7 +24,7 @@ use crate::inspect::tls::{Carrier, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::packet::frame::HEADROOM;
 use crate::packet::{
-    Direction, DropReason, FlowKey, FlowRef, Packet, PacketMeta, PacketMut, Verdict, ip,
+    Direction, DropReason, FlowKey, FlowRef, Packet, PacketMeta, PacketMut, Verdict,
 };
 use crate::policy::Facts;
 
@@ -335,11 +335,11 @@ fn follow(
     let server = known.key[Direction::Reply as usize];
     let place = known.backend;
     let backend = Backend { addr: server.src, port: server.sport, place };
-    let (class, mark, steps, name) = (known.class, known.mark, known.steps, known.name);
+    let (class, treatment, steps, name) = (known.class, known.treatment, known.steps, known.name);
     let note = cx.names.notes.get(old, known).cloned();
     let flow = open(cx, &PacketMeta { class, ..meta.clone() }, service, &backend)?;
     let known = cx.flows.get_mut(flow);
-    (known.mark, known.steps, known.name) = (mark, steps, name);
+    (known.treatment, known.steps, known.name) = (treatment, steps, name);
     if let Some(note) = note
         && let Some(place) = cx.names.notes.of(flow, known)
     {
@@ -360,9 +360,8 @@ fn pass(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, flow: FlowRef) -> Result<()
     let known = cx.flows.get(flow);
     let meta = &mut *packet.meta;
     (meta.flow, meta.direction, meta.class) = (flow, Direction::Forward, known.class);
-    if known.mark != NO_MARK {
-        ip::set_dscp(packet.frame.bytes_mut(cx.arena), meta, known.mark);
-    }
+    let treatment = cx.flows.steps().treatments.get(known.treatment);
+    treat(cx, packet, treatment);
     forward(cx, packet, flow)
 }
 

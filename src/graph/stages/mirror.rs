@@ -1,0 +1,181 @@
+//! Copies of packets that leave by a port of their own: `mirror` of rules.
+//!
+//! A copy is what the client's side sees: a client's packet as it came, a server's as it goes on to
+//! the client. What becomes of the packet itself does not depend on it.
+
+use crate::graph::{COPIES_MAX, Cx};
+use crate::packet::{
+    Batch, ClassId, Direction, Packet, PacketFlags, PacketMeta, PacketMut, PortId, Verdict,
+    complete_checksum,
+};
+
+/// Copies are made only while more than this part of the worker's frames is free: a port that
+/// takes them too slowly must not cost the packets themselves their frames.
+const FREE_PART: usize = 2;
+
+/// Has a packet copied: at once, or as it leaves where it is a server's.
+pub(super) fn mirror(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, port: PortId) {
+    match packet.meta.direction {
+        Direction::Forward => copy(cx, packet.frame.bytes(cx.arena), packet.meta, port),
+        Direction::Reply => {
+            packet.meta.flags.set(PacketFlags::MIRRORED);
+            cx.copies.later = true;
+        }
+    }
+}
+
+/// Copies those of a batch that were to be copied as they leave.
+#[inline]
+pub fn mirror_leaving(cx: &mut Cx<'_>, batch: &mut Batch) {
+    if std::mem::take(&mut cx.copies.later) {
+        copy_leaving(cx, batch);
+    }
+}
+
+#[cold]
+fn copy_leaving(cx: &mut Cx<'_>, batch: &mut Batch) {
+    let (frames, metas) = batch.parts_mut();
+    for (frame, meta) in frames.iter().zip(metas) {
+        if !meta.flags.has(PacketFlags::MIRRORED) {
+            continue;
+        }
+        if meta.verdict != Verdict::Output {
+            // Dropped; or it waits for its neighbour's address, and has no complete header yet.
+            cx.counters.mirror_missed += u64::from(meta.verdict == Verdict::Park);
+            continue;
+        }
+        let treatment = cx.flows.steps().treatments.get(cx.flows.get(meta.flow).treatment);
+        // Who gets the packet itself gets no copy.
+        if let Some(port) = treatment.mirror.filter(|port| *port != meta.out_port) {
+            copy(cx, frame.bytes(cx.arena), meta, port);
+        }
+    }
+}
+
+fn copy(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, port: PortId) {
+    // Sent back to where it came from it might come again.
+    let is_elsewhere = port != meta.in_port;
+    let fits = cx.snapshot.routes.egress(port).is_some_and(|egress| {
+        usize::from(meta.end) <= usize::from(egress.mtu) + usize::from(meta.l3)
+    });
+    let is_rich = cx.pool.available() > cx.pool.owned() / FREE_PART;
+    let has_room = cx.copies.packets.len() < COPIES_MAX;
+    let frame =
+        if is_elsewhere && fits && is_rich && has_room { cx.pool.take_with(bytes) } else { None };
+    let Some(mut frame) = frame else {
+        cx.counters.mirror_missed += 1;
+        return;
+    };
+    // Among the port's own packets copies have no class: its default takes them.
+    let mut meta = PacketMeta {
+        class: ClassId::UNSET,
+        out_port: port,
+        verdict: Verdict::Output,
+        ..meta.clone()
+    };
+    if meta.flags.has(PacketFlags::PARTIAL_CHECKSUM) {
+        complete_checksum(frame.bytes_mut(cx.arena), &mut meta);
+    }
+    cx.counters.mirrored += 1;
+    cx.copies.packets.push(Packet { frame, meta });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::flow::FlowLimits;
+    use crate::forward::spec::ForwardMode;
+    use crate::graph::Stage;
+    use crate::graph::stages::balance::Balance;
+    use crate::graph::stages::classify::Classify;
+    use crate::graph::stages::rig::*;
+    use crate::packet::tcp::flag::{ACK, SYN};
+    use crate::policy::Rules;
+    use crate::policy::spec::RuleSpec;
+
+    /// As in a pipeline.
+    struct Whole(Balance);
+
+    impl Stage for Whole {
+        fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+            Classify::new(true).process(cx, batch);
+            self.0.process(cx, batch);
+            mirror_leaving(cx, batch);
+        }
+    }
+
+    fn rig(to: PortId) -> (Rig, Whole) {
+        let mut rig = Rig::new(FlowLimits { flows_max: 64, half_open_max: 16 });
+        let rule = RuleSpec { mirror: Some(to), mark: Some(46), ..RuleSpec::default() };
+        rig.snapshot.rules = Arc::new(Rules::compile(&[rule]));
+        (rig, Whole(Balance::new()))
+    }
+
+    /// The port of the service whose packets keep their source.
+    fn dnat() -> u16 {
+        MODES.iter().find(|(mode, _)| *mode == ForwardMode::Dnat).expect("one of three").1
+    }
+
+    #[test]
+    fn copies_show_the_clients_side() {
+        for family in [&V4, &V6] {
+            let (mut rig, mut whole) = rig(MONITOR_PORT);
+            let sent = Shape::syn().between(family.client, (family.vip, dnat()));
+            let out = rig.run(&mut whole, sent.clone());
+            assert_eq!((out.meta.out_port, out.meta.dscp()), (BACKEND_PORT, 46));
+            let copies = rig.copied();
+            assert_eq!(copies.len(), 1);
+            assert!(copies[0].bytes == sent, "as it came, before it was marked");
+            let answer = Shape::tcp(SYN | ACK).at_backend();
+            let out = rig.run(&mut whole, answer.between(family.backend, family.client));
+            assert_eq!((out.verdict, out.meta.out_port), (Verdict::Output, CLIENT_PORT));
+            let copies = rig.copied();
+            assert_eq!(copies.len(), 1);
+            assert!(copies[0].bytes == out.bytes, "as it goes on");
+            let meta = &copies[0].meta;
+            assert_eq!((meta.out_port, meta.class), (MONITOR_PORT, ClassId::UNSET));
+            assert_eq!((rig.counters.mirrored, rig.counters.mirror_missed), (2, 0));
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_copied_is_not_and_is_counted() {
+        let syn = || Shape::syn().between(V4.client, (V4.vip, dnat()));
+        for (to, missed) in [(CLIENT_PORT, 1), (PortId(9), 1), (MONITOR_PORT, 0)] {
+            let (mut rig, mut whole) = rig(to);
+            assert_eq!(rig.run(&mut whole, syn()).verdict, Verdict::Output);
+            assert_eq!(rig.copied().len() as u64, 1 - missed, "{to:?}");
+            assert_eq!(rig.counters.mirror_missed, missed, "{to:?}");
+        }
+        // The server's answers leave by the client's port, who would get them twice.
+        let (mut rig, mut whole) = rig(CLIENT_PORT);
+        rig.run(&mut whole, syn());
+        let answer = Shape::tcp(SYN | ACK).at_backend();
+        rig.run(&mut whole, answer.between(V4.backend, V4.client));
+        assert!(rig.copied().is_empty());
+        // Larger than the monitor's link takes.
+        let (mut rig, mut whole) = self::rig(MONITOR_PORT);
+        let large = Shape { payload: 1_440, ..Shape::udp() };
+        rig.run_answered(&mut whole, large.between(V4.client, (V4.vip, dnat())));
+        assert_eq!((rig.copied().len(), rig.counters.mirror_missed), (0, 1));
+    }
+
+    #[test]
+    fn copies_leave_half_of_the_frames_alone() {
+        let (mut rig, mut whole) = rig(MONITOR_PORT);
+        let owned = rig.pool.owned();
+        let mut kept = Vec::new();
+        for _ in 0..owned {
+            rig.run(&mut whole, Shape::syn().between(V4.client, (V4.vip, dnat())));
+            kept.append(&mut rig.copies.packets);
+            if rig.counters.mirror_missed > 0 {
+                break;
+            }
+        }
+        assert!(kept.len() >= owned / FREE_PART - 2, "{}", kept.len());
+        assert!(rig.pool.available() >= owned / FREE_PART, "{}", rig.pool.available());
+        kept.into_iter().for_each(|copy| rig.pool.put(copy.frame));
+    }
+}

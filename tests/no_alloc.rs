@@ -308,6 +308,8 @@ fn qos(port: u16) -> PortQosSpec {
         priority: id as u8,
         weight: 1,
         quantum: None,
+        overhead: None,
+        mpu: None,
         limit: 50_000,
         queue: Default::default(),
     };

@@ -181,6 +181,8 @@ fn case(rng: &mut Rng) -> Case {
                 priority: rng.below(3) as u8,
                 weight: 1 + rng.below(10),
                 quantum: None,
+                overhead: None,
+                mpu: None,
                 limit: 100_000,
                 queue: QueueSpec::Fifo,
             };
@@ -309,6 +311,8 @@ fn the_reference_knows_the_manuals_rows() {
         priority,
         weight,
         quantum: None,
+        overhead: None,
+        mpu: None,
         limit: 0,
         queue: QueueSpec::Fifo,
     };

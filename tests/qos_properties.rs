@@ -399,7 +399,7 @@ fn a_clock_that_steps_back_does_no_harm() {
 fn faults_are_named_with_their_class() {
     let faults = |spec: &PortQosSpec| -> Vec<(Option<u16>, String)> {
         let list = validate(spec).expect_err("faulty");
-        list.into_iter().map(|(id, what)| (id.map(|c| c.0), what)).collect()
+        list.into_iter().map(|f| (f.class.map(|c| c.0), f.what)).collect()
     };
     let good = port(100.0, &[class(1, 40.0), class(2, 30.0).below(1), class(3, 60.0)]);
     assert_eq!(validate(&good), Ok(()));
@@ -413,7 +413,7 @@ fn faults_are_named_with_their_class() {
         (|s| s.classes[1].cburst = 30_000, Some(2), "a cburst of 29.3KiB is over the"),
         (|s| s.classes[2].burst = 1_499, Some(3), "is below one frame"),
         (|s| s.burst = 0, None, "a burst of 0B is below one frame"),
-        (|s| s.default_class = ClassId(1), Some(1), "`c1` has classes below it"),
+        (|s| s.default_class = ClassId(1), None, "`c1` has classes below it"),
         (|s| s.default_class = ClassId(9), None, "the default class is none of the port's"),
         (|s| s.classes[2].id = ClassId(2), Some(2), "its id is taken"),
         (|s| s.classes[1].parent = Some(ClassId(3)), Some(2), "none of the classes before it"),

@@ -140,6 +140,8 @@ fn qos(port: u16) -> PortQosSpec {
         priority: (id % 4) as u8,
         weight: 1,
         quantum: None,
+        overhead: None,
+        mpu: None,
         limit: 4 << 20,
         queue: Default::default(),
     };

@@ -128,6 +128,8 @@ fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {
             priority: 0,
             weight: 1,
             quantum: None,
+            overhead: None,
+            mpu: None,
             limit: u32::MAX,
             queue: QueueSpec::INTERNET,
         }

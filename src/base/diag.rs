@@ -145,6 +145,12 @@ impl Diagnostics {
         self.list.extend(other.list);
     }
 
+    /// Whether something is told of this very place.
+    pub fn tells_of(&self, source: &Source, span: &Range<usize>) -> bool {
+        let (path, place) = source.place(span.start);
+        self.list.iter().any(|d| d.path == path && d.place == place)
+    }
+
     pub fn has_errors(&self) -> bool {
         self.list.iter().any(|d| d.severity == Severity::Error)
     }

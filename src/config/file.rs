@@ -272,6 +272,8 @@ pub struct FileClass {
     pub priority: Plain<i64>,
     pub weight: Plain<i64>,
     pub quantum: Noted<Bytes>,
+    pub overhead: Plain<i64>,
+    pub mpu: Plain<i64>,
     pub limit: Noted<Bytes>,
     pub queue: Plain<FileQueue>,
     pub target: Noted<Duration>,

@@ -3,7 +3,7 @@
 use super::bucket::{Bucket, Rate};
 use super::class::{Buckets, Class, Traits};
 use super::queues::LeafSettings;
-use super::spec::{ClassSpec, DEPTH_MAX, PRIORITIES, PortQosSpec, QueueSpec};
+use super::spec::{ClassSpec, Counting, DEPTH_MAX, PRIORITIES, PortQosSpec, QueueSpec};
 use super::tree::{ROOT, Tree};
 use super::wheel::TICK_NS;
 use crate::base::Nanos;
@@ -26,29 +26,8 @@ pub(super) struct Compiled {
     /// By class, as what follows.
     pub leaves: Vec<LeafSettings>,
     pub ids: Vec<ClassId>,
-    pub lengths: Lengths,
-}
-
-/// How a frame's length is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lengths {
-    pub overhead: u32,
-    pub mpu: u32,
-    /// Of the largest frame, as counted.
+    /// Of the largest frame, as counted where it counts most.
     pub largest: u32,
-}
-
-impl Lengths {
-    fn new(spec: &PortQosSpec) -> Lengths {
-        let (overhead, mpu) = (u32::from(spec.overhead), u32::from(spec.mpu));
-        Lengths { overhead, mpu, largest: (u32::from(spec.mtu) + overhead).max(mpu).max(1) }
-    }
-
-    /// Bytes that a frame takes of the link.
-    #[inline(always)]
-    pub fn counted(self, frame_len: usize) -> u32 {
-        (frame_len as u32 + self.overhead).max(self.mpu)
-    }
 }
 
 /// Lays out the classes of `spec`, level by level.
@@ -58,9 +37,12 @@ impl Lengths {
 /// gets one.
 pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
     let shape = Shape::new(spec);
-    let lengths = Lengths::new(spec);
+    let countings = spec.countings();
+    let of_port = std::iter::once(spec.counting());
+    let largest = of_port.chain(countings.iter().copied());
+    let largest = largest.map(|c| c.counted(usize::from(spec.mtu))).max().unwrap_or(0).max(1);
     let rate = Rate::new(spec.rate);
-    let bucket = Bucket::new(rate, cap(lengths, rate, spec.burst));
+    let bucket = Bucket::new(rate, cap(largest, rate, spec.burst));
     let root = Class::new(ROOT, bucket, bucket, Traits::new(false, Buckets::Ceil, 0));
     let mut out = Compiled {
         tree: Tree::new(root, spec.classes.len() + 2, now),
@@ -68,7 +50,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         default_leaf: u32::MAX,
         leaves: vec![LeafSettings::NONE],
         ids: vec![ClassId::UNSET],
-        lengths,
+        largest,
     };
     // By class: its position in the specification, 0 being the port.
     let mut positions = vec![0];
@@ -77,14 +59,14 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         let children = &shape.children[position];
         if !children.is_empty() {
             let first = out.tree.classes.len() as u32;
-            out.children(spec, &shape, at as u32, children);
+            out.children(spec, &shape, at as u32, children, &countings);
             let count = children.len() as u32;
             out.tree.adopt(at as u32, first, count, shape.priorities[position]);
             positions.extend(children);
         } else if at == ROOT as usize {
             let traits = Traits::new(true, Buckets::Rate, 0);
-            out.add(Class::new(ROOT, bucket, bucket, traits), ClassId::UNSET, lengths.largest);
-            out.leaves.push(LeafSettings::new(u32::MAX, QueueSpec::Fifo));
+            out.add(Class::new(ROOT, bucket, bucket, traits), ClassId::UNSET, largest);
+            out.leaves.push(LeafSettings::new(u32::MAX, QueueSpec::Fifo, spec.counting()));
             out.tree.adopt(ROOT, ROOT + 1, 1, 1);
             break;
         }
@@ -150,24 +132,31 @@ impl Shape {
 
 impl Compiled {
     /// Adds the children of a class.
-    fn children(&mut self, spec: &PortQosSpec, shape: &Shape, parent: u32, children: &[usize]) {
-        let lengths = self.lengths;
+    fn children(
+        &mut self,
+        spec: &PortQosSpec,
+        shape: &Shape,
+        parent: u32,
+        children: &[usize],
+        countings: &[Counting],
+    ) {
+        let largest = self.largest;
         let weights = children.iter().map(|&at| u64::from(spec.classes[at - 1].weight.max(1)));
         let lightest = weights.clone().min().unwrap_or(1);
         let heaviest = weights.max().unwrap_or(1);
         for &at in children {
             let class = &spec.classes[at - 1];
             let (rate, ceil) = (Rate::new(class.rate), Rate::new(class.ceil.max(class.rate)));
-            let rate = Bucket::new(rate, cap(lengths, rate, class.burst));
-            let ceil = Bucket::new(ceil, cap(lengths, ceil, class.cburst));
+            let rate = Bucket::new(rate, cap(largest, rate, class.burst));
+            let ceil = Bucket::new(ceil, cap(largest, ceil, class.cburst));
             let is_leaf = shape.children[at].is_empty();
             let above = &self.tree.classes[parent as usize].ceil;
             let buckets = if ceil.is_at_least(above) { Buckets::Rate } else { Buckets::Both };
             let traits = Traits::new(is_leaf, buckets, priority(class));
-            let weighed = quantum(lengths, u64::from(class.weight.max(1)), lightest, heaviest);
+            let weighed = quantum(largest, u64::from(class.weight.max(1)), lightest, heaviest);
             let quantum = class.quantum.unwrap_or(weighed).clamp(QUANTUM_MIN, QUANTUM_MOST);
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
-            self.leaves.push(LeafSettings::new(class.limit, class.queue));
+            self.leaves.push(LeafSettings::new(class.limit, class.queue, countings[at - 1]));
             if is_leaf {
                 self.leaf_of[usize::from(class.id.0)] = node;
             }
@@ -186,15 +175,15 @@ impl Compiled {
 /// What a bucket holds at most. A packet is sent at zero and above and may take the bucket one
 /// packet below, so that this, and not the burst itself, bounds what goes at once to the burst.
 /// Never less than what comes while a timer's tick passes: less would lose rate.
-fn cap(lengths: Lengths, rate: Rate, burst: u32) -> u32 {
+fn cap(largest: u32, rate: Rate, burst: u32) -> u32 {
     let tick = u32::try_from(rate.bytes_in(2 * TICK_NS)).unwrap_or(u32::MAX);
-    burst.saturating_sub(lengths.largest).max(tick)
+    burst.saturating_sub(largest).max(tick)
 }
 
 /// One frame a round for the lightest, in proportion for the others; where that would be over the
 /// maximum for the heaviest, the maximum for it and in proportion for the others.
-fn quantum(lengths: Lengths, weight: u64, lightest: u64, heaviest: u64) -> u32 {
-    let frame = u64::from(lengths.largest);
+fn quantum(largest: u32, weight: u64, lightest: u64, heaviest: u64) -> u32 {
+    let frame = u64::from(largest);
     let most = u64::from(QUANTUM_MAX).max(frame);
     let quantum = if heaviest * frame <= most * lightest {
         weight * frame / lightest

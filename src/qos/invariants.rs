@@ -28,7 +28,7 @@ impl Scheduler {
                     let (mut cell, mut last, mut flow_bytes) = (flow.head, NIL, 0);
                     while cell != NIL {
                         let len = self.queues.packets.frame_len(cell);
-                        flow_bytes += self.lengths.counted(len);
+                        flow_bytes += self.queues.counted(index as u32, len);
                         held += 1;
                         (last, cell) = (cell, self.queues.packets.next(cell));
                     }
@@ -112,6 +112,8 @@ fn tree() -> impl Strategy<Value = PortQosSpec> {
                 priority,
                 weight,
                 quantum: (sizes.2 % 5 == 0).then_some(sizes.0),
+                overhead: (sizes.0 % 3 == 0).then_some((sizes.0 % 300) as u16),
+                mpu: (sizes.1 % 3 == 0).then_some((sizes.1 % 2_000) as u16),
                 limit: sizes.2,
                 queue: queue(sizes.1),
             });

@@ -36,4 +36,4 @@ pub use shared::{Shared, SharedPorts};
 pub use shed::DROPS_PER_ARRIVAL;
 pub use sojourn::Sojourn;
 pub use stats::ClassStats;
-pub use validate::validate;
+pub use validate::{Fault, Field, validate};

@@ -5,13 +5,14 @@
 //! queue stand in a list of their own and are served first, once; the others take turns, a quantum
 //! each.
 
-use super::build::Lengths;
+use std::collections::HashMap;
+
 use super::codel::{Above, Ticks};
 use super::ecn;
 use super::flows::{Flows, Key, Standing};
 use super::packets::{Note, Packets};
 use super::sojourn::Sojourn;
-use super::spec::QueueSpec;
+use super::spec::{Counting, QueueSpec};
 use super::stats::ClassStats;
 use super::wheel::{NIL, TICK_BITS};
 use crate::base::Seed;
@@ -36,6 +37,7 @@ pub(super) struct LeafSettings {
     pub limit: u32,
     pub target: Ticks,
     pub interval: Ticks,
+    pub counting: Counting,
 }
 
 /// The target of a leaf without queue management: nothing waits that long.
@@ -43,15 +45,20 @@ const NO_TARGET: Ticks = Ticks::MAX;
 
 impl LeafSettings {
     /// Of an inner class.
-    pub const NONE: LeafSettings = LeafSettings { limit: 0, target: NO_TARGET, interval: 0 };
+    pub const NONE: LeafSettings = LeafSettings {
+        limit: 0,
+        target: NO_TARGET,
+        interval: 0,
+        counting: Counting { overhead: 0, mpu: 0 },
+    };
 
-    pub fn new(limit: u32, queue: QueueSpec) -> LeafSettings {
+    pub fn new(limit: u32, queue: QueueSpec, counting: Counting) -> LeafSettings {
         let ticks = |ns: u64| u32::try_from(ns >> TICK_BITS).unwrap_or(u32::MAX).clamp(1, 1 << 30);
         let (target, interval) = match queue {
             QueueSpec::FqCodel { target, interval } => (ticks(target), ticks(interval)),
             QueueSpec::Fifo => (NO_TARGET, 0),
         };
-        LeafSettings { limit, target, interval }
+        LeafSettings { limit, target, interval, counting }
     }
 }
 
@@ -89,8 +96,8 @@ pub(super) struct Leaf {
     pub limit: u32,
     /// Packets of a flow that wait longer are too many.
     pub target: Ticks,
-    /// Sizes of which there are fat flows.
-    pub fat_sizes: u16,
+    /// How its frames are counted: an index in [`Queues::countings`].
+    pub counting: u16,
     /// Flows that hold packets, modulo 2^16: a weight among workers.
     pub flows: u16,
 }
@@ -104,6 +111,8 @@ pub(super) struct Losses {
     pub marked: u64,
     /// The first fat flow of each size.
     pub fat: [u32; FAT_SIZES],
+    /// Sizes of which there are fat flows.
+    pub fat_sizes: u16,
 }
 
 const _: () = assert!(size_of::<Leaf>() == 64);
@@ -113,7 +122,6 @@ const _: () = assert!(FAT_SIZES <= u16::BITS as usize);
 /// Where packets go that leave a leaf otherwise than by being sent, and what is needed to mark one.
 pub(super) struct Exit<'a> {
     pub now: Ticks,
-    pub lengths: Lengths,
     pub arena: &'a Arena,
     pub dropped: &'a mut Vec<(Frame, DropReason)>,
     /// Packets that the queue management may still drop; beyond that they are sent.
@@ -126,6 +134,8 @@ pub(super) struct Queues {
     pub leaves: Vec<Leaf>,
     pub losses: Vec<Losses>,
     pub sojourns: Vec<Sojourn>,
+    /// Ways of counting a frame that leaves have, each once.
+    pub countings: Vec<Counting>,
     pub flows: Flows,
     pub packets: Packets,
     /// Flows that hold no packet but stand in a list.
@@ -141,7 +151,7 @@ pub(super) struct Queues {
 }
 
 impl Leaf {
-    pub fn new(settings: LeafSettings) -> Leaf {
+    pub fn new(settings: LeafSettings, counting: u16) -> Leaf {
         Leaf {
             lists: [List { head: NIL, tail: NIL }; 2],
             bytes: 0,
@@ -150,7 +160,7 @@ impl Leaf {
             packets: 0,
             limit: settings.limit,
             target: settings.target,
-            fat_sizes: 0,
+            counting,
             flows: 0,
         }
     }
@@ -171,16 +181,19 @@ impl Leaf {
 impl Losses {
     pub fn new(settings: LeafSettings) -> Losses {
         let dropped = Tally::default();
-        Losses { settings, dropped, aqm_dropped: 0, marked: 0, fat: [NIL; FAT_SIZES] }
+        let fat = [NIL; FAT_SIZES];
+        Losses { settings, dropped, aqm_dropped: 0, marked: 0, fat, fat_sizes: 0 }
     }
 }
 
 impl Queues {
     pub fn new(leaves: &[LeafSettings], packets_max: u32, quantum: u32, seed: Seed) -> Queues {
         let empty_max = packets_max / EMPTY_SHARE + 1;
+        let (countings, leaves_new) = lay_out(leaves);
         Queues {
-            leaves: table(leaves, Leaf::new),
-            losses: table(leaves, Losses::new),
+            leaves: leaves_new,
+            losses: table(leaves, |_, settings| Losses::new(settings)),
+            countings,
             sojourns: huge_vec(leaves.len(), Sojourn::default()),
             // A flow holds a packet or is one of the empty ones, of which a few more may lie
             // between others in a leaf that is over its limit.
@@ -259,6 +272,13 @@ impl Queues {
         }
     }
 
+    /// Bytes that a frame counts as in a leaf.
+    #[inline(always)]
+    pub fn counted(&self, leaf: u32, frame_len: usize) -> u32 {
+        let counting = usize::from(self.leaves[leaf as usize].counting);
+        self.countings[counting].counted(frame_len)
+    }
+
     /// Appends a packet to its flow. Gives the frame back when there is no room.
     #[inline]
     pub fn push(&mut self, key: Key, frame: Frame, bytes: u32, note: Note) -> Result<(), Frame> {
@@ -318,7 +338,7 @@ impl Queues {
                 continue;
             }
             let Note { since, l3 } = self.packets.note(entry.head);
-            let (mut frame, bytes) = self.shift(leaf, flow, exit.lengths)?;
+            let (mut frame, bytes) = self.shift(leaf, flow)?;
             let waited = exit.now.wrapping_sub(since);
             let late = waited >= self.leaves[leaf as usize].target;
             let drops = (late || self.flows.at(flow).above.is_set())
@@ -369,7 +389,7 @@ impl Queues {
 
     /// Takes the first packet of a flow that holds one.
     #[inline]
-    pub fn shift(&mut self, leaf: u32, flow: u32, lengths: Lengths) -> Option<(Frame, u32)> {
+    pub fn shift(&mut self, leaf: u32, flow: u32) -> Option<(Frame, u32)> {
         let entry = self.flows.at_mut(flow);
         let (frame, next) = self.packets.remove(entry.head);
         entry.head = next;
@@ -378,7 +398,7 @@ impl Queues {
             self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_sub(1);
         }
         let frame = frame?;
-        let bytes = lengths.counted(frame.len());
+        let bytes = self.counted(leaf, frame.len());
         self.leaves[leaf as usize].packets -= 1;
         self.resize(leaf, flow, -i64::from(bytes));
         Some((frame, bytes))
@@ -448,10 +468,24 @@ impl Queues {
 }
 
 /// What is kept by class.
-pub(super) fn table<T>(leaves: &[LeafSettings], new: impl Fn(LeafSettings) -> T) -> Vec<T> {
+pub(super) fn table<T>(leaves: &[LeafSettings], new: impl Fn(usize, LeafSettings) -> T) -> Vec<T> {
     let mut table = huge_table(leaves.len());
-    table.extend(leaves.iter().map(|&settings| new(settings)));
+    table.extend(leaves.iter().enumerate().map(|(i, &settings)| new(i, settings)));
     table
+}
+
+/// Empty leaves, and the ways of counting a frame that they have.
+pub(super) fn lay_out(leaves: &[LeafSettings]) -> (Vec<Counting>, Vec<Leaf>) {
+    let mut numbers = HashMap::new();
+    let mut countings = Vec::new();
+    let number = |settings: &LeafSettings| {
+        *numbers.entry(settings.counting).or_insert_with(|| {
+            countings.push(settings.counting);
+            (countings.len() - 1) as u16
+        })
+    };
+    let numbers: Vec<u16> = leaves.iter().map(number).collect();
+    (countings, table(leaves, |i, settings| Leaf::new(settings, numbers[i])))
 }
 
 #[inline(always)]

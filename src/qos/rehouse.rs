@@ -1,9 +1,8 @@
 //! Packets on their way from one tree's leaves to another's, or out of all of them.
 
-use super::build::Lengths;
 use super::codel::Above;
 use super::flows::{Flow, Flows};
-use super::queues::{Leaf, LeafSettings, Losses, Queues, table};
+use super::queues::{Leaf, LeafSettings, Losses, Queues, lay_out, table};
 use super::sojourn::Sojourn;
 use super::wheel::NIL;
 use crate::base::Seed;
@@ -26,19 +25,21 @@ impl Queues {
         (self.bytes, self.empty) = (0, 0);
         (self.fattest, self.donor_scan) = (0, 0);
         for (leaf, losses) in self.leaves.iter_mut().zip(&mut self.losses) {
-            let Leaf { sent, borrowed_bytes, .. } = *leaf;
-            *leaf = Leaf { sent, borrowed_bytes, ..Leaf::new(losses.settings) };
-            losses.fat = Losses::new(losses.settings).fat;
+            let Leaf { sent, borrowed_bytes, counting, .. } = *leaf;
+            *leaf = Leaf { sent, borrowed_bytes, ..Leaf::new(losses.settings, counting) };
+            let Losses { fat, fat_sizes, .. } = Losses::new(losses.settings);
+            (losses.fat, losses.fat_sizes) = (fat, fat_sizes);
         }
     }
 
     /// Puts `leaves` in the place of the old ones; flows of old leaf `i` move to leaf `map[i]` in
     /// their order. A flow that the target has already gets the
     /// packets behind its own. Nothing is dropped, even over a limit. Allocates.
-    pub fn rehouse(&mut self, leaves: &[LeafSettings], map: &[Move], seed: Seed, lengths: Lengths) {
-        let fresh = table(leaves, Leaf::new);
+    pub fn rehouse(&mut self, leaves: &[LeafSettings], map: &[Move], seed: Seed) {
+        let (countings, fresh) = lay_out(leaves);
+        self.countings = countings;
         let old_leaves: Vec<Leaf> = std::mem::replace(&mut self.leaves, fresh);
-        let fresh = table(leaves, Losses::new);
+        let fresh = table(leaves, |_, settings| Losses::new(settings));
         let old_losses: Vec<Losses> = std::mem::replace(&mut self.losses, fresh);
         let fresh = huge_vec(leaves.len(), Sojourn::default());
         let old_sojourns = std::mem::replace(&mut self.sojourns, fresh);
@@ -51,7 +52,8 @@ impl Queues {
             if to.keeps_counters {
                 let (leaf, losses) = (&mut self.leaves[at], &mut self.losses[at]);
                 (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
-                *losses = Losses { settings: losses.settings, fat: losses.fat, ..old_losses[i] };
+                let Losses { settings, fat, fat_sizes, .. } = *losses;
+                *losses = Losses { settings, fat, fat_sizes, ..old_losses[i] };
                 self.sojourns[at] = old_sojourns[i];
             }
             for list in from.lists {
@@ -59,7 +61,7 @@ impl Queues {
                 while at != NIL {
                     let flow = old_flows.at(at);
                     if flow.head != NIL {
-                        self.settle_in(to.leaf, flow, lengths);
+                        self.settle_in(to.leaf, flow);
                     }
                     at = flow.next;
                 }
@@ -67,7 +69,7 @@ impl Queues {
         }
     }
 
-    fn settle_in(&mut self, leaf: u32, old: &Flow, lengths: Lengths) {
+    fn settle_in(&mut self, leaf: u32, old: &Flow) {
         let Some((flow, fresh)) = self.flows.find_or_insert(self.flows.key(leaf, old.hash)) else {
             debug_assert!(false, "as many flows as before do not fit");
             return;
@@ -86,7 +88,7 @@ impl Queues {
         }
         let (mut bytes, mut packets, mut cell) = (0i64, 0, old.head);
         while cell != NIL {
-            bytes += i64::from(lengths.counted(self.packets.frame_len(cell)));
+            bytes += i64::from(self.counted(leaf, self.packets.frame_len(cell)));
             packets += 1;
             cell = if cell == old.tail { NIL } else { self.packets.next(cell) };
         }

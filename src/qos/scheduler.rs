@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::build::{Compiled, Lengths, compile};
+use super::build::{Compiled, compile};
 use super::codel::Ticks;
 use super::flows::Key;
 use super::member::Member;
@@ -66,7 +66,8 @@ pub struct Scheduler {
     default_leaf: u32,
     /// By class.
     ids: Vec<ClassId>,
-    pub(super) lengths: Lengths,
+    /// Of the largest frame, as counted.
+    largest: u32,
     seed: Seed,
     /// Where several workers share a tree; `tree` then only tells who stands below whom.
     member: Option<Member>,
@@ -86,15 +87,15 @@ impl Scheduler {
     /// [`validate`](super::validate()); another one is bent into something that works.
     pub fn new(spec: &PortQosSpec, packets_max: u32, seed: Seed) -> Scheduler {
         let now = Nanos::ZERO;
-        let Compiled { tree, leaf_of, default_leaf, leaves, ids, lengths } = compile(spec, now);
-        let queues = Queues::new(&leaves, packets_max, lengths.largest, seed);
+        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest } = compile(spec, now);
+        let queues = Queues::new(&leaves, packets_max, largest, seed);
         Scheduler {
             tree,
             queues,
             leaf_of,
             default_leaf,
             ids,
-            lengths,
+            largest,
             seed,
             member: None,
             now,
@@ -183,14 +184,8 @@ impl Scheduler {
     ) {
         let now = self.advance(now);
         let leaf = key.leaf;
-        let bytes = self.lengths.counted(q.frame.len());
-        let mut exit = Exit {
-            now: ticks(now),
-            lengths: self.lengths,
-            arena,
-            dropped,
-            drops_left: AQM_DROPS_MAX,
-        };
+        let bytes = self.queues.counted(leaf, q.frame.len());
+        let mut exit = Exit { now: ticks(now), arena, dropped, drops_left: AQM_DROPS_MAX };
         let held = &self.queues.leaves[leaf as usize];
         let is_fifo = held.is_fifo();
         let is_over = held.bytes + u64::from(bytes) > u64::from(held.limit);
@@ -238,8 +233,7 @@ impl Scheduler {
         dropped: &mut Vec<(Frame, DropReason)>,
     ) -> usize {
         let now = self.advance(now);
-        let (lengths, drops_left) = (self.lengths, AQM_DROPS_MAX);
-        let mut exit = Exit { now: ticks(now), lengths, arena, dropped, drops_left };
+        let mut exit = Exit { now: ticks(now), arena, dropped, drops_left: AQM_DROPS_MAX };
         if self.member.is_some() {
             return self.dequeue_leased(now, packets_max, bytes_max, &mut exit, out);
         }
@@ -278,12 +272,12 @@ impl Scheduler {
         exit: &mut Exit<'_>,
         out: &mut Vec<Frame>,
     ) -> usize {
-        let Scheduler { member, queues, lengths, .. } = self;
+        let Scheduler { member, queues, largest, .. } = self;
         let Some(member) = member else { return 0 };
         if queues.packets.len() == 0 && !member.has_news() {
             return 0;
         }
-        let room = (packets_max as u64).saturating_mul(u64::from(lengths.largest));
+        let room = (packets_max as u64).saturating_mul(u64::from(*largest));
         member.visit(now, queues, room.min(bytes_max));
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
@@ -374,7 +368,7 @@ impl Scheduler {
     /// as it is. Allocates, and takes time in proportion to classes and packets.
     pub fn reconfigure(&mut self, now: Nanos, spec: &PortQosSpec) {
         let now = self.advance(now);
-        let Compiled { mut tree, leaf_of, default_leaf, leaves, ids, lengths } = compile(spec, now);
+        let Compiled { mut tree, leaf_of, default_leaf, leaves, ids, largest } = compile(spec, now);
         tree.inherit(now, &ids, &mut self.tree, &self.ids);
         let mut moves = vec![Move { leaf: default_leaf, keeps_counters: false }; self.ids.len()];
         for (from, id) in self.ids.iter().enumerate().skip(1) {
@@ -384,10 +378,10 @@ impl Scheduler {
                 moves[from] = Move { leaf: to, keeps_counters: true };
             }
         }
-        self.queues.quantum = lengths.largest;
-        self.queues.rehouse(&leaves, &moves, self.seed, lengths);
+        self.queues.quantum = largest;
+        self.queues.rehouse(&leaves, &moves, self.seed);
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
-        (self.ids, self.lengths) = (ids, lengths);
+        (self.ids, self.largest) = (ids, largest);
         self.ahead = [default_leaf; AHEAD];
         if let Some(member) = &mut self.member {
             member.reconfigure(spec, &self.queues);

@@ -154,8 +154,7 @@ impl Shared {
 
 impl Global {
     fn new(spec: &PortQosSpec, now: Nanos) -> Global {
-        let Compiled { tree, ids, lengths, .. } = compile(spec, now);
-        let frame = lengths.largest;
+        let Compiled { tree, ids, largest: frame, .. } = compile(spec, now);
         let lease = |class: &super::class::Class| {
             let most = (class.rate.cap().max(frame) / LEASE_BURST_SHARE).min(LEASE_BYTES_MAX);
             (class.rate.bytes_in(LEASE_NS).min(u64::from(most)) as u32).max(frame)

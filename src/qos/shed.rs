@@ -47,7 +47,7 @@ impl Queues {
         let half = self.flows.at(flow).bytes / 2;
         let mut dropped = 0;
         while dropped < packets_max && self.flows.at(flow).bytes > half {
-            let Some((frame, bytes)) = self.shift(leaf, flow, exit.lengths) else { break };
+            let Some((frame, bytes)) = self.shift(leaf, flow) else { break };
             self.losses[leaf as usize].dropped.add(bytes);
             exit.dropped.push((frame, DropReason::QueueFull));
             dropped += 1;
@@ -85,7 +85,7 @@ impl Queues {
     /// Puts a flow on the list of those of about its size.
     #[cold]
     pub fn change_size(&mut self, leaf: u32, flow: u32, size: u8) {
-        let (held, losses) = (&mut self.leaves[leaf as usize], &mut self.losses[leaf as usize]);
+        let losses = &mut self.losses[leaf as usize];
         let before = std::mem::replace(&mut self.flows.at_mut(flow).fat, size);
         if let Some(size) = before.checked_sub(1) {
             let Queue { fat_prev: prev, fat_next: next, .. } = *self.flows.queue(flow);
@@ -97,13 +97,13 @@ impl Queues {
             } else {
                 losses.fat[usize::from(size)] = next;
                 if next == NIL {
-                    held.fat_sizes &= !(1 << size);
+                    losses.fat_sizes &= !(1 << size);
                 }
             }
         }
         if let Some(size) = size.checked_sub(1) {
             let next = std::mem::replace(&mut losses.fat[usize::from(size)], flow);
-            held.fat_sizes |= 1 << size;
+            losses.fat_sizes |= 1 << size;
             let queue = self.flows.queue_mut(flow);
             (queue.fat_prev, queue.fat_next) = (NIL, next);
             if next != NIL {
@@ -113,7 +113,7 @@ impl Queues {
     }
 
     fn fattest_flow(&self, leaf: u32) -> Option<u32> {
-        let held = &self.leaves[leaf as usize];
+        let (held, losses) = (&self.leaves[leaf as usize], &self.losses[leaf as usize]);
         let fattest_of = |start: u32, next: &dyn Fn(u32) -> u32| {
             let mut best: Option<u32> = None;
             let mut at = start;
@@ -128,8 +128,8 @@ impl Queues {
             }
             best
         };
-        if held.fat_sizes != 0 {
-            let first = self.losses[leaf as usize].fat[held.fat_sizes.ilog2() as usize];
+        if losses.fat_sizes != 0 {
+            let first = losses.fat[losses.fat_sizes.ilog2() as usize];
             return fattest_of(first, &|flow| self.flows.queue(flow).fat_next);
         }
         // All are thin: the one that has waited longest is as good as any.

@@ -1,5 +1,7 @@
 //! The class tree as configured. Built and validated by `config`, compiled by the scheduler.
 
+use std::collections::HashMap;
+
 use crate::base::units::BitRate;
 use crate::packet::{ClassId, PortId};
 
@@ -7,6 +9,14 @@ use crate::packet::{ClassId, PortId};
 pub const DEPTH_MAX: usize = 8;
 /// Priorities among borrowers; 0 is served first.
 pub const PRIORITIES: usize = 8;
+/// Weights are 1 to this.
+pub const WEIGHT_MAX: u32 = 1_000_000;
+/// Bytes a round at most.
+pub const QUANTUM_BYTES_MAX: u32 = 16 << 20;
+/// Bytes that may be added to a frame's length.
+pub const OVERHEAD_MAX: u16 = 256;
+/// Bytes that a frame may be counted as at least.
+pub const MPU_MAX: u16 = 1_600;
 
 /// One class, inner or leaf. A class with children carries no packets of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +39,11 @@ pub struct ClassSpec {
     pub weight: u32,
     /// Bytes a round among siblings that borrow; `None`: as `weight` says.
     pub quantum: Option<u32>,
+    /// Bytes added to the length of each of its frames; `None`: as the parent has it. Frames count
+    /// as their leaf says, at the leaf and in all classes above it, the port included.
+    pub overhead: Option<u16>,
+    /// Bytes that each of its frames counts as at least; otherwise as `overhead`.
+    pub mpu: Option<u16>,
     /// Bytes the leaf may hold; beyond that packets are lost.
     pub limit: u32,
     /// How the leaf holds its packets.
@@ -61,6 +76,23 @@ impl Default for QueueSpec {
     }
 }
 
+/// How a frame's length is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Counting {
+    /// Bytes added to each frame's length.
+    pub overhead: u16,
+    /// The least that a frame counts as, overhead included.
+    pub mpu: u16,
+}
+
+impl Counting {
+    /// Bytes that a frame takes of the link.
+    #[inline(always)]
+    pub fn counted(self, frame_len: usize) -> u32 {
+        (frame_len as u32 + u32::from(self.overhead)).max(u32::from(self.mpu))
+    }
+}
+
 /// The shaper of one port. The same class ids stand under several ports if configured so.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PortQosSpec {
@@ -69,9 +101,10 @@ pub struct PortQosSpec {
     pub rate: BitRate,
     /// Bytes that the port may send at once.
     pub burst: u32,
-    /// Added to every frame's length: preamble, gap and FCS (24 for Ethernet without FCS).
+    /// Added to the length of every frame whose class says nothing else: preamble, gap and FCS (24
+    /// for Ethernet without FCS).
     pub overhead: u16,
-    /// Frames count as this many bytes at least, overhead included.
+    /// Frames whose class says nothing else count as this many bytes at least, overhead included.
     pub mpu: u16,
     /// Largest frame, for quanta.
     pub mtu: u16,
@@ -79,4 +112,28 @@ pub struct PortQosSpec {
     pub default_class: ClassId,
     /// Parents stand before their children.
     pub classes: Vec<ClassSpec>,
+}
+
+impl PortQosSpec {
+    /// How frames are counted where their class says nothing else.
+    pub fn counting(&self) -> Counting {
+        Counting { overhead: self.overhead, mpu: self.mpu }
+    }
+
+    /// How frames of each class are counted, in the order of `classes`.
+    pub fn countings(&self) -> Vec<Counting> {
+        let mut known: HashMap<ClassId, Counting> = HashMap::new();
+        let mut list = Vec::with_capacity(self.classes.len());
+        for class in &self.classes {
+            let above = class.parent.and_then(|id| known.get(&id).copied());
+            let above = above.unwrap_or_else(|| self.counting());
+            let own = Counting {
+                overhead: class.overhead.unwrap_or(above.overhead),
+                mpu: class.mpu.unwrap_or(above.mpu),
+            };
+            known.entry(class.id).or_insert(own);
+            list.push(own);
+        }
+        list
+    }
 }

@@ -7,6 +7,7 @@ use super::source::Packet;
 use super::spec::Scenario;
 use crate::base::Nanos;
 use crate::qos::ClassStats;
+use crate::qos::spec::Counting;
 
 /// Significant digits of delays: they are right to a hundredth.
 const DIGITS: u8 = 2;
@@ -15,8 +16,8 @@ const DIGITS: u8 = 2;
 pub struct Meter {
     /// By class id.
     position: Vec<usize>,
-    overhead: u32,
-    mpu: u32,
+    /// By position, as what follows: how frames are counted.
+    countings: Vec<Counting>,
     totals: Vec<Option<Delay>>,
     slice: Vec<Option<Delay>>,
     pub sources: Vec<SourceMeter>,
@@ -77,8 +78,7 @@ impl Meter {
         };
         Meter {
             position,
-            overhead: u32::from(scenario.tree.overhead),
-            mpu: u32::from(scenario.tree.mpu),
+            countings: scenario.tree.countings(),
             totals: none(),
             slice: none(),
             sources: scenario.sources.iter().map(source).collect(),
@@ -159,6 +159,7 @@ impl Meter {
     }
 
     fn counted(&self, packet: &Packet) -> u64 {
-        u64::from((u32::from(packet.len) + self.overhead).max(self.mpu))
+        let counting = self.countings[self.position(packet.class)];
+        u64::from(counting.counted(usize::from(packet.len)))
     }
 }

@@ -223,8 +223,7 @@ impl<'s> Play<'s> {
         let ahead = |i: usize| self.workers[i].ahead().map(|len| (i, len));
         let Some((i, len)) = turns.filter_map(ahead).next() else { return };
         wire.turn = i + 1;
-        let tree = &self.scenario.tree;
-        let on_wire = (u32::from(len) + u32::from(tree.overhead)).max(u32::from(tree.mpu));
+        let on_wire = self.scenario.tree.counting().counted(usize::from(len));
         let [arrival, _] = wire.link.send(self.now, on_wire as usize);
         let at = arrival.unwrap_or(self.now);
         let (ledger, heap) = (&mut self.ledger, &mut self.heap);

@@ -11,6 +11,7 @@ use crate::base::units::BitRate;
 use crate::base::{Nanos, Seed};
 use crate::capture::ReadError;
 use crate::packet::ClassId;
+use crate::qos::spec::Counting;
 
 /// A packet on its way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,8 +33,7 @@ pub struct Running {
     start: Nanos,
     stop: Nanos,
     /// How the scheduler counts a frame's bytes.
-    overhead: u32,
-    mpu: u32,
+    counting: Counting,
     rng: Rng,
     /// Packets sent.
     count: u64,
@@ -77,8 +77,7 @@ impl Running {
             index: index as u32,
             start,
             stop: spec.stop.map_or(Nanos::MAX, |stop| Nanos::ZERO + stop),
-            overhead: u32::from(scenario.tree.overhead),
-            mpu: u32::from(scenario.tree.mpu),
+            counting: scenario.counting(spec.class),
             rng: Rng::new(Seed(hash1(scenario.seed, index as u64))),
             count: 0,
             phase_bits: 0,
@@ -130,7 +129,7 @@ impl Running {
     /// Bytes that the scheduler counts for a frame.
     #[inline]
     pub fn counted(&self, len: u16) -> u32 {
-        (u32::from(len) + self.overhead).max(self.mpu)
+        self.counting.counted(usize::from(len))
     }
 
     /// A source or one of its flows sends, and says when it does next.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::base::Seed;
 use crate::base::units::BitRate;
 use crate::packet::ClassId;
-use crate::qos::spec::PortQosSpec;
+use crate::qos::spec::{Counting, PortQosSpec};
 
 /// Workers of a scenario at most: as many as the appliance has.
 pub const WORKERS_MAX: usize = 64;
@@ -114,6 +114,13 @@ pub struct Expectation {
 }
 
 impl Scenario {
+    /// How a class's frames are counted.
+    pub fn counting(&self, class: ClassId) -> Counting {
+        let at = self.tree.classes.iter().position(|c| c.id == class);
+        let counting = at.and_then(|at| self.tree.countings().get(at).copied());
+        counting.unwrap_or_else(|| self.tree.counting())
+    }
+
     /// Nothing where it has no such class.
     pub fn class_name(&self, class: ClassId) -> &str {
         self.class_names.get(usize::from(class.0)).map_or("", String::as_str)

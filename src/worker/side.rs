@@ -216,6 +216,8 @@ mod tests {
             priority: id as u8,
             weight: 1,
             quantum: None,
+            overhead: None,
+            mpu: None,
             limit: u32::MAX,
             queue: QueueSpec::INTERNET,
         };

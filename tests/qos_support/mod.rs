@@ -34,6 +34,8 @@ pub fn class(id: u16, rate_mb: f64) -> Class {
         priority: 1,
         weight: 1,
         quantum: None,
+        overhead: None,
+        mpu: None,
         limit: 1 << 20,
         queue: QueueSpec::FqCodel { target: NEVER, interval: NEVER },
     })

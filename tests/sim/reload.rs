@@ -55,6 +55,8 @@ fn qos(port: u16, mbit: u32) -> PortQosSpec {
         priority: id as u8,
         weight: 1,
         quantum: None,
+        overhead: None,
+        mpu: None,
         limit: 200_000,
         queue: Default::default(),
     };

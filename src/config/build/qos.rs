@@ -1,7 +1,7 @@
 //! `[qos.PORT]` and its class tree.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
 
@@ -10,17 +10,18 @@ use super::leaf::queue_of;
 use super::{Build, index};
 use crate::base::units::{BitRate, ByteSize};
 use crate::config::atoms::{Bytes, Rate};
-use crate::config::file::{FileClass, FileConfig, FileQos, Noted};
+use crate::config::file::{FileClass, FileConfig, FileQos, Noted, Plain};
 use crate::nic::spec::PortSpec;
 use crate::packet::{ClassId, PortId};
-use crate::qos::spec::{ClassSpec, DEPTH_MAX, PRIORITIES, PortQosSpec};
+use crate::qos::spec::{ClassSpec, OVERHEAD_MAX, PortQosSpec};
+use crate::qos::{Fault, Field, validate};
 
 /// Preamble, start of frame, gap and FCS of Ethernet, which the frames at hand lack.
 const OVERHEAD_DEFAULT: u16 = 24;
 /// The least that Ethernet spends on a frame: 64 bytes and 20 of preamble and gap.
 const MPU_DEFAULT: u16 = 84;
 const MTU_DEFAULT: u16 = 1_500;
-const MTU: std::ops::RangeInclusive<i64> = 576..=3_800;
+const MTU: RangeInclusive<i64> = 576..=3_800;
 /// Ethernet header and one VLAN tag.
 const LINK_HEADER: u16 = 18;
 /// `XDP_PACKET_HEADROOM`: what the kernel keeps free in front of each frame.
@@ -35,8 +36,6 @@ const LIMIT_MS: u64 = 100;
 const LIMIT_MIN: u64 = 64 << 10;
 const LIMIT_MAX_DEFAULT: u64 = 16 << 20;
 const BYTES_MAX: u64 = u32::MAX as u64;
-const QUANTUM_BYTES_MAX: u64 = 16 << 20;
-const WEIGHT_MAX: i64 = 1_000_000;
 
 /// All ports' trees, and the names of their classes.
 pub fn qos(
@@ -64,17 +63,13 @@ pub fn qos(
     (specs, classes)
 }
 
-/// What a class is held against: its parent, or the port.
-#[derive(Clone, Debug)]
+/// What a class takes its defaults and shares from: its parent, or the port.
+#[derive(Clone, Copy, Debug)]
 struct Above {
-    name: String,
     rate: BitRate,
     ceil: BitRate,
     burst: u32,
     cburst: u32,
-    depth: usize,
-    /// Guaranteed to the classes below it that were seen so far.
-    promised: u64,
 }
 
 struct Tree<'t> {
@@ -84,6 +79,8 @@ struct Tree<'t> {
     names: HashMap<&'t str, usize>,
     /// By position in the file; those without an entry stand below a cycle or an unknown class.
     built: Vec<Option<Above>>,
+    /// Positions in the order in which they were built, parents first.
+    order: Vec<usize>,
 }
 
 /// One port's tree, whose classes' names join `classes`.
@@ -105,9 +102,31 @@ pub fn port_tree(
         }
         None => BitRate(0),
     };
-    let mtu = b.number(&q.mtu, MTU, MTU_DEFAULT);
+    let mtu = mtu(b, table, frame_size);
+    let overhead = number(&q.overhead, u16::MAX).unwrap_or(OVERHEAD_DEFAULT);
+    let frame = u64::from(mtu) + u64::from(overhead.min(OVERHEAD_MAX));
+    let burst_default = (bytes_in(rate, BURST_MS)).max(PORT_BURST_FRAMES_MIN * frame);
+    let burst = bytes(b, &q.burst, burst_default);
+    let top = Above { rate, ceil: rate, burst, cburst: burst };
+    let list = q.class.0.as_slice();
+    let (names, built) = (index(list), vec![None; list.len()]);
+    let mut tree = Tree { frame, list, names, built, order: Vec::with_capacity(list.len()) };
+    let specs = tree.build(b, top, classes);
+    let default_class = default_class(b, table, &tree, classes);
+    let mpu = number(&q.mpu, u16::MAX).unwrap_or(MPU_DEFAULT);
+    let spec = PortQosSpec { port, rate, burst, overhead, mpu, mtu, default_class, classes: specs };
+    if let Err(faults) = validate(&spec) {
+        tell(b, table, &tree, &spec, &faults);
+    }
+    spec
+}
+
+/// Bytes of the largest frame, link header included.
+fn mtu(b: &mut Build<'_>, table: &Spanned<FileQos>, frame_size: u32) -> u16 {
+    let given = &table.get_ref().mtu;
+    let mtu = b.number(given, MTU, MTU_DEFAULT);
     if u32::from(mtu + LINK_HEADER + XDP_HEADROOM) > frame_size {
-        let span = q.mtu.as_ref().map_or(at.clone(), Spanned::span);
+        let span = given.as_ref().map_or(table.span(), Spanned::span);
         let what = format!(
             "an MTU of {mtu} does not fit frames of {frame_size} bytes, of which {} are taken: set \
              `frame_size = 4096` in `[workers]`",
@@ -115,32 +134,7 @@ pub fn port_tree(
         );
         b.error(&span, what);
     }
-    let overhead = b.number(&q.overhead, 0..=256, OVERHEAD_DEFAULT);
-    let frame = u64::from(mtu + LINK_HEADER + overhead);
-    let burst_default = (bytes_in(rate, BURST_MS)).max(PORT_BURST_FRAMES_MIN * frame);
-    let burst = bytes(b, &q.burst, frame, burst_default);
-    let top = Above {
-        name: "the port".to_string(),
-        rate,
-        ceil: rate,
-        burst,
-        cburst: burst,
-        depth: 0,
-        promised: 0,
-    };
-    let list = q.class.0.as_slice();
-    let mut tree = Tree { frame, list, names: index(list), built: vec![None; list.len()] };
-    let specs = tree.build(b, top, classes);
-    PortQosSpec {
-        port,
-        rate,
-        burst,
-        overhead,
-        mpu: b.number(&q.mpu, 0..=1_600, MPU_DEFAULT),
-        mtu: mtu + LINK_HEADER,
-        default_class: default_class(b, table, &tree, &specs, classes),
-        classes: specs,
-    }
+    mtu + LINK_HEADER
 }
 
 /// The class of packets that no rule names. An explicit one, since what goes out unshaped by
@@ -149,7 +143,6 @@ fn default_class(
     b: &mut Build<'_>,
     table: &Spanned<FileQos>,
     tree: &Tree<'_>,
-    specs: &[ClassSpec],
     classes: &Classes,
 ) -> ClassId {
     let q = table.get_ref();
@@ -164,22 +157,81 @@ fn default_class(
     if b.resolve("class of this port", name, &tree.names).is_none() {
         return ClassId::UNSET;
     }
-    let id = classes.id(name.get_ref()).unwrap_or(ClassId::UNSET);
-    if specs.iter().any(|s| s.parent == Some(id)) {
-        let what = format!("`{}` has classes below it, so it carries no packets", name.get_ref());
-        b.error(&name.span(), what);
+    classes.id(name.get_ref()).unwrap_or(ClassId::UNSET)
+}
+
+/// Tells faults of a tree at the values they are in. A value that was not written, or of which
+/// something else is told, is at fault only because of that; should nothing be told at all, it is
+/// told after all.
+fn tell(
+    b: &mut Build<'_>,
+    table: &Spanned<FileQos>,
+    tree: &Tree<'_>,
+    spec: &PortQosSpec,
+    faults: &[Fault],
+) {
+    let positions: HashMap<ClassId, usize> =
+        spec.classes.iter().map(|c| c.id).zip(tree.order.iter().copied()).collect();
+    let mut untold = Vec::new();
+    for fault in faults {
+        let class = fault.class.and_then(|id| positions.get(&id)).map(|&at| &tree.list[at].1);
+        let span = match class {
+            Some(class) => class_value(class, fault.field),
+            // A class that was not built has a fault of its own.
+            None if fault.field == Field::Default
+                && !positions.contains_key(&spec.default_class) =>
+            {
+                None
+            }
+            None => port_value(table, fault.field),
+        };
+        match span.filter(|span| !b.out.tells_of(b.source, span)) {
+            Some(span) => b.error(&span, fault.what.as_str()),
+            None => untold.push((class.map_or(table.span(), Spanned::span), fault)),
+        }
     }
-    id
+    if !b.out.has_errors() {
+        for (span, fault) in untold {
+            b.error(&span, fault.what.as_str());
+        }
+    }
+}
+
+/// Where a value of a class stands, if it is written.
+fn class_value(table: &Spanned<FileClass>, field: Field) -> Option<Range<usize>> {
+    let c = table.get_ref();
+    match field {
+        Field::Parent => Some(table.span()),
+        Field::Rate => c.rate.as_ref().map(Spanned::span),
+        Field::Ceil => c.ceil.as_ref().map(Spanned::span),
+        Field::Burst => c.burst.as_ref().map(Spanned::span),
+        Field::Cburst => c.cburst.as_ref().map(Spanned::span),
+        Field::Priority => c.priority.as_ref().map(Spanned::span),
+        Field::Weight => c.weight.as_ref().map(Spanned::span),
+        Field::Quantum => c.quantum.as_ref().map(Spanned::span),
+        Field::Overhead => c.overhead.as_ref().map(Spanned::span),
+        Field::Mpu => c.mpu.as_ref().map(Spanned::span),
+        Field::Limit => c.limit.as_ref().map(Spanned::span),
+        Field::Default => None,
+    }
+}
+
+/// Where a value of a port stands, if it is written.
+fn port_value(table: &Spanned<FileQos>, field: Field) -> Option<Range<usize>> {
+    let q = table.get_ref();
+    match field {
+        Field::Rate => q.rate.as_ref().map(Spanned::span),
+        Field::Burst => q.burst.as_ref().map(Spanned::span),
+        Field::Overhead => q.overhead.as_ref().map(Spanned::span),
+        Field::Mpu => q.mpu.as_ref().map(Spanned::span),
+        Field::Default => q.default.as_ref().map(Spanned::span),
+        _ => None,
+    }
 }
 
 impl Tree<'_> {
     /// Builds parents before their children, whatever the file's order.
-    fn build(
-        &mut self,
-        b: &mut Build<'_>,
-        mut top: Above,
-        classes: &mut Classes,
-    ) -> Vec<ClassSpec> {
+    fn build(&mut self, b: &mut Build<'_>, top: Above, classes: &mut Classes) -> Vec<ClassSpec> {
         let parents: Vec<Option<Option<usize>>> =
             self.list.iter().map(|(key, table)| self.parent(b, key, table.get_ref())).collect();
         let mut has_children = vec![false; self.list.len()];
@@ -192,22 +244,19 @@ impl Tree<'_> {
             let before = left.len();
             let mut later = Vec::new();
             for i in left {
-                let mut above = match parents[i] {
+                let above = match parents[i] {
                     None => continue, // told already
-                    Some(None) => top.clone(),
-                    Some(Some(p)) => match &self.built[p] {
-                        Some(above) => above.clone(),
+                    Some(None) => top,
+                    Some(Some(p)) => match self.built[p] {
+                        Some(above) => above,
                         None => {
                             later.push(i);
                             continue;
                         }
                     },
                 };
-                specs.push(self.class(b, i, &mut above, has_children[i], classes));
-                match parents[i] {
-                    Some(Some(p)) => self.built[p] = Some(above),
-                    _ => top = above,
-                }
+                specs.push(self.class(b, i, above, has_children[i], classes));
+                self.order.push(i);
             }
             left = later;
             if left.is_empty() {
@@ -256,49 +305,29 @@ impl Tree<'_> {
         &mut self,
         b: &mut Build<'_>,
         i: usize,
-        above: &mut Above,
+        above: Above,
         has_children: bool,
         classes: &mut Classes,
     ) -> ClassSpec {
         let (key, table) = &self.list[i];
         let c = table.get_ref();
-        let at = table.span();
         let id = classes.intern(key.get_ref());
         if has_children {
             classes.mark_inner(id);
         }
-        if above.depth == DEPTH_MAX {
-            b.error(&at, format!("classes nest {DEPTH_MAX} deep at most"));
-        }
-        let rate = rate_of(b, &at, c, above);
-        let ceil = ceil_of(b, c, above, rate);
-        let smallest = CLASS_BURST_FRAMES_MIN * self.frame;
-        let burst = bucket(
-            b,
-            &c.burst,
-            self.frame,
-            bytes_in(rate, BURST_MS).max(smallest),
-            above,
-            above.burst,
-        );
-        let cburst = bucket(
-            b,
-            &c.cburst,
-            self.frame,
-            bytes_in(ceil, BURST_MS).max(smallest),
-            above,
-            above.cburst,
-        );
+        let rate = match b.need(&table.span(), "rate", &c.rate, "what the class is guaranteed") {
+            Some(given) => absolute(given.get_ref().0, above.rate),
+            None => BitRate(0),
+        };
+        let ceil = c.ceil.as_ref().map_or(above.ceil, |g| absolute(g.get_ref().0, above.ceil));
+        let bucket = |rate, most: u32| {
+            let size = bytes_in(rate, BURST_MS).max(CLASS_BURST_FRAMES_MIN * self.frame);
+            size.min(u64::from(most))
+        };
+        let burst = bytes(b, &c.burst, bucket(rate, above.burst));
+        let cburst = bytes(b, &c.cburst, bucket(ceil, above.cburst));
         let limit_default = bytes_in(ceil, LIMIT_MS).clamp(LIMIT_MIN, LIMIT_MAX_DEFAULT);
-        self.built[i] = Some(Above {
-            name: format!("`{}`", key.get_ref()),
-            rate,
-            ceil,
-            burst,
-            cburst,
-            depth: above.depth + 1,
-            promised: 0,
-        });
+        self.built[i] = Some(Above { rate, ceil, burst, cburst });
         ClassSpec {
             id,
             name: key.get_ref().clone(),
@@ -307,10 +336,12 @@ impl Tree<'_> {
             ceil,
             burst,
             cburst,
-            priority: b.number(&c.priority, 0..=PRIORITIES as i64 - 1, 0u8),
-            weight: b.number(&c.weight, 1..=WEIGHT_MAX, 1u32),
-            quantum: quantum_of(b, &c.quantum, self.frame),
-            limit: bytes(b, &c.limit, self.frame, limit_default),
+            priority: number(&c.priority, u8::MAX).unwrap_or(0),
+            weight: number(&c.weight, u32::MAX).unwrap_or(1),
+            quantum: c.quantum.as_ref().map(|_| bytes(b, &c.quantum, 0)),
+            overhead: number(&c.overhead, u16::MAX),
+            mpu: number(&c.mpu, u16::MAX),
+            limit: bytes(b, &c.limit, limit_default),
             queue: queue_of(b, c, has_children),
         }
     }
@@ -321,50 +352,21 @@ fn bytes_in(rate: BitRate, ms: u64) -> u64 {
     rate.bytes_per_sec().saturating_mul(ms) / 1_000
 }
 
-fn bytes(b: &mut Build<'_>, given: &Noted<Bytes>, low: u64, default: u64) -> u32 {
-    let given = given.as_ref().map(|g| (g.get_ref().0.0, g.span()));
-    let value = match given {
-        Some((n, span)) if !(low..=BYTES_MAX).contains(&n) => {
-            let shown = ByteSize(n);
-            b.error(&span, format!("{shown} is not within {low}B (one frame) to 4GiB"));
+fn bytes(b: &mut Build<'_>, given: &Noted<Bytes>, default: u64) -> u32 {
+    let n = match given {
+        Some(given) if given.get_ref().0.0 > BYTES_MAX => {
+            b.error(&given.span(), format!("{} is over 4GiB", ByteSize(given.get_ref().0.0)));
             default
         }
-        Some((n, _)) => n,
+        Some(given) => given.get_ref().0.0,
         None => default,
     };
-    u32::try_from(value).unwrap_or(u32::MAX)
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// Bytes a round, where they are given: a frame at least, or a turn might send nothing.
-fn quantum_of(b: &mut Build<'_>, given: &Noted<Bytes>, frame: u64) -> Option<u32> {
-    let given = given.as_ref()?;
-    let n = given.get_ref().0.0;
-    if (frame..=QUANTUM_BYTES_MAX).contains(&n) {
-        return Some(n as u32);
-    }
-    let (shown, most) = (ByteSize(n), ByteSize(QUANTUM_BYTES_MAX));
-    let what = format!("{shown} is not within {frame}B (one frame) to {most}");
-    b.error(&given.span(), what);
-    None
-}
-
-/// A burst or cburst, which may not be over the parent's.
-fn bucket(
-    b: &mut Build<'_>,
-    given: &Noted<Bytes>,
-    frame: u64,
-    default: u64,
-    above: &Above,
-    most: u32,
-) -> u32 {
-    let size = bytes(b, given, frame, default.min(u64::from(most)));
-    if let Some(g) = given
-        && size > most
-    {
-        let (size, most) = (ByteSize(size.into()), ByteSize(most.into()));
-        b.error(&g.span(), format!("{size} is over the {most} of {}", above.name));
-    }
-    size
+/// A number; one that does not fit becomes the largest, which [`validate`] refuses.
+fn number<T: TryFrom<i64>>(given: &Plain<i64>, largest: T) -> Option<T> {
+    given.as_ref().map(|given| T::try_from(*given.get_ref()).unwrap_or(largest))
 }
 
 fn absolute(rate: Rate, whole: BitRate) -> BitRate {
@@ -373,40 +375,4 @@ fn absolute(rate: Rate, whole: BitRate) -> BitRate {
         // Rounded down, so that shares of 100 % in sum never exceed the whole.
         Rate::Percent(p) => BitRate((whole.0 as f64 * p / 100.0).floor() as u64),
     }
-}
-
-fn rate_of(b: &mut Build<'_>, at: &Range<usize>, c: &FileClass, above: &mut Above) -> BitRate {
-    let Some(given) = b.need(at, "rate", &c.rate, "what the class is guaranteed") else {
-        return BitRate(0);
-    };
-    let rate = absolute(given.get_ref().0, above.rate);
-    above.promised = above.promised.saturating_add(rate.0);
-    if above.rate.0 == 0 {
-        return rate; // the parent's own rate is missing, and told
-    }
-    if rate > above.rate {
-        let what = format!("{rate} is over the {} of {}", above.rate, above.name);
-        b.error(&given.span(), what);
-    } else if above.promised > above.rate.0 {
-        let what = format!(
-            "with these {rate} the guarantees below {} come to {}, over its {}",
-            above.name,
-            BitRate(above.promised),
-            above.rate,
-        );
-        b.error(&given.span(), what);
-    }
-    rate
-}
-
-fn ceil_of(b: &mut Build<'_>, c: &FileClass, above: &Above, rate: BitRate) -> BitRate {
-    let Some(given) = &c.ceil else { return above.ceil };
-    let ceil = absolute(given.get_ref().0, above.ceil);
-    if ceil < rate {
-        b.error(&given.span(), format!("a ceil of {ceil} is below the rate of {rate}"));
-    } else if ceil > above.ceil && above.ceil.0 != 0 {
-        let what = format!("a ceil of {ceil} is over the {} of {}", above.ceil, above.name);
-        b.error(&given.span(), what);
-    }
-    ceil
 }

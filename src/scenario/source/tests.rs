@@ -20,6 +20,8 @@ fn scenario(kind: Kind) -> Scenario {
         priority: 0,
         weight: 1,
         quantum: None,
+        overhead: None,
+        mpu: None,
         limit: 1 << 20,
         queue: QueueSpec::Fifo,
     };

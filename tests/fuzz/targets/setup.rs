@@ -385,6 +385,8 @@ fn qos(port: u16, variant: usize) -> PortQosSpec {
         priority: (id % 3) as u8,
         weight: 1 + u32::from(id),
         quantum: None,
+        overhead: None,
+        mpu: None,
         limit: 40_000,
         queue: Default::default(),
     };

@@ -98,6 +98,7 @@ fn broken_configurations() {
         "machine.txt",
         "forward.txt",
         "qos.txt",
+        "templates.txt",
         "rules.txt",
         "fit.txt",
         "meters.txt",

@@ -177,6 +177,26 @@ fn what_is_not_given() {
     assert_eq!(c.admin.metrics, "127.0.0.1:9898".parse().ok());
 }
 
+#[test]
+fn many_tenants_by_a_template() {
+    let c = example("example-tenants.toml");
+    assert_eq!((c.tenant_names.len(), c.class_names.len()), (501, 3 * 501 + 2));
+    assert_eq!((c.qos[0].classes.len(), c.rules.len()), (3 * 501 + 2, 2 * 501));
+    let class = |name: &str| c.qos[0].classes.iter().find(|class| class.name == name).expect(name);
+    let (own, chat) = (class("tenant-007"), class("tenant-007:chat"));
+    assert_eq!((own.rate, chat.parent), (BitRate(17_910_000), Some(own.id)));
+    let rule = |name: &str| c.rules.iter().find(|rule| rule.name == name).expect(name);
+    let clients = |name: &str| {
+        rule(name).client.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(clients("tenant-001:chat"), "10.64.0.0/24");
+    assert_eq!(clients("tenant-500:batch"), "10.65.243.0/24");
+    assert_eq!(clients("acme:chat"), "198.51.100.0/24 2001:db8:100::/48");
+    let chat = rule("tenant-007:chat");
+    assert_eq!(chat.class, class("tenant-007:chat").id);
+    assert_eq!(c.tenant_names[usize::from(chat.tenant.expect("a tenant"))], "tenant-007");
+}
+
 /// Whatever is in the file, the answer is a configuration or faults, at places within the file.
 #[test]
 fn damaged_files_are_told_of() {

@@ -73,7 +73,7 @@ fn those_to_be_refused_are() {
     assert_eq!(told.len(), 2);
     let guarantees = "over-the-link.toml:14:8: error: with these 480Mbit/s the guarantees";
     assert!(told[0].contains(guarantees), "{told:?}");
-    assert!(told[1].contains("below-a-frame.toml:11:11: error: 1000B is not"), "{told:?}");
+    assert!(told[1].contains("below-a-frame.toml:11:11: error: a quantum of 1000B"), "{told:?}");
 }
 
 /// Runs `sources` for 2 s, then measures 4 s: MB/s by class.

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 /// Faults of one file that are told; whoever has more corrects these first.
 pub const FAULTS_MAX: usize = 100;
 
+/// Faults that are told of one place: what stands for many, as a template does, may be at fault in as
+/// many ways.
+pub const FAULTS_A_PLACE_MAX: usize = 8;
+
 /// A text file and where it came from. Places in it are byte ranges of its text, behind which lie
 /// the values that were [set](Source::set) in its place.
 #[derive(Clone, Debug)]
@@ -135,7 +139,15 @@ impl Diagnostics {
         let (path, place) = source.place(span.start);
         let fault = Diagnostic { severity, path, place, message };
         // One fault may be met on several ways to it; it is told once.
-        if !self.list.contains(&fault) {
+        let here = self.list.iter().filter(|d| d.place == fault.place && d.path == fault.path);
+        let mut others = 0;
+        for other in here {
+            if *other == fault {
+                return;
+            }
+            others += usize::from(other.severity == severity);
+        }
+        if others < FAULTS_A_PLACE_MAX {
             self.list.push(fault);
         }
     }

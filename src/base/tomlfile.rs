@@ -46,6 +46,16 @@ impl Faulty {
 
 /// Reads the whole document. `None` when it is no TOML at all; all faults go to `out`.
 pub fn read<T: DeserializeOwned>(source: &Source, out: &mut Diagnostics) -> Option<Reading<T>> {
+    read_changed(source, out, |_, _| {})
+}
+
+/// As [`read`], once `change` has had its way with the document. It may put copies of an entry in
+/// that entry's place: a fault in one of them then costs all of them what is at fault.
+pub fn read_changed<T: DeserializeOwned>(
+    source: &Source,
+    out: &mut Diagnostics,
+    change: impl FnOnce(&mut DeTable<'_>, &mut Diagnostics),
+) -> Option<Reading<T>> {
     let (root, syntax) = DeTable::parse_recoverable(source.text());
     for e in syntax.iter().take(FAULTS_MAX) {
         let end = source.text().len();
@@ -64,6 +74,7 @@ pub fn read<T: DeserializeOwned>(source: &Source, out: &mut Diagnostics) -> Opti
             Err(e) => out.error(source, &(*at..*at), explain_syntax(e.message(), None)),
         }
     }
+    change(&mut table, out);
     let mut faulty = Faulty::default();
     for _ in 0..FAULTS_MAX {
         let document = Spanned::new(root_span.clone(), DeValue::Table(table.clone()));
@@ -104,7 +115,8 @@ fn merge<'i>(table: &mut DeTable<'i>, new: DeTable<'i>) {
     }
 }
 
-/// Takes the innermost entry at `span` out of `table`; false when there is none.
+/// Takes the innermost entry at `span` out of `table`, and out of all copies of where it stands;
+/// false when there is none.
 fn remove_in_table(
     table: &mut DeTable<'_>,
     table_span: &Range<usize>,
@@ -112,22 +124,25 @@ fn remove_in_table(
     faulty: &mut Faulty,
 ) -> bool {
     // A table's own span covers its header only, so a fault may lie in any of them.
+    let mut found = false;
     for (key, value) in table.iter_mut() {
-        match remove_in_value(value, span, faulty) {
-            Removed::Nothing => {}
-            Removed::Inside => return true,
-            Removed::Element => {
-                faulty.0.insert((table_span.start, key.get_ref().to_string()));
-                return true;
-            }
+        let removed = remove_in_value(value, span, faulty);
+        found |= removed != Removed::Nothing;
+        if removed == Removed::Element {
+            faulty.0.insert((table_span.start, key.get_ref().to_string()));
         }
     }
+    if found {
+        return true;
+    }
     let holds = |s: Range<usize>| s.start <= span.start && span.end <= s.end;
-    let hit = table.iter().find(|(k, v)| holds(k.span()) || holds(v.span()));
-    let Some(key) = hit.map(|(k, _)| k.get_ref().to_string()) else { return false };
-    table.remove(key.as_str());
-    faulty.0.insert((table_span.start, key));
-    true
+    let hits = table.iter().filter(|(k, v)| holds(k.span()) || holds(v.span()));
+    let keys: Vec<String> = hits.map(|(k, _)| k.get_ref().to_string()).collect();
+    for key in &keys {
+        table.remove(key.as_str());
+        faulty.0.insert((table_span.start, key.clone()));
+    }
+    !keys.is_empty()
 }
 
 /// What became of a value in which a fault was looked for.
@@ -157,11 +172,15 @@ fn remove_in_value(
 }
 
 fn remove_in_array(array: &mut DeArray<'_>, span: &Range<usize>, faulty: &mut Faulty) -> Removed {
+    let mut found = Removed::Nothing;
     for value in array.iter_mut() {
-        let removed = remove_in_value(value, span, faulty);
-        if removed != Removed::Nothing {
-            return removed;
+        match remove_in_value(value, span, faulty) {
+            Removed::Nothing => {}
+            removed => found = removed,
         }
+    }
+    if found != Removed::Nothing {
+        return found;
     }
     let before = array.len();
     let kept = array.iter().filter(|v| v.span() != *span).cloned().collect();

@@ -14,6 +14,7 @@ use super::rule_atoms::{
     Days, Fingerprint, GrpcName, HeaderValue, HourRange, Method, OperationName, Path, ProviderName,
     ZoneName,
 };
+use super::tenants::Names;
 use crate::base::tomlfile::{Leaf, Named, OneOrMany};
 use crate::base::{Addr, Prefix};
 use crate::policy::catalogue::FileCatalogue;
@@ -35,6 +36,7 @@ pub struct FileConfig {
     pub pool: Named<FilePool>,
     pub nat: Plain<FileNat>,
     pub transit: Plain<FileTransit>,
+    pub tenants: Named<FileTenants>,
     pub qos: Named<FileQos>,
     pub meter: Named<FileMeter>,
     pub dscp: Named<FileTrust>,
@@ -247,6 +249,16 @@ pub struct FileNat {
 #[serde(default, deny_unknown_fields)]
 pub struct FileTransit {
     pub prefixes: Many<Prefix>,
+}
+
+/// A group of tenants, for templates.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTenants {
+    pub names: Many<Names>,
+    pub clients: Named<OneOrMany<Prefix>>,
+    pub clients_within: Noted<Prefix>,
+    pub clients_len: Plain<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -6,10 +6,11 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
+use toml::de::DeTable;
 
 use super::build::{self, Build};
 use super::file::FileConfig;
-use super::{Config, Diagnostics, Severity};
+use super::{Config, Diagnostics, Severity, templates};
 use crate::base::diag::{Source, advice};
 use crate::base::tomlfile::{self, ROOT, Reading};
 use crate::graph::file as pipeline_file;
@@ -57,7 +58,10 @@ pub fn read_source(path: &Path) -> Result<Source, Diagnostics> {
 /// As [`load`].
 pub fn load_source(source: &Source) -> Result<Config, Diagnostics> {
     let mut out = Diagnostics::default();
-    let config = tomlfile::read::<FileConfig>(source, &mut out)
+    let change = |root: &mut DeTable<'_>, out: &mut Diagnostics| {
+        templates::expand(root, source, out);
+    };
+    let config = tomlfile::read_changed::<FileConfig>(source, &mut out, change)
         .map(|reading| build_all(source, &reading, &mut out));
     out.sort();
     match config {

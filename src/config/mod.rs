@@ -11,6 +11,8 @@ pub mod health;
 mod load;
 mod meter_atoms;
 mod rule_atoms;
+mod templates;
+mod tenants;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

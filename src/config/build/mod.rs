@@ -15,6 +15,7 @@ mod qos;
 mod rule;
 mod rules;
 mod services;
+mod tenants;
 mod workers;
 
 use std::collections::HashMap;
@@ -43,6 +44,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let workers = workers::workers(b, file, &ports);
     let forward = forward::forward(b, file, workers.count);
     let health = health::health(b, file);
+    tenants::check(b, file);
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let catalogue = catalogue(b, file);
     let (rules, names) = rules::rules(b, file, classes, (&catalogue, &ports));

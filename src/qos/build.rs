@@ -2,7 +2,7 @@
 
 use super::bucket::{Bucket, Rate};
 use super::class::{Buckets, Class, Traits};
-use super::queues::LeafSettings;
+use super::settings::LeafSettings;
 use super::spec::{ClassSpec, Counting, DEPTH_MAX, PRIORITIES, PortQosSpec, QueueSpec};
 use super::tree::{ROOT, Tree};
 use super::wheel::TICK_NS;

@@ -22,6 +22,7 @@ mod queues;
 mod rehouse;
 mod scheduler;
 mod sets;
+mod settings;
 mod shared;
 mod shed;
 mod sojourn;

@@ -5,18 +5,17 @@
 //! queue stand in a list of their own and are served first, once; the others take turns, a quantum
 //! each.
 
-use std::collections::HashMap;
-
 use super::codel::{Above, Ticks};
 use super::ecn;
 use super::flows::{Flows, Key, Standing};
 use super::packets::{Note, Packets};
+use super::settings::{LeafSettings, NO_TARGET, lay_out, table};
 use super::sojourn::Sojourn;
-use super::spec::{Counting, QueueSpec};
+use super::spec::Counting;
 use super::stats::ClassStats;
-use super::wheel::{NIL, TICK_BITS};
+use super::wheel::NIL;
 use crate::base::Seed;
-use crate::base::mem::{Arena, huge_table, huge_vec, prefetch};
+use crate::base::mem::{Arena, huge_vec, prefetch};
 use crate::packet::{DropReason, Frame};
 
 /// Sizes of flows are told apart by powers of two, from 4 KiB on; the last takes all from 4 MiB on.
@@ -29,38 +28,6 @@ const EMPTY_SHARE: u32 = 4;
 /// Index of a leaf's list of new flows, and of its old ones.
 pub(super) const NEW: usize = 0;
 pub(super) const OLD: usize = 1;
-
-/// What a leaf takes from the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LeafSettings {
-    /// Bytes, as counted, that it may hold.
-    pub limit: u32,
-    pub target: Ticks,
-    pub interval: Ticks,
-    pub counting: Counting,
-}
-
-/// The target of a leaf without queue management: nothing waits that long.
-const NO_TARGET: Ticks = Ticks::MAX;
-
-impl LeafSettings {
-    /// Of an inner class.
-    pub const NONE: LeafSettings = LeafSettings {
-        limit: 0,
-        target: NO_TARGET,
-        interval: 0,
-        counting: Counting { overhead: 0, mpu: 0 },
-    };
-
-    pub fn new(limit: u32, queue: QueueSpec, counting: Counting) -> LeafSettings {
-        let ticks = |ns: u64| u32::try_from(ns >> TICK_BITS).unwrap_or(u32::MAX).clamp(1, 1 << 30);
-        let (target, interval) = match queue {
-            QueueSpec::FqCodel { target, interval } => (ticks(target), ticks(interval)),
-            QueueSpec::Fifo => (NO_TARGET, 0),
-        };
-        LeafSettings { limit, target, interval, counting }
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct List {
@@ -465,27 +432,6 @@ impl Queues {
         }
         first
     }
-}
-
-/// What is kept by class.
-pub(super) fn table<T>(leaves: &[LeafSettings], new: impl Fn(usize, LeafSettings) -> T) -> Vec<T> {
-    let mut table = huge_table(leaves.len());
-    table.extend(leaves.iter().enumerate().map(|(i, &settings)| new(i, settings)));
-    table
-}
-
-/// Empty leaves, and the ways of counting a frame that they have.
-pub(super) fn lay_out(leaves: &[LeafSettings]) -> (Vec<Counting>, Vec<Leaf>) {
-    let mut numbers = HashMap::new();
-    let mut countings = Vec::new();
-    let number = |settings: &LeafSettings| {
-        *numbers.entry(settings.counting).or_insert_with(|| {
-            countings.push(settings.counting);
-            (countings.len() - 1) as u16
-        })
-    };
-    let numbers: Vec<u16> = leaves.iter().map(number).collect();
-    (countings, table(leaves, |i, settings| Leaf::new(settings, numbers[i])))
 }
 
 #[inline(always)]

@@ -2,7 +2,8 @@
 
 use super::codel::Above;
 use super::flows::{Flow, Flows};
-use super::queues::{Leaf, LeafSettings, Losses, Queues, lay_out, table};
+use super::queues::{Leaf, Losses, Queues};
+use super::settings::{LeafSettings, lay_out, table};
 use super::sojourn::Sojourn;
 use super::wheel::NIL;
 use crate::base::Seed;

@@ -27,7 +27,8 @@ proptest! {
     /// what that class has, as counted, and each half of it.
     #[test]
     fn shares_are_of_bytes_as_counted(
-        of_port in own(), inner in own(), leaves in [own(), own()], len in [64..1_500u16, 64..1_500u16],
+        of_port in own(), inner in own(), leaves in [own(), own()],
+        len in [64..1_500u16, 64..1_500u16],
     ) {
         let of_port = (of_port.0.or(Some(24)), of_port.1.or(Some(84)));
         let mut classes = vec![
@@ -71,7 +72,10 @@ proptest! {
 
     /// A reload counts what waits anew.
     #[test]
-    fn what_waits_is_counted_anew(before in own(), after in own(), lens in proptest::collection::vec(64..1_500usize, 1..20)) {
+    fn what_waits_is_counted_anew(
+        before in own(), after in own(),
+        lens in proptest::collection::vec(64..1_500usize, 1..20),
+    ) {
         let of = |own: Own| {
             let mut leaf = class(1, 10.0);
             (leaf.0.overhead, leaf.0.mpu) = own;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// Faults of one file that are told; whoever has more corrects these first.
 pub const FAULTS_MAX: usize = 100;
 
-/// Faults that are told of one place: what stands for many, as a template does, may be at fault in as
-/// many ways.
+/// Faults that are told of one place: what stands for many, as a template does, may be at fault in
+/// as many ways.
 pub const FAULTS_A_PLACE_MAX: usize = 8;
 
 /// A text file and where it came from. Places in it are byte ranges of its text, behind which lie

@@ -95,18 +95,20 @@ impl Maker<'_> {
             if !self.has_room(&rule.span(), tenants.len()) {
                 continue;
             }
-            let own = Conditions::of(rule.get_ref(), &group);
-            if own == Conditions::None && tenants.iter().any(|t| t.clients.is_empty()) {
+            let has_clients = has_key(rule.get_ref(), "client");
+            let lacks = |tenant: &Tenant| tenant.clients.is_empty();
+            if !is_told_apart(rule.get_ref(), &group) && (has_clients || tenants.iter().any(lacks))
+            {
                 let what = format!(
-                    "matches the same flows for each of `{group}`: give the group `clients`, or \
-                     the rule a condition with `{{{group}}}`"
+                    "matches the same flows for each of `{group}`: give the group `clients` and \
+                     the rule none, or the rule a condition with `{{{group}}}`"
                 );
                 self.out.error(self.source, &rule.span(), what);
             }
             for tenant in &tenants {
                 let mut rule = rule.clone();
                 fill(rule.get_mut(), &group, &tenant.name);
-                if own != Conditions::Clients && !tenant.clients.is_empty() {
+                if !has_clients && !tenant.clients.is_empty() {
                     add_clients(&mut rule, tenant);
                 }
                 made.push(named_rule(rule, &format!("rule-{}.{}", i + 1, tenant.name)));
@@ -130,31 +132,18 @@ impl Maker<'_> {
     }
 }
 
-/// What a rule itself says that sets its tenants apart.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Conditions {
-    None,
-    /// Some condition has the tenant's name in it.
-    Named,
-    /// It has `client` of its own.
-    Clients,
+/// What a rule does, as against what it asks for.
+const ACTIONS: [&str; 4] = ["name", "class", "tenant", "pool"];
+
+/// Whether some condition of a rule has the tenant's name in it.
+fn is_told_apart(rule: &DeValue<'_>, group: &str) -> bool {
+    let DeValue::Table(table) = rule else { return false };
+    let is_condition = |key: &str| !ACTIONS.contains(&key);
+    table.iter().any(|(key, v)| is_condition(key.get_ref()) && mentions(v.get_ref(), group))
 }
 
-impl Conditions {
-    const ACTIONS: [&str; 4] = ["name", "class", "tenant", "pool"];
-
-    fn of(rule: &DeValue<'_>, group: &str) -> Conditions {
-        let DeValue::Table(table) = rule else { return Conditions::None };
-        let named = table.iter().any(|(key, value)| {
-            !Conditions::ACTIONS.contains(&key.get_ref().as_ref())
-                && mentions(value.get_ref(), group)
-        });
-        match (named, table.contains_key("client")) {
-            (true, true) => Conditions::Clients,
-            (true, false) => Conditions::Named,
-            (false, _) => Conditions::None,
-        }
-    }
+fn has_key(value: &DeValue<'_>, key: &str) -> bool {
+    matches!(value, DeValue::Table(table) if table.contains_key(key))
 }
 
 fn table_of<'v, 'i>(value: &'v mut DeValue<'i>) -> Option<&'v mut DeTable<'i>> {

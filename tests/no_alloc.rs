@@ -310,6 +310,7 @@ fn qos(port: u16) -> PortQosSpec {
         quantum: None,
         overhead: None,
         mpu: None,
+        flow_rate: None,
         limit: 50_000,
         queue: Default::default(),
     };

@@ -183,6 +183,7 @@ fn case(rng: &mut Rng) -> Case {
                 quantum: None,
                 overhead: None,
                 mpu: None,
+                flow_rate: None,
                 limit: 100_000,
                 queue: QueueSpec::Fifo,
             };
@@ -313,6 +314,7 @@ fn the_reference_knows_the_manuals_rows() {
         quantum: None,
         overhead: None,
         mpu: None,
+        flow_rate: None,
         limit: 0,
         queue: QueueSpec::Fifo,
     };

@@ -142,6 +142,7 @@ fn qos(port: u16) -> PortQosSpec {
         quantum: None,
         overhead: None,
         mpu: None,
+        flow_rate: None,
         limit: 4 << 20,
         queue: Default::default(),
     };

@@ -130,6 +130,7 @@ fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {
             quantum: None,
             overhead: None,
             mpu: None,
+            flow_rate: None,
             limit: u32::MAX,
             queue: QueueSpec::INTERNET,
         }

@@ -290,6 +290,7 @@ pub struct FileClass {
     pub queue: Plain<FileQueue>,
     pub target: Noted<Duration>,
     pub interval: Noted<Duration>,
+    pub flow_rate: Noted<Rate>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

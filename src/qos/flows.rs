@@ -18,6 +18,8 @@ pub(super) enum Standing {
     /// Began to queue lately: served before the old ones until its first quantum is used.
     New,
     Old,
+    /// In no list: it may not send yet.
+    Asleep,
 }
 
 /// One flow. Two flows of a leaf with the same hash share their queue.
@@ -177,8 +179,28 @@ impl Flows {
         self.used
     }
 
+    /// All entries, used or not.
+    pub fn all(&self) -> impl Iterator<Item = (u32, &Flow)> {
+        (0..).zip(&self.arena)
+    }
+
     pub fn capacity(&self) -> u32 {
         self.arena.len() as u32
+    }
+
+    /// The flow's entry, if there is one.
+    pub fn find(&self, key: Key) -> Option<u32> {
+        let Key { leaf, hash, tag } = key;
+        let mut slot = (tag & self.mask) as usize;
+        while self.table[slot] != VACANT {
+            let entry = self.table[slot];
+            let flow = &self.arena[entry as u32 as usize];
+            if (entry >> 32) as u32 == tag && flow.hash == hash && u32::from(flow.leaf) == leaf {
+                return Some(entry as u32);
+            }
+            slot = (slot + 1) & self.mask as usize;
+        }
+        None
     }
 
     /// The flow's entry, made if there is none. The flag says that it was made; such a flow stands

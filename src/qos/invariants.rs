@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::class::Mode;
-use super::flows::Standing;
+use super::flows::{Flow, Standing};
+use super::queues::Queues;
 use super::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use super::tree::ROOT;
 use super::wheel::NIL;
@@ -17,35 +18,43 @@ use crate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
 impl Scheduler {
     fn check_invariants(&mut self) {
         let (mut packets, mut bytes, mut flows, mut empty) = (0, 0, 0, 0);
-        for (index, leaf) in self.queues.leaves.iter().enumerate() {
-            let (mut held, mut held_bytes) = (0, 0);
+        for index in 0..self.queues.leaves.len() {
+            let leaf = self.queues.leaves[index].clone();
+            let mut sum = Sum::default();
             for (list, standing) in [(0, Standing::New), (1, Standing::Old)] {
                 let mut previous = NIL;
                 let mut at = leaf.lists[list].head;
                 while at != NIL {
                     let flow = self.queues.flows.at(at);
                     assert_eq!((flow.standing, usize::from(flow.leaf)), (standing, index));
-                    let (mut cell, mut last, mut flow_bytes) = (flow.head, NIL, 0);
-                    while cell != NIL {
-                        let len = self.queues.packets.frame_len(cell);
-                        flow_bytes += self.queues.counted(index as u32, len);
-                        held += 1;
-                        (last, cell) = (cell, self.queues.packets.next(cell));
-                    }
-                    assert_eq!((flow.tail, flow.bytes), (last, flow_bytes));
-                    held_bytes += u64::from(flow_bytes);
-                    flows += 1;
-                    empty += u32::from(flow.head == NIL);
+                    sum.add(&self.queues, flow);
                     (previous, at) = (at, flow.next);
                 }
                 assert_eq!(leaf.lists[list].tail, previous);
             }
-            assert_eq!((leaf.packets, leaf.bytes), (held, held_bytes));
-            packets += held;
-            bytes += held_bytes;
+            let awake = sum;
+            for (_, flow) in self.queues.flows.all() {
+                if flow.standing == Standing::Asleep && usize::from(flow.leaf) == index {
+                    sum.add(&self.queues, flow);
+                }
+            }
+            assert_eq!((leaf.packets, leaf.bytes), (sum.packets, sum.bytes));
+            assert_eq!(leaf.flows, (sum.flows - sum.empty) as u16);
+            let asleep = self.queues.pacing.asleep(index as u32);
+            assert_eq!(asleep.bytes, sum.bytes - awake.bytes);
+            let flows_asleep = (sum.flows - sum.empty) - (awake.flows - awake.empty);
+            assert_eq!(u32::from(asleep.flows), flows_asleep);
+            packets += sum.packets;
+            bytes += sum.bytes;
+            flows += sum.flows;
+            empty += sum.empty;
             let class = &self.tree.classes[index];
             if class.traits.is_leaf() {
-                assert_eq!(class.wants(), held > 0, "leaf {index}");
+                assert_eq!(self.queues.has_ready(index as u32), awake.packets > 0);
+                // One whose flows all fell asleep is found out when it has its turn.
+                let may_want = awake.packets > 0 || self.queues.pace(index as u32).is_set();
+                assert!(!class.wants() || may_want, "leaf {index}");
+                assert!(class.wants() || awake.packets == 0, "leaf {index}");
             }
         }
         assert_eq!((self.queues.packets.len(), self.queues.bytes), (packets, bytes));
@@ -70,6 +79,30 @@ impl Scheduler {
                 assert!(self.tree.classes[class.parent as usize].want.contains(turn));
             }
         }
+    }
+}
+
+/// What flows hold, together.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    packets: u32,
+    bytes: u64,
+    flows: u32,
+    empty: u32,
+}
+
+impl Sum {
+    fn add(&mut self, queues: &Queues, flow: &Flow) {
+        let (mut cell, mut last, mut bytes) = (flow.head, NIL, 0);
+        while cell != NIL {
+            bytes += queues.counted(u32::from(flow.leaf), queues.packets.frame_len(cell));
+            self.packets += 1;
+            (last, cell) = (cell, queues.packets.next(cell));
+        }
+        assert_eq!((flow.tail, flow.bytes), (last, bytes));
+        self.bytes += u64::from(bytes);
+        self.flows += 1;
+        self.empty += u32::from(flow.head == NIL);
     }
 }
 
@@ -116,6 +149,7 @@ fn tree() -> impl Strategy<Value = PortQosSpec> {
                 mpu: (sizes.1 % 3 == 0).then_some((sizes.1 % 2_000) as u16),
                 limit: sizes.2,
                 queue: queue(sizes.1),
+                flow_rate: (sizes.2 % 2 == 0).then_some(BitRate(u64::from(sizes.2) * 2_000)),
             });
         PortQosSpec {
             port: PortId(0),

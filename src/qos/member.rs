@@ -69,7 +69,9 @@ impl Member {
     /// Tells the tree what is wanted and fetches what was granted, about `bytes` in all. Nothing
     /// happens while another worker is there.
     pub fn visit(&mut self, now: Nanos, queues: &Queues, bytes: u64) {
-        let Some(mut global) = self.shared.try_lock() else { return };
+        let Some(mut global) = self.shared.try_lock() else {
+            return;
+        };
         if global.fingerprint != self.fingerprint {
             return;
         }
@@ -84,8 +86,8 @@ impl Member {
         while let Some(leaf) = self.news.pop() {
             self.is_news[leaf as usize] = false;
             let waiting = &queues.leaves[leaf as usize];
-            let wanted = waiting.bytes as i64 - self.held[leaf as usize];
-            if wanted <= 0 && waiting.packets > 0 && self.carry[leaf as usize] > 0 {
+            let wanted = queues.ready_bytes(leaf) as i64 - self.held[leaf as usize];
+            if wanted <= 0 && queues.has_ready(leaf) && self.carry[leaf as usize] > 0 {
                 // What was granted for packets that were lost serves these.
                 self.leases.push_back(Lease { leaf, bytes: 0, is_borrowed: false });
             }

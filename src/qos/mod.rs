@@ -17,6 +17,7 @@ mod invariants;
 mod member;
 pub mod meter;
 pub mod meters;
+mod pacing;
 mod packets;
 mod queues;
 mod rehouse;

@@ -8,14 +8,14 @@
 use super::codel::{Above, Ticks};
 use super::ecn;
 use super::flows::{Flows, Key, Standing};
+use super::pacing::{Due, Pacing};
 use super::packets::{Note, Packets};
-use super::settings::{LeafSettings, NO_TARGET, lay_out, table};
+use super::settings::{LeafSettings, Manner, NO_TARGET, lay_out, table};
 use super::sojourn::Sojourn;
-use super::spec::Counting;
 use super::stats::ClassStats;
 use super::wheel::NIL;
-use crate::base::Seed;
 use crate::base::mem::{Arena, huge_vec, prefetch};
+use crate::base::{Nanos, Seed};
 use crate::packet::{DropReason, Frame};
 
 /// Sizes of flows are told apart by powers of two, from 4 KiB on; the last takes all from 4 MiB on.
@@ -63,8 +63,8 @@ pub(super) struct Leaf {
     pub limit: u32,
     /// Packets of a flow that wait longer are too many.
     pub target: Ticks,
-    /// How its frames are counted: an index in [`Queues::countings`].
-    pub counting: u16,
+    /// An index in [`Queues::manners`].
+    pub manner: u16,
     /// Flows that hold packets, modulo 2^16: a weight among workers.
     pub flows: u16,
 }
@@ -72,7 +72,7 @@ pub(super) struct Leaf {
 /// What standing queues and losses need of a leaf.
 #[derive(Clone, Debug)]
 pub(super) struct Losses {
-    pub settings: LeafSettings,
+    pub interval: Ticks,
     pub dropped: Tally,
     pub aqm_dropped: u64,
     pub marked: u64,
@@ -89,6 +89,8 @@ const _: () = assert!(FAT_SIZES <= u16::BITS as usize);
 /// Where packets go that leave a leaf otherwise than by being sent, and what is needed to mark one.
 pub(super) struct Exit<'a> {
     pub now: Ticks,
+    /// The same time, in full.
+    pub at: Nanos,
     pub arena: &'a Arena,
     pub dropped: &'a mut Vec<(Frame, DropReason)>,
     /// Packets that the queue management may still drop; beyond that they are sent.
@@ -101,8 +103,11 @@ pub(super) struct Queues {
     pub leaves: Vec<Leaf>,
     pub losses: Vec<Losses>,
     pub sojourns: Vec<Sojourn>,
-    /// Ways of counting a frame that leaves have, each once.
-    pub countings: Vec<Counting>,
+    /// Manners of leaves, each once.
+    pub manners: Vec<Manner>,
+    /// Whether some leaf has a pace for its flows.
+    pub has_paces: bool,
+    pub pacing: Pacing,
     pub flows: Flows,
     pub packets: Packets,
     /// Flows that hold no packet but stand in a list.
@@ -118,7 +123,7 @@ pub(super) struct Queues {
 }
 
 impl Leaf {
-    pub fn new(settings: LeafSettings, counting: u16) -> Leaf {
+    pub fn new(settings: LeafSettings, manner: u16) -> Leaf {
         Leaf {
             lists: [List { head: NIL, tail: NIL }; 2],
             bytes: 0,
@@ -127,7 +132,7 @@ impl Leaf {
             packets: 0,
             limit: settings.limit,
             target: settings.target,
-            counting,
+            manner,
             flows: 0,
         }
     }
@@ -149,22 +154,33 @@ impl Losses {
     pub fn new(settings: LeafSettings) -> Losses {
         let dropped = Tally::default();
         let fat = [NIL; FAT_SIZES];
-        Losses { settings, dropped, aqm_dropped: 0, marked: 0, fat, fat_sizes: 0 }
+        Losses {
+            interval: settings.interval,
+            dropped,
+            aqm_dropped: 0,
+            marked: 0,
+            fat,
+            fat_sizes: 0,
+        }
     }
 }
 
 impl Queues {
     pub fn new(leaves: &[LeafSettings], packets_max: u32, quantum: u32, seed: Seed) -> Queues {
         let empty_max = packets_max / EMPTY_SHARE + 1;
-        let (countings, leaves_new) = lay_out(leaves);
+        let (manners, leaves_new) = lay_out(leaves);
+        let has_paces = manners.iter().any(|manner| manner.pace.is_set());
+        // A flow holds a packet or is one of the empty ones, of which a few more may lie between
+        // others in a leaf that is over its limit.
+        let flows_max = packets_max.saturating_add(empty_max.saturating_mul(2));
         Queues {
             leaves: leaves_new,
             losses: table(leaves, |_, settings| Losses::new(settings)),
-            countings,
+            manners,
+            has_paces,
+            pacing: Pacing::new(has_paces, flows_max, leaves.len(), Nanos::ZERO),
             sojourns: huge_vec(leaves.len(), Sojourn::default()),
-            // A flow holds a packet or is one of the empty ones, of which a few more may lie
-            // between others in a leaf that is over its limit.
-            flows: Flows::new(packets_max.saturating_add(empty_max.saturating_mul(2)), seed),
+            flows: Flows::new(flows_max, seed),
             packets: Packets::new(packets_max),
             empty: 0,
             empty_max,
@@ -194,15 +210,14 @@ impl Queues {
         }
     }
 
-    /// Counts a packet that was sent. Returns its leaf.
+    /// Counts a packet that was sent.
     #[inline(always)]
-    pub fn count_sent(&mut self, leaf: u32, bytes: u32, is_borrowed: bool) -> &Leaf {
+    pub fn count_sent(&mut self, leaf: u32, bytes: u32, is_borrowed: bool) {
         let leaf = &mut self.leaves[leaf as usize];
         leaf.sent.add(bytes);
         if is_borrowed {
             leaf.borrowed_bytes += u64::from(bytes);
         }
-        leaf
     }
 
     /// Asks the cache for what the leaf's next packet touches, in four steps.
@@ -242,13 +257,20 @@ impl Queues {
     /// Bytes that a frame counts as in a leaf.
     #[inline(always)]
     pub fn counted(&self, leaf: u32, frame_len: usize) -> u32 {
-        let counting = usize::from(self.leaves[leaf as usize].counting);
-        self.countings[counting].counted(frame_len)
+        let manner = usize::from(self.leaves[leaf as usize].manner);
+        self.manners[manner].counting.counted(frame_len)
     }
 
     /// Appends a packet to its flow. Gives the frame back when there is no room.
     #[inline]
-    pub fn push(&mut self, key: Key, frame: Frame, bytes: u32, note: Note) -> Result<(), Frame> {
+    pub fn push(
+        &mut self,
+        key: Key,
+        frame: Frame,
+        bytes: u32,
+        note: Note,
+        now: Nanos,
+    ) -> Result<(), Frame> {
         let leaf = key.leaf;
         if self.packets.is_full() {
             return Err(frame);
@@ -262,6 +284,9 @@ impl Queues {
             (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
             (entry.deficit, entry.above) = (self.quantum as i32, Above::default());
             self.append(leaf, flow, Standing::New);
+            if self.has_paces {
+                self.pacing.set(flow, Due::default());
+            }
         } else if self.flows.at(flow).head == NIL {
             self.empty -= 1;
         }
@@ -269,7 +294,11 @@ impl Queues {
         let tail = std::mem::replace(&mut entry.tail, cell);
         if tail == NIL {
             entry.head = cell;
+            let asleep = entry.standing == Standing::Asleep;
             self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_add(1);
+            if asleep {
+                self.stir(leaf, flow, now);
+            }
         } else {
             self.packets.link(tail, cell);
         }
@@ -286,6 +315,7 @@ impl Queues {
     /// none any more: the queue management may drop some.
     #[inline]
     pub fn pop(&mut self, leaf: u32, exit: &mut Exit<'_>) -> Option<(Frame, u32)> {
+        let pace = self.pace(leaf);
         loop {
             let lists = &self.leaves[leaf as usize].lists;
             let list = usize::from(lists[NEW].head == NIL);
@@ -304,6 +334,10 @@ impl Queues {
                 self.append(leaf, flow, Standing::Old);
                 continue;
             }
+            if pace.is_set() && !self.pacing.is_due(flow, exit.at) {
+                self.sleep_first(leaf, list);
+                continue;
+            }
             let Note { since, l3 } = self.packets.note(entry.head);
             let (mut frame, bytes) = self.shift(leaf, flow)?;
             let waited = exit.now.wrapping_sub(since);
@@ -312,14 +346,22 @@ impl Queues {
                 && self.signals(leaf, flow, late, exit)
                 && !self.mark(leaf, &mut frame, l3, exit);
             let entry = self.flows.at_mut(flow);
-            entry.deficit -= if drops { 0 } else { bytes as i32 };
+            let sent = if drops { 0 } else { bytes };
+            entry.deficit -= sent as i32;
             let (next, is_empty) = (entry.next, entry.head == NIL);
             self.flows.prefetch(next);
+            let mut sleeps =
+                pace.is_set() && (self.pacing.charge(flow, pace, exit.at, sent) || is_empty);
             if is_empty {
                 self.empty += 1;
-                if self.leaves[leaf as usize].packets == 0 || self.empty > self.empty_max {
+                let is_last = self.leaves[leaf as usize].packets == 0 && !sleeps;
+                if is_last || self.empty > self.empty_max {
                     self.forget_first(leaf, list);
+                    sleeps = false;
                 }
+            }
+            if sleeps {
+                self.sleep_first(leaf, list);
             }
             if !drops {
                 self.sojourns[leaf as usize].record(waited);
@@ -338,7 +380,7 @@ impl Queues {
     fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
         // What is left of a frame or less does not stand.
         let late = late && self.leaves[leaf as usize].bytes > u64::from(self.quantum);
-        let interval = self.losses[leaf as usize].settings.interval;
+        let interval = self.losses[leaf as usize].interval;
         let (above, codel) = self.flows.codel_mut(flow);
         codel.signals(above, late, exit.now, interval)
     }
@@ -362,7 +404,11 @@ impl Queues {
         entry.head = next;
         if next == NIL {
             entry.tail = NIL;
+            let asleep = entry.standing == Standing::Asleep;
             self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_sub(1);
+            if asleep {
+                self.pacing.has_packets(leaf, false);
+            }
         }
         let frame = frame?;
         let bytes = self.counted(leaf, frame.len());
@@ -379,6 +425,10 @@ impl Queues {
         self.bytes = self.bytes.wrapping_add_signed(change);
         let entry = self.flows.at_mut(flow);
         entry.bytes = entry.bytes.wrapping_add(change as u32);
+        if entry.standing == Standing::Asleep {
+            self.pacing.resize(leaf, change);
+        }
+        let entry = self.flows.at(flow);
         // Only at half of its size a flow counts as one of the next smaller, lest it go to and fro.
         let (least, most) = (fat_size(entry.bytes), fat_size(entry.bytes.saturating_mul(2)));
         if entry.fat < least || entry.fat > most {
@@ -423,7 +473,7 @@ impl Queues {
     }
 
     #[inline]
-    fn unlink_first(&mut self, leaf: u32, list: usize) -> u32 {
+    pub fn unlink_first(&mut self, leaf: u32, list: usize) -> u32 {
         let list = &mut self.leaves[leaf as usize].lists[list];
         let first = list.head;
         list.head = self.flows.at(first).next;

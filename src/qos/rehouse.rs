@@ -1,13 +1,14 @@
 //! Packets on their way from one tree's leaves to another's, or out of all of them.
 
 use super::codel::Above;
-use super::flows::{Flow, Flows};
+use super::flows::{Flow, Flows, Standing};
+use super::pacing::{Due, Pacing};
 use super::queues::{Leaf, Losses, Queues};
 use super::settings::{LeafSettings, lay_out, table};
 use super::sojourn::Sojourn;
 use super::wheel::NIL;
-use crate::base::Seed;
 use crate::base::mem::huge_vec;
+use crate::base::{Nanos, Seed};
 use crate::packet::Frame;
 
 /// Where the flows of an old leaf go.
@@ -23,12 +24,14 @@ impl Queues {
     pub fn drain(&mut self, seed: Seed, out: &mut Vec<Frame>) {
         self.packets.drain(out);
         self.flows = Flows::new(self.flows.capacity(), seed);
+        self.pacing.clear();
         (self.bytes, self.empty) = (0, 0);
         (self.fattest, self.donor_scan) = (0, 0);
         for (leaf, losses) in self.leaves.iter_mut().zip(&mut self.losses) {
-            let Leaf { sent, borrowed_bytes, counting, .. } = *leaf;
-            *leaf = Leaf { sent, borrowed_bytes, ..Leaf::new(losses.settings, counting) };
-            let Losses { fat, fat_sizes, .. } = Losses::new(losses.settings);
+            let Leaf { sent, borrowed_bytes, limit, target, manner, .. } = *leaf;
+            let fresh = Leaf::new(LeafSettings::NONE, manner);
+            *leaf = Leaf { sent, borrowed_bytes, limit, target, ..fresh };
+            let Losses { fat, fat_sizes, .. } = Losses::new(LeafSettings::NONE);
             (losses.fat, losses.fat_sizes) = (fat, fat_sizes);
         }
     }
@@ -36,9 +39,10 @@ impl Queues {
     /// Puts `leaves` in the place of the old ones; flows of old leaf `i` move to leaf `map[i]` in
     /// their order. A flow that the target has already gets the
     /// packets behind its own. Nothing is dropped, even over a limit. Allocates.
-    pub fn rehouse(&mut self, leaves: &[LeafSettings], map: &[Move], seed: Seed) {
-        let (countings, fresh) = lay_out(leaves);
-        self.countings = countings;
+    pub fn rehouse(&mut self, now: Nanos, leaves: &[LeafSettings], map: &[Move], seed: Seed) {
+        let (manners, fresh) = lay_out(leaves);
+        self.has_paces = manners.iter().any(|manner| manner.pace.is_set());
+        self.manners = manners;
         let old_leaves: Vec<Leaf> = std::mem::replace(&mut self.leaves, fresh);
         let fresh = table(leaves, |_, settings| Losses::new(settings));
         let old_losses: Vec<Losses> = std::mem::replace(&mut self.losses, fresh);
@@ -46,6 +50,8 @@ impl Queues {
         let old_sojourns = std::mem::replace(&mut self.sojourns, fresh);
         let fresh = Flows::new(self.flows.capacity(), seed);
         let old_flows = std::mem::replace(&mut self.flows, fresh);
+        let fresh = Pacing::new(self.has_paces, old_flows.capacity(), leaves.len(), now);
+        let old_pacing = std::mem::replace(&mut self.pacing, fresh);
         (self.bytes, self.empty) = (0, 0);
         (self.fattest, self.donor_scan) = (0, 0);
         for (i, (from, to)) in old_leaves.iter().zip(map).enumerate() {
@@ -53,8 +59,8 @@ impl Queues {
             if to.keeps_counters {
                 let (leaf, losses) = (&mut self.leaves[at], &mut self.losses[at]);
                 (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
-                let Losses { settings, fat, fat_sizes, .. } = *losses;
-                *losses = Losses { settings, fat, fat_sizes, ..old_losses[i] };
+                let Losses { interval, fat, fat_sizes, .. } = *losses;
+                *losses = Losses { interval, fat, fat_sizes, ..old_losses[i] };
                 self.sojourns[at] = old_sojourns[i];
             }
             for list in from.lists {
@@ -62,15 +68,20 @@ impl Queues {
                 while at != NIL {
                     let flow = old_flows.at(at);
                     if flow.head != NIL {
-                        self.settle_in(to.leaf, flow);
+                        self.settle_in(to.leaf, flow, old_pacing.due(at));
                     }
                     at = flow.next;
                 }
             }
         }
+        let asleep = |(_, flow): &(u32, &Flow)| flow.standing == Standing::Asleep;
+        for (at, flow) in old_flows.all().filter(asleep).filter(|(_, flow)| flow.head != NIL) {
+            let to = map[usize::from(flow.leaf)].leaf;
+            self.settle_in(to, flow, old_pacing.due(at));
+        }
     }
 
-    fn settle_in(&mut self, leaf: u32, old: &Flow) {
+    fn settle_in(&mut self, leaf: u32, old: &Flow, due: Due) {
         let Some((flow, fresh)) = self.flows.find_or_insert(self.flows.key(leaf, old.hash)) else {
             debug_assert!(false, "as many flows as before do not fit");
             return;
@@ -81,7 +92,10 @@ impl Queues {
             self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_add(1);
             (entry.bytes, entry.fat, entry.above) = (0, 0, Above::default());
             entry.deficit = old.deficit.min(self.quantum as i32);
-            self.append(leaf, flow, old.standing);
+            // One that slept looks again whether it still has to.
+            let slept = old.standing == Standing::Asleep;
+            self.append(leaf, flow, if slept { Standing::Old } else { old.standing });
+            self.pacing.set(flow, due);
         } else {
             let entry = self.flows.at_mut(flow);
             let tail = std::mem::replace(&mut entry.tail, old.tail);

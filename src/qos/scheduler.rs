@@ -26,6 +26,8 @@ const AQM_DROPS_MAX: usize = 64;
 const WAKES_BASE: usize = 1024;
 /// A packet sends at most each class on its way to sleep.
 const WAKES_PER_PACKET: usize = super::spec::DEPTH_MAX + 1;
+/// Flows that one call of `dequeue` wakes at most.
+const FLOW_WAKES_MAX: usize = 1024;
 /// Packets after which the flow, and after which the next packet, of a leaf that is likely to have
 /// its turn soon, and then what is counted, are fetched into the cache: each has come by the next.
 const FLOW_AHEAD: usize = 4;
@@ -185,20 +187,20 @@ impl Scheduler {
         let now = self.advance(now);
         let leaf = key.leaf;
         let bytes = self.queues.counted(leaf, q.frame.len());
-        let mut exit = Exit { now: ticks(now), arena, dropped, drops_left: AQM_DROPS_MAX };
+        let mut exit = Exit::new(now, arena, dropped);
         let held = &self.queues.leaves[leaf as usize];
         let is_fifo = held.is_fifo();
         let is_over = held.bytes + u64::from(bytes) > u64::from(held.limit);
         if self.queues.packets.is_full() && !(is_fifo && is_over) {
             self.make_room(leaf, &mut exit);
         }
-        let was_idle = self.queues.leaves[leaf as usize].packets == 0;
+        let was_idle = !self.queues.has_ready(leaf);
         let key = if is_fifo { self.queues.flows.key(leaf, 0) } else { key };
         let note = Note { since: exit.now, l3: q.l3 };
         let refused = if is_fifo && is_over {
             Some(q.frame)
         } else {
-            self.queues.push(key, q.frame, bytes, note).err()
+            self.queues.push(key, q.frame, bytes, note, now).err()
         };
         if let Some(frame) = refused {
             self.queues.losses[leaf as usize].dropped.add(bytes);
@@ -206,13 +208,13 @@ impl Scheduler {
             return;
         }
         if is_over {
-            self.queues.shed_to_limit(leaf, &mut exit);
+            self.queues.shed_to_limit(key, &mut exit);
         }
         if let Some(member) = &mut self.member {
             member.changed(leaf);
             return;
         }
-        match (was_idle, self.queues.leaves[leaf as usize].packets == 0) {
+        match (was_idle, !self.queues.has_ready(leaf)) {
             (true, false) => self.tree.activate(now, leaf),
             (false, true) => self.tree.deactivate(leaf),
             _ => {}
@@ -233,7 +235,10 @@ impl Scheduler {
         dropped: &mut Vec<(Frame, DropReason)>,
     ) -> usize {
         let now = self.advance(now);
-        let mut exit = Exit { now: ticks(now), arena, dropped, drops_left: AQM_DROPS_MAX };
+        let mut exit = Exit::new(now, arena, dropped);
+        if self.queues.has_paces {
+            self.wake_flows(now);
+        }
         if self.member.is_some() {
             return self.dequeue_leased(now, packets_max, bytes_max, &mut exit, out);
         }
@@ -250,8 +255,8 @@ impl Scheduler {
                 self.tree.deactivate(choice.class);
                 continue;
             };
-            let leaf = self.queues.count_sent(choice.class, counted, choice.is_borrowed());
-            let emptied = leaf.packets == 0;
+            self.queues.count_sent(choice.class, counted, choice.is_borrowed());
+            let emptied = !self.queues.has_ready(choice.class);
             self.tree.charge(now, choice, counted, emptied);
             if looks_ahead {
                 self.look_ahead(choice);
@@ -281,14 +286,16 @@ impl Scheduler {
         member.visit(now, queues, room.min(bytes_max));
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
-            let Some((lease, left)) = member.current() else { break };
+            let Some((lease, left)) = member.current() else {
+                break;
+            };
             if left <= 0 {
                 member.finish();
                 continue;
             }
             let drops_left = exit.drops_left;
             let popped = queues.pop(lease.leaf, exit);
-            if exit.drops_left < drops_left {
+            if exit.drops_left < drops_left || queues.pace(lease.leaf).is_set() {
                 member.changed(lease.leaf);
             }
             let Some((frame, counted)) = popped else {
@@ -311,13 +318,15 @@ impl Scheduler {
             return None;
         }
         let now = now.max(self.now);
+        let wakes = self.queues.pacing.next();
         if let Some(member) = &self.member {
-            return Some(member.next_event(now));
+            let next = member.next_event(now);
+            return Some(wakes.map_or(next, |at| at.clamp(now, next)));
         }
         if self.tree.is_ready() {
             return Some(now);
         }
-        let next = self.tree.wheel.next();
+        let next = [self.tree.wheel.next(), wakes].into_iter().flatten().min();
         debug_assert!(next.is_some(), "packets wait for nothing");
         Some(next.unwrap_or(now).max(now))
     }
@@ -379,7 +388,7 @@ impl Scheduler {
             }
         }
         self.queues.quantum = largest;
-        self.queues.rehouse(&leaves, &moves, self.seed);
+        self.queues.rehouse(now, &leaves, &moves, self.seed);
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
         (self.ids, self.largest) = (ids, largest);
         self.ahead = [default_leaf; AHEAD];
@@ -388,7 +397,7 @@ impl Scheduler {
             return;
         }
         for leaf in 0..self.ids.len() as u32 {
-            if self.queues.leaves[leaf as usize].packets > 0 {
+            if self.queues.has_ready(leaf) {
                 self.tree.activate(now, leaf);
             }
         }
@@ -417,6 +426,17 @@ impl Scheduler {
         self.ids.len() <= CLASSES_CACHED && self.queues.packets.len() <= PACKETS_CACHED
     }
 
+    /// Flows that may send again join the rounds of their leaves.
+    #[cold]
+    fn wake_flows(&mut self, now: Nanos) {
+        let Scheduler { queues, tree, member, .. } = self;
+        queues.wake(now, FLOW_WAKES_MAX, |leaf, was_idle| match member {
+            Some(member) => member.changed(leaf),
+            None if was_idle => tree.activate(now, leaf),
+            None => {}
+        });
+    }
+
     #[inline]
     fn advance(&mut self, now: Nanos) -> Nanos {
         self.now = self.now.max(now);
@@ -430,11 +450,13 @@ impl Scheduler {
 
     #[cold]
     fn make_room(&mut self, arriving: u32, exit: &mut Exit<'_>) {
-        let Some(donor) = self.queues.donor(arriving) else { return };
-        self.queues.shed(donor, DROPS_MAX, exit);
+        let Some(donor) = self.queues.donor(arriving) else {
+            return;
+        };
+        self.queues.shed(donor, None, DROPS_MAX, exit);
         if let Some(member) = &mut self.member {
             member.changed(donor);
-        } else if self.queues.leaves[donor as usize].packets == 0 {
+        } else if !self.queues.has_ready(donor) {
             self.tree.deactivate(donor);
         }
     }
@@ -450,6 +472,12 @@ impl Scheduler {
             level = self.tree.children(level);
         }
         sum
+    }
+}
+
+impl<'a> Exit<'a> {
+    fn new(now: Nanos, arena: &'a Arena, dropped: &'a mut Vec<(Frame, DropReason)>) -> Exit<'a> {
+        Exit { now: ticks(now), at: now, arena, dropped, drops_left: AQM_DROPS_MAX }
     }
 }
 

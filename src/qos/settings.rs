@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::codel::Ticks;
+use super::pacing::Pace;
 use super::queues::Leaf;
 use super::spec::{Counting, QueueSpec};
 use super::wheel::TICK_BITS;
@@ -15,7 +16,15 @@ pub(super) struct LeafSettings {
     pub limit: u32,
     pub target: Ticks,
     pub interval: Ticks,
+    pub manner: Manner,
+}
+
+/// What many leaves have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Manner {
+    /// How frames are counted.
     pub counting: Counting,
+    pub pace: Pace,
 }
 
 /// The target of a leaf without queue management: nothing waits that long.
@@ -27,16 +36,16 @@ impl LeafSettings {
         limit: 0,
         target: NO_TARGET,
         interval: 0,
-        counting: Counting { overhead: 0, mpu: 0 },
+        manner: Manner { counting: Counting { overhead: 0, mpu: 0 }, pace: Pace::NONE },
     };
 
-    pub fn new(limit: u32, queue: QueueSpec, counting: Counting) -> LeafSettings {
+    pub fn new(limit: u32, queue: QueueSpec, manner: Manner) -> LeafSettings {
         let ticks = |ns: u64| u32::try_from(ns >> TICK_BITS).unwrap_or(u32::MAX).clamp(1, 1 << 30);
         let (target, interval) = match queue {
             QueueSpec::FqCodel { target, interval } => (ticks(target), ticks(interval)),
             QueueSpec::Fifo => (NO_TARGET, 0),
         };
-        LeafSettings { limit, target, interval, counting }
+        LeafSettings { limit, target, interval, manner }
     }
 }
 
@@ -47,16 +56,16 @@ pub(super) fn table<T>(leaves: &[LeafSettings], new: impl Fn(usize, LeafSettings
     table
 }
 
-/// Empty leaves, and the ways of counting a frame that they have.
-pub(super) fn lay_out(leaves: &[LeafSettings]) -> (Vec<Counting>, Vec<Leaf>) {
+/// Empty leaves, and the manners that they have, each once.
+pub(super) fn lay_out(leaves: &[LeafSettings]) -> (Vec<Manner>, Vec<Leaf>) {
     let mut numbers = HashMap::new();
-    let mut countings = Vec::new();
+    let mut manners = Vec::new();
     let number = |settings: &LeafSettings| {
-        *numbers.entry(settings.counting).or_insert_with(|| {
-            countings.push(settings.counting);
-            (countings.len() - 1) as u16
+        *numbers.entry(settings.manner).or_insert_with(|| {
+            manners.push(settings.manner);
+            (manners.len() - 1) as u16
         })
     };
     let numbers: Vec<u16> = leaves.iter().map(number).collect();
-    (countings, table(leaves, |i, settings| Leaf::new(settings, numbers[i])))
+    (manners, table(leaves, |i, settings| Leaf::new(settings, numbers[i])))
 }

@@ -1,6 +1,6 @@
 //! Who loses packets when there is no room for all.
 
-use super::flows::Queue;
+use super::flows::{Key, Queue};
 use super::queues::{Exit, NEW, OLD, Queues};
 use super::wheel::NIL;
 use crate::packet::DropReason;
@@ -16,16 +16,17 @@ const FAT_SCAN: usize = 8;
 const DONOR_SCAN: usize = 8;
 
 impl Queues {
-    /// Drops packets of a leaf that is over its limit, `DROPS_MAX` at most.
+    /// Drops packets of a leaf that is over its limit since a flow sent some, `DROPS_MAX` at most.
     #[cold]
-    pub fn shed_to_limit(&mut self, leaf: u32, exit: &mut Exit<'_>) {
+    pub fn shed_to_limit(&mut self, arriving: Key, exit: &mut Exit<'_>) {
+        let leaf = arriving.leaf;
         let mut left = DROPS_MAX;
         while left > 0 {
             let held = &self.leaves[leaf as usize];
             if held.bytes <= u64::from(held.limit) {
                 return;
             }
-            match self.shed(leaf, left, exit) {
+            match self.shed(leaf, Some(arriving), left, exit) {
                 0 => return,
                 dropped => left -= dropped,
             }
@@ -34,8 +35,15 @@ impl Queues {
 
     /// Drops the oldest packets of the leaf's fattest flow, until half of what it held is left, or
     /// `packets_max` have gone. Returns how many. The fattest within a factor of four, except among
-    /// the few largest, where it is exact; it is found at once among any number of flows.
-    pub fn shed(&mut self, leaf: u32, packets_max: usize, exit: &mut Exit<'_>) -> usize {
+    /// the few largest, where it is exact; it is found at once among any number of flows. Where all
+    /// are thin and sleep, the arriving packet's flow loses.
+    pub fn shed(
+        &mut self,
+        leaf: u32,
+        arriving: Option<Key>,
+        packets_max: usize,
+        exit: &mut Exit<'_>,
+    ) -> usize {
         for list in [OLD, NEW] {
             while let Some(first) = self.first_of(leaf, list)
                 && self.flows.at(first).head == NIL
@@ -43,11 +51,17 @@ impl Queues {
                 self.forget_first(leaf, list);
             }
         }
-        let Some(flow) = self.fattest_flow(leaf) else { return 0 };
+        let fattest =
+            self.fattest_flow(leaf).or_else(|| arriving.and_then(|key| self.flows.find(key)));
+        let Some(flow) = fattest.filter(|&flow| self.flows.at(flow).head != NIL) else {
+            return 0;
+        };
         let half = self.flows.at(flow).bytes / 2;
         let mut dropped = 0;
         while dropped < packets_max && self.flows.at(flow).bytes > half {
-            let Some((frame, bytes)) = self.shift(leaf, flow) else { break };
+            let Some((frame, bytes)) = self.shift(leaf, flow) else {
+                break;
+            };
             self.losses[leaf as usize].dropped.add(bytes);
             exit.dropped.push((frame, DropReason::QueueFull));
             dropped += 1;

@@ -48,6 +48,8 @@ pub struct ClassSpec {
     pub limit: u32,
     /// How the leaf holds its packets.
     pub queue: QueueSpec,
+    /// What each flow of the leaf sends at most, over longer than 4 ms; of FQ-CoDel only.
+    pub flow_rate: Option<BitRate>,
 }
 
 /// How a leaf holds its packets.

@@ -1,8 +1,9 @@
 //! What a class tree must fulfil for its guarantees to hold.
 
+use super::pacing::FLOW_RATE_MIN;
 use super::spec::{
     ClassSpec, Counting, DEPTH_MAX, MPU_MAX, OVERHEAD_MAX, PRIORITIES, PortQosSpec,
-    QUANTUM_BYTES_MAX, WEIGHT_MAX,
+    QUANTUM_BYTES_MAX, QueueSpec, WEIGHT_MAX,
 };
 use crate::base::units::{BitRate, ByteSize};
 use crate::packet::ClassId;
@@ -32,6 +33,7 @@ pub enum Field {
     Overhead,
     Mpu,
     Limit,
+    FlowRate,
     /// Of a port: its default class.
     Default,
 }
@@ -186,6 +188,14 @@ fn sizes(class: &ClassSpec, frame: u32, tell: &mut impl FnMut(Field, String)) {
     }
     if class.limit < frame {
         tell(Field::Limit, small("limit", class.limit, frame));
+    }
+    if let Some(rate) = class.flow_rate {
+        if class.queue == QueueSpec::Fifo {
+            let what = "a `fifo` does not tell flows apart: only `fq-codel` takes this";
+            tell(Field::FlowRate, what.to_string());
+        } else if rate < FLOW_RATE_MIN {
+            tell(Field::FlowRate, format!("a flow's rate is {FLOW_RATE_MIN} at least"));
+        }
     }
     counted(class.overhead, class.mpu, tell);
 }

@@ -159,7 +159,7 @@ impl Wheel {
     }
 
     #[inline]
-    fn disarm(&mut self, timers: &mut [Timer], id: u32) {
+    pub fn disarm(&mut self, timers: &mut [Timer], id: u32) {
         let timer = &mut timers[id as usize];
         let Timer { prev, next, slot, .. } = *timer;
         timer.slot = UNARMED;

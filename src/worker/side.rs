@@ -218,6 +218,7 @@ mod tests {
             quantum: None,
             overhead: None,
             mpu: None,
+            flow_rate: None,
             limit: u32::MAX,
             queue: QueueSpec::INTERNET,
         };

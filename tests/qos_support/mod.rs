@@ -38,6 +38,7 @@ pub fn class(id: u16, rate_mb: f64) -> Class {
         mpu: None,
         limit: 1 << 20,
         queue: QueueSpec::FqCodel { target: NEVER, interval: NEVER },
+        flow_rate: None,
     })
 }
 
@@ -64,6 +65,10 @@ impl Class {
     }
     pub fn queue(mut self, queue: QueueSpec) -> Class {
         self.0.queue = queue;
+        self
+    }
+    pub fn flow_rate(mut self, rate_mb: f64) -> Class {
+        self.0.flow_rate = Some(mb(rate_mb));
         self
     }
     pub fn limit(mut self, bytes: u32) -> Class {

@@ -57,6 +57,7 @@ fn qos(port: u16, mbit: u32) -> PortQosSpec {
         quantum: None,
         overhead: None,
         mpu: None,
+        flow_rate: None,
         limit: 200_000,
         queue: Default::default(),
     };

@@ -23,6 +23,7 @@ pub fn queue_of(b: &mut Build<'_>, c: &FileClass, has_children: bool) -> QueueSp
             c.queue.as_ref().map(Spanned::span),
             c.target.as_ref().map(Spanned::span),
             c.interval.as_ref().map(Spanned::span),
+            c.flow_rate.as_ref().map(Spanned::span),
         ];
         for span in given.into_iter().flatten() {
             b.warning(&span, "a class with classes below it holds no packets: no effect");

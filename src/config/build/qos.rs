@@ -212,6 +212,7 @@ fn class_value(table: &Spanned<FileClass>, field: Field) -> Option<Range<usize>>
         Field::Overhead => c.overhead.as_ref().map(Spanned::span),
         Field::Mpu => c.mpu.as_ref().map(Spanned::span),
         Field::Limit => c.limit.as_ref().map(Spanned::span),
+        Field::FlowRate => c.flow_rate.as_ref().map(Spanned::span),
         Field::Default => None,
     }
 }
@@ -343,6 +344,7 @@ impl Tree<'_> {
             mpu: number(&c.mpu, u16::MAX),
             limit: bytes(b, &c.limit, limit_default),
             queue: queue_of(b, c, has_children),
+            flow_rate: c.flow_rate.as_ref().map(|g| absolute(g.get_ref().0, ceil)),
         }
     }
 }

@@ -22,6 +22,7 @@ fn scenario(kind: Kind) -> Scenario {
         quantum: None,
         overhead: None,
         mpu: None,
+        flow_rate: None,
         limit: 1 << 20,
         queue: QueueSpec::Fifo,
     };

@@ -387,6 +387,7 @@ fn qos(port: u16, variant: usize) -> PortQosSpec {
         quantum: None,
         overhead: None,
         mpu: None,
+        flow_rate: None,
         limit: 40_000,
         queue: Default::default(),
     };

@@ -1,0 +1,246 @@
+//! Leaves that let each of their flows send only so fast.
+//!
+//! A flow that has sent leaves the rounds of its leaf and sleeps until it may send again, so that
+//! the leaf's other flows don't wait for it. What it holds meanwhile counts for the leaf's limit,
+//! but is nothing that the leaf wants to send. One without packets sleeps as well, until it may
+//! send as much at once as a new one: were it forgotten earlier, it would be one with its next
+//! packet.
+
+use super::flows::Standing;
+use super::queues::Queues;
+use super::wheel::{NIL, Timer, Wheel};
+use crate::base::Nanos;
+use crate::base::mem::huge_vec;
+use crate::base::units::BitRate;
+
+/// What a flow may send at once after idling, and may catch up on after its worker was kept from
+/// it, in time at its rate.
+const CREDIT_NS: u64 = 4_000_000;
+/// The least that a flow can be held to: what is less is taken for this.
+pub(super) const FLOW_RATE_MIN: BitRate = BitRate(8_000);
+/// Fractional bits of the nanoseconds that a byte takes.
+const PER_BYTE_BITS: u32 = 24;
+
+/// How fast each flow of a leaf may send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Pace {
+    /// Nanoseconds that a byte takes, with 24 fractional bits; 0: as fast as it can.
+    per_byte: u64,
+}
+
+impl Pace {
+    pub const NONE: Pace = Pace { per_byte: 0 };
+
+    pub fn new(rate: Option<BitRate>) -> Pace {
+        let bits = rate.map(|rate| u128::from(rate.max(FLOW_RATE_MIN).bits_per_sec()));
+        let per_byte = bits.map_or(0, |bits| (8_000_000_000u128 << PER_BYTE_BITS) / bits);
+        let most = u64::MAX >> 18; // times the longest frame it fits 64 bits
+        Pace { per_byte: u64::try_from(per_byte).unwrap_or(most).min(most) }
+    }
+
+    #[inline(always)]
+    pub fn is_set(self) -> bool {
+        self.per_byte != 0
+    }
+}
+
+/// When a flow may send again, with as many fractional bits as a byte's time has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Due {
+    at: Nanos,
+    carry: u32,
+}
+
+/// What of a leaf sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asleep {
+    pub bytes: u64,
+    /// Flows that hold packets, modulo 2^16.
+    pub flows: u16,
+}
+
+/// When flows may send. All tables are empty where no leaf has a pace.
+pub(super) struct Pacing {
+    /// By flow.
+    due: Vec<Due>,
+    timers: Vec<Timer>,
+    wheel: Wheel,
+    /// By leaf.
+    asleep: Vec<Asleep>,
+}
+
+impl Pacing {
+    pub fn new(is_needed: bool, flows: u32, leaves: usize, now: Nanos) -> Pacing {
+        let (flows, leaves) = if is_needed { (flows as usize, leaves) } else { (0, 0) };
+        Pacing {
+            due: huge_vec(flows, Due::default()),
+            timers: huge_vec(flows, Timer::IDLE),
+            wheel: Wheel::new(now),
+            asleep: huge_vec(leaves, Asleep::default()),
+        }
+    }
+
+    /// Forgets all flows.
+    pub fn clear(&mut self) {
+        for flow in 0..self.timers.len() as u32 {
+            if self.timers[flow as usize].is_armed() {
+                self.wheel.disarm(&mut self.timers, flow);
+            }
+        }
+        self.due.fill(Due::default());
+        self.asleep.fill(Asleep::default());
+    }
+
+    /// When a flow may send again.
+    pub fn due(&self, flow: u32) -> Due {
+        self.due.get(flow as usize).copied().unwrap_or_default()
+    }
+
+    /// A flow is new, or came from elsewhere.
+    #[inline]
+    pub fn set(&mut self, flow: u32, due: Due) {
+        if let Some(own) = self.due.get_mut(flow as usize) {
+            *own = due;
+        }
+    }
+
+    #[inline]
+    pub fn is_due(&self, flow: u32, now: Nanos) -> bool {
+        self.due(flow).at <= now
+    }
+
+    /// What of a leaf sleeps.
+    #[inline]
+    pub fn asleep(&self, leaf: u32) -> Asleep {
+        self.asleep.get(leaf as usize).copied().unwrap_or_default()
+    }
+
+    /// Bytes come to a sleeping flow, or leave it.
+    #[cold]
+    pub fn resize(&mut self, leaf: u32, change: i64) {
+        if let Some(asleep) = self.asleep.get_mut(leaf as usize) {
+            asleep.bytes = asleep.bytes.wrapping_add_signed(change);
+        }
+    }
+
+    /// A sleeping flow has its first packet, or has lost its last.
+    #[cold]
+    pub fn has_packets(&mut self, leaf: u32, has: bool) {
+        if let Some(asleep) = self.asleep.get_mut(leaf as usize) {
+            let change = if has { 1 } else { u16::MAX };
+            asleep.flows = asleep.flows.wrapping_add(change);
+        }
+    }
+
+    /// A flow sent so many bytes. Returns whether it has to wait now.
+    #[inline]
+    pub fn charge(&mut self, flow: u32, pace: Pace, now: Nanos, bytes: u32) -> bool {
+        let Some(due) = self.due.get_mut(flow as usize) else { return false };
+        let earliest = Nanos(now.0.saturating_sub(CREDIT_NS));
+        if due.at < earliest {
+            *due = Due { at: earliest, carry: 0 };
+        }
+        let cost = pace.per_byte.saturating_mul(u64::from(bytes)) + u64::from(due.carry);
+        due.at = due.at.saturating_add(cost >> PER_BYTE_BITS);
+        due.carry = cost as u32 & ((1 << PER_BYTE_BITS) - 1);
+        due.at > now
+    }
+
+    /// When a sleeping flow wakes: one with packets when it may send, one without when it may be
+    /// forgotten.
+    fn wakes_at(&self, flow: u32, has_packets: bool) -> Nanos {
+        let at = self.due(flow).at;
+        if has_packets { at } else { at.saturating_add(CREDIT_NS) }
+    }
+
+    fn arm(&mut self, flow: u32, has_packets: bool) {
+        let at = self.wakes_at(flow, has_packets);
+        self.wheel.arm(&mut self.timers, flow, at);
+    }
+
+    /// When the next flow wakes.
+    pub fn next(&self) -> Option<Nanos> {
+        self.wheel.next()
+    }
+}
+
+impl Queues {
+    /// Sends the first flow of a list to sleep.
+    #[cold]
+    pub fn sleep_first(&mut self, leaf: u32, list: usize) {
+        let flow = self.unlink_first(leaf, list);
+        let entry = self.flows.at_mut(flow);
+        (entry.standing, entry.next) = (Standing::Asleep, NIL);
+        let (bytes, has_packets) = (i64::from(entry.bytes), entry.head != NIL);
+        self.pacing.resize(leaf, bytes);
+        if has_packets {
+            self.pacing.has_packets(leaf, true);
+        }
+        self.pacing.arm(flow, has_packets);
+    }
+
+    /// A packet came to a flow that sleeps without any.
+    #[cold]
+    pub fn stir(&mut self, leaf: u32, flow: u32, now: Nanos) {
+        if self.pacing.is_due(flow, now) {
+            self.pacing.wheel.disarm(&mut self.pacing.timers, flow);
+            self.append(leaf, flow, Standing::Old);
+        } else {
+            self.pacing.has_packets(leaf, true);
+            self.pacing.arm(flow, true);
+        }
+    }
+
+    /// Wakes flows that may send again, `budget` at most. `tell` hears of each one's leaf, and
+    /// whether it had nothing to send before.
+    pub fn wake(&mut self, now: Nanos, budget: usize, mut tell: impl FnMut(u32, bool)) {
+        for _ in 0..budget {
+            let Some(flow) = self.pacing.wheel.pop(&mut self.pacing.timers, now) else {
+                return;
+            };
+            let entry = self.flows.at(flow);
+            let (leaf, bytes) = (u32::from(entry.leaf), i64::from(entry.bytes));
+            let has_packets = entry.head != NIL;
+            if self.pacing.wakes_at(flow, has_packets) > now {
+                // It lost its packets since.
+                self.pacing.arm(flow, has_packets);
+                continue;
+            }
+            if !has_packets {
+                self.empty -= 1;
+                self.flows.remove(flow);
+                continue;
+            }
+            let was_idle = !self.has_ready(leaf);
+            self.pacing.resize(leaf, -bytes);
+            self.pacing.has_packets(leaf, false);
+            self.append(leaf, flow, Standing::Old);
+            tell(leaf, was_idle);
+        }
+    }
+
+    /// Whether a leaf holds packets of a flow that does not sleep.
+    #[inline(always)]
+    pub fn has_ready(&self, leaf: u32) -> bool {
+        let held = &self.leaves[leaf as usize];
+        held.packets > 0 && (!self.has_paces || held.bytes > self.pacing.asleep(leaf).bytes)
+    }
+
+    /// Bytes of a leaf that its flows may send: of a leaf with a pace, a frame a flow.
+    #[inline]
+    pub fn ready_bytes(&self, leaf: u32) -> u64 {
+        let held = &self.leaves[leaf as usize];
+        if !self.pace(leaf).is_set() {
+            return held.bytes;
+        }
+        let asleep = self.pacing.asleep(leaf);
+        let flows = u64::from(held.flows.wrapping_sub(asleep.flows));
+        (held.bytes - asleep.bytes).min(flows * u64::from(self.quantum))
+    }
+
+    /// How fast each flow of a leaf may send.
+    #[inline(always)]
+    pub fn pace(&self, leaf: u32) -> Pace {
+        self.manners[usize::from(self.leaves[leaf as usize].manner)].pace
+    }
+}

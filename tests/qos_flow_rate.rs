@@ -1,0 +1,166 @@
+//! Flows of a leaf with a `flow_rate` send so much each at most, and don't hold up each other.
+
+mod qos_support;
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use qos_support::{Link, Sent, Source, class, mb, port};
+use tidegate::base::units::BitRate;
+use tidegate::packet::ClassId;
+use tidegate::qos::spec::{PortQosSpec, QueueSpec};
+use tidegate::qos::validate;
+
+/// What a flow may send beyond its rate: 4 ms of it, and the packet at hand.
+fn allowed(rate_mb: f64, seconds: f64, len: u16) -> f64 {
+    rate_mb * 1e6 * (seconds + 0.004) + f64::from(len)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Greedy flows: over any window none exceeds its rate, and in the long run each has it to
+    /// within 1 %, whatever else waits in the leaf.
+    #[test]
+    fn each_flow_has_its_rate(
+        rate_mb in 0.2..4.0f64, flows in 1..12u32, len in 64..1_500u16, window_ms in 1..200u64,
+    ) {
+        let capped = class(1, 50.0).flow_rate(rate_mb).limit(16 << 20);
+        let spec = port(100.0, &[capped, class(2, 20.0)]);
+        prop_assert_eq!(validate(&spec), Ok(()));
+        let mut link = Link::new(&spec, 100.0, 4_096);
+        let sources = [
+            Source { class: ClassId(1), flows, lengths: vec![len] },
+            Source { class: ClassId(2), flows: 3, lengths: vec![1_500] },
+        ];
+        // As many packets of each flow wait as it sends in half a second, and more come.
+        let begin = link.now;
+        let mut sent: HashMap<u32, Vec<Sent>> = HashMap::new();
+        let need = (rate_mb * 1e6 * 0.6 / f64::from(len)) as u32 + 2;
+        let need = need.min(3_500 / flows);
+        let seconds = f64::from(need) * f64::from(len) / (rate_mb * 1e6);
+        for flow in 0..flows {
+            (0..need).for_each(|_| link.offer(ClassId(1), flow, usize::from(len)));
+        }
+        let end = begin.saturating_add((seconds * 0.98e9) as u64);
+        link.run(&sources[1..], end, |s| {
+            if s.class == ClassId(1) {
+                sent.entry(s.flow).or_default().push(s);
+            }
+        });
+        link.finish();
+        prop_assert_eq!(sent.len() as u32, flows);
+        let window = window_ms * 1_000_000;
+        for list in sent.values() {
+            prop_assert!(list.windows(2).all(|pair| pair[0].seq + 1 == pair[1].seq), "in order");
+            let bytes: u64 = list.iter().map(|s| u64::from(s.len)).sum();
+            let fair = rate_mb * 1e6 * seconds * 0.98;
+            let most = allowed(rate_mb, seconds * 0.98, len);
+            let least = fair * 0.99 - 2.0 * f64::from(len);
+            prop_assert!((least..=most * 1.001).contains(&(bytes as f64)), "{} of {}", bytes, fair);
+            let mut first = 0;
+            for (i, s) in list.iter().enumerate() {
+                while list[first].at.saturating_add(window) < s.at {
+                    first += 1;
+                }
+                let bytes = list[first..=i].iter().map(|s| f64::from(s.len)).sum::<f64>();
+                // Packets wait up to 60 us for the link.
+                let most = allowed(rate_mb, window as f64 / 1e9 + 60e-6, len);
+                prop_assert!(bytes <= most + f64::from(len), "{} over {}", bytes, most);
+            }
+        }
+    }
+}
+
+/// A flow of which never more than one packet waits is held to its rate all the same.
+#[test]
+fn a_flow_that_never_queues_is_held_too() {
+    let mut link = Link::new(&port(100.0, &[class(1, 50.0).flow_rate(1.0)]), 100.0, 64);
+    let begin = link.now;
+    let (mut bytes, mut out) = (0, Vec::new());
+    for step in 0..10_000u64 {
+        // Every 100 us, should one have gone: 15 MB/s.
+        link.now = begin.saturating_add(step * 100_000);
+        if link.scheduler.is_empty() {
+            link.offer(ClassId(1), 7, 1_500);
+        }
+        link.dequeue(8, u64::MAX, &mut out);
+        for frame in out.drain(..) {
+            bytes += frame.len();
+            link.pool.put(frame);
+        }
+    }
+    assert!((990_000..=1_010_000).contains(&bytes), "{bytes} in a second");
+    link.finish();
+}
+
+/// A flow that may not send holds up nobody: another's packet goes the moment it comes.
+#[test]
+fn others_do_not_wait() {
+    let mut link = Link::new(&port(100.0, &[class(1, 50.0).flow_rate(0.5)]), 100.0, 512);
+    let mut out = Vec::new();
+    (0..200).for_each(|_| link.offer(ClassId(1), 1, 1_500));
+    for step in 0..50u32 {
+        link.now = link.now.saturating_add(1_000_000);
+        link.dequeue(64, u64::MAX, &mut out);
+        out.drain(..).for_each(|frame| link.pool.put(frame));
+        link.offer(ClassId(1), 100 + step, 200);
+        link.dequeue(64, u64::MAX, &mut out);
+        let tags: Vec<u32> = out.iter().map(|f| qos_support::tag(f, &link.pool).1).collect();
+        assert_eq!(tags, [100 + step]);
+        out.drain(..).for_each(|frame| link.pool.put(frame));
+    }
+    link.finish();
+}
+
+/// Thin flows that all sleep still count for the leaf's limit.
+#[test]
+fn the_limit_holds_while_all_sleep() {
+    let leaf = class(1, 50.0).flow_rate(0.01).limit(20_000);
+    let mut link = Link::new(&port(100.0, &[leaf]), 100.0, 512);
+    let mut out = Vec::new();
+    for round in 0..4 {
+        for flow in 0..40 {
+            link.offer(ClassId(1), flow, 1_000);
+            assert!(link.scheduler.backlog_bytes() <= 20_000);
+        }
+        link.dequeue(64, u64::MAX, &mut out);
+        out.drain(..).for_each(|frame| link.pool.put(frame));
+        link.now = link.now.saturating_add(1_000 * (round + 1));
+    }
+    assert!(link.dropped.len() > 60, "{}", link.dropped.len());
+    link.finish();
+}
+
+/// A reload neither frees a flow of its debt nor lets its packets overtake each other.
+#[test]
+fn a_reload_keeps_what_flows_have_used() {
+    let spec = port(100.0, &[class(1, 50.0).flow_rate(1.0)]);
+    let mut other = spec.clone();
+    other.classes[0].flow_rate = Some(mb(1.001));
+    let mut link = Link::new(&spec, 100.0, 4_096);
+    (0..1_000).for_each(|_| link.offer(ClassId(1), 3, 1_000));
+    let (begin, mut next, mut out) = (link.now, 0, Vec::new());
+    for step in 1..=500u64 {
+        link.now = begin.saturating_add(step * 1_000_000);
+        link.scheduler.reconfigure(link.now, if step % 2 == 0 { &spec } else { &other });
+        link.dequeue(64, u64::MAX, &mut out);
+        for frame in out.drain(..) {
+            assert_eq!(qos_support::tag(&frame, &link.pool).2, next);
+            next += 1;
+            link.pool.put(frame);
+        }
+    }
+    assert!((495..=510).contains(&next), "{next} packets of 1000 bytes in half a second");
+    link.finish();
+}
+
+#[test]
+fn faults_of_flow_rates_are_told() {
+    let mut spec = port(100.0, &[class(1, 50.0).flow_rate(1.0)]);
+    spec.classes[0].flow_rate = Some(BitRate(7_999));
+    let told = |spec: &PortQosSpec| validate(spec).expect_err("faulty")[0].what.clone();
+    assert_eq!(told(&spec), "a flow's rate is 8kbit/s at least");
+    spec.classes[0].queue = QueueSpec::Fifo;
+    assert_eq!(told(&spec), "a `fifo` does not tell flows apart: only `fq-codel` takes this");
+}

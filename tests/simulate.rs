@@ -184,7 +184,7 @@ fn tables_and_plots_are_for_people() {
     assert!(told.contains("\nagainst s: ") && told.contains("(WAS)"), "{told}");
     let output = tidegate(&file, &["--set", "class.b.weight=0"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).starts_with("--set class.b.weight=0: error: 0 is not"));
+    assert!(text(&output.stderr).starts_with("--set class.b.weight=0: error: weights are 1 to"));
 }
 
 /// A capture of `count` packets, a millisecond apart, of which 100 bytes each were kept of 1000.

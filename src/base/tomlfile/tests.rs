@@ -1,3 +1,5 @@
+//! Faults of documents, each at its place.
+
 use super::*;
 
 #[derive(Debug, Default, Deserialize)]

@@ -81,9 +81,8 @@ fn kept(config: &Config, port: &PortSpec) -> Vec<String> {
         StageSpec::Trust => trust
             .is_some_and(|remap| *remap != Remap::TRUST)
             .then(|| format!("what comes in by it (`[dscp.{}]`)", port.name)),
-        StageSpec::Classify => {
-            (!config.rules.is_empty()).then(|| "flows that rules mark or follow by size".into())
-        }
+        StageSpec::Classify => (!config.rules.is_empty())
+            .then(|| "flows that rules mark, mirror or follow by size".into()),
         StageSpec::Meter => {
             (!config.metering.meters.is_empty()).then(|| "what meters measure".into())
         }

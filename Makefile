@@ -71,7 +71,7 @@ fuzz: packages-fuzz
 		$(CARGO) $$nightly fuzz run --fuzz-dir $(FUZZ) $$t $(FUZZ)/found/$$t \
 			$(FUZZ)/corpus/$$t -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20; done
 
-# One after another: they share two cores. Each prints a table and writes JSON. The last three
+# One after another: they share two cores. Each prints a table and writes JSON. The last four
 # compare forwarders, routers by name and shapers in namespaces of their own, and need root.
 BENCHES := parse inspect ndpi qos pipeline routes
 bench: packages-bench build
@@ -86,6 +86,9 @@ bench: packages-bench build
 	@echo; echo "== veth_qos"
 	$(ROOT) $(CARGO) bench --quiet --locked --bench veth_qos -- \
 		--json $(CURDIR)/bench/out/veth_qos.json
+	@echo; echo "== veth_htb"
+	$(ROOT) $(CARGO) bench --quiet --locked --bench veth_htb -- \
+		--json $(CURDIR)/bench/out/veth_htb.json
 
 # Does it work? The figures are worth nothing.
 bench-quick: packages-bench build

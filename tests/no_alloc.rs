@@ -28,6 +28,9 @@ use tidegate::packet::build::{
 use tidegate::packet::tcp::flag;
 use tidegate::packet::{ClassId, DropReason, PacketMeta, ParseOptions, PortId, ipv4, parse, tcp};
 use tidegate::policy::spec::{HeaderPattern, HeaderSpec, PathPattern, RuleSpec, header_names};
+use tidegate::qos::dscp::Remap;
+use tidegate::qos::meter::{MeterSpec, Second};
+use tidegate::qos::meters::{Action, ClassMeterSpec, MeteringSpec};
 use tidegate::qos::spec::{ClassSpec, PortQosSpec};
 use tidegate::sim::{Appliance, Setup, Spread};
 use tidegate::worker::WorkerCommand;
@@ -326,13 +329,28 @@ fn qos(port: u16) -> PortQosSpec {
     }
 }
 
+/// A meter for each class, one by each RFC, and ports that trust nothing.
+fn metering() -> MeteringSpec {
+    let rate = |text: &str| text.parse().expect("a rate");
+    let peak = Second::Peak { rate: rate("40Mbit/s"), burst: 4_000 };
+    let meters = [Second::Excess { burst: 4_000 }, peak].into_iter().enumerate();
+    let meters = meters.map(|(i, second)| ClassMeterSpec {
+        name: format!("m{i}"),
+        meter: MeterSpec { rate: rate("20Mbit/s"), burst: 4_000, second, is_colour_aware: true },
+        classes: vec![ClassId(i as u16)],
+        port: None,
+        actions: [Action::Pass, Action::Precedence, Action::Dscp(8)],
+    });
+    MeteringSpec { meters: meters.collect(), trust: vec![Remap::all_to(10); 2] }
+}
+
 /// Runs a pipeline for a family and returns what was counted.
 fn run(pipeline: &[StageSpec], family: Family, routed: bool) -> Counters {
     let mut setup = setup(Seed(11), family, ForwardMode::Nat);
     setup.pipeline = stages(pipeline);
     setup.rules = rules();
     (setup.workers, setup.spread) = (2, Spread::Random);
-    setup.qos = vec![qos(0), qos(1)];
+    (setup.qos, setup.metering) = (vec![qos(0), qos(1)], metering());
     setup.flows_max = 512;
     setup.half_open_max = 128;
     // One server's address is never found out.
@@ -405,14 +423,15 @@ fn l4_balancer() {
 
 #[test]
 fn llm_edge() {
-    let pipeline =
-        [inspect_all(), StageSpec::Classify, timing(), StageSpec::Balance, StageSpec::Shape];
+    use StageSpec::{Balance, Classify, Meter, Shape, Trust};
+    let pipeline = [Trust, inspect_all(), Classify, Meter, timing(), Balance, Shape];
     for family in Family::BOTH {
         let counters = run(&pipeline, family, false);
         seen(&counters, &[DropReason::QueueFull, DropReason::NoFlow, DropReason::PolicyDrop]);
         assert!(counters.apps_http1 > 0 && counters.apps_http2 > 0, "{counters:?}");
         assert!(counters.responses_read > 0 && counters.resets_sent > 0, "{counters:?}");
-        assert!(counters.flows_expired > 0, "{counters:?}");
+        assert!(counters.flows_expired > 0 && counters.dscp_remapped > 0, "{counters:?}");
+        assert!(counters.metered_green > 0 && counters.metered_red > 0, "{counters:?}");
     }
 }
 

@@ -18,6 +18,7 @@ use crate::observe::{Counters, SharedStats};
 use crate::packet::{FramePool, PortId};
 use crate::policy::Rules;
 use crate::policy::spec::RuleSpec;
+use crate::qos::meters::{MeteringSpec, Meters};
 use crate::qos::spec::PortQosSpec;
 use crate::worker::command::control_link;
 use crate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
@@ -50,6 +51,7 @@ pub struct Setup {
     pub forward: ForwardSpec,
     pub rules: Vec<RuleSpec>,
     pub qos: Vec<PortQosSpec>,
+    pub metering: MeteringSpec,
     pub ports: Vec<PortLink>,
     pub routes: Vec<RouteSpec>,
     /// (interface, address, MAC address): what the kernel can find out.
@@ -115,7 +117,7 @@ impl Appliance {
             rules: Arc::new(Rules::compile(&setup.rules)),
             seed: setup.seed,
             worker_count: setup.workers,
-            meters: Default::default(),
+            meters: Arc::new(Meters::build(&setup.metering, None)),
             shared_ports: Default::default(),
         };
         let mut appliance = Appliance {

@@ -1,7 +1,6 @@
 //! After the start the packet path allocates nothing: not for new flows, not for drops, answers,
-//! parked packets, expired flows, listings or new routes.
-//!
-//! A counting allocator watches every turn of the loop, from the first one on.
+//! parked packets, expired flows, listings or new routes. A counting allocator watches every turn
+//! of the loop, from the first one on.
 
 #[path = "fuzz/targets/client_hello.rs"]
 mod client_hello;
@@ -333,8 +332,8 @@ fn qos(port: u16) -> PortQosSpec {
 fn metering() -> MeteringSpec {
     let rate = |text: &str| text.parse().expect("a rate");
     let peak = Second::Peak { rate: rate("40Mbit/s"), burst: 4_000 };
-    let meters = [Second::Excess { burst: 4_000 }, peak].into_iter().enumerate();
-    let meters = meters.map(|(i, second)| ClassMeterSpec {
+    let both = [Second::Excess { burst: 4_000 }, peak].into_iter().enumerate();
+    let meters = both.map(|(i, second)| ClassMeterSpec {
         name: format!("m{i}"),
         meter: MeterSpec { rate: rate("20Mbit/s"), burst: 4_000, second, is_colour_aware: true },
         classes: vec![ClassId(i as u16)],
@@ -430,8 +429,8 @@ fn llm_edge() {
         seen(&counters, &[DropReason::QueueFull, DropReason::NoFlow, DropReason::PolicyDrop]);
         assert!(counters.apps_http1 > 0 && counters.apps_http2 > 0, "{counters:?}");
         assert!(counters.responses_read > 0 && counters.resets_sent > 0, "{counters:?}");
-        assert!(counters.flows_expired > 0 && counters.dscp_remapped > 0, "{counters:?}");
-        assert!(counters.metered_green > 0 && counters.metered_red > 0, "{counters:?}");
+        assert!(counters.flows_expired > 0 && counters.metered_red > 0, "{counters:?}");
+        assert!(counters.dscp_remapped > 0 && counters.metered_green > 0, "{counters:?}");
     }
 }
 

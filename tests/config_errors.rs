@@ -83,6 +83,17 @@ fn told_of_config(text: &str) -> String {
     }
 }
 
+/// Results of rules by size, one too many.
+#[test]
+fn results_by_size_are_limited() {
+    let rule = |n: usize| format!("[[rule]]\nbytes_over = 1\nclass = \"c{n}\"\n");
+    let rules = |count: usize| -> String { (0..count).map(rule).collect() };
+    let told = |count| told_of_config(&format!("pipeline = \"l4-balancer\"\n{}", rules(count)));
+    assert!(!told(255).contains("results"), "{}", told(255));
+    let want = "case.toml:767:1: error: rules with `bytes_over` have 255 different results at most";
+    assert!(told(257).contains(want), "{}", told(257));
+}
+
 fn told_of_pipeline(text: &str) -> String {
     let mut out = Diagnostics::default();
     let spec = parse(&Source::new("pipeline.toml", text), &mut out);

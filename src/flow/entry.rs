@@ -78,6 +78,7 @@ pub struct Flow {
     /// What is done with its packets besides: a number of [`super::Treatments`]; 0 for nothing.
     pub treatment: u8,
     /// What changes once the flow has more bytes: a number of [`super::Steps`]; 0 for nothing.
+    /// It is held, so [`super::FlowTable::set_steps`] changes it.
     pub steps: u8,
     /// Bytes received in each direction, Ethernet headers included. From here on stands what every
     /// packet changes: 32 bytes at a multiple of 32, so that one cache line is written, not two.

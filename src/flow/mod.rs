@@ -18,7 +18,7 @@ pub use names::Names;
 pub use notes::{Fate, Note, Notes};
 pub use serving::Serving;
 pub use sightings::{Sighting, Sightings};
-pub use steps::{Step, Steps};
+pub use steps::{Step, Steps, TooMany};
 pub use table::{FlowLimits, FlowTable, InsertError, Timeouts};
 pub use tcp::TcpState;
 pub use treatments::{Treatment, Treatments};

@@ -1,7 +1,7 @@
 //! What was seen of flows, beside what their entries hold: for whoever lists them.
 
 use super::entry::{Flow, NONE_U16};
-use crate::packet::{FlowKey, FlowRef};
+use crate::packet::{ClassId, FlowKey, FlowRef};
 
 /// What was seen of a flow.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +42,9 @@ pub struct Fate {
     /// The key's, with the table's seed.
     pub hash: u64,
     /// As in [`Flow`].
+    pub class: ClassId,
     pub treatment: u8,
+    /// Held: whoever takes the fate lets go of them.
     pub steps: u8,
     /// As in [`Note`].
     pub tenant: u16,

@@ -14,6 +14,8 @@ use crate::base::{Nanos, Seed};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, Verdict};
 
+mod growth;
+
 /// Flows of a table at most: the index keeps 32-bit tags, which are too few for more.
 pub const FLOWS_MAX: u32 = 1 << 24;
 /// Memory that a flow takes at most, its share of timers and index included.
@@ -197,15 +199,6 @@ impl FlowTable {
     /// Memory of the table in bytes: entries, timers and index.
     pub fn bytes(&self) -> usize {
         self.flows.len() * size_of::<Flow>() + self.index.bytes() + self.timers.bytes()
-    }
-
-    /// What becomes of flows that have more bytes.
-    pub fn steps(&self) -> &Steps {
-        &self.steps
-    }
-
-    pub fn steps_mut(&mut self) -> &mut Steps {
-        &mut self.steps
     }
 
     /// # Panics
@@ -488,6 +481,7 @@ impl FlowTable {
                 self.index.remove(hash, place(r.0, direction));
             }
         }
+        self.set_steps(r, 0);
         self.flows[r.0 as usize] = Flow::vacant();
         self.timers.add_vacant(r.0);
         self.removals += 1;

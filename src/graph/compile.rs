@@ -285,8 +285,14 @@ mod tests {
     fn a_decision_on_its_way_is_waited_for() {
         let (pipeline, flow) = (pipeline(StageSpec::Classify), flow(tcp::PROTOCOL));
         let (plain, mut names) = (snapshot(&MeteringSpec::default()), Names::new(4, SEED));
-        let fate =
-            crate::flow::Fate { key: flow.key[0], hash: 0, treatment: 1, steps: 0, tenant: 0 };
+        let fate = crate::flow::Fate {
+            key: flow.key[0],
+            hash: 0,
+            class: ClassId::UNSET,
+            treatment: 1,
+            steps: 0,
+            tenant: 0,
+        };
         names.fates.push(fate);
         assert!(!pipeline.lets_go(&plain, &names, &flow, PORT));
     }

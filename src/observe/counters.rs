@@ -142,12 +142,14 @@ counters! {
     unknown_stalled,
     /// Requests of HTTP read.
     requests_read,
+    /// Requests refused: rules ask for what they were too long to tell.
+    requests_too_long,
     /// Answers of HTTP read.
     responses_read,
     /// Decisions by a rule: of a flow's first packet, and again when its server name is known.
     classifications,
-    /// Flows whose class does not change with their size, because too many different changes are
-    /// known.
+    /// Flows whose class does not change with their size, because flows have too many different
+    /// changes before them.
     steps_refused,
     /// TCP resets sent because a rule says so.
     resets_sent,

@@ -111,6 +111,8 @@ drop_reasons! {
     NotHandled = "not_handled",
     /// A rule of the policy drops it.
     PolicyDrop = "policy_drop",
+    /// Rules go by what its request says, and that was too long to be read in full.
+    RequestTooLong = "request_too_long",
     /// A meter found it to be beyond its rate, and drops that colour.
     MeterDrop = "meter_drop",
     /// The leaf's or the scheduler's queue is full.

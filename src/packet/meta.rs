@@ -20,10 +20,21 @@ impl ClassId {
     /// A rule says that such packets are dropped, and that both ends of a connection are told.
     pub const RESET: ClassId = ClassId(u16::MAX - 2);
 
+    /// Rules ask for what a request was too long to tell: as [`ClassId::RESET`].
+    pub const TOO_LONG: ClassId = ClassId(u16::MAX - 3);
+
     /// Whether such packets are dropped.
     #[inline]
     pub fn is_refused(self) -> bool {
-        self == ClassId::REFUSED || self == ClassId::RESET
+        (ClassId::TOO_LONG.0..=ClassId::REFUSED.0).contains(&self.0)
+    }
+
+    /// Why they are.
+    pub fn refusal(self) -> DropReason {
+        match self {
+            ClassId::TOO_LONG => DropReason::RequestTooLong,
+            _ => DropReason::PolicyDrop,
+        }
     }
 }
 

@@ -81,8 +81,8 @@ impl Steps {
     pub const NONE: Steps = Steps { steps: [(0, Decision::NONE); SIZES_MAX], count: 0 };
 
     /// More bytes than these, and what is decided then.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, Decision)> {
-        self.steps.iter().take(self.count).copied()
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u64, Decision)> {
+        self.steps[..self.count].iter().copied()
     }
 
     pub fn is_empty(&self) -> bool {

@@ -97,7 +97,13 @@ const DSCP_COUNT: usize = 64;
 
 impl Rules {
     /// What becomes of a flow: by the first rule whose conditions all hold.
+    ///
+    /// A request that was too long to be read where rules ask is refused: what is not known of it
+    /// must not lead around them.
     pub fn decide(&self, facts: &Facts<'_>) -> Decision {
+        if self.is_too_long(facts) {
+            return Decision { class: ClassId::TOO_LONG, ..Decision::NONE };
+        }
         let known = self.known_for_rules(facts);
         let hits = self.hits(facts, known);
         self.decision(self.first(&hits, self.level(facts.bytes)), facts, known)
@@ -106,7 +112,7 @@ impl Rules {
     /// What becomes of it once it has more bytes, as far as that differs.
     pub fn steps(&self, facts: &Facts<'_>) -> Steps {
         let mut steps = Steps::NONE;
-        if self.sizes.is_empty() {
+        if self.sizes.is_empty() || self.is_too_long(facts) {
             return steps;
         }
         let known = self.known_for_rules(facts);
@@ -201,6 +207,29 @@ impl Rules {
         decision
     }
 
+    /// Whether a condition asks for a path or a host of which only the beginning is known, or for
+    /// one host of several.
+    fn is_too_long(&self, facts: &Facts<'_>) -> bool {
+        let Some(request) = facts.request else { return false };
+        let Some(fields) = request.fields else { return false };
+        let cut = |name| fields.truncated(name);
+        let hosts = fields.repeated(NameId::HOST);
+        if !(hosts || cut(NameId::PATH) || cut(NameId::HOST) || cut(NameId::AUTHORITY)) {
+            return false;
+        }
+        let any = |kinds: [Kind; 3]| kinds.into_iter().any(|kind| self.used.has(kind));
+        let by_both = self.by_catalogue || any([Kind::PROVIDER, Kind::OPERATION, Kind::GRPC]);
+        let target = request.path.unwrap_or_default();
+        // A query may be as long as it likes.
+        let path_is_cut = cut(NameId::PATH) && !target.iter().any(|byte| b"?#".contains(byte));
+        let host_is_cut = hosts
+            || cut(NameId::HOST)
+            || cut(NameId::AUTHORITY)
+            || path_is_cut && target.first() != Some(&b'/');
+        (path_is_cut && (by_both || self.used.has(Kind::PATH)))
+            || (host_is_cut && (by_both || self.used.has(Kind::AUTHORITY)))
+    }
+
     fn known_for_rules<'a>(&'a self, facts: &Facts<'_>) -> Option<Known<'a>> {
         let used = self.used.has(Kind::PROVIDER) || self.used.has(Kind::OPERATION);
         used.then(|| self.known(facts)).flatten()
@@ -263,7 +292,10 @@ impl Rules {
                 let host = request.authority.map(without_port);
                 host.map_or([NONE; 2], |host| self.authority.find(host))
             }
-            Kind::METHOD => [self.text(kind, request.method), NONE],
+            Kind::METHOD => {
+                let cut = request.fields.is_some_and(|fields| fields.truncated(NameId::METHOD));
+                [if cut { NONE } else { self.text(kind, request.method) }, NONE]
+            }
             Kind::PATH => {
                 let mut scratch: Scratch = None;
                 let path = request.path.map(bare_path).unwrap_or_default();
@@ -284,7 +316,7 @@ impl Rules {
                 let Some(fields) = request.fields else { return [NONE; 2] };
                 let Some(value) = fields.get(id) else { return [NONE; 2] };
                 let any = self.texts.find(any_hash(kind), |key| *key == (kind, Text::Any));
-                // Of a value that was too long only the beginning is known.
+                // One that was too long to be kept is longer than any that a rule may name.
                 let exact = if fields.truncated(id) { NONE } else { self.text(kind, value) };
                 [any, exact]
             }

@@ -13,6 +13,8 @@ pub const RULES_MAX: usize = 65_535;
 pub const HEADERS_MAX: usize = 16;
 /// Different sizes in `bytes_over` of one configuration at most.
 pub const SIZES_MAX: usize = 4;
+/// Different sizes with what becomes of a flow beyond them, of one configuration at most.
+pub const OUTCOMES_MAX: usize = 255;
 /// Different `time` conditions of one configuration at most.
 pub const TIMES_MAX: usize = 1_024;
 

@@ -320,7 +320,7 @@ fn what_is_no_hello_goes_to_the_services_own_pool() {
     assert_eq!(finish(net).apps_other, 1);
 }
 
-/// A head that never ends, and one that is longer than what is read.
+/// A head that never ends, one that is longer than what is read, and one whose target is.
 #[test]
 fn requests_that_never_end_are_given_up() {
     let mut half = http2(NAMES[0], 100);
@@ -330,9 +330,16 @@ fn requests_that_never_end_are_given_up() {
     assert_eq!(stand(&net), Stand::Reset);
     assert_eq!(finish(net).bindings_timed_out, 1);
     let long = http1(NAMES[2], 40_000);
-    let mut net = one_at(Family::V4, [Mood::Willing; 3], long, BindAt::Request);
-    everyone_is_served(&mut net);
-    assert_eq!(finish(net).unknown_head_too_long, 1);
+    let host = "a".repeat(300);
+    let host = format!("GET / HTTP/1.1\r\nHost: {host}.{}\r\n\r\n", NAMES[2]).into_bytes();
+    for (says, heads) in [(long, 1), (host, 0)] {
+        let mut net = one_at(Family::V4, [Mood::Willing; 3], says, BindAt::Request);
+        net.run_for(Duration::from_secs(1));
+        assert_eq!(stand(&net), Stand::Reset);
+        let counters = finish(net);
+        assert_eq!((counters.unknown_head_too_long, counters.requests_too_long), (heads, 1));
+        assert_eq!(counters.bindings_unserved, 1);
+    }
 }
 
 /// Where the first backend refuses, the head is read again for the next: of the same pool.

@@ -14,7 +14,7 @@ use crate::nic::spec::PortSpec;
 use crate::packet::ClassId;
 use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::{
-    HEADERS_MAX, RuleSpec, SHAPES_MAX, SIZES_MAX, TIMES_MAX, header_names, shapes,
+    HEADERS_MAX, OUTCOMES_MAX, RuleSpec, SHAPES_MAX, SIZES_MAX, TIMES_MAX, header_names, shapes,
 };
 
 const RULES_MAX: usize = 65_000;
@@ -141,6 +141,11 @@ fn check_limits(b: &mut Build<'_>, file: &FileConfig, specs: &[RuleSpec]) {
     let sizes = |specs: &[RuleSpec]| {
         specs.iter().filter_map(|s| s.bytes_over).collect::<HashSet<_>>().len() <= SIZES_MAX
     };
+    let outcomes = |specs: &[RuleSpec]| {
+        let grown = specs.iter().filter(|s| s.bytes_over.is_some());
+        let outcomes = grown.map(|s| (s.bytes_over, s.class, s.mark, s.mirror, s.tenant));
+        outcomes.collect::<HashSet<_>>().len() <= OUTCOMES_MAX
+    };
     let paths = |specs: &[RuleSpec]| shapes(specs.iter().flat_map(|s| &s.path)).len() <= SHAPES_MAX;
     let times = |specs: &[RuleSpec]| {
         let mut times = Vec::new();
@@ -151,9 +156,16 @@ fn check_limits(b: &mut Build<'_>, file: &FileConfig, specs: &[RuleSpec]) {
         }
         times.len() <= TIMES_MAX
     };
-    let limits: [(Fits<'_>, String); 4] = [
+    let limits: [(Fits<'_>, String); 5] = [
         (&headers, format!("rules name {HEADERS_MAX} different headers at most")),
         (&sizes, format!("rules name {SIZES_MAX} different sizes in `bytes_over` at most")),
+        (
+            &outcomes,
+            format!(
+                "rules with `bytes_over` have {OUTCOMES_MAX} different results at most: size, \
+                 class, tenant, code point and mirror"
+            ),
+        ),
         (
             &paths,
             format!(

@@ -2,6 +2,7 @@
 //! looked at.
 
 use crate::base::Nanos;
+use crate::forward::spec::BindAt;
 use crate::packet::FlowKey;
 
 /// Connections that one worker may be binding at once: their numbers have 16 bits.
@@ -22,6 +23,15 @@ pub struct Slots {
     buckets: Box<[u16]>,
     /// The next tick to look at.
     cursor: u64,
+    /// Those that may be pushed out, by what they wait for.
+    ages: [Age; 2],
+    /// Places taken so far.
+    births: u64,
+}
+
+/// A list of places, the oldest first.
+#[derive(Clone, Copy)]
+struct Age {
     oldest: u16,
     newest: u16,
 }
@@ -37,9 +47,11 @@ struct Place {
     bucket: u16,
     /// In its bucket.
     wheel: [u16; 2],
-    /// Among those that may be pushed out, by age.
+    /// What it waits for, and so in which list it is, as long as it may be pushed out.
+    at: BindAt,
     listed: bool,
     age: [u16; 2],
+    born: u64,
 }
 
 impl Slots {
@@ -54,8 +66,10 @@ impl Slots {
             due: Nanos::MAX,
             bucket: NONE,
             wheel: [NONE; 2],
+            at: BindAt::Hello,
             listed: false,
             age: [NONE; 2],
+            born: 0,
         };
         Slots {
             places: vec![place; count].into_boxed_slice(),
@@ -63,8 +77,8 @@ impl Slots {
             chains: vec![NONE; count.next_power_of_two()].into_boxed_slice(),
             buckets: vec![NONE; BUCKETS].into_boxed_slice(),
             cursor: 0,
-            oldest: NONE,
-            newest: NONE,
+            ages: [Age { oldest: NONE, newest: NONE }; 2],
+            births: 0,
         }
     }
 
@@ -98,19 +112,20 @@ impl Slots {
     }
 
     /// Takes a place for a key that has none; the newest of those that may be pushed out.
-    pub fn take(&mut self, key: &FlowKey, hash: u64) -> Option<usize> {
+    pub fn take(&mut self, key: &FlowKey, hash: u64, at: BindAt) -> Option<usize> {
         let slot = self.free.pop()?;
         let chain = self.chain(hash);
         let place = &mut self.places[usize::from(slot)];
         (place.key, place.hash, place.taken) = (*key, hash, true);
         place.chained = std::mem::replace(&mut self.chains[chain], slot);
-        place.listed = true;
-        place.age = [self.newest, NONE];
-        match self.newest {
-            NONE => self.oldest = slot,
+        let newest = std::mem::replace(&mut self.ages[at as usize].newest, slot);
+        (place.at, place.listed, place.age) = (at, true, [newest, NONE]);
+        place.born = self.births;
+        self.births += 1;
+        match newest {
+            NONE => self.ages[at as usize].oldest = slot,
             newest => self.places[usize::from(newest)].age[1] = slot,
         }
-        self.newest = slot;
         Some(usize::from(slot))
     }
 
@@ -139,7 +154,14 @@ impl Slots {
 
     /// The oldest place that may be pushed out.
     pub fn oldest(&self) -> Option<usize> {
-        (self.oldest != NONE).then_some(usize::from(self.oldest))
+        let both = [BindAt::Hello, BindAt::Request].into_iter();
+        both.filter_map(|at| self.oldest_at(at)).min_by_key(|&slot| self.places[slot].born)
+    }
+
+    /// The oldest among those that wait for the same.
+    pub fn oldest_at(&self, at: BindAt) -> Option<usize> {
+        let oldest = self.ages[at as usize].oldest;
+        (oldest != NONE).then_some(usize::from(oldest))
     }
 
     /// The place may not be pushed out any more.
@@ -147,13 +169,14 @@ impl Slots {
         if !std::mem::take(&mut self.places[slot].listed) {
             return;
         }
-        let [older, newer] = self.places[slot].age;
+        let Place { age: [older, newer], at, .. } = self.places[slot];
+        let ages = &mut self.ages[at as usize];
         match older {
-            NONE => self.oldest = newer,
+            NONE => ages.oldest = newer,
             older => self.places[usize::from(older)].age[1] = newer,
         }
         match newer {
-            NONE => self.newest = older,
+            NONE => ages.newest = older,
             newer => self.places[usize::from(newer)].age[0] = older,
         }
     }
@@ -256,9 +279,9 @@ mod tests {
             assert_eq!(slots.find(&k, h), known.get(&n).copied());
             match known.remove(&n) {
                 Some(slot) => slots.release(slot),
-                None if slots.is_full() => assert_eq!(slots.take(&k, h), None),
+                None if slots.is_full() => assert_eq!(slots.take(&k, h, BindAt::Hello), None),
                 None => {
-                    let slot = slots.take(&k, h).expect("a place");
+                    let slot = slots.take(&k, h, BindAt::Hello).expect("a place");
                     assert_eq!(slots.key(slot), (&k, h));
                     known.insert(n, slot);
                 }
@@ -270,7 +293,8 @@ mod tests {
     #[test]
     fn the_oldest_goes_first_unless_it_is_kept() {
         let mut slots = Slots::new(8);
-        let all: Vec<_> = (0..4).map(|n| slots.take(&key(n).0, 0).expect("a place")).collect();
+        let all: Vec<_> =
+            (0..4).map(|n| slots.take(&key(n).0, 0, BindAt::Hello).expect("a place")).collect();
         slots.keep(all[0]);
         slots.keep(all[2]);
         assert_eq!(slots.oldest(), Some(all[1]));
@@ -278,10 +302,26 @@ mod tests {
         assert_eq!(slots.oldest(), Some(all[3]));
         slots.release(all[3]);
         assert_eq!(slots.oldest(), None);
-        let fresh = slots.take(&key(9).0, 0).expect("a place");
+        let fresh = slots.take(&key(9).0, 0, BindAt::Hello).expect("a place");
         assert_eq!(slots.oldest(), Some(fresh));
         slots.release(all[0]);
         assert_eq!(slots.taken(), 2);
+    }
+
+    #[test]
+    fn what_waits_for_the_same_is_listed_together() {
+        let mut slots = Slots::new(8);
+        let both = [BindAt::Hello, BindAt::Request];
+        let mut take = |n: u32| slots.take(&key(n).0, 0, both[n as usize % 2]).expect("a place");
+        let all = [0, 1, 2, 3].map(&mut take);
+        let oldest = |slots: &Slots| (slots.oldest(), both.map(|at| slots.oldest_at(at)));
+        assert_eq!(oldest(&slots), (Some(all[0]), [Some(all[0]), Some(all[1])]));
+        slots.keep(all[0]);
+        assert_eq!(oldest(&slots), (Some(all[1]), [Some(all[2]), Some(all[1])]));
+        slots.release(all[1]);
+        assert_eq!(oldest(&slots), (Some(all[2]), [Some(all[2]), Some(all[3])]));
+        slots.release(all[3]);
+        assert_eq!(oldest(&slots), (Some(all[2]), [Some(all[2]), None]));
     }
 
     #[test]
@@ -290,7 +330,7 @@ mod tests {
         let mut rng = Rng::new(Seed(2));
         let mut due: HashMap<usize, Nanos> = HashMap::new();
         for n in 0..512 {
-            let slot = slots.take(&key(n).0, u64::from(n)).expect("a place");
+            let slot = slots.take(&key(n).0, u64::from(n), BindAt::Hello).expect("a place");
             let at = ms(u64::from(rng.below(60_000)));
             slots.arm(slot, ms(5));
             slots.arm(slot, at);
@@ -312,7 +352,7 @@ mod tests {
     #[test]
     fn a_long_sleep_misses_nothing() {
         let mut slots = Slots::new(4);
-        let slot = slots.take(&key(1).0, 1).expect("a place");
+        let slot = slots.take(&key(1).0, 1, BindAt::Hello).expect("a place");
         slots.arm(slot, ms(100));
         assert_eq!(slots.next_due(Nanos::from_secs(1_000_000)), Some(slot));
         assert_eq!(slots.next_due(Nanos::from_secs(1_000_000)), None);

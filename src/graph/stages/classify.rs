@@ -6,7 +6,7 @@ use super::verdict::Deciding;
 use crate::flow::Treatment;
 use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
-use crate::packet::{Batch, ClassId, DropReason, FlowRef, PacketMeta, PacketMut, Verdict, ip};
+use crate::packet::{Batch, ClassId, PacketMeta, PacketMut, Verdict, ip};
 use crate::policy::Facts;
 
 /// The classifier. A flow is decided about on its first packet, which of QUIC may hold the whole
@@ -40,9 +40,9 @@ impl Stage for Classify {
             let treatment = if meta.flow.is_some() { known(cx, meta) } else { first(cx, at, meta) };
             if meta.class.is_refused() {
                 let mut packet = PacketMut { frame, meta };
-                match packet.meta.class == ClassId::RESET && self.transmits {
+                match packet.meta.class != ClassId::REFUSED && self.transmits {
                     true => end_connection(cx, &mut packet),
-                    false => packet.meta.drop_for(DropReason::PolicyDrop),
+                    false => packet.meta.drop_for(packet.meta.class.refusal()),
                 }
             } else if treatment != Treatment::NONE && self.transmits {
                 treat(cx, &mut PacketMut { frame, meta }, treatment);
@@ -82,29 +82,13 @@ fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> Treatment {
 fn known(cx: &mut Cx<'_>, meta: &mut PacketMeta) -> Treatment {
     let flow = cx.flows.get(meta.flow);
     if flow.steps != 0 {
-        grow(cx, meta.flow);
+        Deciding::of(cx).grow(meta.flow);
     }
     let flow = cx.flows.get(meta.flow);
     meta.class = flow.class;
     match flow.treatment {
         0 => Treatment::NONE,
         number => cx.flows.steps().treatments.get(number),
-    }
-}
-
-/// Takes the steps that the flow's bytes lead to.
-#[inline(never)]
-fn grow(cx: &mut Cx<'_>, at: FlowRef) {
-    let flow = cx.flows.get(at);
-    let bytes: u64 = flow.bytes.iter().sum();
-    let mut next = flow.steps;
-    let mut taken = None;
-    while let Some(step) = cx.flows.steps().get(next).filter(|step| bytes > step.bytes) {
-        (taken, next) = (Some(*step), step.next);
-    }
-    if let Some(step) = taken {
-        let flow = cx.flows.get_mut(at);
-        (flow.class, flow.treatment, flow.steps) = (step.class, step.treatment, next);
     }
 }
 

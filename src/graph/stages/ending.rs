@@ -4,9 +4,7 @@ use super::splice::send_fresh;
 use crate::forward::splice::Segment;
 use crate::graph::Cx;
 use crate::packet::tcp::flag::{ACK, FIN, RST, SYN};
-use crate::packet::{
-    ClassId, DropReason, FlowRef, PacketFlags, PacketMeta, PacketMut, PacketRef, ip, tcp,
-};
+use crate::packet::{ClassId, FlowRef, PacketFlags, PacketMeta, PacketMut, PacketRef, ip, tcp};
 
 /// A packet of a flow that is to be reset: its sender is told so, and so is whom it was for, to
 /// whom the packet itself goes on as a reset. Other protocols have no resets: their packets are
@@ -14,21 +12,21 @@ use crate::packet::{
 #[cold]
 pub(super) fn end_connection(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) {
     let meta = &*packet.meta;
-    let flags = meta.flags;
+    let (flags, reason) = (meta.flags, meta.class.refusal());
     let foreign = flags.has(PacketFlags::FRAGMENT) || flags.has(PacketFlags::OTHER_HOST);
     if meta.key.proto != tcp::PROTOCOL || foreign {
-        return packet.meta.drop_for(DropReason::PolicyDrop);
+        return packet.meta.drop_for(reason);
     }
     let known = meta.flow != FlowRef::NONE;
     if meta.tcp_flags & RST == 0 {
         answer(cx, packet.as_ref());
         let told = !known || cx.flows.get(packet.meta.flow).tcp.has_ended();
         if told || !ip::make_reset(packet.frame, cx.arena, packet.meta) {
-            return packet.meta.drop_for(DropReason::PolicyDrop);
+            return packet.meta.drop_for(reason);
         }
         cx.counters.resets_sent += 1;
     } else if !known {
-        return packet.meta.drop_for(DropReason::PolicyDrop);
+        return packet.meta.drop_for(reason);
     }
     packet.meta.class = ClassId::UNSET;
 }

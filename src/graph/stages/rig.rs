@@ -280,7 +280,8 @@ impl Shape {
     }
 }
 
-fn services() -> ForwardSpec {
+/// The services of both families.
+pub(super) fn services() -> ForwardSpec {
     let mut spec = ForwardSpec {
         nat: Some(NatSpec {
             addresses: vec![addr(V4.nat), addr(V6.nat)],

@@ -1,11 +1,14 @@
 //! What the rules say of a flow, and how it comes true.
 
 use crate::flow::entry::NONE_U16;
-use crate::flow::{Fate, FlowTable, Names, Step, Treatment};
+use crate::flow::{Fate, FlowTable, Names, Step, TooMany, Treatment};
 use crate::graph::{Cx, Snapshot};
 use crate::observe::Counters;
-use crate::packet::{FlowRef, PacketMeta};
+use crate::packet::{ClassId, FlowRef, PacketMeta};
 use crate::policy::{Decision, Facts, Steps};
+
+// Each result of a rule by size takes a step at least.
+const _: () = assert!(crate::policy::spec::OUTCOMES_MAX <= crate::flow::steps::STEPS_MAX);
 
 /// The worker's state that a decision changes.
 pub(super) struct Deciding<'a> {
@@ -28,6 +31,7 @@ impl<'a> Deciding<'a> {
         let rules = &self.snapshot.rules;
         let decision = rules.decide(&facts);
         self.counters.classifications += u64::from(decision.rule.is_some());
+        self.counters.requests_too_long += u64::from(decision.class == ClassId::TOO_LONG);
         self.enter(at, &decision, &rules.steps(&facts));
         decision
     }
@@ -35,9 +39,28 @@ impl<'a> Deciding<'a> {
     /// Has a flow go on as was decided.
     pub fn enter(&mut self, at: FlowRef, decision: &Decision, steps: &Steps) {
         let (steps, treatment) = (self.chain(steps), self.treatment(decision));
+        self.flows.set_steps(at, steps);
         let flow = self.flows.get_mut(at);
-        (flow.class, flow.treatment, flow.steps) = (decision.class, treatment, steps);
+        (flow.class, flow.treatment) = (decision.class, treatment);
         self.belongs_to(at, decision.tenant.unwrap_or(NONE_U16));
+    }
+
+    /// Takes the steps that a flow's bytes lead to.
+    pub fn grow(&mut self, at: FlowRef) {
+        let flow = self.flows.get(at);
+        let bytes: u64 = flow.bytes.iter().sum();
+        let mut next = flow.steps;
+        let mut taken = None;
+        while let Some(step) = self.flows.steps().get(next).filter(|step| bytes > step.bytes) {
+            (taken, next) = (Some(*step), step.next);
+        }
+        if let Some(step) = taken {
+            self.flows.steps_mut().hold(next);
+            self.flows.set_steps(at, next);
+            let flow = self.flows.get_mut(at);
+            (flow.class, flow.treatment) = (step.class, step.treatment);
+            self.belongs_to(at, step.tenant);
+        }
     }
 
     /// Decides about a packet that belongs to no flow yet, but may get one.
@@ -49,24 +72,34 @@ impl<'a> Deciding<'a> {
         let tenant = decision.tenant.unwrap_or(NONE_U16);
         let treatment = self.treatment(&decision);
         let fates = &mut self.names.fates;
-        // The class comes to the flow with the packet.
-        let more = treatment != 0 || steps != 0 || tenant != NONE_U16;
+        // The class comes to the flow with the packet that it is entered for, which may be one
+        // before that of a hello.
+        let told = facts.sni.is_some() || facts.ja4.is_some() || facts.alpn.iter().next().is_some();
+        let more = treatment != 0 || steps != 0 || tenant != NONE_U16 || told;
         if more && fates.len() < fates.capacity() {
-            fates.push(Fate { key: meta.key, hash: meta.hash, treatment, steps, tenant });
+            let (key, hash, class) = (meta.key, meta.hash, decision.class);
+            fates.push(Fate { key, hash, class, treatment, steps, tenant });
+        } else {
+            self.flows.steps_mut().release(steps);
         }
         decision
     }
 
     /// Completes flows that were entered with the last batch: before anything else is decided about
-    /// them.
+    /// them. Where packets of one flow came together the last one knew most.
     pub fn complete(&mut self) {
-        while let Some(Fate { key, hash, treatment, steps, tenant }) = self.names.fates.pop() {
+        for i in 0..self.names.fates.len() {
+            let Fate { key, hash, class, treatment, steps, tenant } = self.names.fates[i];
             if let Some((at, _)) = self.flows.lookup(&key, hash) {
+                self.flows.set_steps(at, steps);
                 let flow = self.flows.get_mut(at);
-                (flow.treatment, flow.steps) = (treatment, steps);
+                (flow.class, flow.treatment) = (class, treatment);
                 self.belongs_to(at, tenant);
+            } else {
+                self.flows.steps_mut().release(steps);
             }
         }
+        self.names.fates.clear();
     }
 
     fn belongs_to(&mut self, at: FlowRef, tenant: u16) {
@@ -86,20 +119,15 @@ impl<'a> Deciding<'a> {
         number.unwrap_or(0)
     }
 
-    /// The number of the first step.
+    /// The number of the first step, held.
     fn chain(&mut self, steps: &Steps) -> u8 {
-        let mut list = [Step::NONE; crate::policy::spec::SIZES_MAX];
-        let mut count = 0;
-        for (place, (bytes, decision)) in list.iter_mut().zip(steps.iter()) {
-            let treatment = self.treatment(&decision);
-            *place = Step { bytes, class: decision.class, treatment, next: 0 };
-            count += 1;
-        }
         let mut next = 0;
-        for step in list[..count].iter().rev() {
-            match self.flows.steps_mut().intern(Step { next, ..*step }) {
-                Some(number) => next = number,
-                None => self.counters.steps_refused += 1,
+        for (bytes, decision) in steps.iter().rev() {
+            let (class, treatment) = (decision.class, self.treatment(&decision));
+            let tenant = decision.tenant.unwrap_or(NONE_U16);
+            match self.flows.steps_mut().intern(Step { bytes, class, treatment, tenant, next }) {
+                Ok(number) => next = number,
+                Err(TooMany) => self.counters.steps_refused += 1,
             }
         }
         next

@@ -127,6 +127,10 @@ impl<'a> Flow<'a> {
 
     fn check(&self, all: &Rules, single: &[Rules], specs: &[RuleSpec]) {
         let decision = self.decide(all, self.bytes);
+        // What was too long to be read is refused, whatever a rule by itself would say.
+        if decision.class == ClassId::TOO_LONG {
+            return;
+        }
         let first = single.iter().position(|rules| self.decide(rules, self.bytes).rule.is_some());
         match first {
             Some(first) => {

@@ -12,7 +12,7 @@ use crate::graph::stages::tap::Tap;
 use crate::inspect::tls::tests::rustls_hello;
 use crate::packet::build::{TcpSpec, tcp_packet};
 use crate::packet::tcp::flag::{ACK, FIN, RST, SYN};
-use crate::packet::{ClassId, ParseOptions, parse};
+use crate::packet::{ClassId, DropReason, ParseOptions, parse};
 use crate::policy::Rules;
 use crate::policy::spec::{
     HeaderPattern, HeaderSpec, NamePattern, PathPattern, RuleSpec, header_names,
@@ -189,6 +189,41 @@ fn both_ends_are_told_of_a_reset() {
 }
 
 #[test]
+fn a_request_too_long_for_the_rules_that_ask_for_it_is_refused() {
+    let authority = vec![NamePattern::Suffix("example".into())];
+    let by_host = RuleSpec { authority, class: BULK, ..RuleSpec::default() };
+    let (by_path, by_name) = (by_path("/admin/*", ClassId::REFUSED), by_name(CHAT));
+    let dots = get(&format!("/v1/{}../admin/x", "./".repeat(1_100)));
+    let query = get(&format!("/v1?q={}", "a/".repeat(1_100)));
+    let absolute = get(&format!("http://{}.other/", "a".repeat(2_100)));
+    let host = format!("GET / HTTP/1.1\r\nHost: {}.example\r\n\r\n", "a".repeat(300));
+    let hosts = b"GET / HTTP/1.1\r\nHost: a.other\r\nHost: b.example\r\n\r\n";
+    let cases: [(&RuleSpec, &[u8], bool); 9] = [
+        (&by_path, &dots, true),
+        (&by_path, &query, false),
+        (&by_path, host.as_bytes(), false),
+        (&by_host, &dots, false),
+        (&by_host, &absolute, true),
+        (&by_host, host.as_bytes(), true),
+        (&by_host, hosts, true),
+        (&by_path, hosts, false),
+        (&by_name, &dots, false),
+    ];
+    for (i, (rule, request, refused)) in cases.into_iter().enumerate() {
+        let mut c = Connection::open(&V4, std::slice::from_ref(rule));
+        // Of three segments at least.
+        let pieces = request.chunks(request.len().div_ceil(3));
+        let last = pieces.map(|piece| c.segment(true, ACK, piece)).last().expect("pieces");
+        assert_eq!((last.0.verdict, last.1.len()), (Verdict::Output, usize::from(refused)), "{i}");
+        let counted = [c.rig.counters.requests_too_long, c.rig.counters.resets_sent];
+        assert_eq!(counted, if refused { [1, 2] } else { [0; 2] }, "{i}");
+        let answer = c.segment(false, ACK, OK).0.verdict;
+        let too_long = Verdict::Drop(DropReason::RequestTooLong);
+        assert_eq!(answer, if refused { too_long } else { Verdict::Output }, "{i}");
+    }
+}
+
+#[test]
 fn a_tap_resets_nothing() {
     let rule = RuleSpec { class: ClassId::RESET, mark: Some(46), ..RuleSpec::default() };
     let mut c = Connection::new(&V4, &[rule], true);
@@ -301,6 +336,33 @@ fn elephants_are_demoted() {
         last = c.segment(false, ACK, &[b'x'; 300]).0.verdict;
     }
     assert_eq!(last, REFUSED);
+}
+
+#[test]
+fn a_flow_grows_into_a_tenant_and_lets_go_of_its_steps() {
+    let grown = RuleSpec { bytes_over: Some(2_000), tenant: Some(7), ..RuleSpec::default() };
+    let more = RuleSpec { bytes_over: Some(9_000), class: BULK, ..RuleSpec::default() };
+    let mut c = Connection::open(&V4, &[more, grown]);
+    assert_eq!(c.rig.flows.steps().len(), 2);
+    while c.rig.flows.iter().next().expect("a flow").1.bytes.iter().sum::<u64>() <= 2_000 {
+        c.hear(&[b'x'; 300]);
+    }
+    c.hear(b"x");
+    assert_eq!((c.note().tenant, c.rig.flows.steps().len()), (7, 1));
+    let (flow, _) = c.rig.flows.iter().next().expect("a flow");
+    c.rig.flows.remove(flow);
+    assert!(c.rig.flows.steps().is_empty());
+    // However many configurations there were, the next one's steps have room.
+    for bytes in 0..1_000 {
+        let rule = RuleSpec { bytes_over: Some(10_000 + bytes), ..RuleSpec::default() };
+        c.rig.snapshot.rules = Arc::new(Rules::compile(&[rule]));
+        c.segment(true, SYN, b"");
+        let (flow, _) = c.rig.flows.iter().next().expect("a flow");
+        c.segment(true, ACK, b"");
+        assert_ne!(c.rig.flows.get(flow).steps, 0);
+        c.rig.flows.remove(flow);
+    }
+    assert_eq!(c.rig.counters.steps_refused, 0);
 }
 
 #[test]

@@ -106,10 +106,8 @@ impl Inspect {
         count_name(facts.sni, cx.counters);
         count_app(inspector.app(), cx.counters);
         keep_hello(cx, meta.flow, &facts);
-        if !self.slots[slot].told {
-            Deciding::of(cx).decide(meta.flow, &facts);
-        }
-        // Else what was decided came with the packet that it was entered for.
+        // Also where the packet was told before: the flow may have been entered for an earlier one.
+        Deciding::of(cx).decide(meta.flow, &facts);
         self.slots[slot].counted = true;
         self.end(cx, meta.flow, slot, Given::Done);
     }

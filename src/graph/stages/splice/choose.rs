@@ -11,8 +11,8 @@ use crate::graph::stages::balance::open;
 use crate::graph::stages::inspect::{DONE, intern};
 use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, REPLIES_MAX};
-use crate::packet::{Direction, FlowRef, PacketMeta, tcp};
-use crate::policy::{Decision, Steps};
+use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
+use crate::policy::{Decision, Facts, Steps};
 
 /// Times that a connection is offered to a backend.
 const BACKENDS_TRIED_MAX: usize = 3;
@@ -128,9 +128,10 @@ impl Splice {
     fn choice(&mut self, cx: &mut Cx<'_>, slot: usize) -> (Decision, Steps) {
         let from = self.bound[slot].binding.beginning();
         let said = self.held.pieces(slot, from, self.held.len(slot));
-        let (key, _) = self.slots.key(slot);
-        let decided = self.speech.decide(slot, said, key, &cx.snapshot.rules);
+        let begun = Facts::of(self.slots.key(slot).0, self.bound[slot].dscp);
+        let decided = self.speech.decide(slot, said, &begun, &cx.snapshot.rules);
         cx.counters.classifications += u64::from(decided.0.rule.is_some());
+        cx.counters.requests_too_long += u64::from(decided.0.class == ClassId::TOO_LONG);
         decided
     }
 }

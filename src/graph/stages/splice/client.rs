@@ -32,19 +32,19 @@ impl Splice {
         }
         let seen = seen(cx, packet.as_ref());
         let agreed = self.cookie(cx, meta, &seen).ok_or(DropReason::BadCookie)?;
-        if self.slots.is_full() || !self.speech.has_room(delay.at) {
-            self.push_out(cx)?;
-        }
         if !self.speech.has_room(delay.at) {
-            return Err(DropReason::BindingsFull);
+            self.push_out(cx, self.slots.oldest_at(delay.at))?;
+        } else if self.slots.is_full() {
+            self.push_out(cx, self.slots.oldest())?;
         }
         let (key, hash) = (meta.key, meta.hash);
-        let slot = self.slots.take(&key, hash).ok_or(DropReason::BindingsFull)?;
+        let slot = self.slots.take(&key, hash, delay.at).ok_or(DropReason::BindingsFull)?;
         cx.counters.bindings_begun += 1;
         let until = cx.now.saturating_add(u64::from(delay.timeout_ms) * 1_000_000);
         self.bound[slot] = Bound {
             binding: Binding::accept(&seen, agreed, &delay.promise, self.hold_max, until),
             class: meta.class,
+            dscp: meta.dscp(),
             ..Bound::default()
         };
         self.speech.begin(slot, delay.at);
@@ -82,8 +82,8 @@ impl Splice {
     }
 
     /// Makes room: the connection that has waited longest is reset.
-    fn push_out(&mut self, cx: &mut Cx<'_>) -> Result<(), DropReason> {
-        let oldest = self.slots.oldest().ok_or(DropReason::BindingsFull)?;
+    fn push_out(&mut self, cx: &mut Cx<'_>, oldest: Option<usize>) -> Result<(), DropReason> {
+        let oldest = oldest.ok_or(DropReason::BindingsFull)?;
         let mut out = Out::new(REPLIES_MAX - cx.replies.len());
         out.push(self.bound[oldest].binding.reset_client(&self.held, oldest));
         self.send_all(cx, oldest, &out);

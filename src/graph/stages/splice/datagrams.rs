@@ -76,9 +76,9 @@ impl Splice {
         }
         match start {
             Start::Short(rest) => {
-                let (id, before) = quic.ids.find(service.id, rest).ok_or(DropReason::NoFlow)?;
+                let (id, before) = quic.ids.find(&meta.key, rest).ok_or(DropReason::NoFlow)?;
                 let flow = follow(cx, meta, service, &before)?;
-                quic.ids.learn(service.id, id, &meta.key);
+                quic.ids.learn(id, &meta.key);
                 pass(cx, packet, flow)
             }
             Start::Unreadable => {
@@ -111,10 +111,8 @@ impl Splice {
             Answer::Else => {}
             Answer::Short => settle(cx.flows, flow),
             Answer::CalledBy(id) => {
-                let known = cx.flows.get(flow);
-                let service = cx.snapshot.forward.services().get(usize::from(known.service));
-                if let (Some(quic), Some(service)) = (&mut self.quic, service) {
-                    quic.ids.learn(service.id, id, &known.key[Direction::Forward as usize]);
+                if let Some(quic) = &mut self.quic {
+                    quic.ids.learn(id, &cx.flows.get(flow).key[Direction::Forward as usize]);
                 }
                 settle(cx.flows, flow);
             }
@@ -198,7 +196,8 @@ impl Quic {
             cx.counters.bindings_crowded_out += 1;
             self.release(oldest);
         }
-        let slot = self.slots.take(&meta.key, meta.hash).ok_or(DropReason::BindingsFull)?;
+        let slot =
+            self.slots.take(&meta.key, meta.hash, delay.at).ok_or(DropReason::BindingsFull)?;
         let until = cx.now.saturating_add(u64::from(delay.timeout_ms) * 1_000_000);
         self.slots.arm(slot, until);
         self.readers[slot] = InitialReader::new();
@@ -338,8 +337,10 @@ fn follow(
     let (class, treatment, steps, name) = (known.class, known.treatment, known.steps, known.name);
     let note = cx.names.notes.get(old, known).cloned();
     let flow = open(cx, &PacketMeta { class, ..meta.clone() }, service, &backend)?;
+    cx.flows.steps_mut().hold(steps);
+    cx.flows.set_steps(flow, steps);
     let known = cx.flows.get_mut(flow);
-    (known.treatment, known.steps, known.name) = (treatment, steps, name);
+    (known.treatment, known.name) = (treatment, name);
     if let Some(note) = note
         && let Some(place) = cx.names.notes.of(flow, known)
     {
@@ -352,7 +353,14 @@ fn follow(
 
 /// What was decided by less, earlier in the batch, is outdated.
 fn forget_fates(cx: &mut Cx<'_>, client: &FlowKey) {
-    cx.names.fates.retain(|fate| fate.key != *client);
+    let steps = cx.flows.steps_mut();
+    cx.names.fates.retain(|fate| {
+        let stays = fate.key != *client;
+        if !stays {
+            steps.release(fate.steps);
+        }
+        stays
+    });
 }
 
 /// The first packets of a flow, as if it had been known when they came.

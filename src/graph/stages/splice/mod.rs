@@ -75,6 +75,8 @@ struct Bound {
     /// [`FlowRef::NONE`] before a backend was chosen.
     flow: Option<FlowRef>,
     class: ClassId,
+    /// Code point of the packet that it began with.
+    dscp: u8,
     tried: Tried,
     /// Over the client's frames, where it speaks HTTP/2.
     walk: Walk,
@@ -217,3 +219,6 @@ impl Splice {
         self.release(slot);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use crate::inspect::inspector::{App, Event, Inspector, Pool, Rooms, Side, Unknow
 use crate::inspect::tls::{Carrier, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::observe::Counters;
-use crate::packet::FlowKey;
+use crate::packet::ClassId;
 use crate::policy::{Decision, Facts, Rules, Steps};
 
 /// Readers of requests, where any service waits for those.
@@ -109,24 +109,25 @@ impl Speech {
         }
     }
 
-    /// What the rules say of it. `said` is all that was heard, in pieces: a request's header fields
-    /// are there while it is read only.
+    /// What the rules say of it. `begun` is what was known before it spoke; `said` is all that was
+    /// heard, in pieces: a request's header fields are there while it is read only.
     pub fn decide<'a>(
         &mut self,
         slot: usize,
         said: impl Iterator<Item = &'a [u8]>,
-        key: &FlowKey,
+        begun: &Facts<'_>,
         rules: &Rules,
     ) -> (Decision, Steps) {
         let of = |facts: &Facts<'_>| (rules.decide(facts), rules.steps(facts));
         if self.kinds[slot] == BindAt::Request && self.heads.get(slot).is_some() {
             let mut decided = None;
+            let unknown = self.heads[slot].unknown();
             self.renew(slot);
             let Speech { heads, pool, .. } = self;
             for piece in said {
                 heads[slot].read(pool, Side::Client, piece, &mut |event| {
                     if let Event::Request(request) = event {
-                        let facts = Facts { request: Some(request), ..Facts::of(key, 0) };
+                        let facts = Facts { request: Some(request), ..*begun };
                         decided.get_or_insert_with(|| of(&facts));
                     }
                 });
@@ -134,12 +135,17 @@ impl Speech {
             if let Some(decided) = decided {
                 return decided;
             }
+            // A head that is too long to be read must not lead around rules that ask for it.
+            if unknown == Some(Unknown::HeadTooLong) && rules.follows_requests() {
+                let class = ClassId::TOO_LONG;
+                return (Decision { class, ..Decision::NONE }, Steps::NONE);
+            }
         }
-        let Some(hello) = self.hello(slot) else { return of(&Facts::of(key, 0)) };
+        let Some(hello) = self.hello(slot) else { return of(begun) };
         let alpn = AlpnList::from_wire(hello.alpn().wire());
         let ja4 = hello.ja4(Carrier::Tcp);
         let ja4 = ja4.as_ref().map(|ja4| ja4.as_str().as_bytes());
-        of(&Facts { sni: hello.sni(), alpn, ja4, ..Facts::of(key, 0) })
+        of(&Facts { sni: hello.sni(), alpn, ja4, ..*begun })
     }
 
     /// The server's name, where a hello named one.

@@ -60,6 +60,25 @@ fn two_datagrams_of_one_batch_are_enough() {
     let parts = datagrams(100);
     let metas = rig.run(&[udp(1, &parts[0]), udp(1, &parts[1]), udp(2, b"not quic")]);
     assert_eq!([metas[0].class, metas[1].class, metas[2].class], [BY_PORT, BY_NAME, BY_PORT]);
+    let flow = rig.enter(&metas[0]);
+    assert_eq!(rig.class(flow), BY_PORT, "that of the packet that it was entered for");
+    assert_eq!(rig.run(&[udp(1, b"\x40short header")])[0].class, BY_NAME);
+    assert_eq!((rig.class(flow), rig.inspection(flow)), (BY_NAME, DONE));
+}
+
+#[test]
+fn what_the_last_datagram_of_a_batch_told_holds() {
+    let mut rig = Rig::new(4, 8);
+    let by_name = RuleSpec { class: BY_NAME, mark: None, ..rules().remove(0) };
+    let other = RuleSpec { class: BY_PORT, mark: Some(8), ..RuleSpec::default() };
+    rig.snapshot.rules = Arc::new(Rules::compile(&[by_name, other]));
+    let parts = datagrams(100);
+    let metas = rig.run(&[udp(1, &parts[0]), udp(1, &parts[1])]);
+    let flow = rig.enter(&metas[0]);
+    // The server answers first.
+    let c = client(1);
+    rig.run(&[udp_packet(&UdpSpec::new(c.server, c.endpoint, b"\x40short header"))]);
+    assert_eq!((rig.class(flow), rig.flows.get(flow).treatment), (BY_NAME, 0));
 }
 
 #[test]

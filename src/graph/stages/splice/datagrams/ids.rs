@@ -2,8 +2,7 @@
 //! changed (RFC 9000, section 9).
 
 use crate::base::Seed;
-use crate::base::hash::{hash_bytes, hash1};
-use crate::forward::spec::ServiceId;
+use crate::base::hash::{hash_bytes, hash_endpoint};
 use crate::packet::FlowKey;
 
 /// Shorter ids are not learned: strangers would hit them by chance.
@@ -43,12 +42,12 @@ impl ConnectionIds {
     }
 
     /// The flow with this client's key is called so.
-    pub fn learn(&mut self, service: ServiceId, id: &[u8], key: &FlowKey) {
+    pub fn learn(&mut self, id: &[u8], key: &FlowKey) {
         if !(ID_BYTES_MIN..=ID_BYTES_MAX).contains(&id.len()) {
             return;
         }
         self.lengths |= 1 << id.len();
-        let tag = self.tag(service, id);
+        let tag = self.tag(key, id);
         let bucket = &mut self.entries[tag as usize & (self.entries.len() - 1)];
         let known = bucket.iter().position(|e| e.tag == tag);
         let place = known.or_else(|| bucket.iter().position(|e| e.tag == 0));
@@ -60,19 +59,20 @@ impl ConnectionIds {
     }
 
     /// The id that a packet with a short header begins with behind its first byte, and its flow.
-    /// The longest that is known wins.
-    pub fn find<'a>(&self, service: ServiceId, rest: &'a [u8]) -> Option<(&'a [u8], FlowKey)> {
+    /// The longest that is known wins; `key` is the packet's, which goes to the same service.
+    pub fn find<'a>(&self, key: &FlowKey, rest: &'a [u8]) -> Option<(&'a [u8], FlowKey)> {
         let known = (ID_BYTES_MIN..=ID_BYTES_MAX).rev().filter(|len| self.lengths >> len & 1 == 1);
         known.filter_map(|len| rest.get(..len)).find_map(|id| {
-            let tag = self.tag(service, id);
+            let tag = self.tag(key, id);
             let bucket = &self.entries[tag as usize & (self.entries.len() - 1)];
             bucket.iter().find(|e| e.tag == tag).map(|e| (id, e.key))
         })
     }
 
-    fn tag(&self, service: ServiceId, id: &[u8]) -> u64 {
-        let about = u64::from(service.0) << 8 | id.len() as u64;
-        hash1(self.seed, hash_bytes(self.seed, id) ^ about).max(1)
+    /// By where the client sends to: services are numbered anew by each reload.
+    fn tag(&self, key: &FlowKey, id: &[u8]) -> u64 {
+        let about = hash_endpoint(self.seed, key.dst, key.dport) ^ id.len() as u64;
+        (hash_bytes(self.seed, id) ^ about.rotate_left(23)).max(1)
     }
 }
 
@@ -81,23 +81,23 @@ mod tests {
     use super::*;
 
     fn key(n: u16) -> FlowKey {
-        FlowKey { sport: n, ..FlowKey::default() }
+        FlowKey { sport: n, dport: 443, ..FlowKey::default() }
     }
 
     #[test]
     fn ids_are_found_at_the_head_of_a_packet() {
         let mut ids = ConnectionIds::new(64, Seed(1));
-        let (one, two) = (ServiceId(1), ServiceId(2));
-        ids.learn(one, b"server-1", &key(1));
-        ids.learn(one, b"serv", &key(2));
-        ids.learn(one, b"abc", &key(3));
+        let (one, two) = (&key(9), &FlowKey { dport: 444, ..key(9) });
+        ids.learn(b"server-1", &key(1));
+        ids.learn(b"serv", &key(2));
+        ids.learn(b"abc", &key(3));
         assert_eq!(ids.find(one, b"server-1 and more"), Some((&b"server-1"[..], key(1))));
         assert_eq!(ids.find(one, b"server-2 and more"), Some((&b"serv"[..], key(2))));
         assert_eq!(ids.find(one, b"serv"), Some((&b"serv"[..], key(2))));
         assert_eq!(ids.find(one, b"ser"), None);
         assert_eq!(ids.find(one, b"abcdefgh"), None, "too short to be learned");
         assert_eq!(ids.find(two, b"server-1 and more"), None, "another service's");
-        ids.learn(one, b"server-1", &key(4));
+        ids.learn(b"server-1", &key(4));
         assert_eq!(ids.find(one, b"server-1"), Some((&b"server-1"[..], key(4))), "moved");
     }
 
@@ -106,8 +106,8 @@ mod tests {
         let mut ids = ConnectionIds::new(16, Seed(1));
         for n in 0..1_000u16 {
             let id = [&n.to_be_bytes()[..], b"server"].concat();
-            ids.learn(ServiceId(0), &id, &key(n));
-            assert_eq!(ids.find(ServiceId(0), &id).map(|f| f.1), Some(key(n)));
+            ids.learn(&id, &key(n));
+            assert_eq!(ids.find(&key(n), &id).map(|f| f.1), Some(key(n)));
         }
     }
 }

@@ -1,0 +1,146 @@
+//! What is kept of clients that wait: who gives way to whom, and what rules still know of them.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::flow::FlowLimits;
+use crate::forward::Tables;
+use crate::forward::spec::{BindAt, Delay, ForwardSpec};
+use crate::forward::splice::Promise;
+use crate::graph::stages::balance::Balance;
+use crate::graph::stages::rig::*;
+use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
+use crate::packet::tcp::flag::{ACK, SYN};
+use crate::packet::udp;
+use crate::packet::{ParseOptions, Verdict, parse};
+use crate::policy::Rules;
+use crate::policy::spec::RuleSpec;
+
+const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 64 };
+/// Services of [`V4`] by their ports.
+const HELLO: u16 = 80;
+const REQUEST: u16 = 81;
+
+/// The rig's services of TCP and UDP, those of two ports with delayed binding.
+fn delayed() -> ForwardSpec {
+    let mut spec = services();
+    for service in &mut spec.services {
+        let at = match (service.port, service.proto) {
+            (HELLO, _) => BindAt::Hello,
+            (REQUEST, tcp::PROTOCOL) => BindAt::Request,
+            _ => continue,
+        };
+        service.delay = Some(Delay { at, timeout_ms: 30_000, promise: Promise::default() });
+    }
+    spec
+}
+
+struct Bench {
+    rig: Rig,
+    stage: Balance,
+}
+
+impl Bench {
+    /// Room for this many connections, and for this many that wait for requests.
+    fn new(bindings_max: u32, connections_max: u32) -> Bench {
+        let mut rig = Rig::new(LIMITS);
+        rig.snapshot.forward = Arc::new(Tables::build(&delayed(), 2, rig.snapshot.seed));
+        let limits = SpliceLimits {
+            flows_max: LIMITS.flows_max,
+            bindings_max,
+            read_bytes_max: 16_384,
+            datagrams: true,
+            heads: Some(HeadLimits { connections_max, headers: Vec::new() }),
+        };
+        let splice = Splice::new(&limits, rig.snapshot.seed);
+        Bench { rig, stage: Balance::with_splice(splice) }
+    }
+
+    /// A client's segment, and what becomes of it: of the client's port, with its number and its
+    /// acknowledgement.
+    fn send(&mut self, to: u16, from: u16, numbers: (u32, u32), flags: u8, says: &[u8]) -> Outcome {
+        let mut spec = TcpSpec::new((addr(V4.client.0), from), (addr(V4.vip), to), flags, says);
+        (spec.seq, spec.ack) = numbers;
+        spec.ip.tos = 46 << 2;
+        (spec.link.destination, spec.link.source) = (CLIENT_SIDE, CLIENT_MAC);
+        let mut out = self.rig.run_with(&mut self.stage, &[tcp_packet(&spec)], |_| {}).0;
+        out.remove(0)
+    }
+
+    /// A connection whose client has said this; our number after it.
+    fn open(&mut self, to: u16, from: u16, says: &[u8]) -> u32 {
+        let answer = self.send(to, from, (99, 0), SYN, b"");
+        let mut meta = PacketMeta::default();
+        parse(&answer.bytes, Seed(1), ParseOptions::default(), &mut meta).expect("a packet");
+        assert_eq!(meta.tcp_flags, SYN | ACK);
+        let next = meta.tcp_seq.wrapping_add(1);
+        self.send(to, from, (100, next), ACK, says);
+        next
+    }
+
+    fn datagram(&mut self, client: u16, says: &[u8], from_server: Option<u16>) -> Outcome {
+        let (client, vip) = ((addr(V4.client.0), client), (addr(V4.vip), HELLO));
+        let mut spec = UdpSpec::new(client, vip, says);
+        spec.link.destination = CLIENT_SIDE;
+        if let Some(port) = from_server {
+            let backend = (addr(V4.backend.0), V4.backend.1);
+            spec = UdpSpec::new(backend, (addr(V4.nat), port), says);
+            spec.link.destination = BACKEND_SIDE;
+        }
+        self.rig.run(&mut self.stage, udp_packet(&spec))
+    }
+}
+
+#[test]
+fn who_waits_for_a_hello_does_not_give_way_to_requests() {
+    let mut b = Bench::new(8, 2);
+    let next = b.open(HELLO, 1, b"\x16\x03\x01");
+    for port in 2..6 {
+        b.open(REQUEST, port, b"GET /");
+    }
+    assert_eq!((b.rig.counters.bindings_begun, b.rig.counters.bindings_crowded_out), (5, 2));
+    let more = b.send(HELLO, 1, (103, next), ACK, b"\x02\x00");
+    assert_ne!(more.verdict, Verdict::Drop(crate::packet::DropReason::BadCookie));
+    assert_eq!(b.stage.splice().expect("one").bindings(), 3);
+    // Without a place left the oldest of all goes.
+    for port in 6..12 {
+        b.open(HELLO, port, b"\x16\x03\x01");
+    }
+    assert_eq!(b.rig.counters.bindings_crowded_out, 3);
+    let more = b.send(HELLO, 1, (105, next), ACK, b"\x00");
+    assert_eq!(more.verdict, Verdict::Drop(crate::packet::DropReason::BadCookie));
+}
+
+#[test]
+fn rules_see_the_code_point_that_a_connection_began_with() {
+    for (to, says) in [(HELLO, &b"no hello"[..]), (REQUEST, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")] {
+        let mut b = Bench::new(8, 2);
+        let rule = RuleSpec { dscp: vec![46], class: ClassId(5), ..RuleSpec::default() };
+        b.rig.snapshot.rules = Arc::new(Rules::compile(&[rule]));
+        b.open(to, 1, says);
+        let classes: Vec<_> = b.rig.flows.iter().map(|(_, flow)| flow.class).collect();
+        assert_eq!(classes, [ClassId(5)], "{to}");
+    }
+}
+
+#[test]
+fn a_client_that_has_moved_is_found_though_services_were_numbered_anew() {
+    let mut b = Bench::new(8, 2);
+    let unread = [&[0xc0, 0x1a, 0x2a, 0x3a, 0x4a][..], &[0; 1_200]].concat();
+    let sent = b.datagram(1, &unread, None);
+    assert_eq!(sent.verdict, Verdict::Output);
+    let mut meta = PacketMeta::default();
+    parse(&sent.bytes, Seed(1), ParseOptions::default(), &mut meta).expect("a packet");
+    // An Initial packet by which the server says what it is called (RFC 9000, section 17.2.2).
+    let named = [&[0xc0, 0, 0, 0, 1, 0, 8][..], b"server-1", &[0, 0x40, 20], &[7; 20]].concat();
+    b.datagram(1, &named, Some(meta.key.sport));
+    let mut spec = delayed();
+    spec.services.reverse();
+    for (n, service) in spec.services.iter_mut().enumerate() {
+        service.id.0 = n as u16;
+    }
+    b.rig.snapshot.forward = Arc::new(Tables::build(&spec, 2, b.rig.snapshot.seed));
+    let moved = b.datagram(2, b"\x40server-1 and more", None);
+    assert_eq!((moved.verdict, b.rig.counters.clients_followed), (Verdict::Output, 1));
+    assert_eq!(meta.key.proto, udp::PROTOCOL);
+}

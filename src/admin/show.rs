@@ -441,7 +441,7 @@ mod tests {
         let answer = DropsAnswer::of(&overview());
         assert_eq!((answer.total, answer.drops.len()), (105, DropReason::COUNT));
         let text = shown(What::Drops, &answer);
-        assert!(text.contains("    105  no_route  No route to the destination."), "{text}");
+        assert!(text.contains("    105  no_route  No route to the destination"), "{text}");
         assert_eq!(text.lines().count(), 2);
     }
 

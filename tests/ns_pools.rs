@@ -214,6 +214,67 @@ fn turns_go_round_and_full_backends_are_passed_over() {
     assert!(edge.is_running());
 }
 
+/// What an engine of these requests tells.
+fn metrics(net: &Net, server: &str, running: u32, waiting: u32, cache: f64) {
+    let text = format!(
+        "vllm:num_requests_running{{engine=\"0\"}} {running}\n\
+         vllm:num_requests_waiting{{engine=\"0\"}} {waiting}\n\
+         vllm:kv_cache_usage_perc{{engine=\"0\"}} {cache}\n"
+    );
+    // As a whole: a reader sees the old text or the new one.
+    let new = net.write(&format!("{server}/metrics.new"), &text);
+    std::fs::rename(new, net.path(&format!("{server}/metrics"))).expect("rename");
+}
+
+/// Waits until engines are believed, or none is.
+fn until_engines(net: &Net, wanted: &str, holds: impl Fn(&serde_json::Value) -> bool) {
+    let mut last = serde_json::Value::Null;
+    let held = wait_for(SOON, wanted, || {
+        last = net.ask_json(&["show", "pools"]);
+        let backends = last["pools"][0]["backends"].as_array().expect("backends");
+        backends.iter().all(|b| holds(&b["engine"]))
+    });
+    assert!(held.is_ok(), "{wanted}: {last:#}");
+}
+
+#[test]
+fn engines_that_have_much_to_do_get_nothing_new_while_they_say_so() {
+    let net = Net::new(2);
+    let [a, b, c] = SERVERS4;
+    let _servers = SERVERS4.map(|address| nginx(&net, address));
+    metrics(&net, a, 50, 50, 0.9);
+    metrics(&net, b, 2, 0, 0.05);
+    metrics(&net, c, 3, 0, 0.06);
+    let text = config(
+        &net,
+        "[pool.web]\nbalance = \"least-load\"\n[pool.web.metrics]\n\
+                             interval = \"200ms\"\ntimeout = \"5s\"\nstale_after = \"10s\"\n",
+    );
+    let mut edge = net.start(&text.replace("[workers]\n", "[workers]\ncount = 2\n"));
+    until_engines(&net, "all to tell", |e| e["stale"] == false);
+    assert_eq!(who_answers(&net, 30), names(&[b, c]));
+    let shown = net.ask(&["show", "pools"]).expect("answer");
+    assert!(
+        shown.contains("vLLM") && shown.contains("least-load") && shown.contains("90%"),
+        "{shown}"
+    );
+
+    metrics(&net, a, 0, 0, 0.0);
+    metrics(&net, b, 50, 50, 0.9);
+    metrics(&net, c, 50, 50, 0.9);
+    until_engines(&net, "the new state", |e| e["running"] == 0.0 || e["waiting"] == 50.0);
+    assert_eq!(who_answers(&net, 20).iter().filter(|of| *of == a).count(), 1);
+
+    for server in SERVERS4 {
+        std::fs::remove_file(net.path(&format!("{server}/metrics"))).expect("removed");
+    }
+    until_engines(&net, "all to be stale", |e| e["stale"] == true);
+    assert_eq!(who_answers(&net, 40), names(&[a, b, c]), "by connections alone");
+    let shown = net.ask(&["show", "pools"]).expect("answer");
+    assert!(shown.contains("silent for") && shown.contains("http: status 404"), "{shown}");
+    assert!(edge.is_running());
+}
+
 #[test]
 fn what_is_drained_keeps_its_flows_and_gets_no_new_ones() {
     let net = Net::new(1);

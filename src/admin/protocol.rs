@@ -64,6 +64,8 @@ pub enum What {
     Services,
     /// Backends with their weights and next hops
     Backends,
+    /// Pools, and what their backends are chosen by: connections, answers' times, engines' metrics
+    Pools,
     /// Interfaces, the mode each got, and what the XDP program steered
     Ports,
     /// Neighbours on the appliance's interfaces

@@ -195,6 +195,7 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
             match what {
                 What::Services => ok(&json!({ "services": o.services })),
                 What::Backends => ok(&json!({ "backends": o.backends })),
+                What::Pools => ok(&json!({ "pools": o.pools })),
                 What::Neighbours => ok(&json!({ "neighbours": o.neighbours })),
                 What::Qos => ok(&json!({ "classes": o.classes })),
                 What::Latency => ok(&json!({ "latencies": o.latencies })),

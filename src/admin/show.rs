@@ -16,8 +16,10 @@ use crate::packet::DropReason;
 
 mod classes;
 mod flows;
+mod pools;
 
 use classes::classes;
+use pools::{connections, pools, weight};
 
 /// `show counters`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,6 +138,7 @@ pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
         What::Flows => flows::table(&serde_json::from_value(answer)?),
         What::Services => services(&list("services", answer)?),
         What::Backends => backends(&list("backends", answer)?),
+        What::Pools => pools(&list("pools", answer)?),
         What::Latency => latencies(&list("latencies", answer)?),
         What::Ports => ports(&serde_json::from_value(answer)?),
         What::Neighbours => neighbours(&list("neighbours", answer)?),
@@ -251,14 +254,8 @@ fn backends(lines: &[BackendView]) -> String {
             b.pool.clone(),
             b.name.clone(),
             std::net::SocketAddr::new(b.address, b.port).to_string(),
-            match (b.weight_now, b.weight) {
-                (0, weight) if weight > 0 => format!("0 of {weight}"),
-                (_, weight) => weight.to_string(),
-            },
-            match b.max_connections {
-                Some(most) => format!("{} of {most}", b.connections),
-                None => b.connections.to_string(),
-            },
+            weight(b.weight_now, b.weight),
+            connections(b.connections, b.max_connections),
             b.via_port.clone().unwrap_or_else(dash),
             b.next_hop.map_or_else(dash, |a| a.to_string()),
             b.mac.clone().unwrap_or_else(dash),
@@ -450,6 +447,7 @@ mod tests {
         for (what, key) in [
             (What::Services, "services"),
             (What::Backends, "backends"),
+            (What::Pools, "pools"),
             (What::Latency, "latencies"),
             (What::Neighbours, "neighbours"),
             (What::Qos, "classes"),

@@ -185,6 +185,18 @@ pub struct FilePool {
     pub balance: Option<FileBalance>,
     pub health: Plain<FileHealth>,
     pub panic_percent: Plain<i64>,
+    pub metrics: Plain<FileMetrics>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileMetrics {
+    pub port: Noted<PortNumber>,
+    pub tls: Option<bool>,
+    pub path: Plain<String>,
+    pub interval: Noted<Duration>,
+    pub timeout: Noted<Duration>,
+    pub stale_after: Noted<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -193,6 +205,8 @@ pub enum FileBalance {
     Maglev,
     RoundRobin,
     LeastConnections,
+    LeastLoad,
+    PeakEwma,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -6,6 +6,7 @@
 
 mod atoms;
 mod build;
+pub mod engines;
 mod file;
 pub mod health;
 mod load;
@@ -43,6 +44,8 @@ pub struct Config {
     pub forward: ForwardSpec,
     /// By [`crate::forward::spec::PoolId`].
     pub health: Vec<health::PoolHealth>,
+    /// By pool: how engines' metrics are read, where they are.
+    pub metrics: Vec<Option<engines::MetricsSpec>>,
     /// Ports without an entry are plain FIFOs.
     pub qos: Vec<PortQosSpec>,
     /// Names of all classes, by [`crate::packet::ClassId`].

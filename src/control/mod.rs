@@ -9,6 +9,7 @@ mod draining;
 mod fib_thread;
 mod latency;
 mod listing;
+mod members;
 pub mod netlink;
 mod offload;
 mod overview;

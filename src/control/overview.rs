@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::appliance::{Appliance, attach_text, copy_text};
 use super::latency::latencies;
+use super::members::pools;
 use super::run::Control;
 use super::view::{
     BackendView, HealthView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values,
@@ -24,6 +25,7 @@ impl Control {
             ports: ports(a),
             services: a.config.forward.services.iter().map(|s| service(a, s)).collect(),
             backends: backends(a),
+            pools: pools(a),
             neighbours: neighbours(a),
             classes: self.classes.view(&a.config),
             latencies: latencies(&a.config, a.crew.seats.iter().map(|s| s.latencies())),

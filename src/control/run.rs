@@ -12,7 +12,7 @@ use super::classes::Classes;
 use super::draining::Draining;
 use super::listing::Listing;
 use super::netlink::NetlinkError;
-use super::pools::Found;
+use super::pools::{Found, Scraped};
 use super::taking_over::TakeOver;
 use crate::worker::{Exit, WorkerEvent};
 
@@ -127,6 +127,7 @@ impl Control {
                 }
                 () = self.appliance.feed.built() => self.appliance.reroute(),
                 found = self.appliance.pools.prober.found() => self.checked(found),
+                scraped = self.appliance.pools.scraper.scraped() => self.scraped(scraped),
                 _ = tick.tick() => self.listen()?,
                 _ = housekeeping.tick() => self.keep_house()?,
                 _ = signals.terminate.recv() => return Ok(End::Signal("SIGTERM")),
@@ -209,6 +210,7 @@ impl Control {
         self.classes.ask(&mut a.crew, &a.config);
         a.refresh_offload();
         a.snapshot.rules.set_time(unix_seconds());
+        a.pools.tell_loads(a.clock.now(), &a.config, &a.crew);
         // Weights of backends that have returned grow with time.
         a.reweigh();
         Ok(())
@@ -224,6 +226,12 @@ impl Control {
             next = a.pools.prober.waiting();
         }
         a.reweigh();
+    }
+
+    /// Takes in what an engine has told.
+    fn scraped(&mut self, scraped: Scraped) {
+        let a = &mut self.appliance;
+        a.pools.scraped(a.clock.now(), &a.config, &a.crew, scraped);
     }
 
     /// The end in order: nothing more is steered here, what waits is sent, then all is released.

@@ -18,6 +18,7 @@ pub struct Overview {
     pub ports: Vec<PortView>,
     pub services: Vec<ServiceView>,
     pub backends: Vec<BackendView>,
+    pub pools: Vec<PoolView>,
     pub neighbours: Vec<NeighbourView>,
     pub classes: Vec<ClassView>,
     pub latencies: Vec<LatencyView>,
@@ -121,6 +122,55 @@ pub struct BackendView {
     pub mac: Option<String>,
     /// Why it can't be reached; `None` where it can, as far as the kernel's tables tell.
     pub unreachable: Option<String>,
+}
+
+/// A pool, and what its backends are chosen by.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolView {
+    pub name: String,
+    /// `maglev`, `round-robin`, `least-connections`, `least-load` or `peak-ewma`.
+    pub balance: String,
+    /// So few of its backends are well that all get new flows.
+    pub panic: bool,
+    pub backends: Vec<MemberView>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemberView {
+    pub name: String,
+    pub priority: u8,
+    /// As configured.
+    pub weight: u16,
+    /// See [`BackendView::weight_now`].
+    pub weight_now: u16,
+    pub connections: u64,
+    pub max_connections: Option<u32>,
+    /// Of the times to first records of late, fading; `None`: none was timed.
+    pub first_record_peak_ms: Option<f64>,
+    pub drained: bool,
+    /// `None` where it is not checked.
+    pub up: Option<bool>,
+    /// `None` where the metrics of its engine are not read.
+    pub engine: Option<EngineView>,
+}
+
+/// What an inference engine has told of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EngineView {
+    /// `vLLM`, `SGLang`, `trtllm-serve`, `Triton` or `TGI`; `None`: it has told nothing yet.
+    pub name: Option<String>,
+    /// Requests in work.
+    pub running: Option<f64>,
+    /// Requests in line.
+    pub waiting: Option<f64>,
+    /// Share of the KV cache in use.
+    pub cache: Option<f64>,
+    /// Since it told that.
+    pub age_secs: Option<f64>,
+    /// Too old to be believed, or never told: backends are chosen by their connections.
+    pub stale: bool,
+    /// Of the last reading, where it failed.
+    pub error: Option<String>,
 }
 
 /// What the checks of a backend found.

@@ -4,14 +4,17 @@
 //! it, which the numbers of a configuration do not.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::entry::NONE_U16;
+use crate::base::Nanos;
 
 /// Places there are: all numbers but that of none.
 pub const PLACES_MAX: usize = NONE_U16 as usize;
 /// Places whose memory is taken together.
 const CHUNK: usize = 256;
+/// How long a peak of the time to first answers is remembered: after as long half of it is left.
+const FADES_MS: u64 = 10_000;
 const CHUNKS_MAX: usize = PLACES_MAX.div_ceil(CHUNK);
 
 /// One worker's counts, by place. Written by the worker, with plain stores; read by the control
@@ -35,6 +38,8 @@ struct Place {
 #[repr(align(64))]
 struct Seen {
     connections: AtomicU32,
+    /// A [`Peak`].
+    peak: AtomicU64,
 }
 
 /// Written by the control plane.
@@ -42,6 +47,18 @@ struct Seen {
 #[repr(align(64))]
 struct Told {
     connections_elsewhere: AtomicU32,
+    requests_unseen: AtomicI32,
+    price: AtomicU32,
+    peak_us: AtomicU32,
+}
+
+/// The time to first answers: rises at once with a longer one, and forgets it slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Peak {
+    /// 0: none was seen.
+    us: u32,
+    /// When, in milliseconds; wraps.
+    at: u32,
 }
 
 impl Serving {
@@ -70,7 +87,34 @@ impl Serving {
         })
     }
 
+    /// Requests that the backend has, as far as is known: those of its connections, and what its
+    /// engine told beyond them.
+    #[inline]
+    pub fn requests(&self, place: u16) -> u32 {
+        let unseen = self.at(place).map_or(0, |p| p.told.requests_unseen.load(Ordering::Relaxed));
+        self.connections(place).saturating_add_signed(unseen)
+    }
+
+    /// What a request costs there by what its engine told; 0 is not known.
+    #[inline]
+    pub fn price(&self, place: u16) -> u32 {
+        self.at(place).map_or(0, |p| p.told.price.load(Ordering::Relaxed))
+    }
+
+    /// The peak of the time to first answers of late, on all workers, in microseconds; 0: none.
+    #[inline]
+    pub fn peak_us(&self, place: u16, now: Nanos) -> u32 {
+        let told = self.at(place).map_or(0, |p| p.told.peak_us.load(Ordering::Relaxed));
+        self.own_peak_us(place, now).max(told)
+    }
+
     /// The same, on this worker alone.
+    pub fn own_peak_us(&self, place: u16, now: Nanos) -> u32 {
+        let peak = |p: &Place| Peak::from_word(p.seen.peak.load(Ordering::Relaxed));
+        self.at(place).map_or(0, |p| peak(p).faded(now))
+    }
+
+    /// As [`Serving::connections`], on this worker alone.
     pub fn own_connections(&self, place: u16) -> u32 {
         self.at(place).map_or(0, |p| p.seen.connections.load(Ordering::Relaxed))
     }
@@ -85,10 +129,32 @@ impl Serving {
         }
     }
 
-    /// A flow begins. Only ever called by the one worker that this belongs to, as is
-    /// [`Serving::end`].
+    /// What a backend's engine has told; for the control plane.
+    pub fn tell_load(&self, place: u16, price: u32, requests_unseen: i32) {
+        let Some(place) = self.at(place) else { return };
+        place.told.price.store(price, Ordering::Relaxed);
+        place.told.requests_unseen.store(requests_unseen, Ordering::Relaxed);
+    }
+
+    /// The peak that all workers' come to; for the control plane.
+    pub fn tell_peak(&self, place: u16, us: u32) {
+        if let Some(place) = self.at(place) {
+            place.told.peak_us.store(us, Ordering::Relaxed);
+        }
+    }
+
+    /// An answer has begun so long after its request. Only ever called by the one worker that this
+    /// belongs to, as are [`Serving::begin`] and [`Serving::end`].
     #[inline]
-    pub(super) fn begin(&self, place: u16) {
+    pub fn answered(&self, place: u16, now: Nanos, ns: u64) {
+        let Some(place) = self.at(place) else { return };
+        let peak = Peak::from_word(place.seen.peak.load(Ordering::Relaxed));
+        place.seen.peak.store(peak.after(now, ns).word(), Ordering::Relaxed);
+    }
+
+    /// A flow begins.
+    #[inline]
+    pub fn begin(&self, place: u16) {
         if let Some(place) = self.at(place) {
             change(&place.seen.connections, |n| n.saturating_add(1));
         }
@@ -96,7 +162,7 @@ impl Serving {
 
     /// A flow has ended.
     #[inline]
-    pub(super) fn end(&self, place: u16) {
+    pub fn end(&self, place: u16) {
         if let Some(place) = self.at(place) {
             change(&place.seen.connections, |n| n.saturating_sub(1));
         }
@@ -110,6 +176,38 @@ impl Serving {
         let place = usize::from(place);
         self.chunks.get(place / CHUNK)?.get()?.get(place % CHUNK)
     }
+}
+
+impl Peak {
+    fn word(self) -> u64 {
+        u64::from(self.us) << 32 | u64::from(self.at)
+    }
+
+    fn from_word(word: u64) -> Peak {
+        Peak { us: (word >> 32) as u32, at: word as u32 }
+    }
+
+    /// What is left of it.
+    fn faded(self, now: Nanos) -> u32 {
+        let left = u64::from(self.us) * FADES_MS / (FADES_MS + self.age_ms(now));
+        left as u32
+    }
+
+    fn age_ms(self, now: Nanos) -> u64 {
+        u64::from(millis(now).wrapping_sub(self.at))
+    }
+
+    fn after(self, now: Nanos, ns: u64) -> Peak {
+        let us = (ns / 1_000).clamp(1, u64::from(u32::MAX));
+        let (before, age) = (u64::from(self.us), self.age_ms(now));
+        // A shorter one counts for the more, the longer ago the last one is.
+        let mixed = (before * FADES_MS + us * age) / (FADES_MS + age);
+        Peak { us: mixed.max(us) as u32, at: millis(now) }
+    }
+}
+
+fn millis(now: Nanos) -> u32 {
+    (now.0 / 1_000_000) as u32
 }
 
 /// One writer: no other change can come between.
@@ -133,6 +231,35 @@ mod tests {
         assert_eq!((serving.connections(3), serving.own_connections(3)), (7, 2));
         serving.end(3);
         assert_eq!(serving.connections(3), 6);
+    }
+
+    #[test]
+    fn peaks_rise_at_once_and_fade() {
+        let serving = Serving::new(1);
+        let at = Nanos::from_secs;
+        assert_eq!(serving.peak_us(0, at(1)), 0);
+        serving.answered(0, at(1), 1_000_000);
+        serving.answered(0, at(1), 80_000_000);
+        assert_eq!(serving.peak_us(0, at(1)), 80_000);
+        assert_eq!(serving.peak_us(0, at(11)), 40_000, "half of it is left");
+        serving.answered(0, at(11), 20_000_000);
+        assert_eq!(serving.peak_us(0, at(11)), 50_000);
+        serving.tell_peak(0, 70_000);
+        assert_eq!(serving.peak_us(0, at(11)), 70_000);
+        assert_eq!(serving.own_peak_us(0, at(11)), 50_000);
+        // 50 days later the clock of the peak has wrapped.
+        serving.answered(0, at(50 * 86_400), 1_000);
+        assert!(serving.own_peak_us(0, at(50 * 86_400)) < 100);
+    }
+
+    #[test]
+    fn an_engines_requests_are_those_of_connections_and_others() {
+        let serving = Serving::new(1);
+        serving.begin(0);
+        serving.tell_load(0, 9, 4);
+        assert_eq!((serving.requests(0), serving.price(0)), (5, 9));
+        serving.tell_load(0, 9, -4);
+        assert_eq!(serving.requests(0), 0);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use super::maglev::{Candidate, Maglev};
 use super::rotation::rotation;
 use super::spec::{Balance, PoolSpec};
-use crate::base::Seed;
 use crate::base::hash::{hash1, pick};
+use crate::base::{Nanos, Seed};
 use crate::flow::Serving;
 use crate::packet::DropReason;
 
@@ -71,21 +71,27 @@ impl Turns {
     }
 }
 
+/// What a worker chooses by, beside the flow.
+pub struct Choosing<'a> {
+    pub now: Nanos,
+    pub turns: &'a mut Turns,
+    pub serving: &'a Serving,
+}
+
 /// A flow that wants a backend.
 pub struct Seeker<'a, Avoid> {
     /// The pool's number.
     pub pool: usize,
     /// Of the flow's key: the same on every appliance.
     pub hash: u64,
-    pub turns: &'a mut Turns,
-    pub serving: &'a Serving,
+    pub by: Choosing<'a>,
     /// Whether a backend, by its index, will not do.
     pub avoid: Avoid,
 }
 
 impl<Avoid: Fn(u16) -> bool> Seeker<'_, Avoid> {
     fn may(&self, m: &Member) -> bool {
-        (m.connections_max == u32::MAX || self.serving.connections(m.place) < m.connections_max)
+        (m.connections_max == u32::MAX || self.by.serving.connections(m.place) < m.connections_max)
             && !(self.avoid)(m.index)
     }
 
@@ -95,10 +101,28 @@ impl<Avoid: Fn(u16) -> bool> Seeker<'_, Avoid> {
         usize::from(group.maglev.pick(hash))
     }
 
-    /// Whether the first has less to do for its weight.
-    fn is_freer(&self, a: &Member, b: &Member) -> bool {
-        let after = |m: &Member| u64::from(self.serving.connections(m.place)) + 1;
-        after(a) * u64::from(b.weight) < after(b) * u64::from(a.weight)
+    /// Whether the first would have less to do for its weight, with the flow.
+    fn is_freer(&self, balance: Balance, a: &Member, b: &Member) -> bool {
+        let serving = self.by.serving;
+        let price = |m: &Member| match balance {
+            Balance::LeastLoad => serving.price(m.place),
+            Balance::PeakEwma => serving.peak_us(m.place, self.by.now),
+            _ => 1,
+        };
+        let requests = |m: &Member| match balance {
+            Balance::LeastLoad => serving.requests(m.place),
+            _ => serving.connections(m.place),
+        };
+        // What is not known is taken to be as the other's.
+        let prices = match (price(a), price(b)) {
+            (0, 0) => (1, 1),
+            (0, known) | (known, 0) => (known, known),
+            both => both,
+        };
+        let cost = |price: u32, m: &Member, other: &Member| {
+            u128::from(price) * (u128::from(requests(m)) + 1) * u128::from(other.weight)
+        };
+        cost(prices.0, a, b) < cost(prices.1, b, a)
     }
 }
 
@@ -155,8 +179,10 @@ impl Group {
         let found = match balance {
             Balance::Maglev => self.drawn(by).next(),
             Balance::RoundRobin => self.in_turn(by),
-            Balance::LeastConnections if self.members.len() <= COMPARED_MAX => self.freest(by),
-            Balance::LeastConnections => self.freer_of_two(by),
+            Balance::LeastConnections if self.members.len() <= COMPARED_MAX => {
+                self.freest(balance, by)
+            }
+            _ => self.freer_of_two(balance, by),
         };
         found.or_else(|| self.from(by).next()).map(|m| m.index)
     }
@@ -170,24 +196,28 @@ impl Group {
     fn in_turn<A: Fn(u16) -> bool>(&self, by: &mut Seeker<'_, A>) -> Option<&Member> {
         let count = self.rotation.len() as u32;
         (0..count.min(DRAWS_MAX)).find_map(|_| {
-            let turn = by.turns.next(by.pool, count);
+            let turn = by.by.turns.next(by.pool, count);
             let member = *self.rotation.get(turn as usize)?;
             self.members.get(usize::from(member)).filter(|m| by.may(m))
         })
     }
 
     /// Of equals the one that the flow's hash comes to first.
-    fn freest<A: Fn(u16) -> bool>(&self, by: &Seeker<'_, A>) -> Option<&Member> {
-        self.from(by).reduce(|best, m| if by.is_freer(m, best) { m } else { best })
+    fn freest<A: Fn(u16) -> bool>(&self, balance: Balance, by: &Seeker<'_, A>) -> Option<&Member> {
+        self.from(by).reduce(|best, m| if by.is_freer(balance, m, best) { m } else { best })
     }
 
     /// Power of two choices (M. Mitzenmacher, "The Power of Two Choices in Randomized Load
     /// Balancing", IEEE TPDS 12(10), 2001).
-    fn freer_of_two<A: Fn(u16) -> bool>(&self, by: &Seeker<'_, A>) -> Option<&Member> {
+    fn freer_of_two<A: Fn(u16) -> bool>(
+        &self,
+        balance: Balance,
+        by: &Seeker<'_, A>,
+    ) -> Option<&Member> {
         let mut drawn = self.drawn(by);
         let first = drawn.next()?;
         let second = drawn.find(|m| m.index != first.index);
-        Some(second.filter(|second| by.is_freer(second, first)).unwrap_or(first))
+        Some(second.filter(|second| by.is_freer(balance, second, first)).unwrap_or(first))
     }
 
     /// All that may, from one on that the flow's hash says.

@@ -4,6 +4,7 @@ pub mod choice;
 pub mod fib;
 pub mod icmp;
 pub mod link;
+pub mod load;
 mod lpm;
 pub mod maglev;
 pub mod nat;
@@ -16,7 +17,7 @@ pub mod splice;
 mod table;
 pub mod tables;
 
-pub use choice::Turns;
+pub use choice::{Choosing, Turns};
 pub use icmp::{IcmpError, IcmpLimiter};
 pub use parking::Parking;
 pub use routes::{Egress, PortLink, Resolved, RouteKind, RouteSpec, Routes, RoutesBuilder};

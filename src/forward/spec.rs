@@ -110,6 +110,11 @@ pub enum Balance {
     RoundRobin,
     /// Whoever has the fewest connections.
     LeastConnections,
+    /// Whose engine has the least to do, of two that are drawn: by what it tells of itself, and by
+    /// what has changed since.
+    LeastLoad,
+    /// Who has answered soonest of late for what it has to do, of two that are drawn.
+    PeakEwma,
 }
 
 /// Source addresses and ports for [`ForwardMode::Nat`].

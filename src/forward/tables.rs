@@ -3,11 +3,10 @@
 
 use crate::base::hash::{hash_endpoint, pick};
 use crate::base::{Addr, Seed};
-use crate::flow::Serving;
 use crate::packet::meta::PacketFlags;
 use crate::packet::{DropReason, FlowKey, PacketMeta};
 
-use super::choice::{PoolChoice, Seeker, Turns};
+use super::choice::{Choosing, PoolChoice, Seeker};
 use super::ports::NatPorts;
 use super::spec::{BackendSpec, Delay, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
 use super::table::AddrTable;
@@ -39,7 +38,7 @@ pub struct Service {
 pub struct Backend {
     pub addr: Addr,
     pub port: u16,
-    /// Where it is counted, in [`Serving`].
+    /// Where it is counted, in [`crate::flow::Serving`].
     pub place: u16,
 }
 
@@ -136,10 +135,9 @@ impl Tables {
         &self,
         pool: PoolId,
         key: &FlowKey,
-        turns: &mut Turns,
-        serving: &Serving,
+        by: Choosing<'_>,
     ) -> Result<&Backend, DropReason> {
-        self.choose_other(pool, key, turns, serving, |_| false)
+        self.choose_other(pool, key, by, |_| false)
     }
 
     /// As [`Tables::choose`], less those that will not do.
@@ -150,14 +148,13 @@ impl Tables {
         &self,
         pool: PoolId,
         key: &FlowKey,
-        turns: &mut Turns,
-        serving: &Serving,
+        by: Choosing<'_>,
         avoid: impl Fn(&Backend) -> bool,
     ) -> Result<&Backend, DropReason> {
         let avoid = |index: u16| self.backends.get(usize::from(index)).is_none_or(&avoid);
         let (pool, hash) = (usize::from(pool.0), key.hash(CHOICE_SEED));
         let choice = self.pools.get(pool).ok_or(DropReason::NoBackend)?;
-        let index = choice.choose(&mut Seeker { pool, hash, turns, serving, avoid })?;
+        let index = choice.choose(&mut Seeker { pool, hash, by, avoid })?;
         self.backends.get(usize::from(index)).ok_or(DropReason::NoBackend)
     }
 
@@ -234,6 +231,9 @@ fn tag(port: u16, proto: u8) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Nanos;
+    use crate::flow::Serving;
+    use crate::forward::Turns;
     use std::time::Duration;
 
     use crate::forward::spec::{BackendId, BackendSpec, NatSpec, PoolSpec};
@@ -317,7 +317,8 @@ mod tests {
             let m = meta("198.51.100.7", port, "192.0.2.1", 443);
             let s = a.service(m.key.dst, 443, TCP).expect("service");
             let of = |t: &Tables, turns: &mut Turns| {
-                t.choose(s.pool, &m.key, turns, &serving).expect("backend").place
+                let by = Choosing { now: Nanos::ZERO, turns, serving: &serving };
+                t.choose(s.pool, &m.key, by).expect("backend").place
             };
             let chosen = of(&a, &mut Turns::new(0, 1));
             assert_eq!(chosen, of(&b, &mut turns));
@@ -326,7 +327,8 @@ mod tests {
         assert!(seen.iter().all(|n| (900..1150).contains(n)), "{seen:?}");
         let drained = a.service(addr("192.0.2.1"), 443, UDP).expect("service");
         let key = meta("198.51.100.7", 1, "192.0.2.1", 443).key;
-        let chosen = a.choose(drained.pool, &key, &mut turns, &serving);
+        let by = Choosing { now: Nanos::ZERO, turns: &mut turns, serving: &serving };
+        let chosen = a.choose(drained.pool, &key, by);
         assert_eq!(chosen.err(), Some(DropReason::NoBackend));
     }
 

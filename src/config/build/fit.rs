@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::Build;
 use crate::base::Addr;
 use crate::config::Config;
-use crate::config::file::{FileConfig, FileRule};
+use crate::config::file::{FileBalance, FileConfig, FileRule};
 use crate::graph::spec::StageSpec;
 
 pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
@@ -70,6 +70,14 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let first_trust = file.dscp.0.first().map(|(key, _)| key.span());
     let none = ": code points stay as they come";
     warn(!has(&StageSpec::Trust), first_trust, lost("trust") + none);
+    let times = stages.iter().any(|s| matches!(s, StageSpec::Timing { .. }));
+    let by_times = file
+        .pool
+        .0
+        .iter()
+        .find(|(_, pool)| matches!(pool.get_ref().balance, Some(FileBalance::PeakEwma)));
+    let none = ": `peak-ewma` chooses by connections alone";
+    warn(!times, by_times.map(|(key, _)| key.span()), lost("timing") + none);
     for r in &file.rule {
         let never = ": no flow has a name to match";
         warn(classifies && !inspects, content_place(r.get_ref()), lost("inspect") + never);

@@ -70,6 +70,8 @@ fn balance(given: Option<FileBalance>) -> Balance {
         None | Some(FileBalance::Maglev) => Balance::Maglev,
         Some(FileBalance::RoundRobin) => Balance::RoundRobin,
         Some(FileBalance::LeastConnections) => Balance::LeastConnections,
+        Some(FileBalance::LeastLoad) => Balance::LeastLoad,
+        Some(FileBalance::PeakEwma) => Balance::PeakEwma,
     }
 }
 

@@ -102,7 +102,8 @@ fn host_name(b: &mut Build<'_>, host: &Spanned<String>) -> String {
     text.clone()
 }
 
-fn request_path(b: &mut Build<'_>, path: &Spanned<String>) -> String {
+/// A path as a GET has it.
+pub fn request_path(b: &mut Build<'_>, path: &Spanned<String>) -> String {
     let text = path.get_ref();
     if !text.starts_with('/') || text.parse::<hyper::http::uri::PathAndQuery>().is_err() {
         b.error(&path.span(), format!("`{text}` is not a path such as \"/health\""));

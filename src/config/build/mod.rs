@@ -5,6 +5,7 @@ mod alone;
 mod announce;
 mod classes;
 mod delay;
+mod engines;
 mod fit;
 mod forward;
 mod health;
@@ -45,6 +46,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let forward = forward::forward(b, file, workers.count);
     let health = health::health(b, file);
     tenants::check(b, file);
+    let metrics = engines::metrics(b, file);
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let catalogue = catalogue(b, file);
     let (rules, names) = rules::rules(b, file, classes, (&catalogue, &ports));
@@ -57,6 +59,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         ports,
         forward,
         health,
+        metrics,
         qos,
         class_names: names.classes.into_names(),
         rules,

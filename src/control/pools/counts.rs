@@ -44,6 +44,8 @@ impl Counts {
             for serving in servings {
                 serving.tell_connections(place, all.saturating_sub(own(serving)));
             }
+            let peak = servings.iter().map(|s| s.own_peak_us(place, now)).max().unwrap_or(0);
+            servings.iter().for_each(|s| s.tell_peak(place, peak));
         }
     }
 }

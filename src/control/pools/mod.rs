@@ -2,10 +2,13 @@
 
 mod counts;
 pub mod drained;
+mod engines;
 mod health;
 mod places;
 mod probe;
 mod prober;
+mod scraper;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,10 +21,13 @@ use crate::forward::spec::{BackendSpec, PoolSpec, ServiceId, ServiceSpec};
 pub use drained::{DrainTarget, Drained, flows_of};
 pub use health::{Change, Health};
 pub use prober::{Found, Prober};
+pub use scraper::{Scraped, Scraper};
+pub use told::Told;
 
 use counts::Counts;
 use health::WHOLE;
 use places::Places;
+use told::AllTold;
 
 /// A backend of a pool, by what stays the same over reloads.
 pub type BackendKey = (String, Addr, u16);
@@ -31,6 +37,8 @@ pub type BackendKey = (String, Addr, u16);
 pub struct Pools {
     pub drained: Drained,
     pub prober: Prober,
+    pub scraper: Scraper,
+    told: AllTold,
     health: BTreeMap<BackendKey, Health>,
     places: Places,
     counts: Counts,
@@ -54,6 +62,8 @@ impl Pools {
         let mut pools = Pools {
             drained: Drained::default(),
             prober: Prober::new(),
+            scraper: Scraper::new(),
+            told: AllTold::new(),
             health: BTreeMap::new(),
             places: Places::default(),
             counts: Counts::default(),
@@ -74,6 +84,10 @@ impl Pools {
             tracing::info!("{gone} is gone and no longer drained");
         }
         self.prober.set_config(config);
+        self.scraper.set_config(config);
+        let known: BTreeSet<BackendKey> =
+            all(config).map(|(pool, backend)| key(pool, backend)).collect();
+        self.told.retain(|key, _| known.contains(key));
         let checked: BTreeSet<BackendKey> = checked(config).map(|(p, b)| key(p, b)).collect();
         self.health.retain(|key, _| checked.contains(key));
         for key in checked {
@@ -224,6 +238,12 @@ impl Pools {
 
 fn key(pool: &PoolSpec, backend: &BackendSpec) -> BackendKey {
     (pool.name.clone(), backend.addr, backend.port)
+}
+
+/// All backends, each with its pool.
+fn all(config: &Config) -> impl Iterator<Item = (&PoolSpec, &BackendSpec)> {
+    let pools = config.forward.pools.iter();
+    pools.flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)))
 }
 
 /// Backends whose pool has a check.

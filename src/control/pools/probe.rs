@@ -52,34 +52,74 @@ impl Probe<'_> {
         let stream = TcpStream::connect(end).await.map_err(|e| told("connect", &e))?;
         match self.check {
             Check::Tcp => Ok(()),
-            Check::Tls(tls) => self.handshake(stream, Some(tls), end).await.map(drop),
+            Check::Tls(tls) => handshake(stream, Some(tls), self.tls.as_ref(), end).await.map(drop),
             Check::Http(http) => {
-                let stream = self.handshake(stream, http.tls.as_ref(), end).await?;
-                let answer =
-                    exchange(stream, http.http2, get(http, end)?, http.body.is_some()).await?;
+                let stream = handshake(stream, http.tls.as_ref(), self.tls.as_ref(), end).await?;
+                let bytes_max = if http.body.is_some() { BODY_BYTES_MAX } else { 0 };
+                let answer = exchange(stream, http.http2, get(http, end)?, bytes_max).await?;
                 judge_http(http, &answer)
             }
             Check::Grpc { service, tls } => {
-                let stream = self.handshake(stream, tls.as_ref(), end).await?;
-                judge_grpc(&exchange(stream, true, ask_health(service, end)?, true).await?)
+                let stream = handshake(stream, tls.as_ref(), self.tls.as_ref(), end).await?;
+                let asked = ask_health(service, end)?;
+                judge_grpc(&exchange(stream, true, asked, BODY_BYTES_MAX).await?)
             }
         }
     }
+}
 
-    async fn handshake(
-        &self,
-        stream: TcpStream,
-        tls: Option<&TlsCheck>,
-        end: SocketAddr,
-    ) -> Result<Box<dyn Stream>, String> {
-        let (Some(tls), Some(connector)) = (tls, &self.tls) else { return Ok(Box::new(stream)) };
-        let name = match &tls.sni {
-            Some(name) => ServerName::try_from(name.clone()).map_err(|e| told("tls", &e))?,
-            // An address is no name to ask for (RFC 6066): none is sent.
-            None => ServerName::IpAddress(end.ip().into()),
+async fn handshake(
+    stream: TcpStream,
+    tls: Option<&TlsCheck>,
+    connector: Option<&TlsConnector>,
+    end: SocketAddr,
+) -> Result<Box<dyn Stream>, String> {
+    let (Some(tls), Some(connector)) = (tls, connector) else { return Ok(Box::new(stream)) };
+    let name = match &tls.sni {
+        Some(name) => ServerName::try_from(name.clone()).map_err(|e| told("tls", &e))?,
+        // An address is no name to ask for (RFC 6066): none is sent.
+        None => ServerName::IpAddress(end.ip().into()),
+    };
+    let stream = connector.connect(name, stream).await.map_err(|e| told("tls", &e))?;
+    Ok(Box::new(stream))
+}
+
+/// A page that is read again and again.
+pub struct Page {
+    http: HttpCheck,
+    tls: Option<TlsConnector>,
+}
+
+/// Bytes of a page at most: vLLM's has some 100 KB.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
+impl Page {
+    pub fn new(tls: bool, path: &str) -> Page {
+        let check = tls.then_some(TlsCheck { sni: None });
+        let http = HttpCheck {
+            http2: false,
+            tls: check,
+            host: None,
+            path: path.to_string(),
+            status: vec![200..=200],
+            body: None,
         };
-        let stream = connector.connect(name, stream).await.map_err(|e| told("tls", &e))?;
-        Ok(Box::new(stream))
+        Page { http, tls: tls.then(|| connector(Some("http/1.1"))) }
+    }
+
+    /// Takes as long as it takes.
+    ///
+    /// # Errors
+    /// Why there is no such page.
+    pub async fn fetch(&self, end: SocketAddr) -> Result<String, String> {
+        let stream = TcpStream::connect(end).await.map_err(|e| told("connect", &e))?;
+        let stream = handshake(stream, self.http.tls.as_ref(), self.tls.as_ref(), end).await?;
+        let answer = exchange(stream, false, get(&self.http, end)?, PAGE_BYTES_MAX).await?;
+        judge_http(&self.http, &answer)?;
+        match answer.body.len() < PAGE_BYTES_MAX {
+            true => Ok(String::from_utf8_lossy(&answer.body).into_owned()),
+            false => Err(format!("http: the page has {PAGE_BYTES_MAX} bytes or more")),
+        }
     }
 }
 
@@ -132,7 +172,7 @@ async fn exchange(
     stream: Box<dyn Stream>,
     http2: bool,
     request: Request<Full<Bytes>>,
-    with_body: bool,
+    bytes_max: usize,
 ) -> Result<Answer, String> {
     let io = TokioIo::new(stream);
     let failed = |e: hyper::Error| told("http", &e);
@@ -141,13 +181,13 @@ async fn exchange(
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(executor, io).await.map_err(failed)?;
         let answer =
-            async { read(sender.send_request(request).await.map_err(failed)?, with_body).await };
+            async { read(sender.send_request(request).await.map_err(failed)?, bytes_max).await };
         beside(connection, answer).await
     } else {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(io).await.map_err(failed)?;
         let answer =
-            async { read(sender.send_request(request).await.map_err(failed)?, with_body).await };
+            async { read(sender.send_request(request).await.map_err(failed)?, bytes_max).await };
         beside(connection, answer).await
     }
 }
@@ -167,13 +207,12 @@ async fn beside<C: Future<Output = Result<(), hyper::Error>>>(
     }
 }
 
-/// Reads an answer, and its body if that matters: it may never end.
-async fn read(response: Response<Incoming>, with_body: bool) -> Result<Answer, String> {
+/// Reads an answer, and as much of its body as matters: it may never end.
+async fn read(response: Response<Incoming>, bytes_max: usize) -> Result<Answer, String> {
     let (head, mut body) = response.into_parts();
     let status = head.status.as_u16();
     let mut answer = Answer { status, head: head.headers, body: Vec::new(), trailers: None };
-    while with_body
-        && answer.body.len() < BODY_BYTES_MAX
+    while answer.body.len() < bytes_max
         && let Some(frame) = body.frame().await
     {
         match frame.map_err(|e| told("body", &e))?.into_data() {
@@ -181,7 +220,7 @@ async fn read(response: Response<Incoming>, with_body: bool) -> Result<Answer, S
             Err(frame) => answer.trailers = frame.into_trailers().ok(),
         }
     }
-    answer.body.truncate(BODY_BYTES_MAX);
+    answer.body.truncate(bytes_max);
     Ok(answer)
 }
 

@@ -164,7 +164,9 @@ fn pools_services_and_all_can_be_drained() {
             let key = crate::packet::FlowKey { dst: vip, ..Default::default() };
             let mut turns = crate::forward::Turns::new(0, 1);
             let serving = crate::flow::Serving::new(8);
-            let chosen = tables.choose(service.pool, &key, &mut turns, &serving);
+            let by =
+                crate::forward::Choosing { now: Nanos(0), turns: &mut turns, serving: &serving };
+            let chosen = tables.choose(service.pool, &key, by);
             (service.drained, chosen.is_ok())
         };
         assert_eq!(drained(DrainTarget::Pool("a".into()), true), (false, false));

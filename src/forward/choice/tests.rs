@@ -7,6 +7,14 @@ use crate::base::Seed;
 use crate::base::hash::Rng;
 use crate::forward::spec::BackendSpec;
 
+const ALL: [Balance; 5] = [
+    Balance::Maglev,
+    Balance::RoundRobin,
+    Balance::LeastConnections,
+    Balance::LeastLoad,
+    Balance::PeakEwma,
+];
+
 fn backend(i: usize, weight: u16, priority: u8, connections_max: Option<u32>) -> BackendSpec {
     let name = format!("b{i}");
     BackendSpec { name, weight, priority, connections_max, ..BackendSpec::default() }
@@ -32,9 +40,10 @@ impl World {
     }
 
     fn ask(&mut self, avoid: impl Fn(u16) -> bool) -> Result<u16, DropReason> {
-        let (turns, serving) = (&mut self.turns, &self.serving);
+        let now = Nanos::from_secs(1);
+        let by = Choosing { now, turns: &mut self.turns, serving: &self.serving };
         let hash = self.rng.next_u64();
-        self.pool.choose(&mut Seeker { pool: 0, hash, turns, serving, avoid })
+        self.pool.choose(&mut Seeker { pool: 0, hash, by, avoid })
     }
 
     fn next(&mut self) -> u16 {
@@ -103,8 +112,29 @@ fn of_many_two_are_compared_and_none_is_far_ahead() {
 }
 
 #[test]
+fn what_a_request_costs_counts_beside_how_many_there_are() {
+    let two = || vec![backend(0, 1, 0, None), backend(1, 1, 0, None)];
+    let mut w = World::new(Balance::LeastLoad, two());
+    w.serving.tell_load(0, 100, 0);
+    w.serving.tell_load(1, 300, 0);
+    w.open_many(40);
+    assert_eq!(w.counts(2), [30, 10]);
+    w.serving.tell_load(0, 100, 60);
+    w.open_many(20);
+    assert_eq!(w.counts(2), [30, 30], "the first has others' requests, too");
+    w.serving.tell_load(1, 0, 0);
+    assert_eq!(w.next(), 1, "of an unknown price the number counts");
+
+    let mut w = World::new(Balance::PeakEwma, two());
+    w.serving.answered(0, Nanos::from_secs(1), 20_000_000);
+    w.serving.answered(1, Nanos::from_secs(1), 5_000_000);
+    w.open_many(50);
+    assert_eq!(w.counts(2), [10, 40]);
+}
+
+#[test]
 fn full_backends_are_passed_over_then_their_whole_group() {
-    for balance in [Balance::Maglev, Balance::RoundRobin, Balance::LeastConnections] {
+    for balance in ALL {
         let backends =
             vec![backend(0, 1, 1, Some(3)), backend(1, 1, 0, Some(2)), backend(2, 9, 0, Some(4))];
         let mut w = World::new(balance, backends);
@@ -131,9 +161,9 @@ proptest! {
     #[test]
     fn only_those_who_may(
         all in proptest::collection::vec(any_backend(), 1..40),
-        kind in 0..3usize,
+        kind in 0..ALL.len(),
     ) {
-        let balance = [Balance::Maglev, Balance::RoundRobin, Balance::LeastConnections][kind];
+        let balance = ALL[kind];
         let specs = all.iter().enumerate();
         let specs = specs.map(|(i, b)| backend(i, b.0, b.1, b.2));
         let mut w = World::new(balance, specs.collect());

@@ -5,7 +5,7 @@ use super::splice::Splice;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow};
 use crate::forward::spec::ForwardMode;
-use crate::forward::{Backend, Service, nat};
+use crate::forward::{Backend, Choosing, Service, nat};
 use crate::graph::{Cx, Stage};
 use crate::packet::{
     Batch, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketMut, tcp, udp,
@@ -211,7 +211,8 @@ fn first(
         return Err(DropReason::ServiceDrained);
     }
     may_cross(meta)?;
-    let backend = *tables.choose(service.pool, key, cx.turns, cx.flows.serving())?;
+    let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };
+    let backend = *tables.choose(service.pool, key, by)?;
     if backend.addr.is_v4() != key.dst.is_v4() {
         return Err(DropReason::NoBackend);
     }

@@ -108,7 +108,10 @@ impl Stage for Timing {
             let flow = cx.flows.get(meta.flow);
             match self.look(flow, cx.now, meta, payload.unwrap_or_default()) {
                 Heard::Nothing => {}
-                Heard::First(ns) => count(cx.latencies, flow, Measure::First, ns),
+                Heard::First(ns) => {
+                    cx.flows.serving().answered(flow.backend, cx.now, ns);
+                    count(cx.latencies, flow, Measure::First, ns);
+                }
                 Heard::Next(ns) => count(cx.latencies, flow, Measure::Gap, ns),
             }
         }

@@ -4,9 +4,9 @@
 use super::{Link, LinkState, Splice};
 use crate::base::Addr;
 use crate::flow::FlowKind;
-use crate::forward::Backend;
 use crate::forward::spec::PoolId;
 use crate::forward::splice::Out;
+use crate::forward::{Backend, Choosing};
 use crate::graph::stages::balance::open;
 use crate::graph::stages::inspect::{DONE, intern};
 use crate::graph::stages::verdict::Deciding;
@@ -80,12 +80,14 @@ impl Splice {
             return None;
         }
         let tables = &cx.snapshot.forward;
-        let serving = cx.flows.serving();
+        let (now, serving) = (cx.now, cx.flows.serving());
         let unfit = |b: &Backend| b.addr.is_v4() != key.dst.is_v4();
         let used = |b: &Backend| unfit(b) || tried.has(b);
         // Where all were tried, one of them again: its answers may have been lost.
-        let fresh = tables.choose_other(pool, &key, cx.turns, serving, used);
-        let chosen = fresh.or_else(|_| tables.choose_other(pool, &key, cx.turns, serving, unfit));
+        let by = Choosing { now, turns: cx.turns, serving };
+        let fresh = tables.choose_other(pool, &key, by, used);
+        let by = Choosing { now, turns: cx.turns, serving };
+        let chosen = fresh.or_else(|_| tables.choose_other(pool, &key, by, unfit));
         let backend = *chosen.ok()?;
         // As the packet that shows the client to be real.
         let tcp_flags = tcp::flag::ACK;

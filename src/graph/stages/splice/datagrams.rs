@@ -12,7 +12,7 @@ use crate::flow::{FlowKind, FlowTable};
 use crate::forward::spec::{Delay, PoolId};
 use crate::forward::splice::Slots;
 use crate::forward::splice::slots::SLOTS_MAX;
-use crate::forward::{Backend, Service};
+use crate::forward::{Backend, Choosing, Service};
 use crate::graph::stages::balance::{forward, open};
 use crate::graph::stages::classify::treat;
 use crate::graph::stages::egress::may_cross;
@@ -306,7 +306,8 @@ fn bind(
     }
     let pool = decision.pool.map_or(service.pool, PoolId);
     let tables = &cx.snapshot.forward;
-    let backend = *tables.choose(pool, &meta.key, cx.turns, cx.flows.serving())?;
+    let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };
+    let backend = *tables.choose(pool, &meta.key, by)?;
     if backend.addr.is_v4() != meta.key.dst.is_v4() {
         return Err(DropReason::NoBackend);
     }

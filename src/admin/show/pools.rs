@@ -1,0 +1,134 @@
+//! `show pools` for people.
+
+use std::fmt::Write;
+
+use super::or_none;
+use crate::admin::table::{Table, grouped};
+use crate::control::view::{EngineView, MemberView, PoolView};
+
+pub(super) fn pools(all: &[PoolView]) -> String {
+    let mut table = Table::new(&[
+        "pool",
+        "balance",
+        "backend",
+        ">priority",
+        ">weight",
+        ">connections",
+        ">first ms",
+        ">running",
+        ">waiting",
+        ">cache",
+        "state",
+    ]);
+    let mut errors = String::new();
+    for pool in all {
+        for b in &pool.backends {
+            let number = |n: Option<f64>| n.map_or("-".to_string(), |n| grouped(n as u64));
+            let of = |value: fn(&EngineView) -> Option<f64>| b.engine.as_ref().and_then(value);
+            let share = |n: f64| format!("{:.0}%", n * 100.0);
+            let ms = |ms: f64| format!("{ms:.1}");
+            table.row([
+                pool.name.clone(),
+                pool.balance.clone(),
+                b.name.clone(),
+                b.priority.to_string(),
+                weight(b.weight_now, b.weight),
+                connections(b.connections, b.max_connections),
+                b.first_record_peak_ms.map_or("-".to_string(), ms),
+                number(of(|e| e.running)),
+                number(of(|e| e.waiting)),
+                of(|e| e.cache).map_or("-".to_string(), share),
+                state(pool, b),
+            ]);
+            if let Some(EngineView { error: Some(error), .. }) = &b.engine {
+                let _ = writeln!(errors, "{}/{}: {error}", pool.name, b.name);
+            }
+        }
+    }
+    let table = or_none(&table, "no pools");
+    match errors.is_empty() {
+        true => table,
+        false => format!("{table}\n{errors}"),
+    }
+}
+
+/// As configured; what it is now, where it gets no new flows.
+pub(super) fn weight(now: u16, configured: u16) -> String {
+    match (now, configured) {
+        (0, weight) if weight > 0 => format!("0 of {weight}"),
+        (_, weight) => weight.to_string(),
+    }
+}
+
+pub(super) fn connections(now: u64, most: Option<u32>) -> String {
+    match most {
+        Some(most) => format!("{now} of {most}"),
+        None => now.to_string(),
+    }
+}
+
+fn state(pool: &PoolView, b: &MemberView) -> String {
+    let health = b.up.map(|up| match (up, pool.panic) {
+        (true, _) => "up".to_string(),
+        (false, true) => "down, in use for want of others".to_string(),
+        (false, false) => "down".to_string(),
+    });
+    let drained = b.drained.then(|| "drained".to_string());
+    let full = b.max_connections.is_some_and(|most| b.connections >= u64::from(most));
+    let full = full.then(|| "full".to_string());
+    let engine = b.engine.as_ref().map(|e| match (&e.name, e.age_secs) {
+        (Some(name), Some(age)) if e.stale => format!("{name} silent for {age:.0} s"),
+        (Some(name), Some(age)) => format!("{name} {age:.1} s ago"),
+        _ => "no metrics yet".to_string(),
+    });
+    let all: Vec<_> = health.into_iter().chain(drained).chain(full).chain(engine).collect();
+    if all.is_empty() { "-".to_string() } else { all.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_shows_what_its_backends_are_chosen_by() {
+        let engine = EngineView {
+            name: Some("vLLM".into()),
+            running: Some(12.0),
+            waiting: Some(3.0),
+            cache: Some(0.4375),
+            age_secs: Some(0.42),
+            ..EngineView::default()
+        };
+        let fresh = MemberView {
+            name: "a".into(),
+            weight: 4,
+            weight_now: 4,
+            connections: 2,
+            max_connections: Some(2),
+            engine: Some(engine.clone()),
+            ..MemberView::default()
+        };
+        let gone = EngineView { stale: true, error: Some("connect: refused".into()), ..engine };
+        let stale = MemberView {
+            name: "b".into(),
+            weight: 1,
+            up: Some(false),
+            first_record_peak_ms: Some(81.27),
+            engine: Some(EngineView { age_secs: Some(9.0), ..gone }),
+            ..MemberView::default()
+        };
+        let balance = "least-load".to_string();
+        let text = pools(&[PoolView {
+            name: "gpu".into(),
+            balance,
+            panic: false,
+            backends: vec![fresh, stale],
+        }]);
+        for part in ["2 of 2", "12", "44%", "full, vLLM 0.4 s ago", "0 of 1", "81.3"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.contains("down, vLLM silent for 9 s"), "{text}");
+        assert!(text.ends_with("gpu/b: connect: refused\n"), "{text}");
+        assert_eq!(pools(&[]), "no pools\n");
+    }
+}

@@ -1,0 +1,61 @@
+//! Pools as `show pools` has them: what backends are chosen by.
+
+use super::appliance::Appliance;
+use super::pools::Told;
+use super::view::{EngineView, MemberView, PoolView};
+use crate::forward::spec::{BackendSpec, Balance, PoolSpec};
+
+pub(super) fn pools(a: &Appliance) -> Vec<PoolView> {
+    let pools = a.config.forward.pools.iter();
+    pools
+        .map(|pool| PoolView {
+            name: pool.name.clone(),
+            balance: balance_text(pool.balance).into(),
+            panic: a.pools.is_panicking(&pool.name),
+            backends: (0..).zip(&pool.backends).map(|(i, b)| member(a, pool, i, b)).collect(),
+        })
+        .collect()
+}
+
+fn member(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> MemberView {
+    let place = a.pools.place(b);
+    let now = a.clock.now();
+    let peaks = a.crew.seats.iter().map(|s| s.serving().own_peak_us(place, now));
+    let peak = peaks.max().filter(|us| *us > 0);
+    MemberView {
+        name: b.name.clone(),
+        priority: b.priority,
+        weight: b.weight,
+        weight_now: a.pools.weight(usize::from(pool.id.0), index),
+        connections: a.crew.connections(place),
+        max_connections: b.connections_max,
+        first_record_peak_ms: peak.map(|us| f64::from(us) / 1e3),
+        drained: a.pools.drained.backend(pool, b),
+        up: a.pools.health(pool, b).map(super::pools::Health::is_up),
+        engine: a.pools.told(pool, b).map(|told| engine(a, told)),
+    }
+}
+
+fn engine(a: &Appliance, told: &Told) -> EngineView {
+    let last = told.last(a.clock.now());
+    let reading = last.map(|(known, ..)| known.reading);
+    EngineView {
+        name: last.map(|(_, engine, _)| engine.name().to_string()),
+        running: reading.map(|r| r.running),
+        waiting: reading.map(|r| r.waiting),
+        cache: reading.and_then(|r| r.cache),
+        age_secs: last.map(|(.., age)| age.as_secs_f64()),
+        stale: told.is_stale(),
+        error: told.error.clone(),
+    }
+}
+
+fn balance_text(balance: Balance) -> &'static str {
+    match balance {
+        Balance::Maglev => "maglev",
+        Balance::RoundRobin => "round-robin",
+        Balance::LeastConnections => "least-connections",
+        Balance::LeastLoad => "least-load",
+        Balance::PeakEwma => "peak-ewma",
+    }
+}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
@@ -272,6 +272,129 @@ fn engines_that_have_much_to_do_get_nothing_new_while_they_say_so() {
     assert_eq!(who_answers(&net, 40), names(&[a, b, c]), "by connections alone");
     let shown = net.ask(&["show", "pools"]).expect("answer");
     assert!(shown.contains("silent for") && shown.contains("http: status 404"), "{shown}");
+    assert!(edge.is_running());
+}
+
+/// What a client that waits for an answer gets instead.
+fn wait_for_end(stream: &mut TcpStream) -> String {
+    stream.set_read_timeout(Some(SOON)).expect("a limit");
+    match stream.read(&mut [0; 64]) {
+        Ok(length) => format!("{length} bytes"),
+        Err(error) => error.kind().to_string(),
+    }
+}
+
+/// Connections until each server has one, by server.
+fn one_each(net: &Net) -> BTreeMap<String, TcpStream> {
+    let mut held = BTreeMap::new();
+    while held.len() < SERVERS4.len() {
+        let connect = || TcpStream::connect((VIP4, 80)).expect("connect");
+        let mut stream = net.client.enter(connect).expect("thread");
+        let server = ask_on(&mut stream);
+        held.entry(server).or_insert(stream);
+    }
+    held
+}
+
+/// Connections that a server has from the appliance.
+fn connections_at(net: &Net, server: &str) -> usize {
+    let local = format!("src {server}:{HTTP}");
+    let filter = ["-Htn", "state", "established", &local];
+    net.server.run("ss", &filter).expect("ss").lines().count()
+}
+
+#[test]
+fn flows_of_the_downed_and_the_flushed_are_reset_at_both_ends() {
+    let net = Net::new(1);
+    let [a, b, c] = SERVERS4;
+    let servers = SERVERS4.map(|address| nginx(&net, address));
+    let health = format!("[pool.web]\non_down = \"reset\"\n{HEALTH}");
+    let mut edge = net.start(&config(&net, &health));
+    until_up(&net, &[a, b, c]);
+    let mut held = one_each(&net);
+
+    servers[0].signal(Signal::SIGSTOP).expect("stop");
+    let mut of = |server: &str| held.remove(server).expect("one each");
+    let mut waits = of(a);
+    waits.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    assert_eq!(wait_for_end(&mut waits), "connection reset", "while it waits for the answer");
+    let (mut kept, mut flushed) = (of(b), of(c));
+    assert_eq!([ask_on(&mut kept), ask_on(&mut flushed)], [b, c]);
+
+    let name = format!("web/{c}:{HTTP}");
+    let done = net.ask_json(&["drain", "backend", &name, "--flush"]);
+    assert_eq!((done["cut"].as_u64(), done["flows"].as_u64()), (Some(1), Some(0)), "{done}");
+    assert_eq!(wait_for_end(&mut flushed), "connection reset");
+    let ended = wait_for(SOON, "the server's end", || connections_at(&net, c) == 0);
+    assert!(ended.is_ok(), "{}", net.server.run("ss", &["-tn"]).expect("ss"));
+    assert_eq!(ask_on(&mut kept), b, "others' flows are left alone");
+    assert_eq!(who_answers(&net, 10), names(&[b]));
+    assert!(edge.is_running());
+}
+
+/// Asks until backends are out by what their connections have shown.
+fn until_out(net: &Net, wanted: &[&str]) {
+    let mut last = serde_json::Value::Null;
+    let url = format!("http://{VIP4}/");
+    let agreed = wait_for(SOON, "outliers to be taken out", || {
+        let _ = net.client.run("curl", &["-s", "-m", "5", "-o", "/dev/null", &url]);
+        last = net.ask_json(&["show", "pools"]);
+        let backends = last["pools"][0]["backends"].as_array().expect("backends");
+        let out = backends.iter().filter(|b| b["outlier"]["out_secs"].is_number());
+        let out: BTreeSet<&str> = out.filter_map(|b| b["name"].as_str()).collect();
+        let wanted: Vec<String> = wanted.iter().map(|a| format!("{a}:{HTTP}")).collect();
+        out == wanted.iter().map(String::as_str).collect()
+    });
+    assert!(agreed.is_ok(), "{last:#}");
+}
+
+fn outliers(eject: &str) -> String {
+    format!(
+        "[pool.web.outliers]\nfailures = 3\nanswers_min = 4\neject = \"{eject}\"\n\
+         ejected_percent_max = 70\n"
+    )
+}
+
+#[test]
+fn who_refuses_or_fails_is_taken_out_by_its_connections() {
+    let net = Net::new(1);
+    let [a, b, c] = SERVERS4;
+    let servers = SERVERS4.map(|address| nginx(&net, address));
+    let mut edge = net.start(&config(&net, &outliers("1h")).replace("l4-balancer", "llm-edge"));
+    assert_eq!(who_answers(&net, 40), names(&[a, b, c]));
+
+    servers[0].signal(Signal::SIGKILL).expect("kill");
+    until_out(&net, &[a]);
+    h2load(&net);
+    net.write(&format!("sick-{b}"), "");
+    until_out(&net, &[a, b]);
+    assert_eq!(who_answers(&net, 20), names(&[c]));
+    let shown = net.ask(&["show", "pools"]).expect("answer");
+    for part in ["connections in a row failed", "answers were errors", "taken out, tried again"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    assert!(edge.is_running());
+}
+
+#[test]
+fn who_was_taken_out_is_tried_again() {
+    let net = Net::new(1);
+    let [a, b, c] = SERVERS4;
+    let mut servers = SERVERS4.map(|address| nginx(&net, address));
+    let mut edge = net.start(&config(&net, &outliers("1s")));
+    servers[0].signal(Signal::SIGKILL).expect("kill");
+    let url = format!("http://{VIP4}/");
+    let ask = || net.client.run("curl", &["-s", "-m", "5", &url]).unwrap_or_default();
+    let out = wait_for(SOON, "it to be taken out", || {
+        ask();
+        let pools = net.ask_json(&["show", "pools"]);
+        pools["pools"][0]["backends"][0]["outlier"]["ejections"].as_u64() > Some(0)
+    });
+    assert!(out.is_ok(), "{}", net.ask(&["show", "pools"]).expect("answer"));
+    servers[0] = nginx(&net, a);
+    let back = wait_for(SOON, "it to be tried again", || ask().trim() == a);
+    assert!(back.is_ok(), "{}", net.ask(&["show", "pools"]).expect("answer"));
+    assert_eq!(who_answers(&net, 40), names(&[a, b, c]));
     assert!(edge.is_running());
 }
 

@@ -88,6 +88,7 @@ pub enum Command {
     /// Give a backend, a pool, a service or all services no new flows; old ones finish
     #[command(after_help = "Examples:\n  \
         tidegate drain backend gpu/10.0.1.1:8443 --wait\n  \
+        tidegate drain backend gpu/10.0.1.1:8443 --flush\n  \
         tidegate drain service chat\n  \
         tidegate drain appliance --wait\n\n\
         Holds until `undrain` or the end of the process; a reload does not end it. Tells how many \
@@ -95,6 +96,9 @@ pub enum Command {
     Drain {
         #[command(flatten)]
         what: DrainArgs,
+        /// Cut the flows that are left: both ends get a reset
+        #[arg(long)]
+        flush: bool,
         /// Return when no flow is left
         #[arg(long)]
         wait: bool,

@@ -75,13 +75,13 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             show_what(what, limit, &socket, output.json)
         }
         Command::Reload { socket, output } => reload(&socket.socket, output.json),
-        Command::Drain { what, wait, socket, output } => {
+        Command::Drain { what, flush, wait, socket, output } => {
             let target = drain::target(what).map_err(Failure::Usage)?;
-            drain::run(&socket.socket, target, true, wait, output.json)
+            drain::run(&socket.socket, target, true, (wait, flush), output.json)
         }
         Command::Undrain { what, socket, output } => {
             let target = drain::target(what).map_err(Failure::Usage)?;
-            drain::run(&socket.socket, target, false, false, output.json)
+            drain::run(&socket.socket, target, false, (false, false), output.json)
         }
         Command::Stop { socket } => {
             client::ask(&socket.socket, Ask::Stop)?;

@@ -39,12 +39,12 @@ pub fn run(
     socket: &Path,
     target: DrainTarget,
     drained: bool,
-    wait: bool,
+    (wait, mut flush): (bool, bool),
     json: bool,
 ) -> Result<(), Failure> {
     let mut told = None;
     loop {
-        let answer = client::ask(socket, Ask::Drain { target: target.clone(), drained })?;
+        let answer = client::ask(socket, Ask::Drain { target: target.clone(), drained, flush })?;
         let view: DrainView = serde_json::from_value(answer.clone())
             .map_err(|e| Failure::Failed(format!("the appliance is of another version: {e}")))?;
         if !wait || view.flows == 0 {
@@ -58,12 +58,16 @@ pub fn run(
             let _ = writeln!(std::io::stderr(), "{}: flows left: {}", view.target, view.flows);
             told = Some(view.flows);
         }
+        flush = false;
         std::thread::sleep(PROGRESS_EVERY);
     }
 }
 
 fn sentence(view: &DrainView) -> String {
     let DrainView { target, flows, .. } = view;
+    if let (true, Some(cut)) = (view.drained, view.cut) {
+        return format!("{target}: no new flows, {cut} cut, {flows} left\n");
+    }
     match view.drained {
         true => format!("{target}: no new flows, {flows} left\n"),
         false => format!("{target}: no longer drained itself, has {flows} flows\n"),

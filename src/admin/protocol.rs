@@ -46,6 +46,9 @@ pub enum Ask {
     Drain {
         target: DrainTarget,
         drained: bool,
+        /// The flows that are left are cut.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        flush: bool,
     },
     Stop,
 }
@@ -141,7 +144,7 @@ mod tests {
             ),
             (Ask::Reload, r#"{"version":1,"ask":"reload"}"#),
             (
-                Ask::Drain { target: DrainTarget::Pool("gpu".into()), drained: true },
+                Ask::Drain { target: DrainTarget::Pool("gpu".into()), drained: true, flush: false },
                 r#"{"version":1,"ask":{"drain":{"target":{"pool":"gpu"},"drained":true}}}"#,
             ),
             (Ask::Stop, r#"{"version":1,"ask":"stop"}"#),

@@ -209,10 +209,12 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
             Err(Refusal { words, bad_config: true }) => Answer::Refused(words),
             Err(Refusal { words, .. }) => Answer::Error(words),
         },
-        protocol::Ask::Drain { target, drained } => match asker.drain(target, drained).await? {
-            Ok(done) => ok(&done),
-            Err(Refusal { words, .. }) => Answer::Error(words),
-        },
+        protocol::Ask::Drain { target, drained, flush } => {
+            match asker.drain(target, drained, flush).await? {
+                Ok(done) => ok(&done),
+                Err(Refusal { words, .. }) => Answer::Error(words),
+            }
+        }
         protocol::Ask::Stop => {
             asker.stop().await?;
             Answer::Ok(json!({}))

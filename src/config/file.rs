@@ -185,7 +185,30 @@ pub struct FilePool {
     pub balance: Option<FileBalance>,
     pub health: Plain<FileHealth>,
     pub panic_percent: Plain<i64>,
+    pub on_down: Plain<FileOnDown>,
     pub metrics: Plain<FileMetrics>,
+    pub outliers: Plain<FileOutliers>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileOutliers {
+    pub failures: Plain<i64>,
+    pub error_percent: Plain<i64>,
+    pub answers_min: Plain<i64>,
+    pub slower_times: Plain<f64>,
+    pub silent_for: Noted<Duration>,
+    pub window: Noted<Duration>,
+    pub eject: Noted<Duration>,
+    pub eject_max: Noted<Duration>,
+    pub ejected_percent_max: Plain<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileOnDown {
+    Keep,
+    Reset,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -11,6 +11,8 @@ pub struct PoolHealth {
     /// While fewer backends than this share of those with a weight are well, all get new flows.
     /// 0: only where none is.
     pub panic_percent: u8,
+    /// Flows of a backend that goes down are cut.
+    pub cuts_on_down: bool,
 }
 
 /// How the backends of one pool are checked.

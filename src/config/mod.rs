@@ -11,6 +11,7 @@ mod file;
 pub mod health;
 mod load;
 mod meter_atoms;
+pub mod outliers;
 mod rule_atoms;
 mod templates;
 mod tenants;
@@ -46,6 +47,8 @@ pub struct Config {
     pub health: Vec<health::PoolHealth>,
     /// By pool: how engines' metrics are read, where they are.
     pub metrics: Vec<Option<engines::MetricsSpec>>,
+    /// By pool: when backends are taken out by what their connections show.
+    pub outliers: Vec<Option<outliers::OutlierSpec>>,
     /// Ports without an entry are plain FIFOs.
     pub qos: Vec<PortQosSpec>,
     /// Names of all classes, by [`crate::packet::ClassId`].

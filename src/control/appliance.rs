@@ -27,7 +27,9 @@ use crate::worker::command::control_link;
 use crate::worker::handover::RING_PACKETS;
 use crate::worker::offload::{Offload, OffloadRing};
 use crate::worker::spec::{OnFailure, WorkersSpec};
-use crate::worker::{Blueprint, Clock, Handover, Heartbeat, Own, RunnerParts, WorkerThread};
+use crate::worker::{
+    Blueprint, Clock, FlowsOf, Handover, Heartbeat, Own, RunnerParts, WorkerThread,
+};
 
 /// Why the appliance can't start.
 #[derive(Debug, thiserror::Error)]
@@ -246,6 +248,14 @@ impl Appliance {
             tracing::error!(%error, "a route to a VIP could not be withdrawn");
         }
         if announced { self.config.announce.withdraw_wait } else { Duration::ZERO }
+    }
+
+    /// Cuts the flows of backends that have gone down, where their pools say so.
+    pub(super) fn cut_downed(&mut self) {
+        let ends = self.pools.take_downed();
+        if !ends.is_empty() {
+            self.crew.cut(&FlowsOf::backends(ends));
+        }
     }
 
     /// Says when a port's link goes or comes back.

@@ -20,6 +20,8 @@ pub enum Ask {
     /// Drains, or ends it; answered with the flows that are left.
     Drain {
         target: DrainTarget,
+        /// Cuts the flows that are left.
+        flush: bool,
         drained: bool,
         reply: oneshot::Sender<Result<DrainView, Refusal>>,
     },
@@ -76,7 +78,8 @@ impl Asker {
         self.ask(Ask::Reload).await
     }
 
-    /// Gives something no new flows, or new flows again; within, why that can't be.
+    /// Gives something no new flows, or new flows again, and cuts those that are left if `flush`
+    /// says so; within, why that can't be.
     ///
     /// # Errors
     /// [`Gone`].
@@ -84,8 +87,9 @@ impl Asker {
         &self,
         target: DrainTarget,
         drained: bool,
+        flush: bool,
     ) -> Result<Result<DrainView, Refusal>, Gone> {
-        self.ask(|reply| Ask::Drain { target, drained, reply }).await
+        self.ask(|reply| Ask::Drain { target, drained, flush, reply }).await
     }
 
     /// Drains and ends; returns when the interfaces are released.

@@ -9,7 +9,9 @@ use crate::forward::{Routes, Tables};
 use crate::nic::steer::OffloadOrder;
 use crate::observe::{Latencies, SharedStats, Stats};
 use crate::worker::offload::OffloadRing;
-use crate::worker::{Exit, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread};
+use crate::worker::{
+    Exit, FlowCount, FlowsOf, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread,
+};
 
 /// One worker's seat.
 pub struct Seat {
@@ -118,6 +120,13 @@ impl Crew {
     /// Flows that count at a place, on all workers.
     pub fn connections(&self, place: u16) -> u64 {
         self.seats.iter().map(|s| u64::from(s.serving().own_connections(place))).sum()
+    }
+
+    /// Has all cut the flows of some backends or services.
+    pub fn cut(&mut self, of: &FlowsOf) {
+        for seat in &mut self.seats {
+            seat.send(WorkerCommand::CutFlows(Box::new(FlowCount::new(of.clone()))));
+        }
     }
 
     /// Takes what workers told, into `events`, and gives what could not be given before.

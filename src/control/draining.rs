@@ -35,7 +35,12 @@ struct UnderWay {
 }
 
 impl Control {
-    pub(super) fn drain(&mut self, target: DrainTarget, drained: bool, reply: DrainReply) {
+    pub(super) fn drain(
+        &mut self,
+        target: DrainTarget,
+        (drained, flush): (bool, bool),
+        reply: DrainReply,
+    ) {
         let a = &mut self.appliance;
         let of = match flows_of(&a.config, &target) {
             Ok(of) => of,
@@ -48,7 +53,8 @@ impl Control {
             tracing::info!(drained, "{target}");
             a.reweigh();
         }
-        let view = DrainView { target: target.to_string(), drained, flows: 0 };
+        let cut = flush.then_some(0);
+        let view = DrainView { target: target.to_string(), drained, flows: 0, cut };
         match self.draining.now {
             None => self.count(of, view, reply),
             Some(_) if self.draining.waiting.len() < WAITING_MAX => {
@@ -63,6 +69,10 @@ impl Control {
 
     fn count(&mut self, of: FlowsOf, view: DrainView, reply: DrainReply) {
         let a = &mut self.appliance;
+        if view.cut.is_some() {
+            a.crew.cut(&of);
+        }
+        // Each worker counts when it has cut.
         for seat in &mut a.crew.seats {
             seat.send(WorkerCommand::CountFlows(Box::new(FlowCount::new(of.clone()))));
         }
@@ -78,6 +88,19 @@ impl Control {
             && now.awaited.remove(&worker)
         {
             now.view.flows += count.flows;
+        }
+    }
+
+    /// A worker has cut flows: some that were flushed, or those of a backend that is down.
+    pub(super) fn flows_cut(&mut self, worker: u16, cut: &FlowCount) {
+        if let Some(now) = self.draining.now.as_mut().filter(|now| now.of == cut.of)
+            && now.awaited.contains(&worker)
+            && let Some(sum) = &mut now.view.cut
+        {
+            *sum += cut.flows;
+        }
+        if cut.flows > 0 {
+            tracing::info!(worker, flows = cut.flows, "flows cut");
         }
     }
 

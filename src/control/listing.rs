@@ -200,5 +200,6 @@ fn state_text(state: TcpState) -> &'static str {
         TcpState::FinReply => "fin-from-server",
         TcpState::TimeWait => "time-wait",
         TcpState::Reset => "reset",
+        TcpState::Cut => "cut",
     }
 }

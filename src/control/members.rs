@@ -2,7 +2,7 @@
 
 use super::appliance::Appliance;
 use super::pools::Told;
-use super::view::{EngineView, MemberView, PoolView};
+use super::view::{EngineView, MemberView, OutlierView, PoolView};
 use crate::forward::spec::{BackendSpec, Balance, PoolSpec};
 
 pub(super) fn pools(a: &Appliance) -> Vec<PoolView> {
@@ -32,6 +32,11 @@ fn member(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> Memb
         first_record_peak_ms: peak.map(|us| f64::from(us) / 1e3),
         drained: a.pools.drained.backend(pool, b),
         up: a.pools.health(pool, b).map(super::pools::Health::is_up),
+        outlier: a.pools.outlier(pool, b).map(|o| OutlierView {
+            out_secs: o.left(now).map(|left| left.as_secs_f64()),
+            ejections: o.ejections,
+            reason: o.reason.clone(),
+        }),
         engine: a.pools.told(pool, b).map(|told| engine(a, told)),
     }
 }

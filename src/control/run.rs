@@ -137,7 +137,9 @@ impl Control {
                     Ask::Overview(reply) => drop(reply.send(self.overview())),
                     Ask::Flows { limit, reply } => self.list_flows(limit, reply),
                     Ask::Reload(reply) => self.reload(Some(reply)),
-                    Ask::Drain { target, drained, reply } => self.drain(target, drained, reply),
+                    Ask::Drain { target, drained, flush, reply } => {
+                        self.drain(target, (drained, flush), reply);
+                    }
                     Ask::Stop(reply) => return Ok(End::Asked(reply)),
                 },
             }
@@ -157,6 +159,7 @@ impl Control {
                 WorkerEvent::OldRoutes(routes) => drop(routes),
                 WorkerEvent::OldTables(tables) => drop(tables),
                 WorkerEvent::Counted(count) => self.flows_counted(worker, &count),
+                WorkerEvent::Cut(count) => self.flows_cut(worker, &count),
                 WorkerEvent::Flows(list) => self.flows_listed(worker, list),
                 WorkerEvent::Classes(at, rows) => self.classes.take(worker, at, rows),
                 WorkerEvent::Wanted(port, addr) => self.wanted(port, addr)?,
@@ -165,7 +168,11 @@ impl Control {
         self.events = events;
         self.obey_orders();
         let a = &mut self.appliance;
-        a.pools.share_counts(a.clock.now(), &a.crew);
+        let now = a.clock.now();
+        a.pools.share_counts(now, &a.crew);
+        if a.pools.look_for_outliers(now, &a.config, &a.crew) {
+            a.reweigh();
+        }
         self.check_take_over();
         self.check_listing();
         self.check_draining();
@@ -226,6 +233,7 @@ impl Control {
             next = a.pools.prober.waiting();
         }
         a.reweigh();
+        a.cut_downed();
     }
 
     /// Takes in what an engine has told.

@@ -150,8 +150,21 @@ pub struct MemberView {
     pub drained: bool,
     /// `None` where it is not checked.
     pub up: Option<bool>,
+    /// Taken out by what its connections have shown; `None` where those are not looked at.
+    pub outlier: Option<OutlierView>,
     /// `None` where the metrics of its engine are not read.
     pub engine: Option<EngineView>,
+}
+
+/// Whether a backend was taken out by what its connections have shown.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutlierView {
+    /// Until it is tried again; `None`: it is in use.
+    pub out_secs: Option<f64>,
+    /// Times in a row that it was taken out.
+    pub ejections: u32,
+    /// Why, the last time.
+    pub reason: Option<String>,
 }
 
 /// What an inference engine has told of itself.
@@ -320,6 +333,8 @@ pub struct DrainView {
     pub drained: bool,
     /// Flows that it still serves; those of connections that have ended are not counted.
     pub flows: u64,
+    /// Flows that were cut, where that was asked for.
+    pub cut: Option<u64>,
 }
 
 /// What a reload did.

@@ -137,6 +137,10 @@ impl Flow {
         self.hop[direction as usize] = hop;
     }
 
+    pub(super) fn forget_hops(&mut self) {
+        self.hop = [UNKNOWN_HOP; 2];
+    }
+
     /// What rewriting a packet of one direction changes of its checksums.
     #[inline(always)]
     pub fn sum_change(&self, direction: Direction) -> SumChange {

@@ -13,6 +13,8 @@ use crate::base::Nanos;
 pub const PLACES_MAX: usize = NONE_U16 as usize;
 /// Places whose memory is taken together.
 const CHUNK: usize = 256;
+/// Statuses from here on are the server's fault (RFC 9110, section 15.6).
+const STATUS_ERROR: u16 = 500;
 /// How long a peak of the time to first answers is remembered: after as long half of it is left.
 const FADES_MS: u64 = 10_000;
 const CHUNKS_MAX: usize = PLACES_MAX.div_ceil(CHUNK);
@@ -40,6 +42,14 @@ struct Seen {
     connections: AtomicU32,
     /// A [`Peak`].
     peak: AtomicU64,
+    /// As [`Tally`] has them.
+    taken: AtomicU32,
+    failed: AtomicU32,
+    asked: AtomicU32,
+    firsts: AtomicU32,
+    firsts_us: AtomicU64,
+    answers: AtomicU32,
+    errors: AtomicU32,
 }
 
 /// Written by the control plane.
@@ -50,6 +60,23 @@ struct Told {
     requests_unseen: AtomicI32,
     price: AtomicU32,
     peak_us: AtomicU32,
+}
+
+/// What became of a backend's connections and requests, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Connections that it took.
+    pub taken: u64,
+    /// That it refused, and first packets sent again for want of an answer.
+    pub failed: u64,
+    /// Requests that were timed, and of those the ones whose answer has begun.
+    pub asked: u64,
+    pub firsts: u64,
+    /// Times to those, in sum.
+    pub firsts_us: u64,
+    /// Answers in the clear, and of those the ones with a status of 500 and more.
+    pub answers: u64,
+    pub errors: u64,
 }
 
 /// The time to first answers: rises at once with a longer one, and forgets it slowly.
@@ -150,6 +177,59 @@ impl Serving {
         let Some(place) = self.at(place) else { return };
         let peak = Peak::from_word(place.seen.peak.load(Ordering::Relaxed));
         place.seen.peak.store(peak.after(now, ns).word(), Ordering::Relaxed);
+        change(&place.seen.firsts, |n| n.wrapping_add(1));
+        let sum = place.seen.firsts_us.load(Ordering::Relaxed);
+        place.seen.firsts_us.store(sum.wrapping_add(ns / 1_000), Ordering::Relaxed);
+    }
+
+    /// It took a connection.
+    #[inline]
+    pub fn took(&self, place: u16) {
+        self.count(place, |seen| &seen.taken);
+    }
+
+    /// It refused one, or did not answer.
+    #[inline]
+    pub fn failed(&self, place: u16) {
+        self.count(place, |seen| &seen.failed);
+    }
+
+    /// It was asked something.
+    #[inline]
+    pub fn asked(&self, place: u16) {
+        self.count(place, |seen| &seen.asked);
+    }
+
+    /// It gave an answer with this status.
+    #[inline]
+    pub fn gave(&self, place: u16, status: u16) {
+        self.count(place, |seen| &seen.answers);
+        if status >= STATUS_ERROR {
+            self.count(place, |seen| &seen.errors);
+        }
+    }
+
+    /// What became of its connections and requests on this worker. Each count starts again at
+    /// 2^32, which looks like nothing new once.
+    pub fn tally(&self, place: u16) -> Tally {
+        let Some(Place { seen, .. }) = self.at(place) else { return Tally::default() };
+        let of = |cell: &AtomicU32| u64::from(cell.load(Ordering::Relaxed));
+        Tally {
+            taken: of(&seen.taken),
+            failed: of(&seen.failed),
+            asked: of(&seen.asked),
+            firsts: of(&seen.firsts),
+            firsts_us: seen.firsts_us.load(Ordering::Relaxed),
+            answers: of(&seen.answers),
+            errors: of(&seen.errors),
+        }
+    }
+
+    #[inline]
+    fn count(&self, place: u16, cell: impl Fn(&Seen) -> &AtomicU32) {
+        if let Some(place) = self.at(place) {
+            change(cell(&place.seen), |n| n.wrapping_add(1));
+        }
     }
 
     /// A flow begins.
@@ -175,6 +255,30 @@ impl Serving {
         }
         let place = usize::from(place);
         self.chunks.get(place / CHUNK)?.get()?.get(place % CHUNK)
+    }
+}
+
+impl Tally {
+    /// What has come since an earlier look.
+    pub fn less(&self, before: &Tally) -> Tally {
+        self.with(before, u64::saturating_sub)
+    }
+
+    /// The sum of two.
+    pub fn and(&self, other: &Tally) -> Tally {
+        self.with(other, u64::saturating_add)
+    }
+
+    fn with(&self, other: &Tally, op: impl Fn(u64, u64) -> u64) -> Tally {
+        Tally {
+            taken: op(self.taken, other.taken),
+            failed: op(self.failed, other.failed),
+            asked: op(self.asked, other.asked),
+            firsts: op(self.firsts, other.firsts),
+            firsts_us: op(self.firsts_us, other.firsts_us),
+            answers: op(self.answers, other.answers),
+            errors: op(self.errors, other.errors),
+        }
     }
 }
 

@@ -387,12 +387,25 @@ impl FlowTable {
         &mut self.flows[r.0 as usize]
     }
 
+    /// Ends a flow from our side: packets of it find no next hop any more.
+    pub fn cut(&mut self, now: Nanos, r: FlowRef) {
+        let flow = &mut self.flows[r.0 as usize];
+        flow.forget_hops();
+        flow.last_seen = tick(now);
+        self.change_state(r.0, TcpState::Cut);
+    }
+
     /// The state after a packet that may change it.
     #[inline(never)]
     fn advance(&mut self, at: u32, meta: &PacketMeta) {
         let flow = &self.flows[at as usize];
         let (before, tcp) = (flow.tcp, flow.key[0].proto == TCP);
         let after = before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key());
+        match before.taken(after, meta.tcp_flags, meta.direction) {
+            Some(true) => self.serving.took(flow.backend),
+            Some(false) => self.serving.failed(flow.backend),
+            None => {}
+        }
         if after != before {
             self.change_state(at, after);
         }
@@ -432,7 +445,7 @@ impl FlowTable {
             TcpState::OneWay => t.one_way.min(flow.idle),
             TcpState::Established => flow.idle,
             TcpState::FinForward | TcpState::FinReply => t.closing.min(flow.idle),
-            TcpState::Vacant | TcpState::TimeWait | TcpState::Reset => t.closed,
+            TcpState::Vacant | TcpState::TimeWait | TcpState::Reset | TcpState::Cut => t.closed,
         };
         flow.last_seen.saturating_add(idle)
     }

@@ -31,6 +31,8 @@ pub enum TcpState {
     TimeWait,
     /// A RST was seen.
     Reset,
+    /// We have ended it: whoever sends more is told so.
+    Cut,
 }
 
 impl TcpState {
@@ -51,7 +53,7 @@ impl TcpState {
     /// Both sides have closed, or one has reset.
     #[inline]
     pub fn has_ended(self) -> bool {
-        matches!(self, TcpState::TimeWait | TcpState::Reset)
+        matches!(self, TcpState::TimeWait | TcpState::Reset | TcpState::Cut)
     }
 
     /// The state after one more packet. `answers_seen` is false for flows whose answers take
@@ -59,6 +61,9 @@ impl TcpState {
     #[inline]
     pub fn after(self, tcp: bool, flags: u8, direction: Direction, answers_seen: bool) -> TcpState {
         use TcpState::*;
+        if self == Cut {
+            return Cut;
+        }
         if !tcp {
             return match (self, direction) {
                 (OneWay, Direction::Reply) => Established,
@@ -73,7 +78,7 @@ impl TcpState {
         match self {
             // The client opens a new connection from the port of one that has ended.
             TimeWait | Reset if opening && forward => SynSent,
-            Vacant | TimeWait | Reset => self,
+            Vacant | TimeWait | Reset | Cut => self,
             SynSent if !forward && flags & (SYN | ACK) == SYN | ACK => SynReceived,
             SynSent if forward && !answers_seen && flags & (SYN | ACK) == ACK => {
                 Established.fin(flags, true)
@@ -82,6 +87,20 @@ impl TcpState {
             SynSent | SynReceived => self,
             OneWay if !forward => Established.fin(flags, false),
             OneWay | Established | FinForward | FinReply => self.fin(flags, forward),
+        }
+    }
+
+    /// What a packet that led from one state to another says of the server: whether it took the
+    /// connection or not. `None`: nothing new.
+    pub fn taken(self, after: TcpState, flags: u8, direction: Direction) -> Option<bool> {
+        use TcpState::*;
+        let opening = flags & (SYN | ACK) == SYN;
+        match (self, after, direction) {
+            (SynSent, Reset, Direction::Reply) => Some(false),
+            // The SYN comes again: it was not answered for a second and more.
+            (SynSent, SynSent, Direction::Forward) if opening => Some(false),
+            (SynSent, SynReceived | Established, _) | (OneWay, Established, _) => Some(true),
+            _ => None,
         }
     }
 
@@ -104,6 +123,23 @@ mod tests {
     use super::*;
     use Direction::{Forward, Reply};
     use TcpState::*;
+
+    #[test]
+    fn servers_take_connections_or_do_not() {
+        for (before, flags, direction, wanted) in [
+            (SynSent, SYN | ACK, Reply, Some(true)),
+            (SynSent, RST | ACK, Reply, Some(false)),
+            (SynSent, RST, Forward, None),
+            (SynSent, SYN, Forward, Some(false)),
+            (OneWay, SYN | ACK, Reply, Some(true)),
+            (SynReceived, ACK, Forward, None),
+            (Established, RST, Reply, None),
+            (TimeWait, SYN, Forward, None),
+        ] {
+            let after = before.after(true, flags, direction, true);
+            assert_eq!(before.taken(after, flags, direction), wanted, "{before:?} {flags:02x}");
+        }
+    }
 
     /// Flags and direction of each packet, and the state after it.
     type Life = &'static [(u8, Direction, TcpState)];

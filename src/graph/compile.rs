@@ -8,13 +8,14 @@ use super::stages::inspect::{self, Inspect, InspectLimits};
 use super::stages::meter::Meter;
 use super::stages::mirror::mirror_leaving;
 use super::stages::route::Route;
+use super::stages::severing::cut;
 use super::stages::splice::{Splice, SpliceLimits};
 use super::stages::tap::Tap;
 use super::stages::timing::Timing;
 use super::stages::trust::Trust;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind, Names};
-use crate::packet::{Batch, PortId, tcp};
+use crate::packet::{Batch, FlowRef, PortId, tcp};
 
 /// Stages in order, with all memory they need. One match a stage and batch: no vtable.
 pub struct Pipeline {
@@ -92,6 +93,28 @@ impl Pipeline {
                 _ => {}
             }
         }
+    }
+
+    /// Cuts a flow of a service. A connection goes with a reset to both ends; what is no connection,
+    /// or none yet, is forgotten, so that its next packet finds another backend. `false`: it is being
+    /// bound, which ends by itself.
+    pub fn cut(&mut self, cx: &mut Cx<'_>, at: FlowRef) -> bool {
+        let binding = |stage: &StageKind| match stage {
+            StageKind::Balance(balance) => balance.is_binding(at),
+            _ => false,
+        };
+        let flow = cx.flows.get(at);
+        if self.stages.iter().any(binding) {
+            return false;
+        }
+        if flow.key[0].proto == tcp::PROTOCOL && !flow.tcp.is_half_open() {
+            cut(cx, at);
+        } else {
+            self.forget(flow, cx.flows.seed());
+            cx.flows.remove(at);
+        }
+        cx.counters.flows_cut += 1;
+        true
     }
 
     /// Does what is due without a packet: what is made goes to `cx.replies`.

@@ -157,6 +157,12 @@ impl AnswerTimer {
         self.owner
     }
 
+    /// Whether a request waits for its answer.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        self.state == State::Asked
+    }
+
     /// Whether the byte with this sequence number was passed already.
     pub fn has_passed(&self, direction: Direction, seq: u32) -> bool {
         let way = &self.ways[direction as usize];

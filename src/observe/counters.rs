@@ -52,6 +52,8 @@ counters! {
     tx_packets,
     /// Bytes given to ports, without FCS.
     tx_bytes,
+    /// Flows cut, because their backend is down or they were flushed.
+    flows_cut,
     /// Packets made here: answers such as ICMP errors.
     created,
     /// ICMP and ICMPv6 errors sent; part of `created`.

@@ -90,6 +90,8 @@ drop_reasons! {
     BackendsFull = "backends_full",
     /// A new flow of a service that is being drained.
     ServiceDrained = "service_drained",
+    /// A packet of a flow that was cut: its backend is down, or its flows were flushed.
+    FlowCut = "flow_cut",
     /// All source ports of the worker's slice toward this backend are taken.
     NatPortsExhausted = "nat_ports_exhausted",
     /// No route to the destination; of transit, an ICMP answer was sent unless the rate limit

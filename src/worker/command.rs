@@ -44,6 +44,8 @@ pub enum WorkerCommand {
     ListClasses(Vec<ClassRow>),
     /// Answered by [`WorkerEvent::Counted`].
     CountFlows(Box<FlowCount>),
+    /// Answered by [`WorkerEvent::Cut`].
+    CutFlows(Box<FlowCount>),
     /// Receive nothing more, send what waits until the deadline, then end.
     Stop { deadline: Nanos },
 }
@@ -60,6 +62,8 @@ pub enum WorkerEvent {
     /// And when they were listed.
     Classes(Nanos, Vec<ClassRow>),
     Counted(Box<FlowCount>),
+    /// How many were cut.
+    Cut(Box<FlowCount>),
     /// A packet waits for this neighbour: have the kernel resolve it.
     Wanted(PortId, Addr),
 }
@@ -146,6 +150,8 @@ pub struct ControlLink {
     listing: Option<FlowList>,
     /// A count of flows under way.
     pub(super) counting: Option<Box<FlowCount>>,
+    /// Flows that are being cut.
+    pub(super) cutting: Option<Box<FlowCount>>,
 }
 
 /// The control plane's end.
@@ -167,7 +173,7 @@ pub fn control_link(waker: Option<Waker>) -> (ControlLink, WorkerLink) {
         events: ArrayQueue::new(EVENTS_MAX),
     });
     (
-        ControlLink { rings: Arc::clone(&rings), listing: None, counting: None },
+        ControlLink { rings: Arc::clone(&rings), listing: None, counting: None, cutting: None },
         WorkerLink { rings, waker },
     )
 }
@@ -191,7 +197,12 @@ impl WorkerLink {
 
 impl ControlLink {
     pub fn is_called(&self) -> bool {
-        !self.rings.commands.is_empty() || self.listing.is_some() || self.counting.is_some()
+        !self.rings.commands.is_empty() || self.is_busy()
+    }
+
+    /// What was asked is under way: the next question waits.
+    fn is_busy(&self) -> bool {
+        self.listing.is_some() || self.counting.is_some() || self.cutting.is_some()
     }
 
     /// Room for one more event, so that whatever a command replaces can go back.
@@ -223,9 +234,10 @@ impl<P: Port> Worker<P> {
     fn obey_commands(&mut self, now: Nanos) {
         self.list_flows();
         self.count_flows();
+        self.cut_flows(now);
         for _ in 0..COMMANDS_A_TURN {
             let control = &self.parts.control;
-            if !control.has_room(0) || control.listing.is_some() || control.counting.is_some() {
+            if !control.has_room(0) || control.is_busy() {
                 return;
             }
             let Some(command) = self.parts.control.rings.commands.pop() else { return };
@@ -240,6 +252,11 @@ impl<P: Port> Worker<P> {
                     (count.cursor, count.flows) = (0, 0);
                     self.parts.control.counting = Some(count);
                     self.count_flows();
+                }
+                WorkerCommand::CutFlows(mut cut) => {
+                    (cut.cursor, cut.flows) = (0, 0);
+                    self.parts.control.cutting = Some(cut);
+                    self.cut_flows(now);
                 }
                 WorkerCommand::ListFlows(mut list) => {
                     list.rows.clear();

@@ -3,7 +3,7 @@
 use super::command::WorkerEvent;
 use super::turn::Worker;
 use crate::base::Addr;
-use crate::flow::{Flow, FlowKind, TcpState};
+use crate::flow::{Flow, FlowKind};
 use crate::nic::Port;
 use crate::packet::FlowRef;
 
@@ -53,9 +53,7 @@ impl FlowsOf {
     /// Connections that both sides have ended, or one has reset, are no longer counted: they are
     /// kept for late packets only.
     pub fn has(&self, flow: &Flow) -> bool {
-        if flow.kind == FlowKind::Transit
-            || matches!(flow.tcp, TcpState::TimeWait | TcpState::Reset)
-        {
+        if flow.kind == FlowKind::Transit || flow.tcp.has_ended() {
             return false;
         }
         let [client, server] = &flow.key;

@@ -4,6 +4,7 @@ pub mod build;
 pub mod clock;
 pub mod command;
 pub mod count;
+mod cut;
 pub mod egress;
 pub mod handover;
 pub mod offload;

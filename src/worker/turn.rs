@@ -61,11 +61,11 @@ pub struct Worker<P> {
     /// What follows a SYN of its own batch.
     later: Vec<Packet>,
     received: Vec<Frame>,
-    replies: Vec<Packet>,
-    copies: Copies,
+    pub(super) replies: Vec<Packet>,
+    pub(super) copies: Copies,
     pub(super) unparked: Vec<Packet>,
     port_gauges: Vec<PortGauges>,
-    offload: Option<Box<Offload>>,
+    pub(super) offload: Option<Box<Offload>>,
     timers_at: Nanos,
     publish_at: Nanos,
     polls: u64,
@@ -328,7 +328,7 @@ impl<P: Port> Worker<P> {
 impl<P: Port> WorkerParts<P> {
     /// What stages work with, and the stages.
     #[inline(always)]
-    fn lend<'a>(
+    pub(super) fn lend<'a>(
         &'a mut self,
         now: Nanos,
         arena: &'a Arena,
@@ -368,7 +368,7 @@ impl<P: Port> WorkerParts<P> {
     }
 
     #[inline]
-    fn send_made(&mut self, now: Nanos, counters: &mut Counters, made: &mut Vec<Packet>) {
+    pub(super) fn send_made((&mut self, now: Nanos, counters: &mut Counters, made: &mut Vec<Packet>) {
         counters.created += made.len() as u64;
         for Packet { frame, meta } in made.drain(..) {
             self.dispatch(now, counters, frame, &meta);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::or_none;
+use super::{duration, or_none};
 use crate::admin::table::{Table, grouped};
 use crate::control::view::{EngineView, MemberView, PoolView};
 
@@ -40,8 +40,10 @@ pub(super) fn pools(all: &[PoolView]) -> String {
                 of(|e| e.cache).map_or("-".to_string(), share),
                 state(pool, b),
             ]);
-            if let Some(EngineView { error: Some(error), .. }) = &b.engine {
-                let _ = writeln!(errors, "{}/{}: {error}", pool.name, b.name);
+            let error = b.engine.as_ref().and_then(|e| e.error.as_ref());
+            let out = b.outlier.as_ref().filter(|o| o.out_secs.is_some());
+            for why in out.and_then(|o| o.reason.as_ref()).into_iter().chain(error) {
+                let _ = writeln!(errors, "{}/{}: {why}", pool.name, b.name);
             }
         }
     }
@@ -73,6 +75,8 @@ fn state(pool: &PoolView, b: &MemberView) -> String {
         (false, true) => "down, in use for want of others".to_string(),
         (false, false) => "down".to_string(),
     });
+    let out = b.outlier.as_ref().and_then(|o| o.out_secs);
+    let out = out.map(|secs| format!("taken out, tried again in {}", duration(secs as u64)));
     let drained = b.drained.then(|| "drained".to_string());
     let full = b.max_connections.is_some_and(|most| b.connections >= u64::from(most));
     let full = full.then(|| "full".to_string());
@@ -81,13 +85,15 @@ fn state(pool: &PoolView, b: &MemberView) -> String {
         (Some(name), Some(age)) => format!("{name} {age:.1} s ago"),
         _ => "no metrics yet".to_string(),
     });
-    let all: Vec<_> = health.into_iter().chain(drained).chain(full).chain(engine).collect();
+    let all: Vec<_> =
+        health.into_iter().chain(out).chain(drained).chain(full).chain(engine).collect();
     if all.is_empty() { "-".to_string() } else { all.join(", ") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::view::OutlierView;
 
     #[test]
     fn a_pool_shows_what_its_backends_are_chosen_by() {
@@ -114,6 +120,11 @@ mod tests {
             weight: 1,
             up: Some(false),
             first_record_peak_ms: Some(81.27),
+            outlier: Some(OutlierView {
+                out_secs: Some(61.0),
+                ejections: 2,
+                reason: Some("5 connections in a row failed".into()),
+            }),
             engine: Some(EngineView { age_secs: Some(9.0), ..gone }),
             ..MemberView::default()
         };
@@ -127,7 +138,9 @@ mod tests {
         for part in ["2 of 2", "12", "44%", "full, vLLM 0.4 s ago", "0 of 1", "81.3"] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(text.contains("down, vLLM silent for 9 s"), "{text}");
+        let state = "down, taken out, tried again in 1m 1s, vLLM silent for 9 s";
+        assert!(text.contains(state), "{text}");
+        assert!(text.contains("gpu/b: 5 connections in a row failed"), "{text}");
         assert!(text.ends_with("gpu/b: connect: refused\n"), "{text}");
         assert_eq!(pools(&[]), "no pools\n");
     }

@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 use toml::Spanned;
 
 use super::{Build, show};
-use crate::config::file::{FileCheck, FileConfig, FileHealth};
+use crate::config::file::{FileCheck, FileConfig, FileHealth, FileOnDown};
 use crate::config::health::{Check, HealthSpec, HttpCheck, PoolHealth, TlsCheck};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -28,10 +28,18 @@ pub fn health(b: &mut Build<'_>, file: &FileConfig) -> Vec<PoolHealth> {
     for (_, pool) in &file.pool.0 {
         let pool = pool.get_ref();
         let check = pool.health.as_ref().and_then(|table| spec(b, table));
-        if let (Some(percent), None) = (&pool.panic_percent, &pool.health) {
-            b.error(&percent.span(), "`panic_percent` means nothing without a `health` table");
+        let judged = pool.health.is_some() || pool.outliers.is_some();
+        if let (Some(percent), false) = (&pool.panic_percent, judged) {
+            let what = "`panic_percent` means nothing without a `health` or an `outliers` table";
+            b.error(&percent.span(), what);
         }
-        all.push(PoolHealth { check, panic_percent: b.number(&pool.panic_percent, 0..=100, 0) });
+        if let (Some(on_down), None) = (&pool.on_down, &pool.health) {
+            b.error(&on_down.span(), "`on_down` means nothing without a `health` table");
+        }
+        let on_down = pool.on_down.as_ref().map(|d| *d.get_ref());
+        let cuts_on_down = on_down == Some(FileOnDown::Reset);
+        let panic_percent = b.number(&pool.panic_percent, 0..=100, 0);
+        all.push(PoolHealth { check, panic_percent, cuts_on_down });
     }
     all
 }

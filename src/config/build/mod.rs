@@ -11,6 +11,7 @@ mod forward;
 mod health;
 mod leaf;
 mod meters;
+mod outliers;
 mod ports;
 mod qos;
 mod rule;
@@ -47,6 +48,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let health = health::health(b, file);
     tenants::check(b, file);
     let metrics = engines::metrics(b, file);
+    let outliers = outliers::outliers(b, file);
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let catalogue = catalogue(b, file);
     let (rules, names) = rules::rules(b, file, classes, (&catalogue, &ports));
@@ -60,6 +62,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         forward,
         health,
         metrics,
+        outliers,
         qos,
         class_names: names.classes.into_names(),
         rules,

@@ -2,8 +2,10 @@
 
 mod counts;
 pub mod drained;
+mod ejecting;
 mod engines;
 mod health;
+mod outliers;
 mod places;
 mod probe;
 mod prober;
@@ -25,6 +27,7 @@ pub use scraper::{Scraped, Scraper};
 pub use told::Told;
 
 use counts::Counts;
+use ejecting::Outliers;
 use health::WHOLE;
 use places::Places;
 use told::AllTold;
@@ -42,6 +45,9 @@ pub struct Pools {
     health: BTreeMap<BackendKey, Health>,
     places: Places,
     counts: Counts,
+    outliers: Outliers,
+    /// Backends that have gone down and whose flows are to be cut.
+    downed: Vec<(Addr, u16)>,
     /// What the workers have.
     applied: Standing,
 }
@@ -67,6 +73,8 @@ impl Pools {
             health: BTreeMap::new(),
             places: Places::default(),
             counts: Counts::default(),
+            outliers: Outliers::default(),
+            downed: Vec::new(),
             applied: Standing::default(),
         };
         pools.set_config(config, |_| false);
@@ -85,6 +93,7 @@ impl Pools {
         }
         self.prober.set_config(config);
         self.scraper.set_config(config);
+        self.outliers.set_config(config);
         let known: BTreeSet<BackendKey> =
             all(config).map(|(pool, backend)| key(pool, backend)).collect();
         self.told.retain(|key, _| known.contains(key));
@@ -108,12 +117,20 @@ impl Pools {
             Some(Change::Down) => {
                 let error = health.error.as_deref().unwrap_or_default();
                 tracing::warn!(pool, backend = name, error, "backend down");
+                if config.health.get(usize::from(of.id.0)).is_some_and(|h| h.cuts_on_down) {
+                    self.downed.push((backend.addr, backend.port));
+                }
             }
             Some(Change::Up) => {
                 tracing::info!(pool, backend = name, flaps = health.flaps(), "backend up");
             }
             None => {}
         }
+    }
+
+    /// Ends whose flows are to be cut; told once.
+    pub fn take_downed(&mut self) -> Vec<(Addr, u16)> {
+        std::mem::take(&mut self.downed)
     }
 
     /// The state of a backend that is checked.
@@ -192,17 +209,20 @@ impl Pools {
     fn standing(&self, now: Nanos, config: &Config) -> Standing {
         let mut standing = Standing::default();
         for (i, pool) in config.forward.pools.iter().enumerate() {
-            let mut shares: Vec<u32> = vec![WHOLE; pool.backends.len()];
-            if let Some(health) = config.health.get(i)
-                && let Some(spec) = &health.check
-            {
-                let of = |b| self.health(pool, b).filter(|h| h.is_up());
-                let share = |b| of(b).map_or(0, |h| h.share(now, spec));
-                shares = pool.backends.iter().map(share).collect();
-                if self.panics(pool, &shares, health.panic_percent) {
-                    shares.fill(WHOLE);
-                    standing.panicking.insert(pool.name.clone());
+            let health = config.health.get(i);
+            let check = health.and_then(|h| h.check.as_ref());
+            let checked = |b| match check {
+                Some(spec) => {
+                    let up = self.health(pool, b).filter(|h| h.is_up());
+                    up.map_or(0, |h| h.share(now, spec))
                 }
+                None => WHOLE,
+            };
+            let share = |b| if self.outliers.is_out(&key(pool, b)) { 0 } else { checked(b) };
+            let mut shares: Vec<u32> = pool.backends.iter().map(share).collect();
+            if self.panics(pool, &shares, health.map_or(0, |h| h.panic_percent)) {
+                shares.fill(WHOLE);
+                standing.panicking.insert(pool.name.clone());
             }
             standing.weights.push(self.weights(pool, &shares));
         }
@@ -214,10 +234,18 @@ impl Pools {
 
     /// Whether too few of those that may get flows are well.
     fn panics(&self, pool: &PoolSpec, shares: &[u32], percent: u8) -> bool {
-        let may = |b: &BackendSpec| b.weight > 0 && !self.drained.backend(pool, b);
-        let all = pool.backends.iter().filter(|b| may(b)).count();
-        let well = pool.backends.iter().zip(shares).filter(|(b, s)| may(b) && **s > 0).count();
-        all > 0 && (well == 0 || well * 100 < usize::from(percent) * all)
+        // By priority: how many may get flows, and how many of those are well.
+        let mut groups: BTreeMap<u8, (usize, usize)> = BTreeMap::new();
+        for (b, share) in pool.backends.iter().zip(shares) {
+            if b.weight > 0 && !self.drained.backend(pool, b) {
+                let (all, well) = groups.entry(b.priority).or_default();
+                (*all, *well) = (*all + 1, *well + usize::from(*share > 0));
+            }
+        }
+        // One group that can stand is enough.
+        let fails =
+            |(all, well): &(usize, usize)| *well == 0 || well * 100 < usize::from(percent) * all;
+        !groups.is_empty() && groups.values().all(fails)
     }
 
     fn weights(&self, pool: &PoolSpec, shares: &[u32]) -> Vec<u16> {

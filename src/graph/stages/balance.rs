@@ -1,9 +1,10 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
+use super::severing::severed;
 use super::splice::Splice;
 use crate::base::Seed;
-use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow};
+use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow, TcpState};
 use crate::forward::spec::ForwardMode;
 use crate::forward::{Backend, Choosing, Service, nat};
 use crate::graph::{Cx, Stage};
@@ -45,6 +46,11 @@ impl Balance {
         if let Some(splice) = &mut self.splice {
             splice.forget(flow, seed);
         }
+    }
+
+    /// Whether the flow's connection is being bound: it is ended by its own rules.
+    pub fn is_binding(&self, flow: FlowRef) -> bool {
+        self.splice.as_ref().is_some_and(|splice| splice.is_binding(flow))
     }
 
     /// Does what is due.
@@ -139,6 +145,9 @@ fn forward_anew(
 ) -> Result<(), DropReason> {
     let direction = packet.meta.direction;
     let known = cx.flows.get_mut(flow);
+    if known.tcp == TcpState::Cut {
+        return Err(severed(cx, packet, flow));
+    }
     let target = known.key[direction.flip() as usize].src;
     let way = way_of_flow(&cx.snapshot.routes, known, direction, target)?;
     translate(cx, packet, flow, way.hop, edit)?;

@@ -32,7 +32,7 @@ pub(super) fn end_connection(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>) {
 }
 
 /// As a host answers that knows of no such connection (RFC 9293, section 3.10.7.1).
-fn answer(cx: &mut Cx<'_>, packet: PacketRef<'_>) {
+pub(super) fn answer(cx: &mut Cx<'_>, packet: PacketRef<'_>) {
     let meta = packet.meta;
     let segment = match meta.tcp_flags & ACK {
         0 => Segment {

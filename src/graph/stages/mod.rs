@@ -10,6 +10,7 @@ pub mod mirror;
 #[cfg(test)]
 mod rig;
 pub mod route;
+pub mod severing;
 pub mod splice;
 pub mod tap;
 pub mod timing;

@@ -7,7 +7,7 @@ use crate::flow::{Flow, FlowKind};
 use crate::graph::{Cx, Stage};
 use crate::inspect::timing::{AnswerTimer, Heard};
 use crate::observe::latency::{Latencies, Measure, Series};
-use crate::packet::{Batch, FlowKey, PacketFlags, PacketMeta, Verdict, tcp};
+use crate::packet::{Batch, Direction, FlowKey, PacketFlags, PacketMeta, Verdict, tcp};
 
 /// A connection that is quiet for this long gives its place to another that needs it.
 const QUIET_NS_MAX: u64 = 10_000_000_000;
@@ -40,21 +40,35 @@ impl Timing {
         }
     }
 
+    /// What the packet tells, and whether it begins a request.
     #[inline]
-    fn look(&mut self, flow: &Flow, now: Nanos, meta: &PacketMeta, payload: &[u8]) -> Heard {
+    fn look(
+        &mut self,
+        flow: &Flow,
+        now: Nanos,
+        meta: &PacketMeta,
+        payload: &[u8],
+    ) -> (Heard, bool) {
         let place = &mut self.places[meta.flow.0 as usize & self.mask];
         let owner = owner(&flow.key[0]);
         let hello = payload.first() == Some(&HELLO.0) && payload.get(5) == Some(&HELLO.1);
-        match &mut place.0 {
+        let before = place.is_asked();
+        let heard = match &mut place.0 {
             Some(timer) if timer.owner() == owner && !hello => {
                 timer.feed(meta.direction, now, meta.tcp_seq, payload)
             }
             _ => place.begin(owner, now, meta, payload, hello),
-        }
+        };
+        (heard, meta.direction == Direction::Forward && !before && place.is_asked())
     }
 }
 
 impl Place {
+    #[inline]
+    fn is_asked(&self) -> bool {
+        self.0.as_ref().is_some_and(AnswerTimer::is_asked)
+    }
+
     /// A segment of a flow that has no timer, or that begins anew.
     fn begin(
         &mut self,
@@ -106,7 +120,11 @@ impl Stage for Timing {
             let bytes = packet.frame.bytes(cx.arena);
             let payload = bytes.get(usize::from(meta.payload)..usize::from(meta.end));
             let flow = cx.flows.get(meta.flow);
-            match self.look(flow, cx.now, meta, payload.unwrap_or_default()) {
+            let (heard, asked) = self.look(flow, cx.now, meta, payload.unwrap_or_default());
+            if asked {
+                cx.flows.serving().asked(flow.backend);
+            }
+            match heard {
                 Heard::Nothing => {}
                 Heard::First(ns) => {
                     cx.flows.serving().answered(flow.backend, cx.now, ns);
@@ -140,10 +158,10 @@ mod tests {
     use crate::flow::FlowLimits;
     use crate::graph::stages::balance::Balance;
     use crate::graph::stages::rig::{Endpoint, Rig, V4, addr};
+    use crate::packet::ClassId;
     use crate::packet::build::{TcpSpec, tcp_packet};
     use crate::packet::field::u16_at;
     use crate::packet::tcp::flag::{ACK, SYN};
-    use crate::packet::{ClassId, Direction};
 
     const MS: u64 = 1_000_000;
     const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 16 };

@@ -224,6 +224,8 @@ impl Teller<'_> {
             }
             Event::Response { status, event_stream } => {
                 self.deciding.counters.responses_read += 1;
+                let flows = &self.deciding.flows;
+                flows.serving().gave(flows.get(self.flow).backend, status);
                 self.note(|note| (note.status, note.event_stream) = (status, event_stream));
             }
             Event::GrpcStatus(status) => self.note(|note| note.grpc_status = Some(status)),

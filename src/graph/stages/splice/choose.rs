@@ -50,6 +50,7 @@ impl Splice {
     pub(super) fn try_next(&mut self, cx: &mut Cx<'_>, slot: usize) {
         cx.counters.backends_unwilling += 1;
         if let Some(flow) = self.bound[slot].flow.take() {
+            cx.flows.serving().failed(cx.flows.get(flow).backend);
             self.links[flow.0 as usize] = Link::default();
             cx.flows.remove(flow);
         }

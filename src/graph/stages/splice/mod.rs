@@ -136,6 +136,12 @@ impl Splice {
         self.slots.taken() + self.quic.as_ref().map_or(0, |quic| quic.bindings())
     }
 
+    /// Whether a flow's connection is not joined yet.
+    pub fn is_binding(&self, flow: FlowRef) -> bool {
+        let link = self.links.get(flow.0 as usize);
+        link.is_some_and(|link| matches!(link.state, LinkState::Binding(_)))
+    }
+
     /// The flow left the table.
     pub fn forget(&mut self, flow: &Flow, seed: Seed) {
         if flow.kind == FlowKind::Spliced

@@ -152,18 +152,6 @@ impl FlowTable {
         }
     }
 
-    /// Counts what backends serve where others see it.
-    pub fn with_serving(mut self, serving: Arc<Serving>) -> FlowTable {
-        self.serving = serving;
-        self
-    }
-
-    /// What backends are busy with.
-    #[inline]
-    pub fn serving(&self) -> &Serving {
-        &self.serving
-    }
-
     pub fn len(&self) -> usize {
         self.flows.len() - self.timers.vacant() as usize
     }
@@ -387,14 +375,6 @@ impl FlowTable {
         &mut self.flows[r.0 as usize]
     }
 
-    /// Ends a flow from our side: packets of it find no next hop any more.
-    pub fn cut(&mut self, now: Nanos, r: FlowRef) {
-        let flow = &mut self.flows[r.0 as usize];
-        flow.forget_hops();
-        flow.last_seen = tick(now);
-        self.change_state(r.0, TcpState::Cut);
-    }
-
     /// The state after a packet that may change it.
     #[inline(never)]
     fn advance(&mut self, at: u32, meta: &PacketMeta) {
@@ -500,6 +480,8 @@ impl FlowTable {
         self.removals += 1;
     }
 }
+
+mod serves;
 
 #[cfg(test)]
 mod tests;

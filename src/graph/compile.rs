@@ -95,9 +95,9 @@ impl Pipeline {
         }
     }
 
-    /// Cuts a flow of a service. A connection goes with a reset to both ends; what is no connection,
-    /// or none yet, is forgotten, so that its next packet finds another backend. `false`: it is being
-    /// bound, which ends by itself.
+    /// Cuts a flow of a service. A connection goes with a reset to both ends; what is no
+    /// connection, or none yet, is forgotten, so that its next packet finds another backend.
+    /// `false`: it is being bound, which ends by itself.
     pub fn cut(&mut self, cx: &mut Cx<'_>, at: FlowRef) -> bool {
         let binding = |stage: &StageKind| match stage {
             StageKind::Balance(balance) => balance.is_binding(at),

@@ -1,8 +1,8 @@
 //! Flows that are cut: both ends are told so, each with numbers that it believes.
 //!
-//! A reset counts only with the number that its receiver waits for (RFC 5961, section 3.2), and no
-//! flow's numbers are kept. So each end is sent an acknowledgement that fits no connection, which it
-//! must answer with one that does (RFC 9293, section 3.10.7.4); that answer, or whatever else comes
+//! A reset counts only with the number that its receiver waits for (RFC 5961, section 3.2), and
+//! no flow's numbers are kept. So each end is sent an acknowledgement that fits no connection,
+//! which it must answer with one that does (RFC 9293, section 3.10.7.4); that answer, or whatever else comes
 //! of the flow, is met by the reset.
 
 use super::ending::answer;

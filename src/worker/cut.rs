@@ -29,7 +29,8 @@ impl<P: Port> Worker<P> {
                 if let Some(offload) = offload {
                     offload.take_back(now, at, parts.flows.get_mut(at));
                 }
-                let (mut cx, pipeline) = parts.lend(now, arena, counters, (&mut *replies, &mut *copies));
+                let (mut cx, pipeline) =
+                    parts.lend(now, arena, counters, (&mut *replies, &mut *copies));
                 cut.flows += u64::from(pipeline.cut(&mut cx, at));
             }
         }

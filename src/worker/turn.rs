@@ -368,7 +368,12 @@ impl<P: Port> WorkerParts<P> {
     }
 
     #[inline]
-    pub(super) fn send_made((&mut self, now: Nanos, counters: &mut Counters, made: &mut Vec<Packet>) {
+    pub(super) fn send_made(
+        &mut self,
+        now: Nanos,
+        counters: &mut Counters,
+        made: &mut Vec<Packet>,
+    ) {
         counters.created += made.len() as u64;
         for Packet { frame, meta } in made.drain(..) {
             self.dispatch(now, counters, frame, &meta);

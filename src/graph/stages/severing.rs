@@ -2,8 +2,8 @@
 //!
 //! A reset counts only with the number that its receiver waits for (RFC 5961, section 3.2), and
 //! no flow's numbers are kept. So each end is sent an acknowledgement that fits no connection,
-//! which it must answer with one that does (RFC 9293, section 3.10.7.4); that answer, or whatever else comes
-//! of the flow, is met by the reset.
+//! which it must answer with one that does (RFC 9293, section 3.10.7.4); that answer, or whatever
+//! else comes of the flow, is met by the reset.
 
 use super::ending::answer;
 use super::splice::send_fresh;

@@ -79,8 +79,10 @@ fn a_flow_that_never_queues_is_held_too() {
     let begin = link.now;
     let (mut bytes, mut out) = (0, Vec::new());
     for step in 0..10_000u64 {
-        // Every 100 us, should one have gone: 15 MB/s.
+        // Every 100 us, should one have gone: 15 MB/s. Between two the scheduler is empty, and is
+        // looked at all the same.
         link.now = begin.saturating_add(step * 100_000);
+        link.dequeue(8, u64::MAX, &mut out);
         if link.scheduler.is_empty() {
             link.offer(ClassId(1), 7, 1_500);
         }

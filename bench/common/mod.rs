@@ -1,5 +1,7 @@
 //! What all measurements share: their command line, samples, the machine's name, JSON.
 
+mod machine;
+
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
@@ -7,6 +9,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
+
+pub use machine::machine;
 
 #[derive(Args)]
 pub struct Cli {
@@ -89,22 +93,4 @@ impl fmt::Display for Samples {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{:.1} ({:.1})", self.median(), self.least()))
     }
-}
-
-/// The processor and the kernel, as they call themselves.
-pub fn machine() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = info.lines().find(|l| l.split(':').next().is_some_and(|n| n.trim() == name));
-        line.and_then(|l| l.split_once(':')).map_or("?", |(_, value)| value.trim())
-    };
-    let cpus = info.lines().filter(|l| l.starts_with("processor")).count();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!(
-        "{} (family {}, model {}), {cpus} CPUs, Linux {}",
-        field("model name"),
-        field("cpu family"),
-        field("model"),
-        kernel.trim()
-    )
 }

@@ -4,16 +4,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
-use nix::sys::signal::Signal;
+use anyhow::Context;
 use tempfile::TempDir;
-use tidegate::lab::{Process, wait_for};
+use tidegate::lab::Process;
 
 use crate::bed::{Bed, FAR_CORE, NAMES, NAT, PORT, ROUTER_CORE, SERVER_PORT, VIP};
+use crate::work::{self, Work, started};
 
-const START_LIMIT: Duration = Duration::from_secs(20);
 /// Where Debian's package libnginx-mod-stream puts it.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
@@ -44,8 +42,7 @@ impl Kind {
 pub struct Contender {
     pub kind: Kind,
     pub bed: Bed,
-    process: Option<Process>,
-    kernel_threads: Vec<i32>,
+    pub work: Work,
     _dir: TempDir,
 }
 
@@ -69,60 +66,23 @@ impl Contender {
             Kind::Nginx => Some(start_nginx(&bed, dir.path())?),
         };
         let kernel_threads = bed.place()?;
-        Ok(Contender { kind, bed, process, kernel_threads, _dir: dir })
-    }
-
-    /// All that works for it: its process, and the kernel's threads that take its frames in.
-    pub fn process_ids(&self) -> Vec<i32> {
-        let process = self.process.as_ref().map(|p| p.id().cast_signed());
-        process.into_iter().chain(self.kernel_threads.iter().copied()).collect()
-    }
-
-    /// # Errors
-    /// It has ended by itself.
-    pub fn pause(&mut self) -> anyhow::Result<()> {
-        self.signal(Signal::SIGSTOP)
-    }
-
-    /// # Errors
-    /// It has ended by itself.
-    pub fn resume(&mut self) -> anyhow::Result<()> {
-        self.signal(Signal::SIGCONT)
-    }
-
-    fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
-        let Some(process) = &mut self.process else { return Ok(()) };
-        if !process.is_running() {
-            bail!("{} has ended by itself", self.kind.name());
-        }
-        Ok(process.signal(signal)?)
+        Ok(Contender { kind, bed, work: Work { process, kernel_threads }, _dir: dir })
     }
 }
 
 fn start_tidegate(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
-    let program = env!("CARGO_BIN_EXE_tidegate");
-    let (file, socket) = (dir.join("tidegate.toml"), dir.join("tidegate.sock"));
-    fs::write(&file, tidegate_config(&socket))?;
     bed.servers.ip(&format!("route add {NAT}/32 via {}", crate::bed::LAN))?;
-    // Its control thread shares the far ends' core; the worker moves to its own.
-    let mut command = Command::new("taskset");
-    command.args(["-c", &FAR_CORE.to_string(), program, "run", "-c"]).arg(&file);
-    let process = bed.router.spawn(command)?;
-    let socket = socket.display().to_string();
-    let ask = ["show", "counters", "--socket", &socket];
-    started(process, "tidegate", || bed.router.run(program, &ask).is_ok())
+    work::start_tidegate(&bed.router, &tidegate_config(), dir, FAR_CORE)
 }
 
-fn tidegate_config(socket: &Path) -> String {
+fn tidegate_config() -> String {
     let mut text = format!(
         "pipeline = \"llm-edge\"\n\
          [workers]\ncores = [{ROUTER_CORE}]\nidle = \"adaptive\"\nframes = 16384\n\
          flows_max = 400000\n\
-         [admin]\nsocket = \"{}\"\nmetrics = false\n\
          [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n\
          [service.bench]\nvip = \"{VIP}\"\nport = {PORT}\npool = \"p0\"\nmode = \"nat\"\n\
-         bind = \"hello\"\n[nat]\naddresses = [\"{NAT}\"]\n",
-        socket.display()
+         bind = \"hello\"\n[nat]\naddresses = [\"{NAT}\"]\n"
     );
     for (i, (name, servers)) in NAMES.iter().enumerate() {
         let _ = write!(text, "[[rule]]\nsni = \"{name}\"\npool = \"p{i}\"\n");
@@ -198,16 +158,4 @@ fn start_nginx(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
 fn listens(bed: &Bed) -> bool {
     let listening = bed.router.run("ss", &["-Hltn", "sport", "=", &format!(":{PORT}")]);
     listening.is_ok_and(|out| !out.is_empty())
-}
-
-fn started(
-    mut process: Process,
-    name: &str,
-    mut ready: impl FnMut() -> bool,
-) -> anyhow::Result<Process> {
-    let up = wait_for(START_LIMIT, name, || !process.is_running() || ready());
-    if up.is_err() || !process.is_running() {
-        bail!("{name} did not start: {}", process.kill_and_read_stderr());
-    }
-    Ok(process)
 }

@@ -51,16 +51,16 @@ pub struct Sample {
 /// # Errors
 /// What goes wrong for any client.
 pub fn measure(c: &mut Contender, test: Test, window: Duration) -> anyhow::Result<Sample> {
-    c.resume()?;
+    c.work.resume()?;
     // A worker that has been paused is taken for dead, and bypassed until its heart beats again.
     sleep(WAKE);
     let sample = run(c, test, window).with_context(|| format!("{}, {test:?}", c.kind.name()));
-    c.pause()?;
+    c.work.pause()?;
     sample
 }
 
 fn run(c: &Contender, test: Test, window: Duration) -> anyhow::Result<Sample> {
-    let (ids, routed) = (c.process_ids(), c.kind != Kind::Forwarding);
+    let (ids, routed) = (c.work.process_ids(), c.kind != Kind::Forwarding);
     let before = spent_ns(&ids)?;
     let clients = c.bed.clients.thread("clients", move || match test {
         Test::Connections => ends::run(ends::connections(CLIENTS, routed, window)),

@@ -1,12 +1,13 @@
 //! Medians, ratios, the table and its JSON.
 
 use std::fmt;
-use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::comparison::median;
 use crate::contender::Kind;
+use crate::machine::machine;
 use crate::measure::{Sample, Test};
 
 /// All samples, in the order of rounds.
@@ -75,9 +76,6 @@ impl Results {
             })
         });
         json!({
-            "bench": "sni",
-            "kernel": read("/proc/sys/kernel/osrelease"),
-            "cpu": cpu(),
             "seconds_each": self.seconds,
             "results": rows.collect::<Vec<_>>(),
         })
@@ -119,10 +117,9 @@ impl fmt::Display for Results {
              in included; 1/CPU s: work for a second of it.\n\
              x: tidegate's work for a second of processor time, to this one's.\n\
              us: microseconds until the answer, beyond those without a router.\n\
-             {}, Linux {}.",
+             {}.",
             self.seconds,
-            cpu(),
-            read("/proc/sys/kernel/osrelease"),
+            machine(),
         )
     }
 }
@@ -130,25 +127,4 @@ impl fmt::Display for Results {
 fn quantile(sorted: &[Duration], q: f64) -> Duration {
     let at = (sorted.len() as f64 * q) as usize;
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
-}
-
-/// 0 of nothing.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
-fn cpu() -> String {
-    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = all.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(|| "unknown processor".to_owned(), |(_, name)| name.to_owned())
 }

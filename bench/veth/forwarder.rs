@@ -6,7 +6,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tidegate::lab::{Process, wait_for};
 
@@ -17,6 +16,7 @@ use crate::bed::{
 use crate::kernel::{self, Placement};
 use crate::napi;
 use crate::sink::{Sink, Translation};
+use crate::work::{self, Work};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const DPDK: &str = "dpdk-testpmd";
@@ -97,9 +97,7 @@ impl Kind {
 pub struct Forwarder {
     pub kind: Kind,
     pub bed: Bed,
-    process: Option<Process>,
-    /// The kernel's threads that forward, where it has some of its own for that.
-    kernel_threads: Vec<i32>,
+    pub work: Work,
     /// Its configuration, socket and output.
     _dir: TempDir,
 }
@@ -115,7 +113,7 @@ impl Forwarder {
         let process = match kind {
             Kind::Tidegate { pipeline, classes, offload } => {
                 let text = tidegate_config(pipeline, classes, offload.is_some());
-                let process = start_tidegate(&bed, &text, dir.path())?;
+                let process = work::start_tidegate(&bed.router, &text, dir.path(), GENERATOR_CORE)?;
                 if offload == Some(Placement::Threaded) {
                     kernel_threads = napi::thread(&bed.router, "wan", ROUTER_CORE)?;
                 }
@@ -127,54 +125,8 @@ impl Forwarder {
                 None
             }
         };
-        Ok(Forwarder { kind, bed, process, kernel_threads, _dir: dir })
+        Ok(Forwarder { kind, bed, work: Work { process, kernel_threads }, _dir: dir })
     }
-
-    /// What does the forwarding, as processes: of the kernel's ways only the one with threads.
-    pub fn process_ids(&self) -> Vec<i32> {
-        let process = self.process.as_ref().map(|p| p.id().cast_signed());
-        process.into_iter().chain(self.kernel_threads.iter().copied()).collect()
-    }
-
-    /// # Errors
-    /// It has ended by itself.
-    pub fn pause(&mut self) -> anyhow::Result<()> {
-        self.signal(Signal::SIGSTOP)
-    }
-
-    /// # Errors
-    /// It has ended by itself.
-    pub fn resume(&mut self) -> anyhow::Result<()> {
-        self.signal(Signal::SIGCONT)
-    }
-
-    fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
-        let Some(process) = &mut self.process else { return Ok(()) };
-        if !process.is_running() {
-            bail!("{} has ended by itself", self.kind.name());
-        }
-        Ok(process.signal(signal)?)
-    }
-}
-
-fn start_tidegate(bed: &Bed, config: &str, dir: &Path) -> anyhow::Result<Process> {
-    let program = env!("CARGO_BIN_EXE_tidegate");
-    let (file, socket) = (dir.join("tidegate.toml"), dir.join("tidegate.sock"));
-    let admin = format!("[admin]\nsocket = \"{}\"\nmetrics = false\n", socket.display());
-    fs::write(&file, config.to_owned() + &admin)?;
-    // Its control thread shares the generator's core; the worker moves to its own.
-    let mut command = Command::new("taskset");
-    command.args(["-c", &GENERATOR_CORE.to_string(), program, "run", "-c"]).arg(&file);
-    let mut process = bed.router.spawn(command)?;
-    let socket = socket.display().to_string();
-    let answers = wait_for(START_LIMIT, "tidegate to answer", || {
-        let ask = ["show", "counters", "--socket", &socket];
-        !process.is_running() || bed.router.run(program, &ask).is_ok()
-    });
-    if answers.is_err() || !process.is_running() {
-        bail!("tidegate did not start: {}", process.kill_and_read_stderr());
-    }
-    Ok(process)
 }
 
 fn tidegate_config(pipeline: &str, classes: bool, offload: bool) -> String {

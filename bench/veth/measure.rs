@@ -51,9 +51,9 @@ impl Sample {
 /// # Errors
 /// The generator's, or that nothing arrives.
 pub fn measure(f: &mut Forwarder, traffic: Traffic, window: Duration) -> anyhow::Result<Sample> {
-    f.resume()?;
+    f.work.resume()?;
     let sample = run(f, traffic, window).with_context(|| format!("{}, {traffic:?}", f.kind.name()));
-    f.pause()?;
+    f.work.pause()?;
     sample
 }
 
@@ -70,7 +70,7 @@ fn run(f: &Forwarder, traffic: Traffic, window: Duration) -> anyhow::Result<Samp
         anyhow::bail!("nothing comes to the sink");
     }
     sleep(WARM_UP);
-    let ids = f.process_ids();
+    let ids = f.work.process_ids();
     let (load, spent) = (Load::read(&ids), Spent::read(&ids));
     let (from, start) = (received()?, Instant::now());
     sleep(window);

@@ -1,13 +1,14 @@
 //! Medians, ratios, the table and its JSON.
 
 use std::fmt;
-use std::fs;
 
 use serde_json::{Value, json};
 
 use crate::TRAFFIC;
 use crate::bed::Traffic;
+use crate::comparison::median;
 use crate::forwarder::Kind;
+use crate::machine::machine;
 use crate::measure::Sample;
 use crate::sink::Sink;
 
@@ -119,8 +120,6 @@ impl Results {
         }
         let (median, max) = self.disturbed();
         json!({
-            "kernel": read("/proc/sys/kernel/osrelease"),
-            "cpu": cpu(),
             "sink": format!("{:?}", self.sink).to_lowercase(),
             "seconds_each": self.seconds,
             "disturbed_median": median,
@@ -154,12 +153,11 @@ impl fmt::Display for Results {
              much of it in the kernel.\n\
              x: ratio to DPDK as it comes, to DPDK tuned, to the best of the kernel's ways to \
              forward, and to translate.\n\
-             {}, Linux {}. Other programs had {:.0} % of \
+             {}. Other programs had {:.0} % of \
              the machine, {:.0} % at most; {} measurements were done again for that.",
             self.seconds,
             self.sink,
-            cpu(),
-            read("/proc/sys/kernel/osrelease"),
+            machine(),
             median * 100.0,
             max * 100.0,
             self.repeated,
@@ -193,25 +191,4 @@ impl Results {
         }
         writeln!(f)
     }
-}
-
-/// 0 of nothing.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
-fn cpu() -> String {
-    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = all.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(|| "unknown processor".to_owned(), |(_, name)| name.to_owned())
 }

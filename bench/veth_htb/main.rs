@@ -9,18 +9,23 @@
 #[path = "../veth/bed.rs"]
 #[allow(dead_code, reason = "the bench of forwarders uses more of it")]
 mod bed;
+#[path = "../common/comparison.rs"]
+mod comparison;
 #[path = "../veth/kernel.rs"]
 #[allow(dead_code, reason = "the bench of forwarders uses more of it")]
 mod kernel;
+#[path = "../common/machine.rs"]
+mod machine;
 #[path = "../veth/napi.rs"]
 mod napi;
 #[path = "../veth/priority.rs"]
 mod priority;
 mod shaper;
+#[path = "../veth/work.rs"]
+mod work;
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -30,6 +35,7 @@ use serde_json::{Value, json};
 use tidegate::lab::wait_for;
 
 use bed::{Amount, Bed, Traffic};
+use comparison::{end, median};
 use shaper::{Kind, Shaper};
 
 /// What is sent through which tree: `None` holds nothing back.
@@ -63,46 +69,25 @@ const LOOKS: usize = 50;
 #[derive(Parser)]
 #[command(about = "tidegate's class tree and Linux HTB on veth; needs root and two cores")]
 struct Cli {
-    /// Measurements of each shaper with each tree; the median counts.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Length of a measurement.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-    /// One short round: to see that it works.
-    #[arg(long)]
-    quick: bool,
-    /// Write the results here, too.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// `cargo bench` says so.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    common: comparison::Plan,
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    end(run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "network namespaces and AF_XDP need root");
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    ensure!(cores > bed::ROUTER_CORE, "a generator's and a shaper's core are needed: two at least");
-    let _priority = priority::raise()?;
-    let (rounds, seconds) = if cli.quick { (1, 0.3) } else { (cli.rounds, cli.seconds) };
-    ensure!(rounds > 0 && (0.05..=60.0).contains(&seconds), "nothing to measure, or too much");
+    let (rounds, seconds) = cli.common.plan(bed::ROUTER_CORE, 3.0)?;
     let window = Duration::from_secs_f64(seconds);
+    let _priority = priority::raise()?;
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| cli.common.wants(&k.name())).collect();
+    ensure!(!kinds.is_empty(), "no shaper is called that");
     // By case and kind, a rate of packets from each round.
-    let mut rates = vec![vec![Vec::new(); Kind::ALL.len()]; CASES.len()];
+    let mut rates = vec![vec![Vec::new(); kinds.len()]; CASES.len()];
     for round in 1..=rounds {
         for (case, of_case) in CASES.iter().zip(&mut rates) {
-            for (kind, of_kind) in Kind::ALL.into_iter().zip(of_case) {
+            for (&kind, of_kind) in kinds.iter().zip(of_case) {
                 let rate = measure(kind, *case, window).with_context(|| kind.name())?;
                 of_kind.push(rate);
             }
@@ -111,12 +96,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     let rows: Vec<Vec<f64>> =
         rates.into_iter().map(|of_case| of_case.into_iter().map(median).collect()).collect();
-    print(&rows);
-    if let Some(path) = &cli.json {
-        let text = json!({ "bench": "veth_htb", "seconds": seconds, "rows": to_json(&rows) });
-        std::fs::write(path, format!("{text:#}\n")).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+    print(&kinds, &rows);
+    cli.common.write("veth_htb", json!({ "seconds": seconds, "rows": to_json(&kinds, &rows) }))
 }
 
 /// Packets a second that come through.
@@ -191,35 +172,31 @@ impl Case {
     }
 }
 
-fn print(rows: &[Vec<f64>]) {
+fn print(kinds: &[Kind], rows: &[Vec<f64>]) {
     for (case, row) in CASES.into_iter().zip(rows) {
         println!("\n{}", case.name());
-        let ours = row[0];
-        for (kind, &rate) in Kind::ALL.into_iter().zip(row) {
+        let ours = kinds.iter().zip(row).find(|(k, _)| **k == Kind::Tidegate).map(|(_, &r)| r);
+        for (kind, &rate) in kinds.iter().zip(row) {
             print!("  {:24} {:>9.0} packets/s", kind.name(), rate);
-            match case.error(rate) {
-                Some(error) => println!("   {:+.3} % of its rate", error * 100.0),
-                None => println!("   tidegate has {:.2} x", ours / rate),
+            match (case.error(rate), ours) {
+                (Some(error), _) => println!("   {:+.3} % of its rate", error * 100.0),
+                (None, Some(ours)) => println!("   tidegate has {:.2} x", ours / rate),
+                (None, None) => println!(),
             }
         }
     }
 }
 
-fn to_json(rows: &[Vec<f64>]) -> Vec<Value> {
+fn to_json(kinds: &[Kind], rows: &[Vec<f64>]) -> Vec<Value> {
     let row = |(case, row): (Case, &Vec<f64>)| {
-        let of_kind = |(kind, &rate): (Kind, &f64)| {
+        let of_kind = |(kind, &rate): (&Kind, &f64)| {
             let error = case.error(rate);
             json!({ "shaper": kind.name(), "packets_per_second": rate, "error": error })
         };
         json!({
             "size": case.traffic.size, "flows": case.traffic.flows, "rate": case.rate,
-            "shapers": Kind::ALL.into_iter().zip(row).map(of_kind).collect::<Vec<_>>(),
+            "shapers": kinds.iter().zip(row).map(of_kind).collect::<Vec<_>>(),
         })
     };
     CASES.into_iter().zip(rows).map(row).collect()
-}
-
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_unstable_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied().unwrap_or_default()
 }

@@ -1,16 +1,13 @@
 //! The two shapers, each with the tree.
 
-use std::process::Command;
-use std::time::Duration;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tempfile::TempDir;
-use tidegate::lab::{Process, wait_for};
+use tidegate::lab::Process;
 
 use crate::bed::{Bed, GENERATOR_CORE, ROUTER_CORE, VIP_PORT};
 use crate::kernel::{self, Placement};
+use crate::work;
 
-const START_LIMIT: Duration = Duration::from_secs(20);
 /// Where nothing is to be held back: more than any core forwards.
 const OPEN: u64 = 100_000_000_000;
 /// Two tenants under the port, two leaves each, in percent of the one above. All packets are of the
@@ -56,7 +53,9 @@ impl Shaper {
         let rate = rate.unwrap_or(OPEN);
         let dir = tempfile::tempdir()?;
         let process = match kind {
-            Kind::Tidegate => Some(start_tidegate(bed, rate, &dir)?),
+            Kind::Tidegate => {
+                Some(work::start_tidegate(&bed.router, &config(rate), dir.path(), GENERATOR_CORE)?)
+            }
             Kind::Htb(placement) => {
                 kernel::forward(&bed.router, placement, false)?;
                 for words in htb(rate) {
@@ -93,31 +92,11 @@ fn htb(rate: u64) -> Vec<String> {
     all
 }
 
-fn start_tidegate(bed: &Bed, rate: u64, dir: &TempDir) -> anyhow::Result<Process> {
-    let program = env!("CARGO_BIN_EXE_tidegate");
-    let (file, socket) = (dir.path().join("tidegate.toml"), dir.path().join("tidegate.sock"));
-    let socket = socket.display().to_string();
-    std::fs::write(&file, config(rate, &socket))?;
-    // Its control thread shares the generator's core; the worker moves to its own.
-    let mut command = Command::new("taskset");
-    command.args(["-c", &GENERATOR_CORE.to_string(), program, "run", "-c"]).arg(&file);
-    let mut process = bed.router.spawn(command)?;
-    let answers = wait_for(START_LIMIT, "tidegate to answer", || {
-        let ask = ["show", "counters", "--socket", &socket];
-        !process.is_running() || bed.router.run(program, &ask).is_ok()
-    });
-    if answers.is_err() || !process.is_running() {
-        bail!("tidegate did not start: {}", process.kill_and_read_stderr());
-    }
-    Ok(process)
-}
-
-fn config(rate: u64, socket: &str) -> String {
+fn config(rate: u64) -> String {
     let mut text = format!(
         "pipeline = \"router\"\n\
          [workers]\ncores = [{ROUTER_CORE}]\nidle = \"busy\"\nflows_max = 100000\n\
          heartbeat_limit = \"5s\"\n\
-         [admin]\nsocket = \"{socket}\"\nmetrics = false\n\
          [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n\
          [transit]\nprefixes = [\"0.0.0.0/0\"]\n\
          [qos.lan]\nrate = \"{rate}bit/s\"\noverhead = 0\nmpu = 0\ndefault = \"c00\"\n"

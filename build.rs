@@ -10,7 +10,9 @@ const PROGRAMS: [&str; 2] = ["steer", "flood"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=CLANG");
-    println!("cargo:rerun-if-changed={FOLDER}/offload.h");
+    for header in ["offload.h", "splice.h"] {
+        println!("cargo:rerun-if-changed={FOLDER}/{header}");
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     for program in PROGRAMS {
         let source = Path::new(FOLDER).join(program).with_extension("c");

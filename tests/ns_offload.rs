@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use common::probe::Echo;
-use common::{HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, noise, pool, service};
+use common::{HTTP, HTTPS, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, noise, pool, service};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 use tidegate::lab::wait_for;
@@ -57,7 +57,7 @@ fn said_of(net: &Net, port: usize) -> String {
 
 #[track_caller]
 fn fetch(net: &Net, url: &str) {
-    let sum = "curl -sSf -m 20 \"$0\" | sha256sum";
+    let sum = "curl -sSfk -m 20 \"$0\" | sha256sum";
     let got = net.client.run("sh", &["-c", sum, url]).expect("served");
     let file = net.path("nginx/html/1m.bin");
     let want = net.client.run("sh", &["-c", "sha256sum < \"$0\"", file.to_str().expect("path")]);
@@ -142,7 +142,7 @@ fn both_families_are_forwarded_whole_and_the_connections_end() {
     let _edge = net.start(&balanced(&net, "l4-balancer", ""));
     for port in [WAN, LAN] {
         let said = said_of(&net, port);
-        assert_eq!(said, "yes, but not `dsr` and delayed binding");
+        assert_eq!(said, "yes, but not `dsr` and QUIC with delayed binding");
     }
     for url in [format!("http://{VIP4}/1m.bin"), format!("http://[{VIP6}]/1m.bin")] {
         fetch_until(&net, &url, LAN, 5 * SEGMENTS);
@@ -259,6 +259,38 @@ fn two_workers_hand_down_what_is_theirs() {
     assert_eq!(net.ask_json(&["show", "drops"])["total"], 0);
 }
 
+/// Both halves are real TCP with timestamps and window scaling.
+#[test]
+fn spliced_connections_go_down_once_they_are_joined() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    make_noise(&net);
+    let bound = |name, vip, mode| service(name, vip, 443, name, mode) + "bind = \"hello\"\n";
+    let untimed = "name = \"untimed\"\n[[stage]]\n\
+                   inspect = { hello_bytes_max = 16384, flows_max = 64 }\n\
+                   [[stage]]\nbalance = {}\n";
+    let file = net.path("untimed.toml");
+    std::fs::write(&file, untimed).expect("write");
+    let text = [
+        net.config_head(file.to_str().expect("path"), OFFLOAD),
+        nat(),
+        pool("four", SERVERS4, HTTPS),
+        pool("six", SERVERS6, HTTPS),
+        bound("four", VIP4, "nat"),
+        bound("six", VIP6, "dnat"),
+    ];
+    let _edge = net.start(&text.concat());
+    for url in [format!("https://{VIP4}/1m.bin"), format!("https://[{VIP6}]/1m.bin")] {
+        fetch_until(&net, &url, LAN, 5 * SEGMENTS);
+        fetch_until(&net, &url, WAN, 50);
+        wait_for(LIMIT, "the ends of the connections", || {
+            flows(&net).iter().all(|f| f["state"] != "established")
+        })
+        .unwrap_or_else(|_| panic!("{}", net.ask(&["show", "flows"]).expect("flows")));
+    }
+    assert_eq!(net.ask_json(&["show", "drops"])["total"], 0);
+}
+
 #[test]
 fn what_is_inspected_goes_once_it_is_understood() {
     let net = net(1);
@@ -285,7 +317,7 @@ fn reloads_and_new_neighbours_under_load_lose_no_byte() {
     let text = balanced(&net, "l4-balancer", "");
     let mut edge = net.start(&text);
     let url = format!("http://{VIP4}/1m.bin");
-    let again = "for i in $(seq 60); do curl -sSf -m 20 \"$0\" | sha256sum; done | sort | uniq -c";
+    let again = "for i in $(seq 60); do curl -sSfk -m 20 \"$0\" | sha256sum; done | sort | uniq -c";
     let target = url.clone();
     let fetches = net.client.thread("fetches", move || {
         std::process::Command::new("sh").args(["-c", again, &target]).output()

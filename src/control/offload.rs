@@ -87,7 +87,7 @@ fn kept(config: &Config, port: &PortSpec) -> Vec<String> {
             (!config.metering.meters.is_empty()).then(|| "what meters measure".into())
         }
         StageSpec::Timing { .. } => Some("TCP (stage `timing`)".into()),
-        StageSpec::Balance => Some("`dsr` and delayed binding".into()),
+        StageSpec::Balance => Some("`dsr` and QUIC with delayed binding".into()),
         StageSpec::Route | StageSpec::Shape | StageSpec::Tap => None,
     });
     let mut all: Vec<_> = by_stage.collect();

@@ -15,7 +15,8 @@ use super::stages::timing::Timing;
 use super::stages::trust::Trust;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind, Names};
-use crate::packet::{Batch, FlowRef, PortId, tcp};
+use crate::forward::splice::Translation;
+use crate::packet::{Batch, FlowRef, PacketMeta, tcp};
 
 /// Stages in order, with all memory they need. One match a stage and batch: no vtable.
 pub struct Pipeline {
@@ -134,9 +135,9 @@ impl Pipeline {
         snapshot: &Snapshot,
         names: &Names,
         flow: &Flow,
-        in_port: PortId,
+        meta: &PacketMeta,
     ) -> bool {
-        let meters = &snapshot.meters;
+        let (in_port, meters) = (meta.in_port, &snapshot.meters);
         self.stages.iter().all(|stage| match stage {
             StageKind::Inspect(_) => flow.inspection == inspect::DONE,
             StageKind::Trust(_) => meters.trusts(in_port),
@@ -148,13 +149,25 @@ impl Pipeline {
             StageKind::Meter(_) => meters.of(flow.class, in_port).is_none(),
             // A later packet of any connection may be the first of an answer.
             StageKind::Timing(_) => flow.key[0].proto != tcp::PROTOCOL,
-            // Those that are spliced have sequence numbers to translate; of `dsr` only what clients
-            // send is seen.
-            StageKind::Balance(_) => {
-                matches!(flow.kind, FlowKind::Nat | FlowKind::Dnat | FlowKind::Transit)
-            }
+            // Of `dsr` only what clients send is seen; what is not joined yet, or is bound by its
+            // datagrams, has more done to it.
+            StageKind::Balance(balance) => match flow.kind {
+                FlowKind::Nat | FlowKind::Dnat | FlowKind::Transit => true,
+                FlowKind::Spliced => {
+                    flow.key[0].proto == tcp::PROTOCOL && balance.translation(meta.flow).is_some()
+                }
+                FlowKind::Dsr => false,
+            },
             StageKind::Route(_) => flow.kind == FlowKind::Transit || self.balances(),
             StageKind::Tap(_) => false,
+        })
+    }
+
+    /// What is changed in the segments of a spliced flow, once it is joined.
+    pub fn translation(&self, at: FlowRef) -> Option<Translation> {
+        self.stages.iter().find_map(|stage| match stage {
+            StageKind::Balance(balance) => balance.translation(at),
+            _ => None,
         })
     }
 
@@ -199,6 +212,7 @@ mod tests {
     use crate::base::{Addr, Nanos};
     use crate::flow::{FlowLimits, FlowTable, NewFlow, Timeouts};
     use crate::forward::{RoutesBuilder, Tables};
+    use crate::packet::PortId;
     use crate::packet::{ClassId, FlowKey, PacketMeta};
     use crate::policy::Rules;
     use crate::qos::dscp::Remap;
@@ -238,6 +252,10 @@ mod tests {
         table.get(at).clone()
     }
 
+    fn by(in_port: PortId) -> PacketMeta {
+        PacketMeta { in_port, ..PacketMeta::default() }
+    }
+
     fn pipeline(stage: StageSpec) -> Pipeline {
         Pipeline::compile(&PipelineSpec { name: String::new(), stages: vec![stage] }, None)
     }
@@ -248,7 +266,7 @@ mod tests {
         let plain = snapshot(&MeteringSpec::default());
         let names = Names::new(4, SEED);
         let goes = |stage: &StageSpec, flow: &Flow| {
-            pipeline(stage.clone()).lets_go(&plain, &names, flow, PORT)
+            pipeline(stage.clone()).lets_go(&plain, &names, flow, &by(PORT))
         };
         let changed = |change: fn(&mut Flow)| {
             let mut flow = flow(udp::PROTOCOL);
@@ -298,7 +316,7 @@ mod tests {
         for stage in [StageSpec::Meter, StageSpec::Trust] {
             let (pipeline, flow) = (pipeline(stage), flow(tcp::PROTOCOL));
             let goes =
-                |port| pipeline.lets_go(&snapshot, &Names::new(4, SEED), &flow, PortId(port));
+                |port| pipeline.lets_go(&snapshot, &Names::new(4, SEED), &flow, &by(PortId(port)));
             assert_eq!([0, 1].map(goes), [true, false]);
         }
     }
@@ -317,6 +335,6 @@ mod tests {
             tenant: 0,
         };
         names.fates.push(fate);
-        assert!(!pipeline.lets_go(&plain, &names, &flow, PORT));
+        assert!(!pipeline.lets_go(&plain, &names, &flow, &by(PORT)));
     }
 }

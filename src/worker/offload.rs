@@ -5,13 +5,15 @@
 //! stamp, which both sides map, ends the program's part at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
 use super::turn::WorkerParts;
 use crate::base::Nanos;
-use crate::flow::{Flow, FlowTable, Hop, TcpState};
+use crate::flow::{Flow, FlowKind, FlowTable, Hop, TcpState};
 use crate::forward::Egress;
+use crate::forward::splice::Shift;
 use crate::nic::Port;
 use crate::nic::steer::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
 use crate::packet::checksum::FoldedDelta;
@@ -34,6 +36,9 @@ const FOLLOW_BUDGET: usize = 256;
 /// Flows that may be idle for less than this are not handed down: slots are looked at once in a
 /// few seconds.
 const IDLE_MIN: Nanos = Nanos::from_secs(10);
+/// Echoes of a clock that was ours are told apart for half a turn of the server's clock, which is 35
+/// minutes where it counts microseconds. Before, the worker looks at the flow again.
+const EARLY_LIFE: Duration = Duration::from_secs(300);
 /// No slot.
 const NONE: u32 = u32::MAX;
 
@@ -87,6 +92,8 @@ struct Slot {
     stamp: u32,
     /// Ended, but the program's table still has it: the order found no room.
     ended: bool,
+    /// The worker has to look at the flow again.
+    until: Nanos,
     packets: u64,
     bytes: u64,
 }
@@ -99,6 +106,8 @@ pub struct Way {
     /// Of the port that it came by.
     pub own_mac: [u8; 6],
     pub generation: u32,
+    /// What changes in its segment.
+    pub splice: Option<Shift>,
 }
 
 impl Offload {
@@ -119,6 +128,7 @@ impl Offload {
             generation: 0,
             stamp: 0,
             ended: false,
+            until: Nanos::MAX,
             packets: 0,
             bytes: 0,
         };
@@ -197,6 +207,8 @@ impl Offload {
         }
         let known = &mut self.slots[slot as usize];
         known.generation = generation;
+        let is_early = way.splice.is_some_and(|shift| shift.first_echo.is_some());
+        known.until = if is_early { now + EARLY_LIFE } else { Nanos::MAX };
         let entry = entry(flow, direction, way, self.worker, self.first + slot, known.stamp);
         // There is room: only this worker adds.
         let _ = self.orders.0.push(OffloadOrder::Forward { port: meta.in_port, key, entry });
@@ -206,9 +218,19 @@ impl Offload {
         // 0 is the stamp of a slot that is vacant.
         self.stamp = self.stamp.checked_add(1).unwrap_or(1);
         let (packets, bytes) = self.shared.counts(port, self.first + slot);
-        let (generation, stamp, ended) = (0, self.stamp, false);
-        self.slots[slot as usize] =
-            Slot { flow: at, direction, port, key, generation, stamp, ended, packets, bytes };
+        let (generation, stamp, ended, until) = (0, self.stamp, false, Nanos::MAX);
+        self.slots[slot as usize] = Slot {
+            flow: at,
+            direction,
+            port,
+            key,
+            generation,
+            stamp,
+            ended,
+            until,
+            packets,
+            bytes,
+        };
         self.shared.set_stamp(port, self.first + slot, stamp);
         self.by_flow[at.0 as usize][direction as usize] = slot;
     }
@@ -222,14 +244,14 @@ impl Offload {
         for _ in 0..FOLLOW_BUDGET.min(self.slots.len()) {
             let at = self.cursor;
             self.cursor = (at + 1) % self.slots.len();
-            let Slot { flow, ended, .. } = self.slots[at];
+            let Slot { flow, ended, until, .. } = self.slots[at];
             if flow == FlowRef::NONE {
                 continue;
             }
             let mut known = flows.at_mut(flow);
             self.count(now, at as u32, known.as_deref_mut());
             let goes_on = known.as_deref().is_some_and(|f| self.is_of(at as u32, f) && is_open(f));
-            if ended || !goes_on {
+            if ended || !goes_on || now >= until {
                 self.end(now, at as u32, known);
             }
         }
@@ -324,8 +346,11 @@ impl<P: Port> WorkerParts<P> {
             && !from.options.verify_transport_checksum
             && to.egress.is_fifo()
             && own.mac != [0; 6]
-            && self.pipeline.lets_go(&self.snapshot, &self.names, flow, meta.in_port);
-        may_go.then_some(Way { hop, egress: *egress, own_mac: own.mac, generation })
+            && self.pipeline.lets_go(&self.snapshot, &self.names, flow, meta);
+        let splice =
+            self.pipeline.translation(meta.flow).filter(|_| flow.kind == FlowKind::Spliced);
+        let splice = splice.map(|translation| translation.shift(meta.direction));
+        may_go.then_some(Way { hop, egress: *egress, own_mac: own.mac, generation, splice })
     }
 }
 
@@ -362,6 +387,9 @@ fn entry(
     let mut ethernet = [0; 12];
     ethernet[..6].copy_from_slice(&way.hop.mac);
     ethernet[6..].copy_from_slice(&way.egress.mac);
+    let shift = way.splice.unwrap_or_default();
+    let early = shift.first_echo.map_or(0, |_| OffloadEntry::EARLY);
+    let spliced = way.splice.map_or(0, |_| OffloadEntry::SPLICED);
     OffloadEntry {
         src: other.dst.to_bytes(),
         dst: other.src.to_bytes(),
@@ -377,6 +405,14 @@ fn entry(
         slot,
         stamp,
         generation: way.generation,
+        sequence: shift.sequence,
+        acknowledgment: shift.acknowledgment,
+        clock: shift.clock,
+        echo: shift.echo,
+        first_echo: shift.first_echo.unwrap_or_default(),
+        window: shift.window,
+        splice: spliced | early,
+        pad: [0; 2],
     }
 }
 

@@ -5,4 +5,5 @@ mod net;
 mod offload;
 mod packets;
 mod pktgen;
+mod splice;
 mod steering;

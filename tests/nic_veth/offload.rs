@@ -16,24 +16,24 @@ const OURS: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
 const THEIRS: [u8; 6] = [2, 0, 0, 0, 0, 0x20];
 const OUT: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 const NEXT: [u8; 6] = [2, 0, 0, 0, 0, 0x21];
-const MTU: u16 = 1_400;
+pub const MTU: u16 = 1_400;
 const GENERATION: u32 = 7;
 const STAMP: u32 = 99;
 const SLOT: u32 = 5;
 const WAN: PortId = PortId(0);
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// A packet of a flow, before or behind the program.
 #[derive(Clone)]
-struct Packet {
-    macs: [[u8; 6]; 2],
-    src: Addr,
-    dst: Addr,
-    ports: (u16, u16),
+pub struct Packet {
+    pub macs: [[u8; 6]; 2],
+    pub src: Addr,
+    pub dst: Addr,
+    pub ports: (u16, u16),
     proto: u8,
-    ttl: u8,
-    payload: Vec<u8>,
+    pub ttl: u8,
+    pub payload: Vec<u8>,
 }
 
 impl Packet {
@@ -58,13 +58,13 @@ impl Packet {
         bytes
     }
 
-    fn key(&self) -> FlowKey {
+    pub fn key(&self) -> FlowKey {
         let (sport, dport) = self.ports;
         FlowKey { src: self.src, dst: self.dst, sport, dport, proto: self.proto }
     }
 
     /// As it leaves: full NAT.
-    fn translated(&self) -> Packet {
+    pub fn translated(&self) -> Packet {
         let (src, dst): (Addr, Addr) = match self.src.is_v4() {
             true => (Ipv4Addr::new(10, 9, 8, 7).into(), Ipv4Addr::new(10, 0, 2, 11).into()),
             false => (v6(0xaa).into(), v6(0xbb).into()),
@@ -78,7 +78,7 @@ fn v6(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0x1234, last)
 }
 
-fn packet(is_v4: bool, proto: u8, payload: &[u8]) -> Packet {
+pub fn packet(is_v4: bool, proto: u8, payload: &[u8]) -> Packet {
     let (src, dst): (Addr, Addr) = match is_v4 {
         true => (Ipv4Addr::new(198, 51, 100, 7).into(), Ipv4Addr::new(203, 0, 113, 1).into()),
         false => (v6(7).into(), v6(1).into()),
@@ -87,7 +87,7 @@ fn packet(is_v4: bool, proto: u8, payload: &[u8]) -> Packet {
     Packet { macs, src, dst, ports: (40_000, 443), proto, ttl: 64, payload }
 }
 
-fn entry(from: &Packet) -> OffloadEntry {
+pub fn entry(from: &Packet) -> OffloadEntry {
     let to = from.translated();
     let change = SumChange::between(&from.key(), &to.key().reversed());
     OffloadEntry {
@@ -105,18 +105,19 @@ fn entry(from: &Packet) -> OffloadEntry {
         slot: SLOT,
         stamp: STAMP,
         generation: GENERATION,
+        ..OffloadEntry::default()
     }
 }
 
 /// The appliance between two links, and who is at their other ends.
-struct Bed {
+pub struct Bed {
     appliance: Side,
     slots: OffloadSlots,
     client: Side,
     server: Side,
 }
 
-fn with_bed(test: impl FnOnce(&mut Bed) + Send) {
+pub fn with_bed(test: impl FnOnce(&mut Bed) + Send) {
     with_veth(1, || {
         ip(&["link", "add", "w0", "type", "veth", "peer", "name", "w1"]);
         for link in ["w0", "w1"] {
@@ -150,14 +151,14 @@ impl Bed {
         self.appliance.beats.iter_mut().for_each(|b| b.stamp(kernel_now()));
     }
 
-    fn hand_down(&mut self, key: FlowKey, entry: OffloadEntry) {
+    pub fn hand_down(&mut self, key: FlowKey, entry: OffloadEntry) {
         let order = OffloadOrder::Forward { port: WAN, key, entry };
         self.appliance.nic.steer.offload(&order).expect("a map with room");
     }
 
     /// Has it forwarded by the program, and compares.
     #[track_caller]
-    fn forwards(&mut self, sent: &[Vec<u8>], wanted: &[Vec<u8>]) {
+    pub fn forwards(&mut self, sent: &[Vec<u8>], wanted: &[Vec<u8>]) {
         let (packets, bytes) = self.slots.counts(WAN, SLOT);
         self.client.send(0, sent);
         same(&self.server.receive(0, wanted.len()), wanted);
@@ -168,7 +169,7 @@ impl Bed {
 
     /// Has it left to the worker as it came.
     #[track_caller]
-    fn leaves(&mut self, what: &str, sent: Vec<u8>) {
+    pub fn leaves(&mut self, what: &str, sent: Vec<u8>) {
         let before = (self.slots.counts(WAN, SLOT), self.appliance.count(SteerReason::Offloaded));
         self.client.send(0, std::slice::from_ref(&sent));
         assert_eq!(self.appliance.receive(0, 1), [sent], "{what}");

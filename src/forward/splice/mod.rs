@@ -24,4 +24,4 @@ pub use cookie::{Agreed, Cookies, Promise};
 pub use emit::{Out, Segment, Toward};
 pub use held::Held;
 pub use slots::Slots;
-pub use translate::Translation;
+pub use translate::{Shift, Translation};

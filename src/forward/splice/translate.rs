@@ -6,6 +6,7 @@
 //! clock and the echoes of it, and its window where its scale is not what the client was told.
 
 use super::options::{TIMESTAMPS_LEN, kind, walk};
+use crate::packet::Direction;
 use crate::packet::checksum::Delta;
 use crate::packet::field::{put_u16, put_u32, u16_at, u32_at};
 use crate::packet::tcp::{self, flag, offset};
@@ -34,7 +35,41 @@ pub struct Translation {
     pub window_to_server: i8,
 }
 
+/// What a [`Translation`] adds to the numbers of one direction's segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shift {
+    pub sequence: u32,
+    /// To what is acknowledged, SACK blocks too.
+    pub acknowledgment: u32,
+    /// To the timestamp.
+    pub clock: u32,
+    /// To the timestamp that is echoed.
+    pub echo: u32,
+    /// Left shift of the window; negative: right.
+    pub window: i8,
+    /// Echoes from before this one, as the segment has it, stand for others:
+    /// [`Translation::early_echoes`].
+    pub first_echo: Option<u32>,
+}
+
 impl Translation {
+    /// The same as numbers.
+    pub fn shift(&self, direction: Direction) -> Shift {
+        let Translation { sequence, stamp, first_stamp, .. } = *self;
+        match direction {
+            Direction::Forward => Shift {
+                acknowledgment: sequence.wrapping_neg(),
+                echo: stamp.wrapping_neg(),
+                window: self.window_to_server,
+                first_echo: self.early_echoes.then(|| first_stamp.wrapping_add(stamp)),
+                ..Shift::default()
+            },
+            Direction::Reply => {
+                Shift { sequence, clock: stamp, window: self.window_to_client, ..Shift::default() }
+            }
+        }
+    }
+
     /// Changes a segment of the server into what the client expects. `segment` begins with the TCP
     /// header, whose checksum is complete; what is too short to be one is left alone.
     #[inline]

@@ -6,6 +6,7 @@ use super::splice::Splice;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow, TcpState};
 use crate::forward::spec::ForwardMode;
+use crate::forward::splice::Translation;
 use crate::forward::{Backend, Choosing, Service, nat};
 use crate::graph::{Cx, Stage};
 use crate::packet::{
@@ -51,6 +52,11 @@ impl Balance {
     /// Whether the flow's connection is being bound: it is ended by its own rules.
     pub fn is_binding(&self, flow: FlowRef) -> bool {
         self.splice.as_ref().is_some_and(|splice| splice.is_binding(flow))
+    }
+
+    /// What is changed in the segments of a spliced flow, once it is joined.
+    pub fn translation(&self, flow: FlowRef) -> Option<Translation> {
+        self.splice.as_ref()?.translation(flow)
     }
 
     /// Does what is due.

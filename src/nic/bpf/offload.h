@@ -50,6 +50,17 @@ struct tg_offload {
 	__u32 stamp;
 	// Of the configuration and the routes: another one, and the worker must look again.
 	__u32 generation;
+	// Of spliced connections: what is added to the numbers of a segment.
+	__u32 sequence;
+	__u32 acknowledgment;
+	__u32 clock;
+	__u32 echo;
+	// Echoes from before this one are the worker's, where TG_EARLY is set.
+	__u32 first_echo;
+	// Left shift of the window; negative: right.
+	__s8 window;
+	__u8 splice;
+	__u8 pad[2];
 };
 
 // Shared with the worker, which writes `stamp`.
@@ -100,6 +111,8 @@ static __always_inline __u16 changed(__u16 check, __u16 change)
 	return ~((sum & 0xffff) + (sum >> 16));
 }
 
+#include "splice.h"
+
 // The packet's Ethernet destination is ours, it is not longer than it says, and the port it leaves
 // by takes it.
 static __always_inline int offload_fits(void *data, void *end, const struct tg_offload *o,
@@ -136,6 +149,12 @@ static __always_inline __u16 *offload_check(void *l4, void *end, __u8 proto, __u
 	return *check == fold(pseudo) ? NULL : check;
 }
 
+static __always_inline int offload_layout(void *l4, void *end, const struct tg_offload *o,
+					  __u8 proto)
+{
+	return proto == IPPROTO_TCP && o->splice ? splice_layout(l4, end, o) : 0;
+}
+
 static __always_inline void offload_ports_and_check(__be16 *ports, __u16 *check, __u8 proto,
 						    const struct tg_offload *o)
 {
@@ -160,6 +179,7 @@ static __always_inline int offload_v4(void *data, void *end, const struct tg_off
 	__u16 *check, sum;
 	__u64 pseudo;
 	__u32 len;
+	int layout;
 
 	if (l4 + sizeof(struct udphdr) > end || ip->ihl != 5 || ip->ttl <= 1 ||
 	    ip->frag_off & bpf_htons(IP_FRAGMENT))
@@ -172,13 +192,16 @@ static __always_inline int offload_v4(void *data, void *end, const struct tg_off
 	if (fold(pseudo + words[0] + words[1] + words[2]) != 0xffff)
 		return 0;
 	check = offload_check(l4, end, proto, pseudo, len);
-	if (!check || bpf_redirect_map(&offload_ports, o->port, XDP_ABORTED) != XDP_REDIRECT)
+	layout = check ? offload_layout(l4, end, o, proto) : NO_LAYOUT;
+	if (layout < 0 || bpf_redirect_map(&offload_ports, o->port, XDP_ABORTED) != XDP_REDIRECT)
 		return 0;
 	ip->saddr = o->src[3];
 	ip->daddr = o->dst[3];
 	ip->ttl--;
 	sum = changed(ip->check, o->ip_change);
 	ip->check = sum == 0xffff ? 0 : sum;
+	if (proto == IPPROTO_TCP && o->splice)
+		splice_edit(l4, end, o, layout);
 	offload_ports_and_check(l4, check, proto, o);
 	return 1;
 }
@@ -191,6 +214,7 @@ static __always_inline int offload_v6(void *data, void *end, const struct tg_off
 	__u64 pseudo = 0;
 	__u16 *check;
 	__u32 len;
+	int layout;
 
 	if (l4 + sizeof(struct udphdr) > end || ip->nexthdr != proto || ip->hop_limit <= 1)
 		return 0;
@@ -201,7 +225,8 @@ static __always_inline int offload_v6(void *data, void *end, const struct tg_off
 		pseudo += (__u64)ip->saddr.in6_u.u6_addr32[i] + ip->daddr.in6_u.u6_addr32[i];
 	check = offload_check(l4, end, proto, pseudo, len);
 	// Without a sum: not allowed but in tunnels (RFC 6935), the worker's to judge.
-	if (!check || !*check ||
+	layout = check && *check ? offload_layout(l4, end, o, proto) : NO_LAYOUT;
+	if (layout < 0 ||
 	    bpf_redirect_map(&offload_ports, o->port, XDP_ABORTED) != XDP_REDIRECT)
 		return 0;
 	for (int i = 0; i < 4; i++) {
@@ -209,6 +234,8 @@ static __always_inline int offload_v6(void *data, void *end, const struct tg_off
 		ip->daddr.in6_u.u6_addr32[i] = o->dst[i];
 	}
 	ip->hop_limit--;
+	if (proto == IPPROTO_TCP && o->splice)
+		splice_edit(l4, end, o, layout);
 	offload_ports_and_check(l4, check, proto, o);
 	return 1;
 }

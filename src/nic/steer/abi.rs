@@ -213,7 +213,9 @@ mod tests {
             OffloadEntry = "tg_offload" {
                 src: [u8; 16], dst: [u8; 16], sport: [u8; 2], dport: [u8; 2], ip_change: u16,
                 transport_change: u16, ethernet: [u8; 12], own_mac: [u8; 6], mtu: u16, port: u32,
-                worker: u32, slot: u32, stamp: u32, generation: u32
+                worker: u32, slot: u32, stamp: u32, generation: u32, sequence: u32,
+                acknowledgment: u32, clock: u32, echo: u32, first_echo: u32, window: i8,
+                splice: u8
             }
             OffloadSlot = "tg_offload_slot" { packets: u64, bytes: u64, stamp: u32 }
         }

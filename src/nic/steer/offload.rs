@@ -64,6 +64,26 @@ pub struct OffloadEntry {
     pub slot: u32,
     pub stamp: u32,
     pub generation: u32,
+    /// Of spliced connections: what is added to a segment's sequence number, to its acknowledgment
+    /// and SACK blocks, to its timestamp and to its echo.
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    pub clock: u32,
+    pub echo: u32,
+    /// Echoes from before this one are the worker's, where [`Self::EARLY`] is set.
+    pub first_echo: u32,
+    /// Left shift of the window; negative: right.
+    pub window: i8,
+    /// [`Self::SPLICED`] and [`Self::EARLY`].
+    pub splice: u8,
+    pub pad: [u8; 2],
+}
+
+impl OffloadEntry {
+    /// Of [`Self::splice`]: segments have numbers to be changed.
+    pub const SPLICED: u8 = 1;
+    /// Of [`Self::splice`]: echoes may be of a clock that was ours.
+    pub const EARLY: u8 = 2;
 }
 
 // SAFETY: plain integers without implicit padding (`layouts_agree` compares size and offsets with

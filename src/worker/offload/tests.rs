@@ -17,6 +17,8 @@ struct Rig {
     offload: Offload,
     ring: OffloadRing,
     slots: OffloadSlots,
+    /// Of what is handed down.
+    splice: Option<Shift>,
 }
 
 impl Rig {
@@ -25,7 +27,13 @@ impl Rig {
         let (ring, slots) = (OffloadRing::new(), OffloadSlots::in_memory(2).expect("memory"));
         // The second of many workers: its share is small, and not the first slot.
         let offload = Offload::new(1, 10_000, 8, ring.clone(), slots.clone());
-        Rig { flows: FlowTable::new(limits, Timeouts::default(), SEED), offload, ring, slots }
+        Rig {
+            flows: FlowTable::new(limits, Timeouts::default(), SEED),
+            offload,
+            ring,
+            slots,
+            splice: None,
+        }
     }
 
     /// A flow of datagrams that has been answered.
@@ -58,7 +66,7 @@ impl Rig {
         let meta = PacketMeta { flow: at, direction, in_port, ..PacketMeta::default() };
         let egress = Egress { mac: [2; 6], mtu: 1_500 };
         let hop = Hop { mac: [3; 6], port: LAN };
-        let way = Way { hop, egress, own_mac: [4; 6], generation: GENERATION };
+        let way = Way { hop, egress, own_mac: [4; 6], generation: GENERATION, splice: self.splice };
         self.offload.hand_down(now, self.flows.get_mut(at), &meta, &way);
     }
 
@@ -212,4 +220,22 @@ fn without_a_slot_or_room_for_orders_the_worker_goes_on_alone() {
     }
     rig.hand_down(START, flows[7], Direction::Forward, WAN);
     assert_eq!(rig.orders().len(), ORDERS_RESERVED, "room is kept for taking back");
+}
+
+/// The program knows echoes of our clock by numbers that turn.
+#[test]
+fn a_spliced_flow_with_early_echoes_is_looked_at_again() {
+    for (first_echo, left) in [(None, 1), (Some(9), 0)] {
+        let mut rig = Rig::new();
+        rig.splice = Some(Shift { first_echo, ..Shift::default() });
+        let at = rig.open(1);
+        rig.hand_down(START, at, Direction::Reply, LAN);
+        let later = START + EARLY_LIFE;
+        let seen = PacketMeta { direction: Direction::Reply, ..PacketMeta::default() };
+        rig.flows.touch(later, at, &seen, 100);
+        rig.follow(Nanos(later.0 - 1));
+        assert_eq!(rig.offload.len(), 1);
+        rig.follow(later);
+        assert_eq!(rig.offload.len(), left, "{first_echo:?}");
+    }
 }

@@ -142,6 +142,12 @@ impl Splice {
         link.is_some_and(|link| matches!(link.state, LinkState::Binding(_)))
     }
 
+    /// What is changed in the segments of a flow, once its connection is joined.
+    pub fn translation(&self, flow: FlowRef) -> Option<Translation> {
+        let link = self.links.get(flow.0 as usize)?;
+        (link.state == LinkState::Joined).then_some(link.translation)
+    }
+
     /// The flow left the table.
     pub fn forget(&mut self, flow: &Flow, seed: Seed) {
         if flow.kind == FlowKind::Spliced

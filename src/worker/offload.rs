@@ -36,8 +36,8 @@ const FOLLOW_BUDGET: usize = 256;
 /// Flows that may be idle for less than this are not handed down: slots are looked at once in a
 /// few seconds.
 const IDLE_MIN: Nanos = Nanos::from_secs(10);
-/// Echoes of a clock that was ours are told apart for half a turn of the server's clock, which is 35
-/// minutes where it counts microseconds. Before, the worker looks at the flow again.
+/// Echoes of a clock that was ours are told apart for half a turn of the server's clock, which is
+/// 35 minutes where it counts microseconds. Before, the worker looks at the flow again.
 const EARLY_LIFE: Duration = Duration::from_secs(300);
 /// No slot.
 const NONE: u32 = u32::MAX;

@@ -87,7 +87,7 @@ fn forward() -> ForwardSpec {
             ..PoolSpec::default()
         }],
         nat: Some(NatSpec { addresses: vec![Addr::v4(NAT)], port_first: 1_024, port_last: 65_535 }),
-        transit: vec![],
+        ..ForwardSpec::default()
     }
 }
 

@@ -14,6 +14,7 @@ use super::rule_atoms::{
     Days, Fingerprint, GrpcName, HeaderValue, HourRange, Method, OperationName, Path, ProviderName,
     ZoneName,
 };
+use super::splits::FilePools;
 use super::tenants::Names;
 use crate::base::tomlfile::{Leaf, Named, OneOrMany};
 use crate::base::{Addr, Prefix};
@@ -135,7 +136,7 @@ pub struct FileService {
     pub vip: Noted<Addr>,
     pub port: Noted<PortNumber>,
     pub protocol: Option<FileProtocol>,
-    pub pool: Plain<String>,
+    pub pool: Plain<FilePools>,
     pub mode: Plain<FileMode>,
     pub bind: Plain<FileBind>,
     pub canary_percent: Plain<f64>,
@@ -384,7 +385,7 @@ pub struct FileRule {
     pub bytes_over: Noted<Bytes>,
     pub time: Plain<FileTime>,
     pub class: Plain<String>,
-    pub pool: Plain<String>,
+    pub pool: Plain<FilePools>,
     pub tenant: Plain<String>,
     pub set_dscp: Noted<Dscp>,
     pub mirror: Plain<String>,

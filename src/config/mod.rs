@@ -13,6 +13,7 @@ mod load;
 mod meter_atoms;
 pub mod outliers;
 mod rule_atoms;
+mod splits;
 mod templates;
 mod tenants;
 

@@ -10,7 +10,7 @@ use super::view::{
     BackendView, HealthView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values,
     WorkerView, mac_text, protocol_text,
 };
-use crate::forward::spec::{BackendSpec, ForwardMode, PoolSpec, ServiceSpec};
+use crate::forward::spec::{BackendSpec, ForwardMode, ForwardSpec, PoolId, PoolSpec, ServiceSpec};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges, Stats};
 use crate::packet::{DropReason, FlowKey};
@@ -95,22 +95,31 @@ fn ports(a: &Appliance) -> Vec<PortView> {
 }
 
 fn service(a: &Appliance, s: &ServiceSpec) -> ServiceView {
-    let pool = a.config.forward.pools.get(usize::from(s.pool.0));
+    let forward = &a.config.forward;
+    let usable = |pool: &PoolSpec| {
+        let id = usize::from(pool.id.0);
+        (0..pool.backends.len()).filter(|i| a.pools.weight(id, *i) > 0).count()
+    };
     ServiceView {
         name: s.name.clone(),
         vip: s.vip.to_ip(),
         port: s.port,
         protocol: protocol_text(s.proto),
         mode: mode_text(s.mode).into(),
-        pool: pool.map(|p| p.name.clone()).unwrap_or_default(),
-        backends: pool.map_or(0, |p| {
-            let id = usize::from(p.id.0);
-            (0..p.backends.len()).filter(|i| a.pools.weight(id, *i) > 0).count()
-        }),
+        pool: pool_text(forward, s.pool),
+        backends: forward.parts(s.pool).map(usable).sum(),
         drained: a.pools.drained.service(&s.name),
         canary_percent: f64::from(s.canary_share) / 100.0,
         idle_established_secs: s.idle_established.as_secs(),
     }
+}
+
+/// A pool's name, or those of a split's pools with their shares.
+fn pool_text(forward: &ForwardSpec, id: PoolId) -> String {
+    let name = |id: PoolId| forward.pools.get(usize::from(id.0)).map_or("", |p| &p.name);
+    let Some(split) = forward.split(id) else { return name(id).to_string() };
+    let part = |(pool, weight): &(PoolId, u16)| format!("{} {weight}", name(*pool));
+    split.parts.iter().map(part).collect::<Vec<_>>().join(", ")
 }
 
 fn mode_text(mode: ForwardMode) -> &'static str {

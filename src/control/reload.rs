@@ -161,7 +161,7 @@ pub fn warnings(running: &Config, wanted: &Config) -> Vec<String> {
     let mut all: Vec<_> = wanted.warnings.iter().map(ToString::to_string).collect();
     let dnat = |f: &ForwardSpec| {
         let services = f.services.iter().filter(|s| s.mode == ForwardMode::Dnat);
-        let pools = services.filter_map(|s| f.pools.get(usize::from(s.pool.0)));
+        let pools = services.flat_map(|s| f.pools_of(s));
         let backends = pools.flat_map(|p| p.backends.iter().map(|b| (b.addr, b.port)));
         backends.collect::<Vec<_>>()
     };

@@ -57,8 +57,7 @@ fn at(e: &VipEntry) -> (Addr, u16, u8) {
 fn returns(spec: &ForwardSpec) -> Vec<VipEntry> {
     let dnat = spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat);
     dnat.flat_map(|s| {
-        let pools = s.pools().filter_map(|p| spec.pools.get(usize::from(p.0)));
-        let backends = pools.flat_map(|p| &p.backends);
+        let backends = spec.pools_of(s).flat_map(|p| &p.backends);
         backends.map(|b| endpoint(b.addr, b.port, s.proto, s.canary_share))
     })
     .collect()

@@ -14,6 +14,7 @@ use crate::base::{Addr, Prefix, Seed};
 use crate::packet::{DropReason, FlowKey, PortId};
 
 use super::lpm::{Lpm, PREFIXES_MAX};
+use super::rendezvous::distance;
 use super::routes::{PortLink, RouteKind, is_reserved, reserved};
 
 /// Routes of one table at most: a prefix each, less what is added for the box's own addresses.
@@ -311,8 +312,7 @@ impl FibBuilder {
     }
 }
 
-/// Which way each bucket belongs to: weighted rendezvous hashing, as in C. Schindelhauer and
-/// G. Schomaker, "Weighted Distributed Hash Tables", SPAA 2005 (the logarithmic method).
+/// Which way each bucket belongs to: weighted rendezvous hashing.
 fn share(hops: &[Hop]) -> [u8; BUCKETS] {
     let mut buckets = [0; BUCKETS];
     for (bucket, owner) in (0u64..).zip(&mut buckets) {
@@ -320,9 +320,7 @@ fn share(hops: &[Hop]) -> [u8; BUCKETS] {
         for (way, hop) in (0u8..).zip(hops) {
             let via = hop.via.unwrap_or_default();
             let hash = hash5(BUCKET_SEED, via.hi, via.lo, u64::from(hop.ifindex), bucket, 0);
-            // Above 0 and below 1, in steps that an f64 holds exactly.
-            let chance = ((hash >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
-            let distance = -chance.ln() / f64::from(hop.weight.max(1));
+            let distance = distance(hash, hop.weight.max(1));
             if distance < least {
                 (least, *owner) = (distance, way);
             }

@@ -10,10 +10,12 @@ pub mod maglev;
 pub mod nat;
 pub mod parking;
 pub mod ports;
+mod rendezvous;
 mod rotation;
 pub mod routes;
 pub mod spec;
 pub mod splice;
+mod split;
 mod table;
 pub mod tables;
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 pub use super::splice::Promise;
 use crate::base::{Addr, Prefix};
 
-/// A pool: its index in the configuration's order.
+/// A pool: its index in the configuration's order. Where new flows go to, splits have those numbers
+/// that follow the last pool's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub u16);
 
@@ -58,6 +59,7 @@ pub struct ServiceSpec {
     pub port: u16,
     /// IP protocol number: 6 (TCP) or 17 (UDP).
     pub proto: u8,
+    /// Or a split.
     pub pool: PoolId,
     pub mode: ForwardMode,
     /// Share of clients that the appliance takes, in hundredths of a percent (0 to 10,000); the
@@ -67,15 +69,8 @@ pub struct ServiceSpec {
     pub idle_established: Duration,
     /// `None`: a backend is chosen with the first packet.
     pub delay: Option<Delay>,
-    /// Pools that rules may choose instead of `pool`; empty without delay.
+    /// Pools that rules may choose instead of `pool`, none of them a split; empty without delay.
     pub rule_pools: Vec<PoolId>,
-}
-
-impl ServiceSpec {
-    /// All pools that its connections may go to.
-    pub fn pools(&self) -> impl Iterator<Item = PoolId> {
-        std::iter::once(self.pool).chain(self.rule_pools.iter().copied())
-    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,6 +93,16 @@ pub struct PoolSpec {
     pub name: String,
     pub balance: Balance,
     pub backends: Vec<BackendSpec>,
+}
+
+/// Pools of one split at most.
+pub const PARTS_MAX: usize = 16;
+
+/// New flows shared out between pools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SplitSpec {
+    /// Each pool, none of them a split, with its share relative to the others.
+    pub parts: Vec<(PoolId, u16)>,
 }
 
 /// How a pool's backends are chosen from, in proportion to their weights.
@@ -132,8 +137,32 @@ pub struct NatSpec {
 pub struct ForwardSpec {
     pub services: Vec<ServiceSpec>,
     pub pools: Vec<PoolSpec>,
+    /// Numbered after the pools.
+    pub splits: Vec<SplitSpec>,
     /// Needed where a service uses [`ForwardMode::Nat`].
     pub nat: Option<NatSpec>,
     /// Destinations that the XDP program steers to us for plain routing.
     pub transit: Vec<Prefix>,
+}
+
+impl ForwardSpec {
+    /// The split of a number, where it is one.
+    pub fn split(&self, id: PoolId) -> Option<&SplitSpec> {
+        self.splits.get(usize::from(id.0).checked_sub(self.pools.len())?)
+    }
+
+    /// What new flows may go to: the pool, or the split's pools that have a weight.
+    pub fn parts(&self, id: PoolId) -> impl Iterator<Item = &PoolSpec> {
+        let parts = self.split(id).map(|split| split.parts.as_slice()).unwrap_or_default();
+        let weighted = parts.iter().filter(|(_, weight)| *weight > 0).map(|(pool, _)| *pool);
+        let pools = std::iter::once(id).chain(weighted);
+        pools.filter_map(|pool| self.pools.get(usize::from(pool.0)))
+    }
+
+    /// All pools that a service's connections may go to, some perhaps twice.
+    pub fn pools_of(&self, service: &ServiceSpec) -> impl Iterator<Item = &PoolSpec> {
+        let by_rules = service.rule_pools.iter();
+        let by_rules = by_rules.filter_map(|pool| self.pools.get(usize::from(pool.0)));
+        self.parts(service.pool).chain(by_rules)
+    }
 }

@@ -9,6 +9,7 @@ use crate::packet::{DropReason, FlowKey, PacketMeta};
 use super::choice::{Choosing, PoolChoice, Seeker};
 use super::ports::NatPorts;
 use super::spec::{BackendSpec, Delay, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
+use super::split::Split;
 use super::table::AddrTable;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
@@ -54,6 +55,8 @@ pub struct Tables {
     backends: Vec<Backend>,
     /// By [`PoolId`]; they choose indices of `backends`.
     pools: Vec<PoolChoice>,
+    /// Numbered after the pools.
+    splits: Vec<Split>,
     /// Backends of `dnat` services: packets from them are replies.
     returns: AddrTable,
     nat: Option<NatPorts>,
@@ -88,11 +91,10 @@ impl Tables {
         let vips: Vec<_> = indexed().map(|(i, s)| (s.vip, 0, i)).collect();
         let mut returns = Vec::new();
         for s in spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat) {
-            let pools = s.pools();
-            let pools = pools.filter_map(|p| spec.pools.get(usize::from(p.0)));
-            let specs = pools.flat_map(|p| &p.backends);
+            let specs = spec.pools_of(s).flat_map(|p| &p.backends);
             returns.extend(specs.map(|b| (b.addr, tag(b.port, s.proto), 0)));
         }
+        let name = |pool: PoolId| spec.pools.get(usize::from(pool.0)).map_or("", |p| &p.name);
         Tables {
             seed,
             by_vip: AddrTable::new(seed, &by_vip),
@@ -102,6 +104,7 @@ impl Tables {
             services,
             backends,
             pools,
+            splits: spec.splits.iter().map(|split| Split::build(split, name)).collect(),
         }
     }
 
@@ -126,7 +129,8 @@ impl Tables {
     }
 
     /// The backend of a pool for a new flow, by the key as the client sent it. With
-    /// [`super::spec::Balance::Maglev`], and while none is full, the same on every appliance.
+    /// [`super::spec::Balance::Maglev`], and while none is full, the same on every appliance. Of a
+    /// split, that of the flow's own pool, and where this has none of the next.
     ///
     /// # Errors
     /// [`DropReason::NoBackend`] where no backend of the pool has a weight above zero,
@@ -153,9 +157,44 @@ impl Tables {
     ) -> Result<&Backend, DropReason> {
         let avoid = |index: u16| self.backends.get(usize::from(index)).is_none_or(&avoid);
         let (pool, hash) = (usize::from(pool.0), key.hash(CHOICE_SEED));
-        let choice = self.pools.get(pool).ok_or(DropReason::NoBackend)?;
-        let index = choice.choose(&mut Seeker { pool, hash, by, avoid })?;
+        let split = pool.checked_sub(self.pools.len()).and_then(|split| self.splits.get(split));
+        let index = match split {
+            None => self.choose_of(pool, hash, by, avoid)?,
+            Some(split) => self.choose_of_split(split, hash, by, avoid)?,
+        };
         self.backends.get(usize::from(index)).ok_or(DropReason::NoBackend)
+    }
+
+    #[inline]
+    fn choose_of(
+        &self,
+        pool: usize,
+        hash: u64,
+        by: Choosing<'_>,
+        avoid: impl Fn(u16) -> bool,
+    ) -> Result<u16, DropReason> {
+        let choice = self.pools.get(pool).ok_or(DropReason::NoBackend)?;
+        choice.choose(&mut Seeker { pool, hash, by, avoid })
+    }
+
+    fn choose_of_split(
+        &self,
+        split: &Split,
+        hash: u64,
+        by: Choosing<'_>,
+        avoid: impl Fn(u16) -> bool,
+    ) -> Result<u16, DropReason> {
+        let Choosing { now, turns, serving } = by;
+        let mut refusal = DropReason::NoBackend;
+        for pool in split.order(hash) {
+            let by = Choosing { now, turns: &mut *turns, serving };
+            match self.choose_of(usize::from(pool.0), hash, by, &avoid) {
+                Ok(index) => return Ok(index),
+                Err(DropReason::BackendsFull) => refusal = DropReason::BackendsFull,
+                Err(_) => {}
+            }
+        }
+        Err(refusal)
     }
 
     /// NAT addresses and port slices, where configured.
@@ -236,7 +275,7 @@ mod tests {
     use crate::forward::Turns;
     use std::time::Duration;
 
-    use crate::forward::spec::{BackendId, BackendSpec, NatSpec, PoolSpec};
+    use crate::forward::spec::{BackendId, BackendSpec, NatSpec, PoolSpec, SplitSpec};
 
     const TCP: u8 = 6;
     const UDP: u8 = 17;
@@ -286,7 +325,7 @@ mod tests {
                 port_first: 1024,
                 port_last: 65535,
             }),
-            transit: vec![],
+            ..ForwardSpec::default()
         }
     }
 
@@ -358,6 +397,36 @@ mod tests {
             assert_eq!(t.owner(&transit, workers), t.owner(&back, workers));
         }
         assert!(seen.iter().all(|n| (190..330).contains(n)), "{seen:?}");
+    }
+
+    #[test]
+    fn a_split_shares_flows_out_and_lets_no_flow_down() {
+        let mut spec = spec();
+        spec.pools[1].backends[0].weight = 1;
+        spec.splits = vec![SplitSpec { parts: vec![(PoolId(0), 3), (PoolId(1), 1)] }];
+        spec.services[2].pool = PoolId(2);
+        let to_second = |spec: &ForwardSpec, avoid: &dyn Fn(&Backend) -> bool| {
+            let (t, serving) = (Tables::build(spec, 1, Seed(1)), Serving::new(8));
+            let mut turns = Turns::new(0, 1);
+            let second = (0..4000u16).filter(|port| {
+                let key = meta("198.51.100.7", *port, "2001:db8::1", 443).key;
+                let by = Choosing { now: Nanos(0), turns: &mut turns, serving: &serving };
+                t.choose_other(PoolId(2), &key, by, avoid).expect("one serves").place == 2
+            });
+            second.count()
+        };
+        let quarter = to_second(&spec, &|_| false);
+        assert!((930..1070).contains(&quarter), "{quarter} of 4000");
+        assert_eq!(to_second(&spec, &|b| b.place == 2), 0, "tried already");
+        assert_eq!(to_second(&spec, &|b| b.place < 2), 4000);
+        spec.pools[1].backends[0].weight = 0;
+        assert_eq!(to_second(&spec, &|_| false), 0, "nobody there");
+        // Its backends are told by what comes from them, as those of the service's only pool are.
+        let t = Tables::build(&spec, 4, Seed(1));
+        let own = t.owner(&meta("2001:db8:1::7", 9, "2001:db8::1", 443), 4);
+        for backend in ["10.1.0.0", "10.1.0.2"] {
+            assert_eq!(t.owner(&meta(backend, 8443, "2001:db8:1::7", 9), 4), own);
+        }
     }
 
     #[test]

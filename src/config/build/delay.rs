@@ -6,10 +6,12 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::services::TCP;
-use super::{Build, id16, index, show};
+use super::splits::{parts, target};
+use super::{Build, index, show};
 use crate::config::Config;
 use crate::config::file::{FileBind, FileConfig, FilePromise, FileService};
-use crate::forward::spec::{BindAt, Delay, ForwardMode, PoolId, Promise, ServiceSpec};
+use crate::config::splits::FilePools;
+use crate::forward::spec::{BindAt, Delay, ForwardMode, PoolSpec, Promise, ServiceSpec};
 use crate::graph::spec::StageSpec;
 use crate::policy::spec::RuleSpec;
 
@@ -100,33 +102,42 @@ fn promise(b: &mut Build<'_>, given: Option<&FilePromise>) -> Promise {
 pub fn rule_pools(b: &mut Build<'_>, file: &FileConfig, config: &mut Config) {
     let pools = index(&file.pool.0);
     for (i, table) in file.rule.iter().enumerate() {
-        let Some(name) = &table.get_ref().pool else { continue };
-        let Some(pool) = b.resolve("pool", name, &pools) else { continue };
-        let Some(rule) = config.rules.get_mut(i) else { continue };
-        rule.pool = Some(id16(pool));
-        let id = PoolId(id16(pool));
-        let v4 = config.forward.pools.get(pool).and_then(|p| p.backends.first());
-        let v4 = v4.map(|backend| backend.addr.is_v4());
-        let mut chosen = false;
-        for service in config.forward.services.iter_mut().filter(|s| may_match(rule, s)) {
-            chosen = true;
-            if v4.is_some_and(|v4| v4 != service.vip.is_v4()) {
-                let what = format!(
-                    "pool `{}` is of another family than service `{}`, which this rule can match: \
-                     narrow it by `vip`",
-                    name.get_ref(),
-                    service.name,
-                );
-                b.error(&name.span(), what);
-            }
-            if !service.pools().any(|known| known == id) {
-                service.rule_pools.push(id);
-            }
+        let Some(given) = &table.get_ref().pool else { continue };
+        let parts = parts(b, given, &pools);
+        let Some(rule) = config.rules.get_mut(i).filter(|_| !parts.is_empty()) else { continue };
+        rule.pool = Some(target(b, given, &parts, &mut config.forward).0);
+        let forward = &mut config.forward;
+        for &(pool, _) in &parts {
+            let Some(pool) = forward.pools.get(pool) else { continue };
+            offer(b, given, pool, forward.services.iter_mut().filter(|s| may_match(rule, s)));
         }
-        if !chosen {
+        if !forward.services.iter().any(|s| may_match(rule, s)) {
             let what = "no service whose `bind` waits for what this rule asks about: others get \
                         their backend before it is known, from their own pool";
-            b.error(&name.span(), what);
+            b.error(&given.span(), what);
+        }
+    }
+}
+
+/// Has services know a pool that a rule may choose for them.
+fn offer<'a>(
+    b: &mut Build<'_>,
+    given: &Spanned<FilePools>,
+    pool: &PoolSpec,
+    services: impl Iterator<Item = &'a mut ServiceSpec>,
+) {
+    let v4 = pool.backends.first().map(|backend| backend.addr.is_v4());
+    for service in services {
+        if v4.is_some_and(|v4| v4 != service.vip.is_v4()) {
+            let what = format!(
+                "pool `{}` is of another family than service `{}`, which this rule can match: \
+                 narrow it by `vip`",
+                pool.name, service.name,
+            );
+            b.error(&given.span(), what);
+        }
+        if service.pool != pool.id && !service.rule_pools.contains(&pool.id) {
+            service.rule_pools.push(pool.id);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use super::services::{Draft, check_unicast, services};
+use super::splits::target;
 use super::{Build, id16};
 use crate::base::tomlfile::ROOT;
 use crate::base::{Addr, Prefix};
@@ -33,8 +34,10 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
     }
     let mut users: Vec<Vec<&Draft>> = vec![Vec::new(); file.pool.0.len()];
     for d in &drafts {
-        if let Some(list) = d.pool.and_then(|p| users.get_mut(p)) {
-            list.push(d);
+        for &(pool, _) in &d.parts {
+            if let Some(list) = users.get_mut(pool) {
+                list.push(d);
+            }
         }
     }
     let mut backends = 0;
@@ -43,7 +46,8 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
         b.name(key);
         let users = users.get_mut(i).map(std::mem::take).unwrap_or_default();
         let named = |r: &Spanned<FileRule>| {
-            r.get_ref().pool.as_ref().is_some_and(|p| p.get_ref() == key.get_ref())
+            let given = r.get_ref().pool.as_ref();
+            given.is_some_and(|p| p.get_ref().names().any(|name| name == key.get_ref()))
         };
         let by_rules = file.rule.iter().any(named);
         let list = Pool { name: key.get_ref(), table, users, by_rules }.backends(b, backends);
@@ -55,7 +59,14 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
     let nat = file.nat.as_ref().map(|table| nat(b, table, workers));
     check_nat(b, file, &drafts, nat.as_ref());
     let transit = transit(b, file);
-    ForwardSpec { services: drafts.into_iter().map(|d| d.spec).collect(), pools, nat, transit }
+    let mut forward = ForwardSpec { pools, nat, transit, ..ForwardSpec::default() };
+    for (mut draft, (_, table)) in drafts.into_iter().zip(&file.service.0) {
+        if let Some(given) = &table.get_ref().pool {
+            draft.spec.pool = target(b, given, &draft.parts, &mut forward);
+        }
+        forward.services.push(draft.spec);
+    }
+    forward
 }
 
 fn transit(b: &mut Build<'_>, file: &FileConfig) -> Vec<Prefix> {

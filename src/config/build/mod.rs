@@ -17,6 +17,7 @@ mod qos;
 mod rule;
 mod rules;
 mod services;
+mod splits;
 mod tenants;
 mod workers;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::splits::parts;
 use super::{Build, id16, index, show};
 use crate::base::Addr;
 use crate::config::file::{FileConfig, FileMode, FileProtocol, FileService};
@@ -26,7 +27,8 @@ pub struct Draft {
     pub spec: ServiceSpec,
     pub vip: Option<Addr>,
     pub port: Option<u16>,
-    pub pool: Option<usize>,
+    /// The pools that new flows go to, with their shares.
+    pub parts: Vec<(usize, u16)>,
     /// The table's header.
     pub table: Range<usize>,
     /// Where the mode is given; `None` if it was given and could not be read.
@@ -72,7 +74,7 @@ fn service(
     let vip = b.need(&at, "vip", &s.vip, "the address that clients connect to");
     let port = b.need(&at, "port", &s.port, "the port that clients connect to");
     let pool_name = b.need(&at, "pool", &s.pool, "the pool that serves it");
-    let pool = pool_name.and_then(|p| b.resolve("pool", p, pools));
+    let parts = pool_name.map(|given| parts(b, given, pools)).unwrap_or_default();
     let vip_addr = vip.map(|v| v.get_ref().0);
     if let (Some(v), Some(addr)) = (vip, vip_addr) {
         check_unicast(b, addr, &v.span());
@@ -97,7 +99,7 @@ fn service(
             vip: vip_addr.unwrap_or_default(),
             port: port_number.unwrap_or_default(),
             proto,
-            pool: PoolId(pool.map(id16).unwrap_or_default()),
+            pool: PoolId::default(),
             mode,
             canary_share: canary(b, &s.canary_percent),
             idle_established: b.within(&s.idle_timeout, IDLE_MIN..=IDLE_MAX, idle_default, show),
@@ -106,7 +108,7 @@ fn service(
         },
         vip: vip_addr,
         port: port_number,
-        pool,
+        parts,
         mode_span,
         table: at,
     }

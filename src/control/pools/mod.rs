@@ -18,7 +18,7 @@ use crate::base::{Addr, Nanos, Seed};
 use crate::config::Config;
 use crate::flow::entry::NONE_U16;
 use crate::forward::Tables;
-use crate::forward::spec::{BackendSpec, PoolSpec, ServiceId, ServiceSpec};
+use crate::forward::spec::{BackendSpec, PoolId, PoolSpec, ServiceId, ServiceSpec, SplitSpec};
 
 pub use drained::{DrainTarget, Drained, flows_of};
 pub use health::{Change, Health};
@@ -59,7 +59,11 @@ struct Standing {
     weights: Vec<Vec<u16>>,
     /// Pools of which so few are well that all get flows.
     panicking: BTreeSet<String>,
+    /// Those of them that nobody in is well.
+    hopeless: BTreeSet<String>,
     services_drained: Vec<ServiceId>,
+    /// By split and pool: its share, 0 where nobody can serve it while another pool can.
+    splits: Vec<Vec<u16>>,
 }
 
 impl Pools {
@@ -153,16 +157,20 @@ impl Pools {
         self.applied.weights.get(pool).and_then(|w| w.get(backend)).copied().unwrap_or(0)
     }
 
-    /// Whether a service's new flows go to backends that are known to be well: to so many of those
-    /// that have a weight, and to one at least.
+    /// Whether a service's new flows go to backends that are known to be well: to so many of a
+    /// pool's that have a weight, and to one at least. Of a split, one pool is enough: it gets what
+    /// is for the others.
     pub fn serves(&self, config: &Config, service: &ServiceSpec, percent: u8) -> bool {
-        let pool = usize::from(service.pool.0);
-        let Some(spec) = config.forward.pools.get(pool) else { return false };
+        !self.drained.service(&service.name)
+            && config.forward.parts(service.pool).any(|pool| self.pool_serves(pool, percent))
+    }
+
+    fn pool_serves(&self, spec: &PoolSpec, percent: u8) -> bool {
+        let pool = usize::from(spec.id.0);
         let known = |b: &BackendSpec| self.health(spec, b).is_none_or(|h| h.checks > 0);
         let weighted = || spec.backends.iter().enumerate().filter(|(_, b)| b.weight > 0);
         let well = weighted().filter(|(i, b)| self.weight(pool, *i) > 0 && known(b)).count();
-        !self.drained.service(&service.name)
-            && !self.is_panicking(&spec.name)
+        !self.is_panicking(&spec.name)
             && well > 0
             && well * 100 >= usize::from(percent) * weighted().count()
     }
@@ -200,6 +208,11 @@ impl Pools {
                 backend.weight = *weight;
             }
         }
+        for (split, weights) in spec.splits.iter_mut().zip(&self.applied.splits) {
+            for ((_, weight), now) in split.parts.iter_mut().zip(weights) {
+                *weight = *now;
+            }
+        }
         let place = |b: &BackendSpec| self.place(b);
         let mut tables = Tables::build_with(&spec, config.workers.count, seed, place);
         self.applied.services_drained.iter().for_each(|s| tables.drain(*s));
@@ -221,6 +234,11 @@ impl Pools {
             let share = |b| if self.outliers.is_out(&key(pool, b)) { 0 } else { checked(b) };
             let mut shares: Vec<u32> = pool.backends.iter().map(share).collect();
             if self.panics(pool, &shares, health.map_or(0, |h| h.panic_percent)) {
+                let may = |b: &BackendSpec| b.weight > 0 && !self.drained.backend(pool, b);
+                let mut of = pool.backends.iter().zip(&shares);
+                if !of.any(|(b, share)| *share > 0 && may(b)) {
+                    standing.hopeless.insert(pool.name.clone());
+                }
                 shares.fill(WHOLE);
                 standing.panicking.insert(pool.name.clone());
             }
@@ -229,6 +247,8 @@ impl Pools {
         let services = config.forward.services.iter();
         let drained = services.filter(|s| self.drained.service(&s.name));
         standing.services_drained = drained.map(|s| s.id).collect();
+        let splits = config.forward.splits.iter();
+        standing.splits = splits.map(|split| standing.shares(config, split)).collect();
         standing
     }
 
@@ -261,6 +281,22 @@ impl Pools {
             part.max(1).try_into().unwrap_or(u16::MAX)
         };
         pool.backends.iter().zip(shares).map(weight).collect()
+    }
+}
+
+impl Standing {
+    /// The shares of a split's pools: none for those that nobody in is well or may be used, unless
+    /// that is so of all.
+    fn shares(&self, config: &Config, split: &SplitSpec) -> Vec<u16> {
+        let can = |id: PoolId| {
+            let id = usize::from(id.0);
+            let weights = self.weights.get(id).is_some_and(|w| w.iter().any(|w| *w > 0));
+            let pool = config.forward.pools.get(id);
+            weights && pool.is_some_and(|pool| !self.hopeless.contains(&pool.name))
+        };
+        let any = split.parts.iter().any(|&(pool, weight)| weight > 0 && can(pool));
+        let share = |&(pool, weight): &(PoolId, u16)| if any && !can(pool) { 0 } else { weight };
+        split.parts.iter().map(share).collect()
     }
 }
 

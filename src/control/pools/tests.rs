@@ -153,6 +153,34 @@ fn drained_backends_get_nothing_even_in_panic_and_after_a_reload() {
 }
 
 #[test]
+fn a_split_leaves_out_pools_that_nobody_is_well_in() {
+    in_runtime(|| {
+        let split = "pool = { a = 90, b = 10, c = 0 }";
+        let others = "[[pool.b.backend]]\naddress = \"10.0.1.1\"\n[[pool.c.backend]]\naddress = \
+                      \"10.0.2.1\"\n";
+        let mut w = World::new(&format!("{}{others}", text(0).replace("pool = \"a\"", split)));
+        assert_eq!(w.config.forward.splits.len(), 1);
+        let shares = |w: &mut World, secs| {
+            w.weights(secs);
+            w.pools.applied.splits[0].clone()
+        };
+        let service = |w: &World| w.pools.serves(&w.config, &w.config.forward.services[0], 100);
+        assert_eq!(shares(&mut w, 0), [90, 10, 0]);
+        (1..=3).for_each(|b| w.check(1, b, false));
+        assert_eq!(shares(&mut w, 1), [90, 10, 0], "one is well");
+        w.check(2, 4, false);
+        assert_eq!(shares(&mut w, 2), [0, 10, 0]);
+        assert!(w.pools.is_panicking("a") && service(&w), "the other pool serves");
+        w.pools.drained.set(&DrainTarget::Pool("b".into()), true);
+        assert_eq!(shares(&mut w, 2), [90, 10, 0], "nobody can: better one that may fail");
+        w.check(3, 4, true);
+        assert_eq!(shares(&mut w, 3), [90, 0, 0]);
+        w.pools.drained.set(&DrainTarget::Pool("b".into()), false);
+        assert_eq!(shares(&mut w, 3), [90, 10, 0]);
+    });
+}
+
+#[test]
 fn pools_services_and_all_can_be_drained() {
     in_runtime(|| {
         let mut w = World::new(&text(0));

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use common::probe::Echo;
@@ -299,7 +299,8 @@ fn what_is_inspected_goes_once_it_is_understood() {
                 pool = \"echo\"\nmode = \"nat\"\n\
                 [[pool.echo.backend]]\naddress = \"10.0.2.11\"\nport = 7007\n";
     let _edge = net.start(&(balanced(&net, "llm-edge", "") + more));
-    assert!(said_of(&net, WAN).contains("not TCP (stage `timing`)"), "{}", said_of(&net, WAN));
+    let said = said_of(&net, WAN);
+    assert!(said.contains("not TLS and HTTP over TCP (stage `timing`)"), "{said}");
     let mut client = Lockstep::to(&net, format!("{VIP4}:7007").parse().expect("address"));
     client.until("both directions", |c| {
         (0..100).for_each(|_| {
@@ -307,6 +308,76 @@ fn what_is_inspected_goes_once_it_is_understood() {
         });
         offloaded(&net, WAN) > 100 && offloaded(&net, LAN) > 100
     });
+}
+
+/// What is timed stays with the worker; what can't be, and what is not in the sample, goes.
+#[test]
+fn through_llm_edge_tcp_goes_but_for_what_is_timed() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    make_noise(&net);
+    let more = format!(
+        "[[pool.mail.backend]]\naddress = \"{}\"\nport = 2525\n{}",
+        SERVERS4[0],
+        service("mail", VIP4, 25, "mail", "nat")
+    );
+    let text = balanced(&net, "llm-edge", "") + &more;
+    let _edge = net.start(&text);
+    let said = said_of(&net, LAN);
+    assert!(said.contains("not TLS and HTTP over TCP (stage `timing`)"), "{said}");
+    let url = format!("http://{VIP4}/1m.bin");
+    for fetches in 1..=3 {
+        fetch(&net, &url);
+        wait_for(LIMIT, "its answer", || firsts(&net, "four") == fetches).expect("timed");
+    }
+    assert_eq!((offloaded(&net, WAN), offloaded(&net, LAN)), (0, 0), "timed");
+    speak_another_protocol(&net, || offloaded(&net, LAN) > SEGMENTS && offloaded(&net, WAN) > 50);
+    // A sample so thin that these are hardly in it.
+    let thin =
+        include_str!("../pipelines/llm-edge.toml").replace("65536 }", "65536, one_in = 65536 }");
+    std::fs::create_dir_all(net.path("pipelines")).expect("folder");
+    net.write("pipelines/thin.toml", &thin);
+    net.write("tidegate.toml", &text.replace("\"llm-edge\"", "\"thin\""));
+    net.ask(&["reload"]).expect("taken");
+    let said = said_of(&net, LAN);
+    assert!(said.contains("not one in 65536 connections of TLS and HTTP"), "{said}");
+    fetch_until(&net, &url, LAN, 5 * SEGMENTS);
+    assert_eq!(firsts(&net, "four"), 3);
+}
+
+/// Answers of a service that were timed.
+fn firsts(net: &Net, service: &str) -> u64 {
+    let told = net.ask_json(&["show", "latency"]);
+    let mut all = told["latencies"].as_array().expect("a list").iter();
+    let ours = all.find(|l| l["of"] == "service" && l["name"] == service);
+    ours.map_or(0, |l| l["first"]["count"].as_u64().expect("a number"))
+}
+
+/// A connection that is neither TLS nor HTTP, whose client asks for more until all is well.
+fn speak_another_protocol(net: &Net, mut enough: impl FnMut() -> bool) {
+    const ANSWER: usize = 1 << 20;
+    let at = (SERVERS4[0], 2525);
+    let listener = net.server.enter(move || TcpListener::bind(at)).expect("thread").expect("bind");
+    let server = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept()?;
+        while client.read_exact(&mut [0; 5]).is_ok() {
+            client.write_all(&[b'a'; ANSWER])?;
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    let connect = || TcpStream::connect((VIP4, 25));
+    let mut stream = net.client.enter(connect).expect("thread").expect("connect");
+    stream.set_read_timeout(Some(LIMIT)).expect("timeout");
+    wait_for(LIMIT, "a protocol that is not timed", || {
+        stream.write_all(b"more\n").expect("send");
+        let mut answer = vec![0; ANSWER];
+        stream.read_exact(&mut answer).expect("an answer");
+        assert!(answer.iter().all(|&byte| byte == b'a'));
+        enough()
+    })
+    .unwrap_or_else(|_| panic!("{} {}", offloaded(net, WAN), said_of(net, WAN)));
+    drop(stream);
+    server.join().expect("no panic").expect("served");
 }
 
 #[test]

@@ -179,7 +179,7 @@ pub fn inspect() -> StageSpec {
 }
 
 pub fn timing() -> StageSpec {
-    StageSpec::Timing { flows_max: 65_536 }
+    StageSpec::Timing { flows_max: 65_536, one_in: 1 }
 }
 
 fn workers(flows: u32) -> WorkersSpec {

@@ -86,7 +86,12 @@ fn kept(config: &Config, port: &PortSpec) -> Vec<String> {
         StageSpec::Meter => {
             (!config.metering.meters.is_empty()).then(|| "what meters measure".into())
         }
-        StageSpec::Timing { .. } => Some("TCP (stage `timing`)".into()),
+        StageSpec::Timing { one_in: 1, .. } => {
+            Some("TLS and HTTP over TCP (stage `timing`)".into())
+        }
+        StageSpec::Timing { one_in, .. } => {
+            Some(format!("one in {one_in} connections of TLS and HTTP (stage `timing`)"))
+        }
         StageSpec::Balance => Some("`dsr` and QUIC with delayed binding".into()),
         StageSpec::Route | StageSpec::Shape | StageSpec::Tap => None,
     });

@@ -54,7 +54,9 @@ impl Pipeline {
             }
             StageSpec::Trust => Some(StageKind::Trust(Trust)),
             StageSpec::Meter => Some(StageKind::Meter(Meter)),
-            StageSpec::Timing { flows_max } => Some(StageKind::Timing(Timing::new(*flows_max))),
+            StageSpec::Timing { flows_max, one_in } => {
+                Some(StageKind::Timing(Timing::new(*flows_max, *one_in)))
+            }
             StageSpec::Balance => Some(StageKind::Balance(match &splice {
                 Some((limits, seed)) => Balance::with_splice(Splice::new(limits, *seed)),
                 None => Balance::new(),
@@ -147,8 +149,7 @@ impl Pipeline {
                 decided && flow.treatment == 0 && flow.steps == 0 && !flow.class.is_refused()
             }
             StageKind::Meter(_) => meters.of(flow.class, in_port).is_none(),
-            // A later packet of any connection may be the first of an answer.
-            StageKind::Timing(_) => flow.key[0].proto != tcp::PROTOCOL,
+            StageKind::Timing(timing) => timing.lets_go(meta.flow, flow),
             // Of `dsr` only what clients send is seen; what is not joined yet, or is bound by its
             // datagrams, has more done to it.
             StageKind::Balance(balance) => match flow.kind {
@@ -287,8 +288,9 @@ mod tests {
         assert!(!goes(&classify, &changed(|f| f.treatment = 1)));
         assert!(!goes(&classify, &changed(|f| f.steps = 1)));
         assert!(!goes(&classify, &changed(|f| f.class = ClassId::RESET)));
-        let timing = StageSpec::Timing { flows_max: 4 };
-        assert!(goes(&timing, &flow(udp::PROTOCOL)) && !goes(&timing, &flow(tcp::PROTOCOL)));
+        let timing = StageSpec::Timing { flows_max: 4, one_in: 1 };
+        assert!(goes(&timing, &flow(udp::PROTOCOL)), "only TCP is timed");
+        assert!(!goes(&timing, &flow(tcp::PROTOCOL)), "nothing is known of it");
         let balance = StageSpec::Balance;
         assert!(goes(&balance, &flow(tcp::PROTOCOL)));
         assert!(!goes(&balance, &changed(|f| f.kind = FlowKind::Spliced)));

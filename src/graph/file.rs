@@ -24,6 +24,9 @@ const FLOWS_PER_HTTP_FLOW: i64 = 4;
 /// What `flows_max` of `timing` may be: a flow takes a cache line.
 const TIMED_FLOWS: std::ops::RangeInclusive<i64> = 1..=4_194_304;
 const TIMED_FLOWS_DEFAULT: i64 = 65_536;
+/// What `one_in` may be: with more, a busy backend would be timed once in minutes.
+const ONE_IN: std::ops::RangeInclusive<i64> = 1..=65_536;
+const ONE_IN_DEFAULT: i64 = 1;
 
 /// The pipelines that every binary carries, by name.
 const SHIPPED: [(&str, &str); 4] = [
@@ -127,6 +130,7 @@ struct FileInspect {
 #[serde(default, deny_unknown_fields)]
 struct FileTiming {
     flows_max: Option<Spanned<i64>>,
+    one_in: Option<Spanned<i64>>,
 }
 
 /// The settings of a stage that has none.
@@ -232,6 +236,7 @@ impl Checker<'_> {
             StageName::Meter => StageSpec::Meter,
             StageName::Timing => StageSpec::Timing {
                 flows_max: self.number(&stage.timing.flows_max, TIMED_FLOWS, TIMED_FLOWS_DEFAULT),
+                one_in: self.number(&stage.timing.one_in, ONE_IN, ONE_IN_DEFAULT),
             },
             StageName::Balance => StageSpec::Balance,
             StageName::Route => StageSpec::Route,
@@ -350,7 +355,7 @@ mod tests {
     #[test]
     fn shipped_pipelines_are_what_they_say() {
         let inspect = inspect(4_096);
-        let timing = StageSpec::Timing { flows_max: 65_536 };
+        let timing = StageSpec::Timing { flows_max: 65_536, one_in: 1 };
         use StageSpec::{Balance, Classify, Meter, Route, Shape, Tap, Trust};
         let edge = vec![Trust, inspect.clone(), Classify, Meter, timing.clone(), Balance, Shape];
         let expected = [
@@ -378,7 +383,7 @@ mod tests {
         let inspect = inspect(4_096);
         let stages = spec.expect("valid").stages;
         assert_eq!(stages[0], inspect);
-        assert_eq!(stages[2], StageSpec::Timing { flows_max: 65_536 });
+        assert_eq!(stages[2], StageSpec::Timing { flows_max: 65_536, one_in: 1 });
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub enum StageSpec {
     Timing {
         /// Connections of one worker that may be timed at once.
         flows_max: u32,
+        /// Of all connections one in so many is timed.
+        one_in: u32,
     },
     /// Binds flows of services to backends and rewrites their packets.
     Balance,

@@ -95,7 +95,7 @@ pub fn inspect() -> StageSpec {
 }
 
 pub fn timing() -> StageSpec {
-    StageSpec::Timing { flows_max: 64 }
+    StageSpec::Timing { flows_max: 64, one_in: 1 }
 }
 
 /// A box with a TCP and a UDP service before three servers, that balances and nothing else.

@@ -7,30 +7,50 @@ use crate::flow::{Flow, FlowKind};
 use crate::graph::{Cx, Stage};
 use crate::inspect::timing::{AnswerTimer, Heard};
 use crate::observe::latency::{Latencies, Measure, Series};
-use crate::packet::{Batch, Direction, FlowKey, PacketFlags, PacketMeta, Verdict, tcp};
+use crate::packet::{Batch, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, Verdict, tcp};
 
 /// A connection that is quiet for this long gives its place to another that needs it.
 const QUIET_NS_MAX: u64 = 10_000_000_000;
 /// Of a TLS record's header and the first byte of what is in it, a ClientHello.
 const HELLO: (u8, u8) = (22, 1);
+/// Segments with payload after which a connection is none of those that are timed: more than what
+/// comes before a connection's `STARTTLS` or SOCKS request.
+const STRANGE_SEGMENTS: u8 = 16;
 
 /// The stage. A flow's timer has a place that follows from the flow's own; of flows whose places
 /// are the same, the one that came first is timed until it is quiet.
 pub struct Timing {
-    places: Box<[Place]>,
+    places: Box<[Line]>,
     mask: usize,
+    /// One of so many connections is timed.
+    one_in: u32,
 }
 
 /// Aligned so that a packet costs one cache line.
 #[derive(Clone)]
 #[repr(align(64))]
-struct Place(Option<AnswerTimer>);
+struct Line(Place);
+
+#[derive(Clone, Debug)]
+enum Place {
+    Vacant,
+    Timed(AnswerTimer),
+    /// A connection whose segments began none of those that are timed, and how many they were.
+    Strange {
+        owner: u32,
+        segments: u8,
+    },
+}
+
+const _: () = assert!(size_of::<Line>() == 64);
 
 impl Timing {
-    /// Times this many flows at once, rounded up to a power of two.
-    pub fn new(flows_max: u32) -> Timing {
+    /// Times this many flows at once, rounded up to a power of two, and of all connections one in
+    /// so many.
+    pub fn new(flows_max: u32, one_in: u32) -> Timing {
         let places = (flows_max.max(1) as usize).next_power_of_two();
-        Timing { places: vec![Place(None); places].into_boxed_slice(), mask: places - 1 }
+        let vacant = vec![Line(Place::Vacant); places].into_boxed_slice();
+        Timing { places: vacant, mask: places - 1, one_in: one_in.max(1) }
     }
 
     /// Goes on with the timers of a stage that this one replaces, where it has as many.
@@ -38,6 +58,20 @@ impl Timing {
         if self.places.len() == old.places.len() {
             std::mem::swap(&mut self.places, &mut old.places);
         }
+    }
+
+    /// Whether there is nothing to be timed of a flow, so that its packets need not come by here.
+    pub fn lets_go(&self, at: FlowRef, flow: &Flow) -> bool {
+        let owner = owner(&flow.key[0]);
+        flow.key[0].proto != tcp::PROTOCOL
+            || !self.times(owner)
+            || self.places[at.0 as usize & self.mask].0.is_strange(owner)
+    }
+
+    /// Whether a connection is among those that are timed.
+    #[inline]
+    fn times(&self, owner: u32) -> bool {
+        (u64::from(owner) * u64::from(self.one_in)) >> 32 == 0
     }
 
     /// What the packet tells, and whether it begins a request.
@@ -49,12 +83,15 @@ impl Timing {
         meta: &PacketMeta,
         payload: &[u8],
     ) -> (Heard, bool) {
-        let place = &mut self.places[meta.flow.0 as usize & self.mask];
         let owner = owner(&flow.key[0]);
+        if !self.times(owner) {
+            return (Heard::Nothing, false);
+        }
+        let place = &mut self.places[meta.flow.0 as usize & self.mask].0;
         let hello = payload.first() == Some(&HELLO.0) && payload.get(5) == Some(&HELLO.1);
         let before = place.is_asked();
-        let heard = match &mut place.0 {
-            Some(timer) if timer.owner() == owner && !hello => {
+        let heard = match place {
+            Place::Timed(timer) if timer.owner() == owner && !hello => {
                 timer.feed(meta.direction, now, meta.tcp_seq, payload)
             }
             _ => place.begin(owner, now, meta, payload, hello),
@@ -64,9 +101,15 @@ impl Timing {
 }
 
 impl Place {
+    /// Whether a connection is surely none of those that are timed.
+    fn is_strange(&self, owner: u32) -> bool {
+        matches!(self, Place::Strange { owner: of, segments }
+            if *of == owner && *segments >= STRANGE_SEGMENTS)
+    }
+
     #[inline]
     fn is_asked(&self) -> bool {
-        self.0.as_ref().is_some_and(AnswerTimer::is_asked)
+        matches!(self, Place::Timed(timer) if timer.is_asked())
     }
 
     /// A segment of a flow that has no timer, or that begins anew.
@@ -84,13 +127,28 @@ impl Place {
             true => hello && timer.has_passed(direction, seq),
             false => now.since(timer.since()) < QUIET_NS_MAX,
         };
-        if self.0.as_ref().is_some_and(stays) {
+        if matches!(self, Place::Timed(timer) if stays(timer)) {
             return Heard::Nothing;
         }
-        let Some(timer) = AnswerTimer::begin(owner, direction, now, payload) else {
+        let Some(mut timer) = AnswerTimer::begin(owner, direction, now, payload) else {
+            self.pass(owner);
             return Heard::Nothing;
         };
-        self.0.insert(timer).feed(direction, now, seq, payload)
+        let heard = timer.feed(direction, now, seq, payload);
+        *self = Place::Timed(timer);
+        heard
+    }
+
+    /// Counts a segment of a connection that has no timer and begins none.
+    fn pass(&mut self, owner: u32) {
+        match self {
+            // Its time is over, but nobody needs the place.
+            Place::Timed(_) => {}
+            Place::Strange { owner: of, segments } if *of == owner => {
+                *segments = segments.saturating_add(1);
+            }
+            Place::Vacant | Place::Strange { .. } => *self = Place::Strange { owner, segments: 1 },
+        }
     }
 }
 
@@ -223,7 +281,7 @@ mod tests {
     #[test]
     fn times_are_counted_for_class_service_and_backend() {
         let mut rig = Rig::new(LIMITS);
-        let stage = &mut Whole(Timing::new(64), Balance::new());
+        let stage = &mut Whole(Timing::new(64, 1), Balance::new());
         connection(&mut rig, stage, V4.client);
         connection(&mut rig, stage, (V4.client.0, 41_000));
         let wanted = [
@@ -237,7 +295,7 @@ mod tests {
     #[test]
     fn a_place_goes_to_another_flow_when_its_own_is_quiet() {
         let mut rig = Rig::new(LIMITS);
-        let stage = &mut Whole(Timing::new(1), Balance::new());
+        let stage = &mut Whole(Timing::new(1, 1), Balance::new());
         connection(&mut rig, stage, V4.client);
         connection(&mut rig, stage, (V4.client.0, 41_000));
         assert_eq!(counts(&rig)[0].1, 1, "the second one has no place");
@@ -248,12 +306,97 @@ mod tests {
 
     #[test]
     fn a_reload_keeps_what_is_under_way() {
-        let (mut old, mut new) = (Timing::new(5), Timing::new(8));
-        old.places[3].0 = AnswerTimer::begin(7, Direction::Forward, Nanos(1), b"GET / HTTP/1.1");
+        let (mut old, mut new) = (Timing::new(5, 1), Timing::new(8, 1));
+        let timer = AnswerTimer::begin(7, Direction::Forward, Nanos(1), b"GET / HTTP/1.1");
+        old.places[3].0 = Place::Timed(timer.expect("a request"));
         new.take_over(&mut old);
-        assert_eq!(new.places[3].0.as_ref().map(AnswerTimer::owner), Some(7));
-        let mut other = Timing::new(9);
+        assert!(matches!(&new.places[3].0, Place::Timed(timer) if timer.owner() == 7));
+        let mut other = Timing::new(9, 1);
         other.take_over(&mut new);
-        assert!(other.places.iter().all(|p| p.0.is_none()));
+        assert!(other.places.iter().all(|p| matches!(p.0, Place::Vacant)));
+    }
+    /// A connection, opened, and what the stage says of it after each segment with payload.
+    fn let_go(rig: &mut Rig, stage: &mut Whole, client: Endpoint, segments: &[&[u8]]) -> Vec<bool> {
+        use crate::graph::stages::rig::{BACKEND_SIDE, CLIENT_SIDE};
+        let there = (client, (V4.vip, 80));
+        let port = send(rig, stage, there, CLIENT_SIDE, (SYN, 9, b""));
+        let back = (V4.backend, (V4.nat, port));
+        send(rig, stage, back, BACKEND_SIDE, (SYN | ACK, 99, b""));
+        let (mut seq, mut said) = ([10, 100], Vec::new());
+        for (i, segment) in segments.iter().enumerate() {
+            let (ends, side) = [(there, CLIENT_SIDE), (back, BACKEND_SIDE)][i % 2];
+            send(rig, stage, ends, side, (ACK, seq[i % 2], segment));
+            seq[i % 2] += segment.len() as u32;
+            let own =
+                |flow: &Flow| flow.key[0].src == addr(client.0) && flow.key[0].sport == client.1;
+            let (at, flow) = rig.flows.iter().find(|(_, flow)| own(flow)).expect("open");
+            said.push(stage.0.lets_go(at, flow));
+        }
+        said
+    }
+
+    #[test]
+    fn a_connection_that_is_none_of_those_timed_is_let_go_once_that_is_sure() {
+        let mut rig = Rig::new(LIMITS);
+        let stage = &mut Whole(Timing::new(64, 1), Balance::new());
+        let enough = usize::from(STRANGE_SEGMENTS);
+        let said = let_go(&mut rig, stage, V4.client, &vec![&b"EHLO "[..]; enough + 2]);
+        let first = said.iter().position(|&goes| goes);
+        assert_eq!((first, &said[enough - 1..]), (Some(enough - 1), &[true; 3][..]));
+        // One that begins late is timed all the same, for as long as it lasts.
+        let hello = record(22, 1, 300);
+        let mut late = vec![&b"EHLO "[..]; enough - 2];
+        late.push(&hello);
+        late.extend(vec![&b"sealed"[..]; 2 * enough]);
+        let said = let_go(&mut rig, stage, (V4.client.0, 41_000), &late);
+        assert!(said.iter().all(|&goes| !goes), "{said:?}");
+        assert!(counts(&rig).is_empty());
+    }
+
+    #[test]
+    fn a_timed_connection_is_never_let_go_and_its_place_is_not_taken_by_a_strange_one() {
+        let mut rig = Rig::new(LIMITS);
+        let stage = &mut Whole(Timing::new(1, 1), Balance::new());
+        let hello = record(22, 1, 300);
+        let mut all = vec![&hello[..]];
+        all.extend(vec![&b"more"[..]; 40]);
+        assert_eq!(let_go(&mut rig, stage, V4.client, &all), [false; 41]);
+        let strange = vec![&b"EHLO "[..]; 40];
+        let said = let_go(&mut rig, stage, (V4.client.0, 41_000), &strange);
+        assert_eq!(said, [false; 40], "its turn may come");
+        assert!(matches!(stage.0.places[0].0, Place::Timed(_)));
+        // Of two strange ones the place goes to and fro, but a request takes it at once.
+        rig.now = rig.now.saturating_add(QUIET_NS_MAX);
+        let mut stage = Whole(Timing::new(1, 1), Balance::new());
+        let_go(&mut rig, &mut stage, (V4.client.0, 42_000), &strange[..20]);
+        connection(&mut rig, &mut stage, (V4.client.0, 43_000));
+        assert_eq!(counts(&rig)[0].1, 1);
+    }
+
+    #[test]
+    fn of_a_sample_the_others_cost_nothing_and_are_let_go() {
+        let mut rig = Rig::new(FlowLimits { flows_max: 512, half_open_max: 512 });
+        let stage = &mut Whole(Timing::new(512, 4), Balance::new());
+        let clients = 41_000..41_400;
+        let times = |port: u16| {
+            let (src, dst) = (addr(V4.client.0), addr(V4.vip));
+            stage.0.times(owner(&FlowKey {
+                src,
+                dst,
+                sport: port,
+                dport: 80,
+                proto: tcp::PROTOCOL,
+            }))
+        };
+        let timed: Vec<bool> = clients.clone().map(times).collect();
+        let wanted = timed.iter().filter(|&&timed| timed).count();
+        assert!((60..140).contains(&wanted), "{wanted} of 400");
+        for (port, timed) in clients.zip(timed) {
+            let hello = record(22, 1, 300);
+            let said = let_go(&mut rig, stage, (V4.client.0, port), &[&hello, &record(22, 2, 95)]);
+            assert_eq!(said, [!timed; 2]);
+        }
+        let places = stage.0.places.iter().filter(|place| !matches!(place.0, Place::Vacant));
+        assert_eq!(places.count(), wanted);
     }
 }

@@ -156,7 +156,7 @@ impl Variant {
         };
         let mut stages = vec![StageSpec::Balance];
         if self.whole {
-            let timing = StageSpec::Timing { flows_max: TIMED_MAX };
+            let timing = StageSpec::Timing { flows_max: TIMED_MAX, one_in: 1 };
             stages = vec![inspect, StageSpec::Classify, timing, StageSpec::Balance];
         }
         if self.route {

@@ -54,7 +54,7 @@ impl Message for Told {
     }
 
     fn has_unknown(&self) -> bool {
-        self.has(NameId::UNKNOWN)
+        self.has(NameId::UNKNOWN) || self.has(NameId::FORGOTTEN)
     }
 
     fn status(&self) -> Option<u16> {

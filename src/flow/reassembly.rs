@@ -161,6 +161,12 @@ impl Reassembler {
         self.streams[slot].next
     }
 
+    /// Whether a segment that came early lies in the window as a whole.
+    pub fn holds(&self, slot: usize, seq: u32, len: usize) -> bool {
+        let ahead = seq.wrapping_sub(self.streams[slot].next) as usize;
+        ahead + len <= WINDOW_BYTES
+    }
+
     /// Whether bytes wait for a gap to be filled.
     pub fn has_gap(&self, slot: usize) -> bool {
         self.streams[slot].pages_held > 0

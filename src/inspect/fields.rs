@@ -44,9 +44,16 @@ impl NameId {
     pub const FORBIDDEN: NameId = NameId(u8::MAX - 1);
     /// A name that was said before the stream was joined.
     pub const UNKNOWN: NameId = NameId(u8::MAX - 2);
+    /// A name that was said longer ago than is kept.
+    pub const FORGOTTEN: NameId = NameId(u8::MAX - 3);
 
     pub fn is_wanted(self) -> bool {
-        self.0 < NameId::UNKNOWN.0
+        self.0 < NameId::FORGOTTEN.0
+    }
+
+    /// Whether it is one that was said and is not known.
+    pub fn is_unknown(self) -> bool {
+        self == NameId::UNKNOWN || self == NameId::FORGOTTEN
     }
 
     fn is_pseudo(self) -> bool {
@@ -90,7 +97,7 @@ const FIXED: [Fixed; 13] = [
     fixed("http2-settings", 256, Repeat::First),
 ];
 
-const _: () = assert!(FIXED.len() + EXTRA_NAMES_MAX <= NameId::UNKNOWN.0 as usize);
+const _: () = assert!(FIXED.len() + EXTRA_NAMES_MAX <= NameId::FORGOTTEN.0 as usize);
 
 /// Why a set of names can't be wanted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -180,6 +187,8 @@ pub trait Sink {
     /// Only of wanted names.
     fn value(&mut self, piece: &[u8]);
     fn end(&mut self);
+    /// The value has bytes that none may have (RFC 9113, section 8.2.1).
+    fn reject(&mut self) {}
 }
 
 /// The wanted fields of one message.
@@ -193,6 +202,7 @@ pub struct Fields {
     regular: bool,
     malformed: bool,
     unknown: bool,
+    forgotten: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -215,8 +225,7 @@ impl Fields {
         let mut slot = |room: usize, repeat| {
             let (at, room) = (start, room as u32);
             start += room;
-            let marks = (false, false, false);
-            let (present, truncated, repeated) = marks;
+            let (present, truncated, repeated) = (false, false, false);
             Slot { start: at, room, len: 0, from: 0, repeat, present, truncated, repeated }
         };
         let mut slots = Vec::with_capacity(wanted.names.len());
@@ -234,6 +243,7 @@ impl Fields {
             regular: false,
             malformed: false,
             unknown: false,
+            forgotten: false,
         }
     }
 
@@ -282,15 +292,21 @@ impl Fields {
             .is_some_and(|value| media_type_is(value, "text/event-stream"))
     }
 
-    /// The message breaks a rule of HTTP/2 (RFC 9113, sections 8.2 and 8.3): a pseudo-header twice
-    /// or behind other fields, or a forbidden name.
+    /// The message breaks a rule of RFC 9113, sections 8.2 and 8.3: a pseudo-header twice or behind
+    /// other fields, a forbidden name, a value with a NUL or a line's end.
     pub fn is_malformed(&self) -> bool {
         self.malformed
     }
 
-    /// Some fields were said before the stream was joined: what is absent may be among them.
+    /// Some fields were said before the stream was joined, or longer ago than is kept: what is
+    /// absent may be among them.
     pub fn has_unknown(&self) -> bool {
         self.unknown
+    }
+
+    /// Some were said longer ago than is kept.
+    pub fn has_forgotten(&self) -> bool {
+        self.forgotten
     }
 
     /// The value goes on with another line: a blank, unless it is empty so far.
@@ -318,15 +334,17 @@ impl Sink for Fields {
             (slot.present, slot.truncated, slot.repeated) = (false, false, false);
         }
         self.open = NameId::OTHER;
-        (self.regular, self.malformed, self.unknown) = (false, false, false);
+        (self.regular, self.malformed) = (false, false);
+        (self.unknown, self.forgotten) = (false, false);
     }
 
     #[inline]
     fn begin(&mut self, name: NameId) {
         self.open = NameId::OTHER;
-        self.unknown |= name == NameId::UNKNOWN;
+        self.unknown |= name.is_unknown();
+        self.forgotten |= name == NameId::FORGOTTEN;
         self.malformed |= name == NameId::FORBIDDEN || name.is_pseudo() && self.regular;
-        self.regular |= !name.is_pseudo() && name != NameId::UNKNOWN;
+        self.regular |= !name.is_pseudo() && !name.is_unknown();
         let Some(slot) = self.slots.get_mut(usize::from(name.0)) else { return };
         if !slot.present {
             slot.present = true;
@@ -357,6 +375,10 @@ impl Sink for Fields {
     #[inline]
     fn end(&mut self) {
         self.open = NameId::OTHER;
+    }
+
+    fn reject(&mut self) {
+        self.malformed = true;
     }
 }
 

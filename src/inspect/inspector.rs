@@ -85,6 +85,15 @@ impl Unknown {
     }
 }
 
+/// What a client says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    Hello,
+    Requests,
+    /// One or the other.
+    Anything,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Nothing was sent by the client.
@@ -110,6 +119,8 @@ pub struct Inspector {
     server_http2: Option<bool>,
     app: App,
     unknown: Option<Unknown>,
+    /// The client says something that can't be read.
+    lost: Option<Said>,
     hello: HelloParser,
     answer: ServerHello,
     initials: InitialReader,
@@ -130,6 +141,7 @@ impl Inspector {
             server_http2: None,
             app: App::None,
             unknown: None,
+            lost: None,
             hello: HelloParser::new(hello_bytes_max),
             answer: ServerHello::default(),
             initials: InitialReader::new(),
@@ -211,6 +223,35 @@ impl Inspector {
     pub fn give_up(&mut self, why: Unknown) {
         if !self.knows() && self.stage != Stage::Start {
             self.unknown = self.unknown.or(Some(why));
+        }
+    }
+
+    /// What the client says and nobody has read, if nothing more is read from here on. Of a
+    /// connection joined later than its beginning that is not known, nor to be expected.
+    pub fn unread(&self) -> Option<Said> {
+        match self.stage {
+            _ if self.joined => None,
+            Stage::Done => self.lost,
+            Stage::Hello => Some(Said::Hello),
+            Stage::Http1 | Stage::Http2 => Some(Said::Requests),
+            Stage::Start | Stage::Answer | Stage::Datagrams | Stage::Tunnel => None,
+        }
+    }
+
+    /// Whether nothing that the client said has come, and its beginning may still.
+    pub fn is_silent(&self) -> bool {
+        self.stage == Stage::Start && !self.joined
+    }
+
+    /// Whether a connection whose beginning was seen may as well be read anew from here: its client
+    /// has said nothing, or nothing that has no answer.
+    pub fn may_begin_anew(&self) -> bool {
+        let between = || self.http.as_ref().is_some_and(|http| http.is_between_http1());
+        match self.stage {
+            _ if self.joined => false,
+            Stage::Start => !self.has_parsers(),
+            Stage::Http1 => self.app == App::Http1 && between(),
+            _ => false,
         }
     }
 
@@ -300,6 +341,7 @@ impl Inspector {
                 }
                 None => {
                     self.unknown = Some(Unknown::Crowded);
+                    self.lost = Some(Said::Requests);
                     Stage::Done
                 }
             },
@@ -329,8 +371,14 @@ impl Inspector {
             Peek::NotThis => {
                 match self.hello.failure() {
                     // It is TLS, and nothing that it says can be trusted.
-                    Some(Failure::Malformed) if self.stage == Stage::Hello => self.app = App::Tls,
-                    Some(Failure::TooLong) => self.unknown = Some(Unknown::HelloTooLong),
+                    Some(Failure::Malformed) if self.stage == Stage::Hello => {
+                        self.app = App::Tls;
+                        self.lost = Some(Said::Hello);
+                    }
+                    Some(Failure::TooLong) => {
+                        self.unknown = Some(Unknown::HelloTooLong);
+                        self.lost = Some(Said::Hello);
+                    }
                     _ => {}
                 }
                 self.stage = Stage::Done;
@@ -357,6 +405,10 @@ impl Inspector {
             }
             Next::Upgraded => self.stage = Stage::Done,
             Next::Failed(failure) => {
+                // Without a version it may be a request all the same (RFC 1945, section 4.1).
+                if failure != http1::Failure::NotHttp || http.asks() {
+                    self.lost = Some(Said::Requests);
+                }
                 self.unknown = match failure {
                     http1::Failure::NotHttp => None,
                     http1::Failure::Malformed | http1::Failure::Ambiguous => {
@@ -392,6 +444,7 @@ impl Inspector {
             self.app = App::H2cMid;
         }
         if failed {
+            self.lost = Some(Said::Requests);
             self.stage = Stage::Done;
         }
     }

@@ -146,6 +146,8 @@ counters! {
     requests_read,
     /// Requests refused: rules ask for what they were too long to tell.
     requests_too_long,
+    /// Flows refused: rules refuse by what clients say, which can't be read of them.
+    flows_unread,
     /// Answers of HTTP read.
     responses_read,
     /// Decisions by a rule: of a flow's first packet, and again when its server name is known.

@@ -115,6 +115,12 @@ drop_reasons! {
     PolicyDrop = "policy_drop",
     /// Rules go by what its request says, and that was too long to be read in full.
     RequestTooLong = "request_too_long",
+    /// Rules refuse flows by what clients say, and this one's can't be read: it is damaged, leaves
+    /// open where it ends, is longer than is looked at, or too many were being read.
+    Unread = "unread",
+    /// Rules refuse flows by what clients say, and this is too far ahead of what is missing of its
+    /// connection to be read in its turn. The client sends it again.
+    TooFarAhead = "too_far_ahead",
     /// A meter found it to be beyond its rate, and drops that colour.
     MeterDrop = "meter_drop",
     /// The leaf's or the scheduler's queue is full.

@@ -23,16 +23,21 @@ impl ClassId {
     /// Rules ask for what a request was too long to tell: as [`ClassId::RESET`].
     pub const TOO_LONG: ClassId = ClassId(u16::MAX - 3);
 
+    /// Rules refuse flows by what clients say, and this one's can't be read: as
+    /// [`ClassId::RESET`].
+    pub const UNREAD: ClassId = ClassId(u16::MAX - 4);
+
     /// Whether such packets are dropped.
     #[inline]
     pub fn is_refused(self) -> bool {
-        (ClassId::TOO_LONG.0..=ClassId::REFUSED.0).contains(&self.0)
+        (ClassId::UNREAD.0..=ClassId::REFUSED.0).contains(&self.0)
     }
 
     /// Why they are.
     pub fn refusal(self) -> DropReason {
         match self {
             ClassId::TOO_LONG => DropReason::RequestTooLong,
+            ClassId::UNREAD => DropReason::Unread,
             _ => DropReason::PolicyDrop,
         }
     }

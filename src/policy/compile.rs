@@ -7,6 +7,7 @@ use super::paths::PathTable;
 use super::prefixes::{self, PrefixTable};
 use super::schedule::Schedule;
 use super::spec::{HeaderPattern, NamePattern, RULES_MAX, RuleSpec, header_names};
+use super::unread;
 use super::values::{self, HashTable, NONE, Values};
 use super::{DSCP_COUNT, Rule, Rules, Text, addr_hash, any_hash, port_hash, text_hash};
 use crate::base::{Addr, Prefix};
@@ -217,6 +218,7 @@ impl Tables {
             sizes,
             schedule,
             by_request: specs.iter().any(RuleSpec::reads_requests),
+            guards: unread::guards(specs),
             values,
             sni: self.sni,
             authority: self.authority,

@@ -68,6 +68,9 @@ impl Decision {
         mark: None,
         mirror: None,
     };
+
+    /// It is refused, as what its client says can't be read.
+    pub const UNREAD: Decision = Decision { class: ClassId::UNREAD, ..Decision::NONE };
 }
 
 /// What becomes of a flow once it has more bytes than now, in ascending order of their numbers.

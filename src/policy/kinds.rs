@@ -45,6 +45,15 @@ const _: () = assert!(Kind::COUNT <= u32::BITS as usize);
 impl Kinds {
     pub const NONE: Kinds = Kinds(0);
 
+    pub const fn of(kinds: &[Kind]) -> Kinds {
+        let (mut all, mut i) = (0, 0);
+        while i < kinds.len() {
+            all |= 1 << kinds[i].0;
+            i += 1;
+        }
+        Kinds(all)
+    }
+
     #[inline]
     pub fn has(self, kind: Kind) -> bool {
         self.0 >> kind.0 & 1 != 0
@@ -61,6 +70,11 @@ impl Kinds {
 
     pub fn and(self, other: Kinds) -> Kinds {
         Kinds(self.0 | other.0)
+    }
+
+    /// Those that are in both.
+    pub fn both(self, kinds: Kinds) -> Kinds {
+        Kinds(self.0 & kinds.0)
     }
 
     pub fn is_empty(self) -> bool {

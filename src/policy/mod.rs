@@ -19,6 +19,7 @@ mod schedule;
 pub mod spec;
 #[cfg(test)]
 mod tests;
+mod unread;
 mod values;
 
 use crate::base::Addr;
@@ -53,6 +54,8 @@ pub struct Rules {
     schedule: Schedule,
     /// Some rule takes requests to tell.
     by_request: bool,
+    /// Rules that refuse flows by what clients say.
+    guards: Box<[unread::Guard]>,
     values: Values,
     sni: NameTable,
     authority: NameTable,
@@ -98,11 +101,11 @@ const DSCP_COUNT: usize = 64;
 impl Rules {
     /// What becomes of a flow: by the first rule whose conditions all hold.
     ///
-    /// A request that was too long to be read where rules ask is refused: what is not known of it
-    /// must not lead around them.
+    /// A request that can't be read where rules ask is refused: what is not known of it must not
+    /// lead around them.
     pub fn decide(&self, facts: &Facts<'_>) -> Decision {
-        if self.is_too_long(facts) {
-            return Decision { class: ClassId::TOO_LONG, ..Decision::NONE };
+        if let Some(class) = self.refusal(facts) {
+            return Decision { class, ..Decision::NONE };
         }
         let known = self.known_for_rules(facts);
         let hits = self.hits(facts, known);
@@ -112,7 +115,7 @@ impl Rules {
     /// What becomes of it once it has more bytes, as far as that differs.
     pub fn steps(&self, facts: &Facts<'_>) -> Steps {
         let mut steps = Steps::NONE;
-        if self.sizes.is_empty() || self.is_too_long(facts) {
+        if self.sizes.is_empty() || self.refusal(facts).is_some() {
             return steps;
         }
         let known = self.known_for_rules(facts);

@@ -107,6 +107,20 @@ impl RuleSpec {
             && self.operation.is_empty())
     }
 
+    /// Whether a ClientHello can tell.
+    pub fn reads_hellos(&self) -> bool {
+        let RuleSpec { sni, alpn, ja4, provider, operation, .. } = self;
+        let names = sni.is_empty() && provider.is_empty() && operation.is_empty();
+        let shape = alpn.is_empty() && ja4.is_empty();
+        !self.needs_request() && !(names && shape)
+    }
+
+    /// Whether it is for the same flows as another, but for what their clients say.
+    pub fn is_for_the_same(&self, other: &RuleSpec) -> bool {
+        (self.client == other.client && self.server == other.server && self.vip == other.vip)
+            && (self.port == other.port && self.dscp == other.dscp && self.time == other.time)
+    }
+
     /// Whether nothing but a request in the clear can match.
     pub fn needs_request(&self) -> bool {
         let RuleSpec { authority, method, path, header, grpc, .. } = self;

@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use tidegate::base::hash::Rng;
-use tidegate::base::{Nanos, Seed};
+use tidegate::base::{Addr, Nanos, Seed};
 use tidegate::forward::spec::ForwardMode;
 use tidegate::graph::spec::StageSpec;
 use tidegate::inspect::h2;
 use tidegate::packet::build::{TcpSpec, tcp_packet};
 use tidegate::packet::tcp::flag;
-use tidegate::packet::{ClassId, PacketMeta, ParseOptions, parse};
+use tidegate::packet::{ClassId, DropReason, PacketMeta, ParseOptions, parse};
 use tidegate::policy::spec::{
     HeaderPattern, HeaderSpec, NamePattern, PathPattern, RuleSpec, header_names,
 };
@@ -88,8 +88,12 @@ struct Bench {
 
 impl Bench {
     fn new(seed: Seed, family: Family) -> Bench {
+        Bench::with(seed, family, rules())
+    }
+
+    fn with(seed: Seed, family: Family, rules: Vec<RuleSpec>) -> Bench {
         let mut setup = setup(seed, family, ForwardMode::Nat);
-        setup.rules = rules();
+        setup.rules = rules;
         let inspect = StageSpec::Inspect {
             hello_bytes_max: 65_536,
             flows_max: 64,
@@ -133,6 +137,19 @@ impl Bench {
 
     /// A new connection whose client sends these parts of its stream, each from an offset.
     fn mark_of(&mut self, parts: &[(usize, &[u8])]) -> u8 {
+        let (src, dst) = self.say(parts);
+        self.poll();
+        let mark = self.last_mark();
+        // Its place is free for the next.
+        let mut end = TcpSpec::new(src, dst, flag::RST | flag::ACK, b"");
+        end.seq = ISN;
+        self.send(&end);
+        self.poll();
+        self.last_mark();
+        mark
+    }
+
+    fn say(&mut self, parts: &[(usize, &[u8])]) -> ((Addr, u16), (Addr, u16)) {
         self.port += 1;
         let (src, dst) = ((self.family.client(0), self.port), (self.family.server(0), TCP_PORT));
         let mut syn = TcpSpec::new(src, dst, flag::SYN, b"");
@@ -146,15 +163,7 @@ impl Bench {
         let mut probe = TcpSpec::new(src, dst, flag::ACK, b"");
         probe.seq = ISN;
         self.send(&probe);
-        self.poll();
-        let mark = self.last_mark();
-        // Its place is free for the next.
-        let mut end = TcpSpec::new(src, dst, flag::RST | flag::ACK, b"");
-        end.seq = ISN;
-        self.send(&end);
-        self.poll();
-        self.last_mark();
-        mark
+        (src, dst)
     }
 }
 
@@ -231,4 +240,33 @@ fn in_many_pieces_in_any_order() {
         }
         bench.appliance.finish();
     });
+}
+
+/// What can't be read of a client is refused where rules refuse by requests, however it is cut.
+#[test]
+fn what_cannot_be_read_is_refused() {
+    let path = vec![PathPattern::new("/secret/*").expect("a pattern")];
+    let guard = RuleSpec { path, class: ClassId::RESET, ..RuleSpec::default() };
+    let ok = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+    let block = b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x86\x84\xbe\xff\x70";
+    let said: [(&str, Vec<u8>); 3] = [
+        ("two lengths", "POST / HTTP/1.1\r\nContent-Length: 3, 4\r\nHost: a\r\n\r\nabc".into()),
+        ("a blank", format!("{ok}GET / HTTP/1.1\r\nHost : a\r\n\r\n").into()),
+        ("an index", [h2::PREFACE, b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", block].concat()),
+    ];
+    let mut bench = Bench::with(Seed(3), Family::V4, vec![guard]);
+    let mut connections = 0;
+    for (name, bytes) in &said {
+        for cut in 1..bytes.len() {
+            let (a, b) = ((0, &bytes[..cut]), (cut, &bytes[cut..]));
+            for order in [[a, b], [b, a], [(0, &bytes[..]), b]] {
+                bench.say(&order);
+                connections += 1;
+                let unread = bench.appliance.counters().flows_unread;
+                assert_eq!(unread, connections, "{name} cut at {cut}");
+            }
+        }
+    }
+    let counters = bench.appliance.finish();
+    assert!(counters.drops[DropReason::Unread as usize] >= connections, "of the probe");
 }

@@ -8,7 +8,7 @@ use crate::flow::{Flow, Names, sightings};
 use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, Stage};
 use crate::inspect::fields::{self, Wanted};
-use crate::inspect::inspector::{App, Inspector, Pool, Rooms, Unknown};
+use crate::inspect::inspector::{App, Inspector, Pool, Rooms, Said, Unknown};
 use crate::inspect::tls::{self, Failure};
 use crate::observe::Counters;
 use crate::packet::tcp::{self, flag};
@@ -16,6 +16,7 @@ use crate::packet::udp;
 use crate::packet::{
     Batch, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketRef, Verdict,
 };
+use crate::policy::{Decision, Facts, Steps};
 
 mod datagrams;
 mod openings;
@@ -105,6 +106,8 @@ struct Slot {
     strays: [u8; SIDES],
     /// Bytes read of it while it was undecided.
     undecided_bytes: u32,
+    /// Code point that the flow began to be read with.
+    dscp: u8,
     /// Sequence number of the client's first byte.
     first: u32,
     /// Whose slot it is: flows have no lasting number.
@@ -164,7 +167,13 @@ impl Inspect {
 
     /// A free slot, or that of a flow which stalls, for one whose stream begins at `first`; where
     /// that is not known, it was joined later than its beginning.
-    fn take_slot(&mut self, cx: &mut Cx<'_>, key: FlowKey, hash: u64, first: Option<u32>) -> usize {
+    fn take_slot(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (key, hash): (FlowKey, u64),
+        dscp: u8,
+        first: Option<u32>,
+    ) -> usize {
         let slot = match self.free.pop() {
             Some(slot) => usize::from(slot),
             None => self.crowd_out(cx),
@@ -172,6 +181,7 @@ impl Inspect {
         self.slots[slot] = Slot {
             taken: true,
             first: first.unwrap_or_default(),
+            dscp,
             key,
             hash,
             progress_at: cx.now,
@@ -233,8 +243,17 @@ impl Inspect {
         }
     }
 
-    /// Looks no more into a flow: what was seen stays with it.
+    /// Looks no more into a flow: what was seen stays with it. Where it is read no further though
+    /// its client may say more, it does not get around rules that refuse by that.
     fn end(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize, why: Given) {
+        let waits = matches!(why, Given::Stalled | Given::Up(Unknown::Crowded));
+        if waits && self.may_begin_anew(slot) {
+            return self.put_off(cx, at, slot);
+        }
+        if self.is_guarded(cx, slot) && !cx.flows.get(at).class.is_refused() {
+            cx.counters.flows_unread += 1;
+            Deciding::of(cx).enter(at, &Decision::UNREAD, &Steps::NONE);
+        }
         let inspector = &self.inspectors[slot];
         let unknown = count_end(inspector, &self.slots[slot], why, cx.counters);
         let flow = cx.flows.get_mut(at);
@@ -247,6 +266,33 @@ impl Inspect {
             note.unknown = unknown.unwrap_or_default();
         }
         self.release(slot);
+    }
+
+    /// Gives the slot of a flow back that is to be read on, once its client says more.
+    fn put_off(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize) {
+        self.openings.note_at(self.slots[slot].hash, self.reassembler.next_seq(SIDES * slot));
+        cx.flows.get_mut(at).inspection = NOT_YET;
+        self.release(slot);
+    }
+
+    /// Whether its client has said nothing that is still to be read, and nothing is lost by reading
+    /// it anew from here.
+    fn may_begin_anew(&self, slot: usize) -> bool {
+        let is_tcp = self.slots[slot].key.proto == tcp::PROTOCOL;
+        is_tcp && self.inspectors[slot].may_begin_anew() && !self.reassembler.has_gap(SIDES * slot)
+    }
+
+    /// Whether rules might refuse the flow by what its client says and is not read.
+    #[cold]
+    fn is_guarded(&self, cx: &Cx<'_>, slot: usize) -> bool {
+        let (inspector, Slot { key, dscp, .. }) = (&self.inspectors[slot], &self.slots[slot]);
+        let has_gap = key.proto == tcp::PROTOCOL && self.reassembler.has_gap(SIDES * slot);
+        let unread = match inspector.is_silent() && has_gap {
+            true => Some(Said::Anything),
+            false => inspector.unread(),
+        };
+        let rules = &cx.snapshot.rules;
+        unread.is_some_and(|said| rules.may_refuse(&Facts::of(key, *dscp), said))
     }
 
     fn release(&mut self, slot: usize) {
@@ -273,7 +319,7 @@ impl Stage for Inspect {
         cx.names.sightings.clear();
         Deciding::of(cx).complete();
         self.sweep(cx);
-        let mut early = 0_u64;
+        let (mut early, mut ahead) = (0_u64, 0_u64);
         for (at, packet) in batch.iter().enumerate() {
             let meta = packet.meta;
             if meta.verdict != Verdict::Next || meta.flags.has(PacketFlags::FRAGMENT) {
@@ -297,12 +343,14 @@ impl Stage for Inspect {
             }
             let done = cx.flows.get(meta.flow).inspection == DONE;
             if !done || meta.direction == Direction::Forward && opens(meta) {
-                self.segment(cx, packet);
+                ahead |= u64::from(self.segment(cx, packet)) << at;
             }
         }
-        while early != 0 {
-            batch.metas_mut()[early.trailing_zeros() as usize].drop_for(DropReason::SynData);
-            early &= early - 1;
+        for (mut packets, why) in [(early, DropReason::SynData), (ahead, DropReason::TooFarAhead)] {
+            while packets != 0 {
+                batch.metas_mut()[packets.trailing_zeros() as usize].drop_for(why);
+                packets &= packets - 1;
+            }
         }
     }
 }

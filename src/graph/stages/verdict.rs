@@ -31,6 +31,7 @@ impl<'a> Deciding<'a> {
         let rules = &self.snapshot.rules;
         let decision = rules.decide(&facts);
         self.counters.classifications += u64::from(decision.rule.is_some());
+        self.counters.flows_unread += u64::from(decision.class == ClassId::UNREAD);
         self.counters.requests_too_long += u64::from(decision.class == ClassId::TOO_LONG);
         self.enter(at, &decision, &rules.steps(&facts));
         decision

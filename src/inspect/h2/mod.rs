@@ -150,6 +150,8 @@ struct Half<F> {
     /// Bytes of the preface that have come.
     preface: u8,
     joined: bool,
+    /// What the other side allows may not be seen.
+    limits_unseen: bool,
     /// The block that is being read.
     block: Option<Open>,
     block_bytes: u32,
@@ -188,6 +190,14 @@ impl<F: Message> Connection<F> {
             server: Half::new(Side::Server, response, table_bytes),
             requests: 0,
         }
+    }
+
+    /// Has clients keep to no limits that their server may have set where it is not seen: it would
+    /// end the connection itself.
+    pub fn with_unseen_limits(mut self) -> Connection<F> {
+        self.client.limits_unseen = true;
+        self.client.reset(false, true);
+        self
     }
 
     /// Begins another connection in the same memory.
@@ -272,6 +282,7 @@ impl<F: Message> Half<F> {
             failure: None,
             preface: 0,
             joined: false,
+            limits_unseen: false,
             block: None,
             block_bytes: 0,
             highest_stream: 0,
@@ -291,7 +302,11 @@ impl<F: Message> Half<F> {
         (self.joined, self.highest_stream, self.unacknowledged) = (joined, 0, 0);
         self.preface = if preface { 0 } else { PREFACE.len() as u8 };
         // What was allowed before joining is not known.
-        self.frame_bytes_max = if joined { FRAME_BYTES_LIMIT } else { FRAME_BYTES_MAX };
+        let unknown = joined || self.limits_unseen;
+        self.frame_bytes_max = if unknown { FRAME_BYTES_LIMIT } else { FRAME_BYTES_MAX };
+        if unknown {
+            self.decoder.set_limit(u32::MAX);
+        }
         (self.block_bytes, self.frames_read) = (0, 0);
     }
 
@@ -444,7 +459,7 @@ impl<F: Message> Half<F> {
     fn take_setting(&mut self, id: u16, value: u32) {
         match id {
             // What is allowed may come into use before it is acknowledged; what no longer is, not.
-            setting::HEADER_TABLE_SIZE => {
+            setting::HEADER_TABLE_SIZE if !self.limits_unseen => {
                 self.table_bytes = Some(value);
                 if value > self.decoder.limit() {
                     self.decoder.set_limit(value);

@@ -7,8 +7,8 @@
 //!
 //! **Joining late.** Indices count from the newest entry, so those added since the stream was
 //! joined resolve exactly; older ones are told as [`NameId::UNKNOWN`]. So it is with a table larger
-//! than there is room for: what does not fit is unknown. No wrong answer is given: after an
-//! [`Error`] the decoder gives none at all.
+//! than there is room for: what does not fit is [`NameId::FORGOTTEN`]. No wrong answer is given:
+//! after an [`Error`] the decoder gives none at all.
 
 use super::fields::{NAME_BYTES_MAX, NameId, Sink, Wanted};
 
@@ -282,6 +282,9 @@ impl Decoder {
                 }
                 let id = self.table.name(found, wanted).id;
                 sink.begin(id);
+                if self.table.is_bad(found) {
+                    sink.reject();
+                }
                 if id.is_wanted() {
                     self.table.tell_value(found, sink);
                 }
@@ -397,6 +400,10 @@ impl Decoder {
     }
 
     fn tell(&mut self, text: &[u8], sink: &mut impl Sink) {
+        if memchr::memchr3(0, b'\r', b'\n', text).is_some() {
+            sink.reject();
+            self.table.mark_bad();
+        }
         if self.name.id.is_wanted() {
             sink.value(text);
         }

@@ -78,9 +78,12 @@ struct Entry {
     /// Where the value begins and how much of it is in the ring: all or nothing.
     start: u32,
     kept: u32,
+    /// The value has bytes that none may have.
+    bad: bool,
 }
 
-const NO_ENTRY: Entry = Entry { name: NameId::OTHER, name_len: 0, value_len: 0, start: 0, kept: 0 };
+const NO_ENTRY: Entry =
+    Entry { name: NameId::OTHER, name_len: 0, value_len: 0, start: 0, kept: 0, bad: false };
 
 impl Entry {
     fn size(&self) -> usize {
@@ -153,7 +156,10 @@ impl Table {
                 Name { id: entry.name, len: entry.name_len }
             }
             // Its length counts as 0, so that nothing is evicted too early.
-            Found::Unknown | Found::Nothing => Name { id: NameId::UNKNOWN, len: 0 },
+            Found::Unknown | Found::Nothing => {
+                let id = if self.joined { NameId::UNKNOWN } else { NameId::FORGOTTEN };
+                Name { id, len: 0 }
+            }
         }
     }
 
@@ -171,6 +177,18 @@ impl Table {
                 }
             }
             Found::Unknown | Found::Nothing => {}
+        }
+    }
+
+    /// Whether the value of a known entry has bytes that none may have.
+    pub fn is_bad(&self, found: Found) -> bool {
+        matches!(found, Found::Dynamic(place) if self.entries[place].bad)
+    }
+
+    /// The value of the entry that is being added has bytes that none may have.
+    pub fn mark_bad(&mut self) {
+        if let Some(entry) = &mut self.adding {
+            entry.bad = true;
         }
     }
 

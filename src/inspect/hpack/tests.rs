@@ -36,7 +36,7 @@ impl Sink for Collected {
 impl Collected {
     pub fn fields(&self, wanted: &Wanted) -> Vec<Field> {
         let name = |id: &NameId| match *id {
-            NameId::UNKNOWN => b"unknown".to_vec(),
+            name if name.is_unknown() => b"unknown".to_vec(),
             NameId::FORBIDDEN => b"forbidden".to_vec(),
             id => wanted.name(id).unwrap_or(b"other").to_vec(),
         };

@@ -162,6 +162,11 @@ impl Connection {
         self.requests
     }
 
+    /// Method of the request that is read, or was read last, as far as it has come.
+    pub fn method(&self) -> Option<&[u8]> {
+        self.fields[0].method()
+    }
+
     /// Final answers whose heads were complete.
     pub fn responses(&self) -> u64 {
         self.responses

@@ -122,7 +122,7 @@ impl Pool {
         let Rooms { target, table } = self.rooms;
         Some(Box::new(HttpPart {
             http1: http1::Connection::new(&self.wanted, target),
-            http2: h2::Connection::new(&self.wanted, target, table),
+            http2: h2::Connection::new(&self.wanted, target, table).with_unseen_limits(),
             first: First::new(target),
         }))
     }
@@ -196,7 +196,7 @@ impl HttpPart {
             http1::Event::Request { fields, .. } => {
                 first.set(fields);
                 let authority = http1::effective_authority(fields);
-                first.tell(fields, authority, on);
+                tell(fields, authority, on);
             }
             http1::Event::Response { status, fields, .. } => {
                 on(Event::Response { status, event_stream: fields.is_event_stream() });
@@ -217,9 +217,7 @@ impl HttpPart {
             match block {
                 Block::Request => {
                     first.set(fields);
-                    if !fields.is_malformed() {
-                        first.tell(fields, fields.authority(), on);
-                    }
+                    tell(fields, fields.authority(), on);
                 }
                 Block::Response => {
                     let status = fields.status().unwrap_or_default();
@@ -250,6 +248,18 @@ impl HttpPart {
     /// section 11.6).
     pub(super) fn is_http(&self) -> bool {
         self.first.is_http()
+    }
+
+    /// Whether what is read as HTTP/1 has begun as HTTP does: with requests, or with a method.
+    pub(super) fn asks(&self) -> bool {
+        let method = self.http1.method();
+        self.http1.requests() > 0 || method.is_some_and(|method| METHODS.contains(&method))
+    }
+
+    /// Whether all that was asked in HTTP/1 has its answer.
+    pub(super) fn is_between_http1(&self) -> bool {
+        let is_idle = self.http1.is_idle(Side::Client) && self.http1.is_idle(Side::Server);
+        is_idle && self.http1.requests() == self.http1.responses()
     }
 
     /// Requests of HTTP/1, and of HTTP/2.
@@ -291,17 +301,10 @@ impl First {
         method != b"PRI" && (authority.get().is_some() || METHODS.contains(&method))
     }
 
-    /// Tells of a request, if this is HTTP at all.
-    fn tell(&self, fields: &Fields, authority: Option<&[u8]>, on: On<'_>) {
-        if let Some(method) = fields.method().filter(|_| self.is_http()) {
-            let path = fields.path();
-            on(Event::Request(Request { method, authority, path, fields: Some(fields) }));
-        }
-    }
-
-    /// A request; one joined in its midst may say nothing of what it asks for.
+    /// A request; one joined in its midst may say nothing of what it asks for. As long as none
+    /// has shown that this is HTTP, the next may.
     fn set(&mut self, fields: &Fields) {
-        if self.seen || fields.method().is_none() {
+        if self.is_http() || fields.method().is_none() {
             return;
         }
         self.seen = true;
@@ -309,6 +312,14 @@ impl First {
         self.authority.set(fields.authority());
         self.path.set(fields.path());
         self.settings.set(fields.get(NameId::HTTP2_SETTINGS));
+    }
+}
+
+/// Tells of a request, whatever its method: who it is for may understand it.
+fn tell(fields: &Fields, authority: Option<&[u8]>, on: On<'_>) {
+    if let Some(method) = fields.method() {
+        let path = fields.path();
+        on(Event::Request(Request { method, authority, path, fields: Some(fields) }));
     }
 }
 

@@ -14,10 +14,10 @@ use super::normal::{Scratch, normal};
 use crate::base::diag::{Diagnostics, Source};
 use crate::base::tomlfile;
 use crate::packet::ClassId;
-use pattern::{HostPattern, PathPattern, bare_host, tail_of};
+use pattern::{HostPattern, PathPattern, tail_of};
 
 pub use file::{FileCatalogue, Operation};
-pub use pattern::{bare_path, without_port};
+pub use pattern::{bare_host, bare_path, without_port};
 
 const BUILTIN: &str = include_str!("builtin.toml");
 

@@ -18,6 +18,8 @@ use crate::policy::spec::{
     HeaderPattern, HeaderSpec, NamePattern, PathPattern, RuleSpec, header_names,
 };
 
+mod unread;
+
 const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 16 };
 const REFUSED: Verdict = Verdict::Drop(DropReason::PolicyDrop);
 const CHAT: ClassId = ClassId(1);

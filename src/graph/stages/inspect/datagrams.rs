@@ -125,7 +125,7 @@ impl Inspect {
     }
 
     fn begin_datagrams(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {
-        let slot = self.take_slot(cx, meta.key, meta.hash, Some(0));
+        let slot = self.take_slot(cx, (meta.key, meta.hash), meta.dscp(), Some(0));
         *self.places.of(meta.hash) = slot as u16;
         slot
     }

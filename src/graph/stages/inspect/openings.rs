@@ -29,9 +29,13 @@ impl Openings {
     }
 
     pub(super) fn note(&mut self, meta: &PacketMeta) {
-        let first_byte = meta.tcp_seq.wrapping_add(1);
-        let tag = (meta.hash >> 32) as u32;
-        self.places[meta.hash as usize & self.mask] = Opening { tag, first_byte };
+        self.note_at(meta.hash, meta.tcp_seq.wrapping_add(1));
+    }
+
+    /// The flow whose client's key has this hash is to be read from this byte on.
+    pub(super) fn note_at(&mut self, hash: u64, first_byte: u32) {
+        let tag = (hash >> 32) as u32;
+        self.places[hash as usize & self.mask] = Opening { tag, first_byte };
     }
 
     /// The sequence number of the first byte of a flow whose client's key has this hash.

@@ -23,18 +23,19 @@ const CLIENT: usize = Direction::Forward as usize;
 const SERVER: usize = Direction::Reply as usize;
 
 impl Inspect {
-    /// A segment of a known flow whose inspection is not done, or that opens it again.
-    pub(super) fn segment(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) {
+    /// A segment of a known flow whose inspection is not done, or that opens it again. `true`: it
+    /// is too early to be read, and must come again.
+    pub(super) fn segment(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) -> bool {
         let meta = packet.meta;
         if meta.direction == Direction::Forward && opens(meta) {
             self.reopen(cx.flows.get_mut(meta.flow), meta);
-            return;
+            return false;
         }
         let payload = payload_of(cx, &packet);
         // Without ACK, or with RST, a receiver takes no data (RFC 9293, section 3.10.7.4).
         let wanted = flag::ACK | flag::RST | flag::SYN;
         if payload.is_empty() || meta.tcp_flags & wanted != flag::ACK {
-            return;
+            return false;
         }
         let flow = cx.flows.get(meta.flow);
         let slot = match (flow.inspection, self.slot_of(flow)) {
@@ -49,13 +50,13 @@ impl Inspect {
             // Its slot went with an inspector of another size.
             _ => {
                 cx.flows.get_mut(meta.flow).inspection = DONE;
-                return;
+                return false;
             }
         };
         if meta.direction == Direction::Reply && !self.slots[slot].server_open {
             self.open_server(slot, meta.tcp_seq);
         }
-        self.feed(cx, meta, slot, payload);
+        self.feed(cx, meta, slot, payload)
     }
 
     /// A SYN on a known flow: sent again, or the same addresses used anew.
@@ -76,12 +77,14 @@ impl Inspect {
         let key = cx.flows.get(meta.flow).key[CLIENT];
         let hash = key.hash(cx.flows.seed());
         let first = self.openings.first_byte(hash);
-        let slot = self.take_slot(cx, key, hash, first);
+        let slot = self.take_slot(cx, (key, hash), meta.dscp(), first);
         let from_client = meta.direction == Direction::Forward;
         // Without a SYN that was seen, the stream begins here as far as can be told.
         let here = if from_client { meta.tcp_seq } else { meta.tcp_ack };
         let first = first.unwrap_or(here);
         self.slots[slot].first = first;
+        let note = cx.names.notes.get(meta.flow, cx.flows.get(meta.flow));
+        self.slots[slot].counted = note.is_some_and(|note| !note.app.is_empty());
         self.reassembler.open(SIDES * slot + CLIENT, first);
         if from_client {
             // What the client has acknowledged it has before it speaks.
@@ -96,7 +99,7 @@ impl Inspect {
         self.reassembler.open(SIDES * slot + SERVER, first);
     }
 
-    fn feed(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, at: usize, payload: &[u8]) {
+    fn feed(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, at: usize, payload: &[u8]) -> bool {
         let Inspect { inspectors, reassembler, pool, slots, .. } = self;
         let (slot, inspector) = (&mut slots[at], &mut inspectors[at]);
         let from = match meta.direction {
@@ -118,12 +121,18 @@ impl Inspect {
                 teller.tell(event);
             });
         });
+        let strays = &mut slot.strays[meta.direction as usize];
+        let is_whole = reassembler.holds(stream, meta.tcp_seq, payload.len());
         match pushed {
-            Pushed::Delivered | Pushed::Held => slot.progress_at = cx.now,
-            Pushed::Old => return,
-            Pushed::OutOfWindow | Pushed::NoPage => {
-                let strays = &mut slot.strays[meta.direction as usize];
+            Pushed::Old => return false,
+            Pushed::Delivered => (slot.progress_at, *strays) = (cx.now, 0),
+            Pushed::Held if is_whole => slot.progress_at = cx.now,
+            Pushed::Held | Pushed::OutOfWindow | Pushed::NoPage => {
                 *strays = strays.saturating_add(1);
+                // What is not kept must not pass unread, if that matters.
+                if meta.direction == Direction::Forward && *strays < STRAYS_MAX {
+                    return self.is_guarded(cx, at);
+                }
             }
         }
         if !slot.hello_read && inspector.client_hello().is_some() {
@@ -151,6 +160,7 @@ impl Inspect {
         } else if cx.flows.get(meta.flow).class.is_refused() {
             self.end(cx, meta.flow, at, Given::Done);
         }
+        false
     }
 }
 

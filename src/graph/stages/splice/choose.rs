@@ -134,6 +134,7 @@ impl Splice {
         let begun = Facts::of(self.slots.key(slot).0, self.bound[slot].dscp);
         let decided = self.speech.decide(slot, said, &begun, &cx.snapshot.rules);
         cx.counters.classifications += u64::from(decided.0.rule.is_some());
+        cx.counters.flows_unread += u64::from(decided.0.class == ClassId::UNREAD);
         cx.counters.requests_too_long += u64::from(decided.0.class == ClassId::TOO_LONG);
         decided
     }

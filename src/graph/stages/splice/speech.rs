@@ -6,8 +6,8 @@ use crate::graph::stages::inspect::{
     TABLE_BYTES, count_app, count_failure, count_name, count_unknown, keep_request,
 };
 use crate::inspect::fields::{PATH_BYTES, Wanted};
-use crate::inspect::inspector::{App, Event, Inspector, Pool, Rooms, Side, Unknown};
-use crate::inspect::tls::{Carrier, HelloParser};
+use crate::inspect::inspector::{App, Event, Inspector, Pool, Rooms, Said, Side, Unknown};
+use crate::inspect::tls::{Carrier, Failure, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::observe::Counters;
 use crate::packet::ClassId;
@@ -21,6 +21,9 @@ pub struct HeadLimits {
     /// Header fields that rules ask for, in their order.
     pub headers: Vec<String>,
 }
+
+const TOO_LONG: Option<Unknown> = Some(Unknown::HeadTooLong);
+const UNREAD: (Decision, Steps) = (Decision::UNREAD, Steps::NONE);
 
 /// What the clients of waiting connections have said, by slot.
 pub(super) struct Speech {
@@ -121,7 +124,8 @@ impl Speech {
         let of = |facts: &Facts<'_>| (rules.decide(facts), rules.steps(facts));
         if self.kinds[slot] == BindAt::Request && self.heads.get(slot).is_some() {
             let mut decided = None;
-            let unknown = self.heads[slot].unknown();
+            let was = &self.heads[slot];
+            let (unknown, unread) = (was.unknown(), was.unread());
             self.renew(slot);
             let Speech { heads, pool, .. } = self;
             for piece in said {
@@ -132,16 +136,31 @@ impl Speech {
                     }
                 });
             }
+            // What follows a request that was read is of the flow.
+            let unread = unread.filter(|_| decided.is_none() || heads[slot].is_done());
+            if unread.is_some_and(|said| rules.may_refuse(begun, said)) && unknown != TOO_LONG {
+                return UNREAD;
+            }
             if let Some(decided) = decided {
                 return decided;
             }
             // A head that is too long to be read must not lead around rules that ask for it.
-            if unknown == Some(Unknown::HeadTooLong) && rules.follows_requests() {
+            if unknown == TOO_LONG && rules.follows_requests() {
                 let class = ClassId::TOO_LONG;
                 return (Decision { class, ..Decision::NONE }, Steps::NONE);
             }
         }
-        let Some(hello) = self.hello(slot) else { return of(begun) };
+        let hello = match self.kinds[slot] {
+            BindAt::Hello => &self.hellos[slot],
+            BindAt::Request => match self.hello(slot) {
+                Some(hello) => hello,
+                None => return of(begun),
+            },
+        };
+        let is_other = hello.is_complete() || hello.failure() == Some(Failure::NotTls);
+        if !is_other && rules.may_refuse(begun, Said::Hello) {
+            return UNREAD;
+        }
         let alpn = AlpnList::from_wire(hello.alpn().wire());
         let ja4 = hello.ja4(Carrier::Tcp);
         let ja4 = ja4.as_ref().map(|ja4| ja4.as_str().as_bytes());

@@ -48,6 +48,8 @@ pub struct Fate {
     pub steps: u8,
     /// As in [`Note`].
     pub tenant: u16,
+    /// Code point that the packet came with.
+    pub dscp: u8,
 }
 
 /// The beginning of a text.

@@ -335,6 +335,7 @@ mod tests {
             treatment: 1,
             steps: 0,
             tenant: 0,
+            dscp: 0,
         };
         names.fates.push(fate);
         assert!(!pipeline.lets_go(&plain, &names, &flow, &by(PORT)));

@@ -112,7 +112,7 @@ impl RuleSpec {
         let RuleSpec { sni, alpn, ja4, provider, operation, .. } = self;
         let names = sni.is_empty() && provider.is_empty() && operation.is_empty();
         let shape = alpn.is_empty() && ja4.is_empty();
-        !self.needs_request() && !(names && shape)
+        !(self.needs_request() || names && shape)
     }
 
     /// Whether it is for the same flows as another, but for what their clients say.

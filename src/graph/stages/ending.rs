@@ -1,6 +1,6 @@
 //! Ends connections because a rule says so.
 
-use super::splice::send_fresh;
+use super::splice::{Made, send_fresh};
 use crate::forward::splice::Segment;
 use crate::graph::Cx;
 use crate::packet::tcp::flag::{ACK, FIN, RST, SYN};
@@ -42,7 +42,8 @@ pub(super) fn answer(cx: &mut Cx<'_>, packet: PacketRef<'_>) {
         },
         _ => Segment { sequence: meta.tcp_ack, flags: RST, ..Segment::default() },
     };
-    if send_fresh(cx, &segment, &meta.key.reversed(), (meta.hash, ClassId::UNSET), None) {
+    let made = Made { hash: meta.hash, class: ClassId::UNSET, dscp: 0 };
+    if send_fresh(cx, &segment, &meta.key.reversed(), made, None) {
         cx.counters.resets_sent += 1;
     }
 }

@@ -6,7 +6,7 @@
 //! else comes of the flow, is met by the reset.
 
 use super::ending::answer;
-use super::splice::send_fresh;
+use super::splice::{Made, send_fresh};
 use crate::flow::FlowKind;
 use crate::forward::splice::Segment;
 use crate::graph::Cx;
@@ -30,8 +30,9 @@ pub(in crate::graph) fn cut(cx: &mut Cx<'_>, at: FlowRef) {
         let sent = &keys[way as usize];
         let hash = sent.hash(cx.flows.seed());
         let probe = Segment { flags: ACK, ..Segment::default() };
+        let made = Made { hash, class: ClassId::UNSET, dscp: 0 };
         // One that gets lost leaves the next packet of that end to be answered.
-        send_fresh(cx, &probe, &sent.reversed(), (hash, ClassId::UNSET), None);
+        send_fresh(cx, &probe, &sent.reversed(), made, None);
     }
 }
 

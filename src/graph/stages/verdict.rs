@@ -79,7 +79,7 @@ impl<'a> Deciding<'a> {
         let more = treatment != 0 || steps != 0 || tenant != NONE_U16 || told;
         if more && fates.len() < fates.capacity() {
             let (key, hash, class) = (meta.key, meta.hash, decision.class);
-            fates.push(Fate { key, hash, class, treatment, steps, tenant });
+            fates.push(Fate { key, hash, class, treatment, steps, tenant, dscp: facts.dscp });
         } else {
             self.flows.steps_mut().release(steps);
         }
@@ -90,7 +90,7 @@ impl<'a> Deciding<'a> {
     /// them. Where packets of one flow came together the last one knew most.
     pub fn complete(&mut self) {
         for i in 0..self.names.fates.len() {
-            let Fate { key, hash, class, treatment, steps, tenant } = self.names.fates[i];
+            let Fate { key, hash, class, treatment, steps, tenant, .. } = self.names.fates[i];
             if let Some((at, _)) = self.flows.lookup(&key, hash) {
                 self.flows.set_steps(at, steps);
                 let flow = self.flows.get_mut(at);

@@ -1,6 +1,7 @@
 //! Which backend: by the rules that know what the client said, and the next one where one is
 //! unwilling.
 
+use super::datagrams::forget_fates;
 use super::{Link, LinkState, Splice};
 use crate::base::Addr;
 use crate::flow::FlowKind;
@@ -102,6 +103,7 @@ impl Splice {
         self.links[flow.0 as usize] = Link { state, our_isn, ..Link::default() };
         self.enter(cx, slot, flow);
         Deciding::of(cx).enter(flow, &decision, &steps);
+        forget_fates(cx, &key);
         let bound = &mut self.bound[slot];
         bound.binding.open(cx.now, out);
         Some(())

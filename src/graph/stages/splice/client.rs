@@ -2,6 +2,7 @@
 
 use super::send::send_in;
 use super::{Bound, LinkState, Splice};
+use crate::flow::Fate;
 use crate::forward::spec::Delay;
 use crate::forward::splice::binding::{reset, syn_ack};
 use crate::forward::splice::options::{Offer, stamps_of};
@@ -40,11 +41,13 @@ impl Splice {
         let (key, hash) = (meta.key, meta.hash);
         let slot = self.slots.take(&key, hash, delay.at).ok_or(DropReason::BindingsFull)?;
         cx.counters.bindings_begun += 1;
+        let (dscp, marking) = code_points(cx, meta);
         let until = cx.now.saturating_add(u64::from(delay.timeout_ms) * 1_000_000);
         self.bound[slot] = Bound {
             binding: Binding::accept(&seen, agreed, &delay.promise, self.hold_max, until),
             class: meta.class,
-            dscp: meta.dscp(),
+            dscp,
+            marking,
             ..Bound::default()
         };
         self.speech.begin(slot, delay.at);
@@ -66,7 +69,8 @@ impl Splice {
         let cookie = self.cookies.make(cx.now, &key, seen.sequence, &agreed);
         let stamp = Cookies::first_stamp(self.cookies.stamp(cx.now, &key), &agreed);
         let answer = syn_ack(&seen, cookie, &agreed, &promise, stamp, self.hold_max);
-        send_in(cx, packet, &answer, &key.reversed(), None)?;
+        let marking = code_points(cx, packet.meta).1.unwrap_or(0);
+        send_in(cx, packet, &answer, (&key.reversed(), marking), None)?;
         cx.counters.cookies_sent += 1;
         Ok(())
     }
@@ -235,7 +239,7 @@ impl Splice {
         };
         let key = cx.flows.get(flow).key[meta.direction as usize].reversed();
         let segment = Segment { toward, ..reset(meta.tcp_ack) };
-        send_in(cx, packet, &segment, &key, None)
+        send_in(cx, packet, &segment, (&key, 0), None)
     }
 }
 
@@ -254,6 +258,13 @@ pub(super) fn seen(cx: &Cx<'_>, packet: PacketRef<'_>) -> Seen {
         window,
         stamps: stamps_of(options(cx, packet)),
     }
+}
+
+/// The code point that a packet of no flow came with, and the one that a rule gave it.
+fn code_points(cx: &Cx<'_>, meta: &PacketMeta) -> (u8, Option<u8>) {
+    let of_it = |fate: &&Fate| fate.key == meta.key;
+    let Some(fate) = cx.names.fates.iter().rfind(of_it) else { return (meta.dscp(), None) };
+    (fate.dscp, cx.flows.steps().treatments.get(fate.treatment).dscp)
 }
 
 pub(super) fn offer(cx: &Cx<'_>, packet: PacketRef<'_>) -> Offer {

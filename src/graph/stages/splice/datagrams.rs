@@ -353,7 +353,7 @@ fn follow(
 }
 
 /// What was decided by less, earlier in the batch, is outdated.
-fn forget_fates(cx: &mut Cx<'_>, client: &FlowKey) {
+pub(super) fn forget_fates(cx: &mut Cx<'_>, client: &FlowKey) {
     let steps = cx.flows.steps_mut();
     cx.names.fates.retain(|fate| {
         let stays = fate.key != *client;

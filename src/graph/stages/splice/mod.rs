@@ -14,7 +14,7 @@ mod speech;
 
 use self::choose::Tried;
 use self::datagrams::Quic;
-pub(super) use self::send::send_fresh;
+pub(super) use self::send::{Made, send_fresh};
 pub use self::speech::HeadLimits;
 use self::speech::Speech;
 use crate::base::Seed;
@@ -77,6 +77,8 @@ struct Bound {
     class: ClassId,
     /// Code point of the packet that it began with.
     dscp: u8,
+    /// The one that rules gave it before it spoke.
+    marking: Option<u8>,
     tried: Tried,
     /// Over the client's frames, where it speaks HTTP/2.
     walk: Walk,

@@ -1,7 +1,7 @@
 //! Sends the segments that are made here: in the frame of the packet that brought them about, and
 //! in fresh ones.
 
-use super::Splice;
+use super::{Bound, Splice};
 use crate::forward::splice::{Held, Out, Segment, Toward};
 use crate::graph::stages::egress::{send, wait, way_to};
 use crate::graph::{Cx, REPLIES_MAX};
@@ -9,6 +9,9 @@ use crate::packet::frame::HEADROOM;
 use crate::packet::{
     ClassId, Direction, DropReason, FlowKey, Frame, Packet, PacketMeta, PacketMut, Verdict,
 };
+
+/// Bits below the code point in a packet's traffic class (RFC 3168, section 5).
+const ECN_BITS: u8 = 2;
 
 impl Splice {
     /// Sends all of it: the first segment in the packet's frame, which is absorbed where there is
@@ -29,7 +32,8 @@ impl Splice {
         }
         let key = self.ends(cx, slot, first.toward).ok_or(DropReason::NoFlow)?;
         packet.meta.class = self.bound[slot].class;
-        send_in(cx, packet, first, &key, Some((&self.held, slot)))
+        let dscp = self.code_point(cx, slot, first.toward);
+        send_in(cx, packet, first, (&key, dscp), Some((&self.held, slot)))
     }
 
     /// Sends all of it in fresh frames.
@@ -42,8 +46,23 @@ impl Splice {
     /// What can't be sent is as good as lost on its way: it is sent again.
     fn send_one(&mut self, cx: &mut Cx<'_>, slot: usize, segment: &Segment) {
         let Some(key) = self.ends(cx, slot, segment.toward) else { return };
-        let hash = self.slots.key(slot).1;
-        send_fresh(cx, segment, &key, (hash, self.bound[slot].class), Some((&self.held, slot)));
+        let made = Made {
+            hash: self.slots.key(slot).1,
+            class: self.bound[slot].class,
+            dscp: self.code_point(cx, slot, segment.toward),
+        };
+        send_fresh(cx, segment, &key, made, Some((&self.held, slot)));
+    }
+
+    /// The code point of a segment that leaves toward one of the ends: what rules say, else what
+    /// the client's packets have toward the backend.
+    fn code_point(&self, cx: &Cx<'_>, slot: usize, toward: Toward) -> u8 {
+        let Bound { flow, marking, dscp, .. } = self.bound[slot];
+        let marked = match flow {
+            Some(flow) => cx.flows.steps().treatments.get(cx.flows.get(flow).treatment).dscp,
+            None => marking,
+        };
+        marked.unwrap_or(if toward == Toward::Backend { dscp } else { 0 })
     }
 
     /// The key of a segment that leaves toward one of the ends.
@@ -58,15 +77,23 @@ impl Splice {
     }
 }
 
+/// What a segment that is made here is known by.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::graph::stages) struct Made {
+    pub hash: u64,
+    pub class: ClassId,
+    pub dscp: u8,
+}
+
 /// Writes a segment over a packet that has done its work.
 pub(super) fn send_in(
     cx: &mut Cx<'_>,
     packet: &mut PacketMut<'_>,
     segment: &Segment,
-    key: &FlowKey,
+    to: (&FlowKey, u8),
     held: Option<(&Held, usize)>,
 ) -> Result<(), DropReason> {
-    write(cx, packet.frame, packet.meta, segment, key, held)
+    write(cx, packet.frame, packet.meta, segment, to, held)
 }
 
 /// `false`: it could not be sent.
@@ -74,7 +101,7 @@ pub(in crate::graph::stages) fn send_fresh(
     cx: &mut Cx<'_>,
     segment: &Segment,
     key: &FlowKey,
-    (hash, class): (u64, ClassId),
+    Made { hash, class, dscp }: Made,
     held: Option<(&Held, usize)>,
 ) -> bool {
     if cx.replies.len() >= REPLIES_MAX {
@@ -82,7 +109,7 @@ pub(in crate::graph::stages) fn send_fresh(
     }
     let Some(mut frame) = cx.pool.take() else { return false };
     let mut meta = PacketMeta { hash, class, ..PacketMeta::default() };
-    let written = write(cx, &mut frame, &mut meta, segment, key, held).is_ok();
+    let written = write(cx, &mut frame, &mut meta, segment, (key, dscp), held).is_ok();
     match written {
         true => cx.replies.push(Packet { frame, meta }),
         false => cx.pool.put(frame),
@@ -95,7 +122,7 @@ fn write(
     frame: &mut Frame,
     meta: &mut PacketMeta,
     segment: &Segment,
-    key: &FlowKey,
+    (key, dscp): (&FlowKey, u8),
     held: Option<(&Held, usize)>,
 ) -> Result<(), DropReason> {
     let routes = &cx.snapshot.routes;
@@ -105,8 +132,8 @@ fn write(
         return Err(DropReason::TooBig);
     }
     let bytes = frame.bytes_mut(cx.arena);
-    segment.write(bytes, key, 0, held);
-    meta.key = *key;
+    segment.write(bytes, key, dscp << ECN_BITS, held);
+    (meta.key, meta.tos) = (*key, dscp << ECN_BITS);
     send(bytes, meta, egress, way.hop);
     wait(meta, &way);
     Ok(())

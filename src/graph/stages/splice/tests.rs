@@ -7,14 +7,16 @@ use crate::flow::FlowLimits;
 use crate::forward::Tables;
 use crate::forward::spec::{BindAt, Delay, ForwardSpec};
 use crate::forward::splice::Promise;
+use crate::graph::Stage;
 use crate::graph::stages::balance::Balance;
+use crate::graph::stages::classify::Classify;
 use crate::graph::stages::rig::*;
 use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
 use crate::packet::tcp::flag::{ACK, SYN};
 use crate::packet::udp;
-use crate::packet::{ParseOptions, Verdict, parse};
+use crate::packet::{Batch, ParseOptions, Verdict, parse};
 use crate::policy::Rules;
-use crate::policy::spec::RuleSpec;
+use crate::policy::spec::{PathPattern, RuleSpec};
 
 const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 64 };
 /// Services of [`V4`] by their ports.
@@ -143,4 +145,62 @@ fn a_client_that_has_moved_is_found_though_services_were_numbered_anew() {
     let moved = b.datagram(2, b"\x40server-1 and more", None);
     assert_eq!((moved.verdict, b.rig.counters.clients_followed), (Verdict::Output, 1));
     assert_eq!(meta.key.proto, udp::PROTOCOL);
+}
+
+/// Rules by address and by request, in front of the balancer.
+struct Ruled<'a>(&'a mut Balance);
+
+impl Stage for Ruled<'_> {
+    fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        Classify::new(true).process(cx, batch);
+        self.0.process(cx, batch);
+    }
+}
+
+#[test]
+fn what_is_made_here_has_the_code_point_that_rules_give() {
+    let path = vec![PathPattern::new("/a").expect("a pattern")];
+    let by_path = RuleSpec { path, mark: Some(30), ..RuleSpec::default() };
+    let by_port = RuleSpec { port: vec![REQUEST], mark: Some(10), ..RuleSpec::default() };
+    // To the client before it has spoken, to it afterwards, and to the backend.
+    for (rules, want) in [
+        (vec![by_path.clone(), by_port.clone()], [10, 30, 30]),
+        (vec![by_path], [0, 30, 30]),
+        (vec![by_port], [10, 10, 10]),
+        (vec![], [0, 0, 46]),
+    ] {
+        let mut b = Bench::new(8, 2);
+        b.rig.snapshot.rules = Arc::new(Rules::compile(&rules));
+        let run = |b: &mut Bench, numbers: (u32, u32), flags, says: &[u8]| {
+            let mut spec =
+                TcpSpec::new((addr(V4.client.0), 1), (addr(V4.vip), REQUEST), flags, says);
+            (spec.seq, spec.ack) = numbers;
+            spec.ip.tos = 46 << 2;
+            (spec.link.destination, spec.link.source) = (CLIENT_SIDE, CLIENT_MAC);
+            let packets: &[Vec<u8>] = &[tcp_packet(&spec)];
+            let (out, replies) = b.rig.run_with(&mut Ruled(&mut b.stage), packets, |_| {});
+            let sent = out.into_iter().filter(|o| o.verdict == Verdict::Output).chain(replies);
+            let seen = sent.map(|outcome| {
+                let mut meta = PacketMeta::default();
+                parse(&outcome.bytes, Seed(1), ParseOptions::default(), &mut meta).expect("one");
+                assert_eq!(meta.tos, outcome.meta.tos, "as it was told");
+                meta
+            });
+            seen.collect::<Vec<_>>()
+        };
+        let answers = run(&mut b, (99, 0), SYN, b"");
+        let next = answers[0].tcp_seq.wrapping_add(1);
+        let request = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut made = run(&mut b, (100, next), ACK, request);
+        made.extend(run(&mut b, (100, next), ACK, request));
+        let of = |to_client: bool| {
+            let of_it = |meta: &&PacketMeta| (meta.key.dst == addr(V4.client.0)) == to_client;
+            made.iter().filter(of_it).map(PacketMeta::dscp).collect::<Vec<_>>()
+        };
+        let [toward_client, toward_backend] = [true, false].map(of);
+        assert!(!toward_client.is_empty() && !toward_backend.is_empty());
+        assert_eq!(answers[0].dscp(), want[0], "{rules:?}");
+        assert!(toward_client.iter().all(|dscp| *dscp == want[1]), "{toward_client:?} {rules:?}");
+        assert!(toward_backend.iter().all(|dscp| *dscp == want[2]), "{toward_backend:?}");
+    }
 }

@@ -3,7 +3,7 @@
 use super::bucket::{Bucket, Rate};
 use super::class::{Buckets, Class, Traits};
 use super::pacing::Pace;
-use super::settings::{LeafSettings, Manner};
+use super::settings::LeafSettings;
 use super::spec::{ClassSpec, Counting, DEPTH_MAX, PRIORITIES, PortQosSpec, QueueSpec};
 use super::tree::{ROOT, Tree};
 use super::wheel::TICK_NS;
@@ -66,9 +66,13 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
             positions.extend(children);
         } else if at == ROOT as usize {
             let traits = Traits::new(true, Buckets::Rate, 0);
-            let manner = Manner { counting: spec.counting(), pace: Pace::NONE };
             out.add(Class::new(ROOT, bucket, bucket, traits), ClassId::UNSET, largest);
-            out.leaves.push(LeafSettings::new(u32::MAX, QueueSpec::Fifo, manner));
+            out.leaves.push(LeafSettings::new(
+                u32::MAX,
+                QueueSpec::Fifo,
+                spec.counting(),
+                Pace::NONE,
+            ));
             out.tree.adopt(ROOT, ROOT + 1, 1, 1);
             break;
         }
@@ -158,9 +162,9 @@ impl Compiled {
             let weighed = quantum(largest, u64::from(class.weight.max(1)), lightest, heaviest);
             let quantum = class.quantum.unwrap_or(weighed).clamp(QUANTUM_MIN, QUANTUM_MOST);
             let pace = Pace::new(class.flow_rate.filter(|_| class.queue != QueueSpec::Fifo));
-            let manner = Manner { counting: countings[at - 1], pace };
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
-            self.leaves.push(LeafSettings::new(class.limit, class.queue, manner));
+            let counting = countings[at - 1];
+            self.leaves.push(LeafSettings::new(class.limit, class.queue, counting, pace));
             if is_leaf {
                 self.leaf_of[usize::from(class.id.0)] = node;
             }

@@ -46,6 +46,16 @@ impl Offers {
         self.0 &= !turn.bit();
     }
 
+    /// What a class in this mode passes up of what those below it offer.
+    #[inline(always)]
+    pub fn passed(self, mode: Mode) -> Offers {
+        // By mode: what it passes on as it is, and what of loans it turns into its own.
+        const PASSED: [u16; 3] = [0, u16::MAX, u8::MAX as u16];
+        const OWNED: [u16; 3] = [0, 0, u8::MAX as u16];
+        let (want, mode) = (self.0, mode as usize);
+        Offers(want & PASSED[mode] | want >> PRIORITIES & OWNED[mode])
+    }
+
     /// Those in one of the two but not in both.
     #[inline(always)]
     pub fn differing(self, other: Offers) -> Offers {
@@ -255,11 +265,7 @@ impl Class {
     /// The sets of priorities this class belongs to at its parent.
     #[inline(always)]
     pub fn offers(&self) -> Offers {
-        // By mode: what it passes on as it is, and what of loans it turns into its own.
-        const PASSED: [u16; 3] = [0, u16::MAX, u8::MAX as u16];
-        const OWNED: [u16; 3] = [0, 0, u8::MAX as u16];
-        let (Offers(want), mode) = (self.want, self.mode as usize);
-        Offers(want & PASSED[mode] | want >> PRIORITIES & OWNED[mode])
+        self.want.passed(self.mode)
     }
 
     #[inline(always)]

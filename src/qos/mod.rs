@@ -4,6 +4,7 @@
 //! One [`Scheduler`] a port and worker; those of a port share its tree, a [`Shared`].
 //! [`validate()`] says what a class tree must fulfil for its promises to hold.
 
+mod ahead;
 mod bucket;
 mod build;
 mod class;

@@ -241,6 +241,6 @@ impl Queues {
     /// How fast each flow of a leaf may send.
     #[inline(always)]
     pub fn pace(&self, leaf: u32) -> Pace {
-        self.manners[usize::from(self.leaves[leaf as usize].manner)].pace
+        self.manner(leaf).pace
     }
 }

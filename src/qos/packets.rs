@@ -5,6 +5,8 @@ use super::wheel::NIL;
 use crate::base::mem::{huge_table, prefetch};
 use crate::packet::Frame;
 
+/// Aligned so that it never lies in two cache lines.
+#[repr(align(32))]
 struct Cell {
     /// `None` in a free cell.
     frame: Option<Frame>,
@@ -22,7 +24,7 @@ pub(super) struct Note {
     pub l3: u16,
 }
 
-const _: () = assert!(size_of::<Cell>() == 24);
+const _: () = assert!(size_of::<Cell>() == 32);
 
 /// A fixed number of cells.
 pub(super) struct Packets {
@@ -63,16 +65,17 @@ impl Packets {
         Ok(at)
     }
 
-    /// Takes the frame out of a cell and frees the cell. Returns the cell that followed it.
-    #[inline]
-    pub fn remove(&mut self, at: u32) -> (Option<Frame>, u32) {
+    /// Takes the frame out of a cell and frees the cell. Returns what was noted with it, too, and
+    /// the cell that followed it.
+    #[inline(always)]
+    pub fn remove(&mut self, at: u32) -> (Option<Frame>, Note, u32) {
         let cell = &mut self.cells[at as usize];
         let frame = cell.frame.take();
         debug_assert!(frame.is_some(), "cell {at} is free");
         let next = std::mem::replace(&mut cell.next, self.free);
         self.free = at;
         self.used -= 1;
-        (frame, next)
+        (frame, cell.note, next)
     }
 
     /// What was noted with the frame in a cell.
@@ -133,7 +136,7 @@ mod tests {
             packets.insert(pool.take().expect("stock"), Note::default()).expect_err("full");
         pool.put(refused);
         assert_eq!((packets.frame_len(b), packets.next(a)), (2, b));
-        let (frame, next) = packets.remove(a);
+        let (frame, _, next) = packets.remove(a);
         assert_eq!(next, b);
         pool.put(frame.expect("queued"));
         assert_eq!(packets.insert(pool.take().expect("stock"), Note::default()).expect("room"), a);

@@ -8,19 +8,21 @@
 use super::codel::{Above, Ticks};
 use super::ecn;
 use super::flows::{Flows, Key, Standing};
-use super::pacing::{Due, Pacing};
+use super::pacing::{Due, Pace, Pacing};
 use super::packets::{Note, Packets};
-use super::settings::{LeafSettings, Manner, NO_TARGET, lay_out, table};
+use super::settings::{LeafSettings, Manner, NO_TARGET, lay_out};
 use super::sojourn::Sojourn;
 use super::stats::ClassStats;
 use super::wheel::NIL;
-use crate::base::mem::{Arena, huge_vec, prefetch};
+use crate::base::mem::{Arena, huge_vec};
 use crate::base::{Nanos, Seed};
 use crate::packet::{DropReason, Frame};
 
-/// Sizes of flows are told apart by powers of two, from 4 KiB on; the last takes all from 4 MiB on.
-pub(super) const FAT_SIZES: usize = 11;
-const FAT_BITS_MIN: u32 = 12;
+/// Sizes of flows are told apart by powers of two, from 16 KiB on; the last takes all from 4 MiB.
+pub(super) const FAT_SIZES: usize = 9;
+const FAT_BITS_MIN: u32 = 14;
+/// Smaller flows are thin.
+const FAT_MIN: u32 = 1 << FAT_BITS_MIN;
 /// Flows that hold no packet but still stand in a list, at most this many: 1 in so many of the
 /// packets held. Those above are forgotten at once.
 const EMPTY_SHARE: u32 = 4;
@@ -69,10 +71,9 @@ pub(super) struct Leaf {
     pub flows: u16,
 }
 
-/// What standing queues and losses need of a leaf.
+/// What fat flows and losses need of a leaf.
 #[derive(Clone, Debug)]
 pub(super) struct Losses {
-    pub interval: Ticks,
     pub dropped: Tally,
     pub aqm_dropped: u64,
     pub marked: u64,
@@ -83,7 +84,7 @@ pub(super) struct Losses {
 }
 
 const _: () = assert!(size_of::<Leaf>() == 64);
-const _: () = assert!(size_of::<Losses>() <= 96);
+const _: () = assert!(size_of::<Losses>() <= 80);
 const _: () = assert!(FAT_SIZES <= u16::BITS as usize);
 
 /// Where packets go that leave a leaf otherwise than by being sent, and what is needed to mark one.
@@ -139,7 +140,7 @@ impl Leaf {
 
     /// The flow that is served next; `NIL` where there is none.
     #[inline(always)]
-    fn first_flow(&self) -> u32 {
+    pub fn first_flow(&self) -> u32 {
         // By index, not by a branch, which nobody could foretell.
         self.lists[usize::from(self.lists[NEW].head == NIL)].head
     }
@@ -151,18 +152,13 @@ impl Leaf {
 }
 
 impl Losses {
-    pub fn new(settings: LeafSettings) -> Losses {
-        let dropped = Tally::default();
-        let fat = [NIL; FAT_SIZES];
-        Losses {
-            interval: settings.interval,
-            dropped,
-            aqm_dropped: 0,
-            marked: 0,
-            fat,
-            fat_sizes: 0,
-        }
-    }
+    pub const NONE: Losses = Losses {
+        dropped: Tally { packets: 0, bytes: 0 },
+        aqm_dropped: 0,
+        marked: 0,
+        fat: [NIL; FAT_SIZES],
+        fat_sizes: 0,
+    };
 }
 
 impl Queues {
@@ -175,7 +171,7 @@ impl Queues {
         let flows_max = packets_max.saturating_add(empty_max.saturating_mul(2));
         Queues {
             leaves: leaves_new,
-            losses: table(leaves, |_, settings| Losses::new(settings)),
+            losses: huge_vec(leaves.len(), Losses::NONE),
             manners,
             has_paces,
             pacing: Pacing::new(has_paces, flows_max, leaves.len(), Nanos::ZERO),
@@ -220,45 +216,15 @@ impl Queues {
         }
     }
 
-    /// Asks the cache for what the leaf's next packet touches, in four steps.
-    #[inline(always)]
-    pub fn prefetch_leaf(&self, leaf: u32) {
-        prefetch(&self.leaves, leaf as usize);
-    }
-
-    #[inline(always)]
-    pub fn prefetch_flow(&self, leaf: u32) {
-        self.flows.prefetch(self.leaves[leaf as usize].first_flow());
-    }
-
-    #[inline(always)]
-    pub fn prefetch_packet(&self, leaf: u32) {
-        let flow = self.leaves[leaf as usize].first_flow();
-        if flow != NIL {
-            self.packets.prefetch(self.flows.at(flow).head);
-        }
-    }
-
-    #[inline(always)]
-    pub fn prefetch_counts(&self, now: Ticks, leaf: u32) {
-        prefetch(&self.losses, leaf as usize);
-        let flow = self.leaves[leaf as usize].first_flow();
-        if flow == NIL {
-            return;
-        }
-        self.flows.prefetch_rest(flow);
-        let head = self.flows.at(flow).head;
-        if head != NIL {
-            let waited = now.wrapping_sub(self.packets.note(head).since);
-            self.sojourns[leaf as usize].prefetch(waited);
-        }
-    }
-
     /// Bytes that a frame counts as in a leaf.
     #[inline(always)]
     pub fn counted(&self, leaf: u32, frame_len: usize) -> u32 {
-        let manner = usize::from(self.leaves[leaf as usize].manner);
-        self.manners[manner].counting.counted(frame_len)
+        self.manner(leaf).counting.counted(frame_len)
+    }
+
+    #[inline(always)]
+    pub fn manner(&self, leaf: u32) -> &Manner {
+        &self.manners[usize::from(self.leaves[leaf as usize].manner)]
     }
 
     /// Appends a packet to its flow. Gives the frame back when there is no room.
@@ -315,7 +281,7 @@ impl Queues {
     /// none any more: the queue management may drop some.
     #[inline]
     pub fn pop(&mut self, leaf: u32, exit: &mut Exit<'_>) -> Option<(Frame, u32)> {
-        let pace = self.pace(leaf);
+        let pace = if self.has_paces { self.pace(leaf) } else { Pace::NONE };
         loop {
             let lists = &self.leaves[leaf as usize].lists;
             let list = usize::from(lists[NEW].head == NIL);
@@ -330,16 +296,17 @@ impl Queues {
             }
             if entry.deficit <= 0 {
                 entry.deficit += self.quantum as i32;
-                self.unlink_first(leaf, list);
-                self.append(leaf, flow, Standing::Old);
+                if list == NEW || entry.next != NIL {
+                    self.unlink_first(leaf, list);
+                    self.append(leaf, flow, Standing::Old);
+                }
                 continue;
             }
             if pace.is_set() && !self.pacing.is_due(flow, exit.at) {
                 self.sleep_first(leaf, list);
                 continue;
             }
-            let Note { since, l3 } = self.packets.note(entry.head);
-            let (mut frame, bytes) = self.shift(leaf, flow)?;
+            let (mut frame, bytes, Note { since, l3 }) = self.shift(leaf, flow)?;
             let waited = exit.now.wrapping_sub(since);
             let late = waited >= self.leaves[leaf as usize].target;
             let drops = (late || self.flows.at(flow).above.is_set())
@@ -367,12 +334,17 @@ impl Queues {
                 self.sojourns[leaf as usize].record(waited);
                 return Some((frame, bytes));
             }
-            let losses = &mut self.losses[leaf as usize];
-            losses.dropped.add(bytes);
-            losses.aqm_dropped += 1;
-            exit.drops_left -= 1;
-            exit.dropped.push((frame, DropReason::AqmDrop));
+            self.count_aqm_drop(leaf, frame, bytes, exit);
         }
+    }
+
+    #[cold]
+    fn count_aqm_drop(&mut self, leaf: u32, frame: Frame, bytes: u32, exit: &mut Exit<'_>) {
+        let losses = &mut self.losses[leaf as usize];
+        losses.dropped.add(bytes);
+        losses.aqm_dropped += 1;
+        exit.drops_left -= 1;
+        exit.dropped.push((frame, DropReason::AqmDrop));
     }
 
     /// Whether the queue management has something to tell the flow that a packet was taken from.
@@ -380,7 +352,7 @@ impl Queues {
     fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
         // What is left of a frame or less does not stand.
         let late = late && self.leaves[leaf as usize].bytes > u64::from(self.quantum);
-        let interval = self.losses[leaf as usize].interval;
+        let interval = self.manner(leaf).interval;
         let (above, codel) = self.flows.codel_mut(flow);
         codel.signals(above, late, exit.now, interval)
     }
@@ -397,41 +369,44 @@ impl Queues {
     }
 
     /// Takes the first packet of a flow that holds one.
-    #[inline]
-    pub fn shift(&mut self, leaf: u32, flow: u32) -> Option<(Frame, u32)> {
+    #[inline(always)]
+    pub fn shift(&mut self, leaf: u32, flow: u32) -> Option<(Frame, u32, Note)> {
         let entry = self.flows.at_mut(flow);
-        let (frame, next) = self.packets.remove(entry.head);
+        let (frame, note, next) = self.packets.remove(entry.head);
         entry.head = next;
+        let held = &mut self.leaves[leaf as usize];
         if next == NIL {
             entry.tail = NIL;
-            let asleep = entry.standing == Standing::Asleep;
-            self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_sub(1);
-            if asleep {
+            held.flows = held.flows.wrapping_sub(1);
+            if entry.standing == Standing::Asleep {
                 self.pacing.has_packets(leaf, false);
             }
         }
         let frame = frame?;
+        held.packets -= 1;
         let bytes = self.counted(leaf, frame.len());
-        self.leaves[leaf as usize].packets -= 1;
         self.resize(leaf, flow, -i64::from(bytes));
-        Some((frame, bytes))
+        Some((frame, bytes, note))
     }
 
     /// Counts bytes that come to a flow or leave it, and keeps it among those of about its size.
-    #[inline]
+    #[inline(always)]
     pub fn resize(&mut self, leaf: u32, flow: u32, change: i64) {
         let held = &mut self.leaves[leaf as usize];
         held.bytes = held.bytes.wrapping_add_signed(change);
         self.bytes = self.bytes.wrapping_add_signed(change);
         let entry = self.flows.at_mut(flow);
         entry.bytes = entry.bytes.wrapping_add(change as u32);
+        let (bytes, fat) = (entry.bytes, entry.fat);
         if entry.standing == Standing::Asleep {
             self.pacing.resize(leaf, change);
         }
-        let entry = self.flows.at(flow);
+        if bytes < FAT_MIN && fat == 0 {
+            return;
+        }
         // Only at half of its size a flow counts as one of the next smaller, lest it go to and fro.
-        let (least, most) = (fat_size(entry.bytes), fat_size(entry.bytes.saturating_mul(2)));
-        if entry.fat < least || entry.fat > most {
+        let (least, most) = (fat_size(bytes), fat_size(bytes.saturating_mul(2)));
+        if fat < least || fat > most {
             self.change_size(leaf, flow, least);
         }
     }

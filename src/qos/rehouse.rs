@@ -4,7 +4,7 @@ use super::codel::Above;
 use super::flows::{Flow, Flows, Standing};
 use super::pacing::{Due, Pacing};
 use super::queues::{Leaf, Losses, Queues};
-use super::settings::{LeafSettings, lay_out, table};
+use super::settings::{LeafSettings, lay_out};
 use super::sojourn::Sojourn;
 use super::wheel::NIL;
 use crate::base::mem::huge_vec;
@@ -31,7 +31,7 @@ impl Queues {
             let Leaf { sent, borrowed_bytes, limit, target, manner, .. } = *leaf;
             let fresh = Leaf::new(LeafSettings::NONE, manner);
             *leaf = Leaf { sent, borrowed_bytes, limit, target, ..fresh };
-            let Losses { fat, fat_sizes, .. } = Losses::new(LeafSettings::NONE);
+            let Losses { fat, fat_sizes, .. } = Losses::NONE;
             (losses.fat, losses.fat_sizes) = (fat, fat_sizes);
         }
     }
@@ -44,7 +44,7 @@ impl Queues {
         self.has_paces = manners.iter().any(|manner| manner.pace.is_set());
         self.manners = manners;
         let old_leaves: Vec<Leaf> = std::mem::replace(&mut self.leaves, fresh);
-        let fresh = table(leaves, |_, settings| Losses::new(settings));
+        let fresh = huge_vec(leaves.len(), Losses::NONE);
         let old_losses: Vec<Losses> = std::mem::replace(&mut self.losses, fresh);
         let fresh = huge_vec(leaves.len(), Sojourn::default());
         let old_sojourns = std::mem::replace(&mut self.sojourns, fresh);
@@ -59,8 +59,8 @@ impl Queues {
             if to.keeps_counters {
                 let (leaf, losses) = (&mut self.leaves[at], &mut self.losses[at]);
                 (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
-                let Losses { interval, fat, fat_sizes, .. } = *losses;
-                *losses = Losses { interval, fat, fat_sizes, ..old_losses[i] };
+                let Losses { fat, fat_sizes, .. } = *losses;
+                *losses = Losses { fat, fat_sizes, ..old_losses[i] };
                 self.sojourns[at] = old_sojourns[i];
             }
             for list in from.lists {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ahead::{Ahead, is_in_cache};
 use super::build::{Compiled, compile};
 use super::codel::Ticks;
 use super::flows::Key;
@@ -13,7 +14,7 @@ use super::shared::Shared;
 use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
 use super::stats::ClassStats;
-use super::tree::{Choice, ROOT, Tree};
+use super::tree::{ROOT, Tree};
 use super::wheel::TICK_BITS;
 use crate::base::mem::Arena;
 use crate::base::{Nanos, Seed};
@@ -28,19 +29,8 @@ const WAKES_BASE: usize = 1024;
 const WAKES_PER_PACKET: usize = super::spec::DEPTH_MAX + 1;
 /// Flows that one call of `dequeue` wakes at most.
 const FLOW_WAKES_MAX: usize = 1024;
-/// Packets after which the flow, and after which the next packet, of a leaf that is likely to have
-/// its turn soon, and then what is counted, are fetched into the cache: each has come by the next.
-const FLOW_AHEAD: usize = 4;
-const PACKET_AHEAD: usize = 8;
-const COUNTS_AHEAD: usize = 12;
-/// Classes, and packets with their flows, that stay in the cache by themselves.
-const CLASSES_CACHED: usize = 64;
-const PACKETS_CACHED: u32 = 2_048;
 /// Packets whose arrival is prepared together.
 const TOGETHER: usize = 64;
-/// Leaves remembered for that.
-const AHEAD: usize = 16;
-
 /// A packet on its way into the scheduler.
 #[derive(Debug)]
 pub struct Queued {
@@ -75,14 +65,8 @@ pub struct Scheduler {
     member: Option<Member>,
     /// The latest time seen: a clock that steps back is ignored.
     now: Nanos,
-    /// Leaves likely to have their turn soon, in a ring.
-    ahead: [u32; AHEAD],
-    ahead_at: usize,
+    ahead: Ahead,
 }
-
-const _: () = assert!(FLOW_AHEAD < PACKET_AHEAD && PACKET_AHEAD < COUNTS_AHEAD);
-const _: () = assert!(COUNTS_AHEAD < AHEAD);
-const _: () = assert!(AHEAD.is_power_of_two());
 
 impl Scheduler {
     /// A scheduler for at most `packets_max` packets, buckets full. `spec` has passed
@@ -101,8 +85,7 @@ impl Scheduler {
             seed,
             member: None,
             now,
-            ahead: [default_leaf; AHEAD],
-            ahead_at: 0,
+            ahead: Ahead::new(default_leaf),
         }
     }
 
@@ -129,7 +112,7 @@ impl Scheduler {
         arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
-        if self.is_in_cache() {
+        if is_in_cache(&self.tree, &self.queues) {
             for q in packets.drain(..) {
                 let key = self.queues.flows.key(self.leaf(q.class), q.flow_hash);
                 self.enqueue_known(now, q, key, arena, dropped);
@@ -175,7 +158,7 @@ impl Scheduler {
     }
 
     /// `key`: of leaf and hash, as they were told.
-    #[inline]
+    #[inline(always)]
     fn enqueue_known(
         &mut self,
         now: Nanos,
@@ -185,37 +168,60 @@ impl Scheduler {
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
         let now = self.advance(now);
-        let leaf = key.leaf;
-        let bytes = self.queues.counted(leaf, q.frame.len());
-        let mut exit = Exit::new(now, arena, dropped);
-        let held = &self.queues.leaves[leaf as usize];
-        let is_fifo = held.is_fifo();
+        let held = &self.queues.leaves[key.leaf as usize];
+        let (is_fifo, was_idle) = (held.is_fifo(), held.packets == 0);
+        let bytes = self.queues.counted(key.leaf, q.frame.len());
         let is_over = held.bytes + u64::from(bytes) > u64::from(held.limit);
+        let key = if is_fifo { self.queues.flows.key(key.leaf, 0) } else { key };
+        if is_over || self.queues.packets.is_full() || self.queues.has_paces {
+            let mut exit = Exit::new(now, arena, dropped);
+            return self.enqueue_with_care(q, key, bytes, is_fifo, is_over, &mut exit);
+        }
+        let note = Note { since: ticks(now), l3: q.l3 };
+        if let Err(frame) = self.queues.push(key, q.frame, bytes, note, now) {
+            self.queues.refuse(key.leaf, frame, bytes, dropped);
+        } else if let Some(member) = &mut self.member {
+            member.changed(key.leaf);
+        } else if was_idle {
+            self.tree.activate(now, key.leaf);
+        }
+    }
+
+    /// As above where a limit is reached, or where flows sleep.
+    #[inline(never)]
+    fn enqueue_with_care(
+        &mut self,
+        q: Queued,
+        key: Key,
+        bytes: u32,
+        is_fifo: bool,
+        is_over: bool,
+        exit: &mut Exit<'_>,
+    ) {
+        let leaf = key.leaf;
         if self.queues.packets.is_full() && !(is_fifo && is_over) {
-            self.make_room(leaf, &mut exit);
+            self.make_room(leaf, exit);
         }
         let was_idle = !self.queues.has_ready(leaf);
-        let key = if is_fifo { self.queues.flows.key(leaf, 0) } else { key };
         let note = Note { since: exit.now, l3: q.l3 };
         let refused = if is_fifo && is_over {
             Some(q.frame)
         } else {
-            self.queues.push(key, q.frame, bytes, note, now).err()
+            self.queues.push(key, q.frame, bytes, note, exit.at).err()
         };
         if let Some(frame) = refused {
-            self.queues.losses[leaf as usize].dropped.add(bytes);
-            exit.dropped.push((frame, DropReason::QueueFull));
+            self.queues.refuse(leaf, frame, bytes, exit.dropped);
             return;
         }
         if is_over {
-            self.queues.shed_to_limit(key, &mut exit);
+            self.queues.shed_to_limit(key, exit);
         }
         if let Some(member) = &mut self.member {
             member.changed(leaf);
             return;
         }
         match (was_idle, !self.queues.has_ready(leaf)) {
-            (true, false) => self.tree.activate(now, leaf),
+            (true, false) => self.tree.activate(exit.at, leaf),
             (false, true) => self.tree.deactivate(leaf),
             _ => {}
         }
@@ -247,7 +253,7 @@ impl Scheduler {
         }
         let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
         self.tree.wake(now, wakes);
-        let looks_ahead = !self.is_in_cache();
+        let looks_ahead = !is_in_cache(&self.tree, &self.queues);
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
@@ -259,7 +265,7 @@ impl Scheduler {
             let emptied = !self.queues.has_ready(choice.class);
             self.tree.charge(now, choice, counted, emptied);
             if looks_ahead {
-                self.look_ahead(choice);
+                self.ahead.look(exit.now, &self.tree, &self.queues);
             }
             packets += 1;
             bytes += frame.len() as u64;
@@ -391,7 +397,7 @@ impl Scheduler {
         self.queues.rehouse(now, &leaves, &moves, self.seed);
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
         (self.ids, self.largest) = (ids, largest);
-        self.ahead = [default_leaf; AHEAD];
+        self.ahead = Ahead::new(default_leaf);
         if let Some(member) = &mut self.member {
             member.reconfigure(spec, &self.queues);
             return;
@@ -401,29 +407,6 @@ impl Scheduler {
                 self.tree.activate(now, leaf);
             }
         }
-    }
-
-    /// Fetches into the cache what the leaf after `choice` will touch, in four steps as far apart
-    /// as it takes: each step finds the next one's address in what it fetched.
-    #[inline(always)]
-    fn look_ahead(&mut self, choice: Choice) {
-        let next = self.tree.foresee(choice);
-        self.queues.prefetch_leaf(next);
-        let at = self.ahead_at;
-        self.ahead[at % AHEAD] = next;
-        self.queues.prefetch_flow(self.ahead[(at + AHEAD - FLOW_AHEAD) % AHEAD]);
-        self.queues.prefetch_packet(self.ahead[(at + AHEAD - PACKET_AHEAD) % AHEAD]);
-        if self.ids.len() > CLASSES_CACHED {
-            let counts = self.ahead[(at + AHEAD - COUNTS_AHEAD) % AHEAD];
-            self.queues.prefetch_counts(ticks(self.now), counts);
-        }
-        self.ahead_at = at.wrapping_add(1);
-    }
-
-    /// Whether what it holds is so little that nothing of it need be fetched ahead.
-    #[inline(always)]
-    fn is_in_cache(&self) -> bool {
-        self.ids.len() <= CLASSES_CACHED && self.queues.packets.len() <= PACKETS_CACHED
     }
 
     /// Flows that may send again join the rounds of their leaves.

@@ -69,6 +69,8 @@ impl Sets {
         (bits != 0).then(|| bits.trailing_zeros())
     }
 
+    /// Out of line, lest what it needs take registers from the walk among few.
+    #[inline(never)]
     fn next_of_many(&self, set: Set, from: u32) -> Option<u32> {
         let from = if from < set.size { from } else { 0 };
         let word = from / BITS;
@@ -97,6 +99,12 @@ impl Sets {
 }
 
 impl Set {
+    /// Members at most.
+    #[inline(always)]
+    pub fn size(self) -> u32 {
+        self.size
+    }
+
     /// Stands for a set that no class is in.
     pub const NONE: Set = Set { at: 0, size: 0 };
 

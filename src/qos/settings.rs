@@ -15,7 +15,6 @@ pub(super) struct LeafSettings {
     /// Bytes, as counted, that it may hold.
     pub limit: u32,
     pub target: Ticks,
-    pub interval: Ticks,
     pub manner: Manner,
 }
 
@@ -25,6 +24,8 @@ pub(super) struct Manner {
     /// How frames are counted.
     pub counting: Counting,
     pub pace: Pace,
+    /// Of the queue management.
+    pub interval: Ticks,
 }
 
 /// The target of a leaf without queue management: nothing waits that long.
@@ -35,17 +36,20 @@ impl LeafSettings {
     pub const NONE: LeafSettings = LeafSettings {
         limit: 0,
         target: NO_TARGET,
-        interval: 0,
-        manner: Manner { counting: Counting { overhead: 0, mpu: 0 }, pace: Pace::NONE },
+        manner: Manner {
+            counting: Counting { overhead: 0, mpu: 0 },
+            pace: Pace::NONE,
+            interval: 0,
+        },
     };
 
-    pub fn new(limit: u32, queue: QueueSpec, manner: Manner) -> LeafSettings {
+    pub fn new(limit: u32, queue: QueueSpec, counting: Counting, pace: Pace) -> LeafSettings {
         let ticks = |ns: u64| u32::try_from(ns >> TICK_BITS).unwrap_or(u32::MAX).clamp(1, 1 << 30);
         let (target, interval) = match queue {
             QueueSpec::FqCodel { target, interval } => (ticks(target), ticks(interval)),
             QueueSpec::Fifo => (NO_TARGET, 0),
         };
-        LeafSettings { limit, target, interval, manner }
+        LeafSettings { limit, target, manner: Manner { counting, pace, interval } }
     }
 }
 

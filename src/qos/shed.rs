@@ -3,7 +3,7 @@
 use super::flows::{Key, Queue};
 use super::queues::{Exit, NEW, OLD, Queues};
 use super::wheel::NIL;
-use crate::packet::DropReason;
+use crate::packet::{DropReason, Frame};
 
 /// Packets that one arrival may push out.
 pub(super) const DROPS_MAX: usize = 64;
@@ -33,6 +33,19 @@ impl Queues {
         }
     }
 
+    /// An arriving packet finds no room.
+    #[cold]
+    pub fn refuse(
+        &mut self,
+        leaf: u32,
+        frame: Frame,
+        bytes: u32,
+        dropped: &mut Vec<(Frame, DropReason)>,
+    ) {
+        self.losses[leaf as usize].dropped.add(bytes);
+        dropped.push((frame, DropReason::QueueFull));
+    }
+
     /// Drops the oldest packets of the leaf's fattest flow, until half of what it held is left, or
     /// `packets_max` have gone. Returns how many. The fattest within a factor of four, except among
     /// the few largest, where it is exact; it is found at once among any number of flows. Where all
@@ -59,7 +72,7 @@ impl Queues {
         let half = self.flows.at(flow).bytes / 2;
         let mut dropped = 0;
         while dropped < packets_max && self.flows.at(flow).bytes > half {
-            let Some((frame, bytes)) = self.shift(leaf, flow) else {
+            let Some((frame, bytes, _)) = self.shift(leaf, flow) else {
                 break;
             };
             self.losses[leaf as usize].dropped.add(bytes);

@@ -21,7 +21,7 @@
 use super::class::{Class, LOAN, Mode, OWN, Offers, Turn};
 use super::sets::{Set, Sets};
 use super::spec::{DEPTH_MAX, PRIORITIES};
-use super::wheel::{Timer, Wheel};
+use super::wheel::{NIL, Timer, Wheel};
 use crate::base::Nanos;
 use crate::base::mem::{huge_table, prefetch};
 use crate::packet::ClassId;
@@ -35,7 +35,7 @@ pub(super) struct Tree {
     /// By class, as all that follow.
     pub timers: Vec<Timer>,
     shares: Vec<Share>,
-    /// Index among inner classes; 0 for leaves.
+    /// Index among inner classes; `NIL` for leaves.
     pub inner_of: Vec<u32>,
     pub inners: Vec<Inner>,
     sets: Sets,
@@ -67,6 +67,8 @@ pub(super) struct Inner {
     pub early: u8,
     /// Priorities of which it has debts.
     pub owes: u8,
+    /// No child has children.
+    has_leaves_only: bool,
 }
 
 /// One priority below an inner class.
@@ -126,7 +128,7 @@ impl Tree {
         self.classes.push(class);
         self.timers.push(Timer::IDLE);
         self.shares.push(Share { deficit: 0, quantum });
-        self.inner_of.push(0);
+        self.inner_of.push(NIL);
         at
     }
 
@@ -142,7 +144,10 @@ impl Tree {
         }
         self.inner_of[parent as usize] = self.inners.len() as u32;
         let last = priorities.checked_ilog2().unwrap_or(0);
-        self.inners.push(Inner { rounds, first, early: priorities & !(1 << last), owes: 0 });
+        let children = &self.classes[first as usize..][..count as usize];
+        let has_leaves_only = children.iter().all(|child| child.traits.is_leaf());
+        let early = priorities & !(1 << last);
+        self.inners.push(Inner { rounds, first, early, owes: 0, has_leaves_only });
     }
 
     /// Takes over the tokens of the classes of another tree that are in this one too. `ids`: by
@@ -216,20 +221,21 @@ impl Tree {
     #[inline]
     pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) {
         let (mut at, mut depth) = (choice.class, choice.depth);
-        let mut offered = self.classes[at as usize].offers();
+        // What the class wanted before this.
+        let mut wanted = self.classes[at as usize].want;
         if emptied {
             self.deactivate(at);
         }
         loop {
             let class = &mut self.classes[at as usize];
-            let (parent, before) = (class.parent, class.mode);
+            let (parent, before, want) = (class.parent, class.mode, class.want);
             class.settle(now);
             class.charge(bytes, depth <= choice.lender_depth);
-            class.mode = class.mode_now();
-            let offers = class.offers();
-            if class.mode != Mode::CanSend
-                && class.wants()
-                && (class.mode != before || !self.timers[at as usize].is_armed())
+            let mode = class.mode_now();
+            class.mode = mode;
+            if mode != Mode::CanSend
+                && want != Offers::NONE
+                && (mode != before || !self.timers[at as usize].is_armed())
             {
                 let due = class.opens_at();
                 self.wheel.arm(&mut self.timers, at, due);
@@ -244,30 +250,43 @@ impl Tree {
                     self.owe(at, turn.priority(), bytes);
                 }
             }
-            let offered_above = self.classes[parent as usize].offers();
-            if offers != offered {
-                self.change_offers(at, offered, offers);
+            let wanted_above = self.classes[parent as usize].want;
+            if mode != before || want != wanted {
+                let (offered, offers) = (wanted.passed(before), want.passed(mode));
+                if offers != offered {
+                    self.change_offers(at, offered, offers);
+                }
             }
-            offered = offered_above;
+            wanted = wanted_above;
             (at, depth) = (parent, depth - 1);
         }
     }
 
-    /// Who is likely to have the turn after `choice` among its siblings, fetched into the cache.
+    /// A leaf that is likely to have its turn `ahead` packets later, fetched into the cache;
+    /// `None` where none is in sight.
     #[inline]
-    pub fn foresee(&self, choice: Choice) -> u32 {
-        let parent = self.classes[choice.class as usize].parent as usize;
-        let turn = self.turns[usize::from(choice.depth)];
-        let inner = &self.inners[self.inner_of[parent] as usize];
-        let (round, kind) = (&inner.rounds[turn.priority()], turn.kind());
-        let Some(i) = self.sets.next(round.sets[kind], round.cursors[kind]) else {
-            return choice.class;
-        };
-        let next = inner.first + i;
-        prefetch(&self.classes, next as usize);
-        prefetch(&self.shares, next as usize);
-        prefetch(&self.timers, next as usize);
-        next
+    pub fn foresee(&self, mut ahead: u32) -> Option<u32> {
+        let mut at = ROOT;
+        loop {
+            let turn = self.classes[at as usize].want.first()?;
+            let inner = &self.inners[self.inner_of[at as usize] as usize];
+            let (round, kind) = (&inner.rounds[turn.priority()], turn.kind());
+            let set = round.sets[kind];
+            // As if each of those below had a packet in turn. Divided only where it must be.
+            let size = set.size();
+            let (rounds, rest) =
+                if ahead < size { (0, ahead) } else { (ahead / size, ahead % size) };
+            let from = round.cursors[kind] + rest;
+            at = inner.first + self.sets.next(set, if from < size { from } else { from - size })?;
+            ahead = rounds;
+            if inner.has_leaves_only || self.inner_of[at as usize] == NIL {
+                self.prefetch(at);
+                if turn.is_loan() {
+                    prefetch(&self.shares, at as usize);
+                }
+                return Some(at);
+            }
+        }
     }
 
     /// Asks the cache for a class.

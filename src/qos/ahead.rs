@@ -1,0 +1,103 @@
+//! What of the scheduler's tables is fetched into the cache before packets need it.
+//!
+//! With many classes nearly all that a packet touches was touched last a whole round ago, and is in
+//! no cache. So the walk that chooses a leaf is made a second time for the packet that comes
+//! [`AHEAD`] later, as if each class on the way had a packet in turn, and what that leaf will need
+//! is asked for step by step. A wrong guess costs a fetch in vain, nothing else.
+
+use super::codel::Ticks;
+use super::queues::Queues;
+use super::tree::Tree;
+use super::wheel::NIL;
+use crate::base::mem::prefetch;
+
+/// Packets ahead at which a leaf is foreseen.
+const AHEAD: usize = 32;
+/// Packets after which its flow, and after which its first packet, and then what is counted, are
+/// fetched: each has come by the next.
+const FLOW_AFTER: usize = 8;
+const PACKET_AFTER: usize = 16;
+const COUNTS_AFTER: usize = 24;
+/// Classes, and packets with their flows, that stay in a cache of 1 MiB by themselves.
+const CLASSES_CACHED: usize = 1_280;
+const PACKETS_CACHED: u32 = 6_144;
+
+const _: () = assert!(FLOW_AFTER < PACKET_AFTER && PACKET_AFTER < COUNTS_AFTER);
+const _: () = assert!(COUNTS_AFTER < AHEAD && AHEAD.is_power_of_two());
+
+/// Leaves that are likely to have their turn soon.
+pub(super) struct Ahead {
+    /// A ring.
+    leaves: [u32; AHEAD],
+    at: usize,
+}
+
+impl Ahead {
+    /// `leaf`: any.
+    pub fn new(leaf: u32) -> Ahead {
+        Ahead { leaves: [leaf; AHEAD], at: 0 }
+    }
+
+    /// Foresees another leaf, and fetches the next of what those foreseen will touch. To be called
+    /// once a packet.
+    #[inline(always)]
+    pub fn look(&mut self, now: Ticks, tree: &Tree, queues: &Queues) {
+        let at = self.at;
+        if let Some(leaf) = tree.foresee(AHEAD as u32) {
+            queues.prefetch_leaf(leaf);
+            self.leaves[at % AHEAD] = leaf;
+        }
+        queues.prefetch_flow(self.leaves[(at + AHEAD - FLOW_AFTER) % AHEAD]);
+        queues.prefetch_packet(self.leaves[(at + AHEAD - PACKET_AFTER) % AHEAD]);
+        if tree.classes.len() > CLASSES_CACHED {
+            queues.prefetch_counts(now, self.leaves[(at + AHEAD - COUNTS_AFTER) % AHEAD]);
+        }
+        self.at = at.wrapping_add(1);
+    }
+}
+
+/// Whether what is held is so little that nothing of it need be fetched ahead.
+#[inline(always)]
+pub(super) fn is_in_cache(tree: &Tree, queues: &Queues) -> bool {
+    tree.classes.len() <= CLASSES_CACHED && queues.packets.len() <= PACKETS_CACHED
+}
+
+impl Queues {
+    /// Asks the cache for what a leaf's next packet touches, in four steps.
+    #[inline(always)]
+    pub fn prefetch_leaf(&self, leaf: u32) {
+        prefetch(&self.leaves, leaf as usize);
+    }
+
+    #[inline(always)]
+    fn prefetch_flow(&self, leaf: u32) {
+        self.flows.prefetch(self.leaves[leaf as usize].first_flow());
+    }
+
+    #[inline(always)]
+    fn prefetch_packet(&self, leaf: u32) {
+        let flow = self.leaves[leaf as usize].first_flow();
+        if flow != NIL {
+            self.packets.prefetch(self.flows.at(flow).head);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_counts(&self, now: Ticks, leaf: u32) {
+        let flow = self.leaves[leaf as usize].first_flow();
+        if flow == NIL {
+            return;
+        }
+        self.flows.prefetch_rest(flow);
+        let (head, above) = (self.flows.at(flow).head, self.flows.at(flow).above);
+        if head != NIL {
+            if above.is_set() {
+                // Its first packet may be dropped.
+                prefetch(&self.losses, leaf as usize);
+                self.packets.prefetch(self.packets.next(head));
+            }
+            let waited = now.wrapping_sub(self.packets.note(head).since);
+            self.sojourns[leaf as usize].prefetch(waited);
+        }
+    }
+}

@@ -25,6 +25,8 @@ pub const NAMES: [(&str, [u8; 2]); 2] =
 /// The source that full NAT puts in.
 pub const NAT: &str = "10.9.0.1";
 pub const LAN: &str = "10.0.2.1";
+/// Clients' addresses.
+pub const CLIENTS: [[u8; 4]; 16] = clients();
 pub const FAR_CORE: usize = 0;
 pub const ROUTER_CORE: usize = 1;
 
@@ -47,10 +49,17 @@ impl Bed {
         let all = ["10.0.2.11/24", "10.0.2.12/24", "10.0.2.13/24", "10.0.2.14/24"];
         let (a, b) = (end(&router, "lan", &["10.0.2.1/24"][..]), end(&servers, "s0", &all[..]));
         Veth { a, b, queues: 1, wire_like: true }.create()?;
+        for [a, b, c, d] in CLIENTS.into_iter().skip(1) {
+            clients.ip(&format!("addr add {a}.{b}.{c}.{d}/16 dev g0"))?;
+        }
         clients.ip("route add default via 198.18.255.1")?;
         servers.ip(&format!("route add default via {LAN}"))?;
-        napi::steer(&clients, "g0", FAR_CORE)?;
-        napi::steer(&servers, "s0", FAR_CORE)?;
+        for (ns, interface) in [(&clients, "g0"), (&servers, "s0")] {
+            // As on any host; and XDP frames are taken so.
+            ns.run("ethtool", &["-K", interface, "gro", "on"])?;
+            napi::thread(ns, interface, FAR_CORE)?;
+            napi::steer(ns, interface, FAR_CORE)?;
+        }
         Ok(Bed { clients, router, servers })
     }
 
@@ -82,6 +91,16 @@ impl Bed {
 /// A server's address.
 pub fn server(last: u8) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::new(10, 0, 2, last).into(), SERVER_PORT)
+}
+
+const fn clients() -> [[u8; 4]; 16] {
+    let mut all = [[198, 18, 0, 1]; 16];
+    let mut i = 0;
+    while i < all.len() {
+        all[i][3] += i as u8;
+        i += 1;
+    }
+    all
 }
 
 fn namespace(name: &str) -> anyhow::Result<Namespace> {

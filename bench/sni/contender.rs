@@ -20,18 +20,32 @@ const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 pub enum Kind {
     /// Nobody: the kernel forwards, clients connect to the servers.
     Forwarding,
-    Tidegate,
+    /// As it comes; or the XDP program forwards joined connections by itself, which nobody times.
+    Tidegate {
+        offload: bool,
+    },
     Haproxy,
     Nginx,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Forwarding, Kind::Tidegate, Kind::Haproxy, Kind::Nginx];
+    pub const ALL: [Kind; 5] = [
+        Kind::Forwarding,
+        Kind::Tidegate { offload: false },
+        Kind::Tidegate { offload: true },
+        Kind::Haproxy,
+        Kind::Nginx,
+    ];
+
+    pub fn is_tidegate(self) -> bool {
+        matches!(self, Kind::Tidegate { .. })
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Kind::Forwarding => "no router (ip_forward)",
-            Kind::Tidegate => "tidegate, bind = \"hello\"",
+            Kind::Tidegate { offload: false } => "tidegate",
+            Kind::Tidegate { offload: true } => "tidegate, offload",
             Kind::Haproxy => "HAProxy, req.ssl_sni",
             Kind::Nginx => "nginx, ssl_preread",
         }
@@ -43,6 +57,8 @@ pub struct Contender {
     pub kind: Kind,
     pub bed: Bed,
     pub work: Work,
+    /// Connections that were opened by it.
+    pub opened: usize,
     _dir: TempDir,
 }
 
@@ -52,7 +68,7 @@ impl Contender {
     pub fn start(kind: Kind) -> anyhow::Result<Contender> {
         let bed = Bed::new()?;
         let dir = tempfile::tempdir()?;
-        if kind != Kind::Tidegate {
+        if !kind.is_tidegate() {
             bed.offload()?;
             bed.router.ip(&format!("addr add {VIP}/32 dev lo"))?;
         }
@@ -61,24 +77,41 @@ impl Contender {
                 bed.router.sysctl("net.ipv4.ip_forward", "1")?;
                 None
             }
-            Kind::Tidegate => Some(start_tidegate(&bed, dir.path())?),
+            Kind::Tidegate { offload } => Some(start_tidegate(&bed, offload, dir.path())?),
             Kind::Haproxy => Some(start_haproxy(&bed, dir.path())?),
             Kind::Nginx => Some(start_nginx(&bed, dir.path())?),
         };
         let kernel_threads = bed.place()?;
-        Ok(Contender { kind, bed, work: Work { process, kernel_threads }, _dir: dir })
+        Ok(Contender { kind, bed, work: Work { process, kernel_threads }, opened: 0, _dir: dir })
     }
 }
 
-fn start_tidegate(bed: &Bed, dir: &Path) -> anyhow::Result<Process> {
+fn start_tidegate(bed: &Bed, offload: bool, dir: &Path) -> anyhow::Result<Process> {
     bed.servers.ip(&format!("route add {NAT}/32 via {}", crate::bed::LAN))?;
-    work::start_tidegate(&bed.router, &tidegate_config(), dir, FAR_CORE)
+    if !offload {
+        return work::start_tidegate(
+            &bed.router,
+            &tidegate_config("llm-edge", "off"),
+            dir,
+            FAR_CORE,
+        );
+    }
+    let pipeline = dir.join("untimed.toml");
+    fs::write(&pipeline, UNTIMED)?;
+    let config = tidegate_config(&pipeline.display().to_string(), "auto");
+    work::start_tidegate(&bed.router, &config, dir, FAR_CORE)
 }
 
-fn tidegate_config() -> String {
+/// `llm-edge` without what the others don't do either.
+const UNTIMED: &str = "name = \"untimed\"\n\
+    [[stage]]\ninspect = { hello_bytes_max = 16384, flows_max = 4096 }\n\
+    [[stage]]\nclassify = {}\n[[stage]]\nbalance = {}\n";
+
+fn tidegate_config(pipeline: &str, offload: &str) -> String {
     let mut text = format!(
-        "pipeline = \"llm-edge\"\n\
+        "pipeline = \"{pipeline}\"\n\
          [workers]\ncores = [{ROUTER_CORE}]\nidle = \"adaptive\"\nframes = 16384\n\
+         offload = \"{offload}\"\n\
          flows_max = 400000\n\
          [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n\
          [service.bench]\nvip = \"{VIP}\"\nport = {PORT}\npool = \"p0\"\nmode = \"nat\"\n\

@@ -18,10 +18,10 @@ use crate::speech::hello;
 /// Bytes of a usual ClientHello.
 const HELLO_BYTES: usize = 517;
 /// ServerHello, a certificate, and what belongs to them.
-const FLIGHT_BYTES: usize = 2_800;
+pub const FLIGHT_BYTES: usize = 2_800;
 /// The client's last message of the handshake and its request.
-const REQUEST_BYTES: usize = 300;
-const ANSWER_BYTES: usize = 500;
+pub const REQUEST_BYTES: usize = 300;
+pub const ANSWER_BYTES: usize = 500;
 const CHUNK_BYTES: usize = 1 << 16;
 /// No exchange takes this long.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -142,47 +142,30 @@ async fn exchange(stream: &mut TcpStream, wish: Wish) -> io::Result<()> {
 }
 
 /// The ClientHellos by name.
-fn hellos() -> [Vec<u8>; NAMES.len()] {
+pub fn hellos() -> [Vec<u8>; NAMES.len()] {
     NAMES.map(|(name, _)| {
         let shortest = hello(name, 0).len();
         hello(name, HELLO_BYTES - shortest)
     })
 }
 
-/// So many clients at once open connections one after another, each for one answer.
+/// One connection after another, each for one answer.
 ///
 /// # Errors
 /// Any connection that fails.
-pub async fn connections(at_once: usize, routed: bool, window: Duration) -> anyhow::Result<Seen> {
-    let (start, hellos) = (Instant::now(), std::sync::Arc::new(hellos()));
-    let mut set = tokio::task::JoinSet::new();
-    for client in 0..at_once {
-        let hellos = std::sync::Arc::clone(&hellos);
-        set.spawn(async move {
-            let mut took = Vec::new();
-            for n in client.. {
-                if start.elapsed() >= window {
-                    break;
-                }
-                let (name, begin) = (n % NAMES.len(), Instant::now());
-                let one = async {
-                    let mut stream = connect(name, routed, &hellos[name]).await?;
-                    exchange(&mut stream, Wish::Answer).await?;
-                    anyhow::Ok(())
-                };
-                timeout(LIMIT, one).await.context("a connection hangs")??;
-                took.push(begin.elapsed());
-            }
-            anyhow::Ok(took)
-        });
+pub async fn opening(routed: bool, window: Duration) -> anyhow::Result<Seen> {
+    let (start, hellos, mut seen) = (Instant::now(), hellos(), Seen::default());
+    while start.elapsed() < window {
+        let (name, begin) = (seen.took.len() % NAMES.len(), Instant::now());
+        let one = async {
+            let mut stream = connect(name, routed, &hellos[name]).await?;
+            exchange(&mut stream, Wish::Answer).await?;
+            anyhow::Ok(())
+        };
+        timeout(LIMIT, one).await.context("a connection hangs")??;
+        seen.took.push(begin.elapsed());
     }
-    let mut seen = Seen::default();
-    while let Some(took) = set.join_next().await {
-        let took = took??;
-        seen.done += took.len() as u64;
-        seen.took.extend(took);
-    }
-    seen.elapsed = start.elapsed();
+    (seen.done, seen.elapsed) = (seen.took.len() as u64, start.elapsed());
     Ok(seen)
 }
 

@@ -9,6 +9,7 @@ mod bed;
 #[path = "../common/comparison.rs"]
 mod comparison;
 mod contender;
+mod end;
 mod ends;
 #[path = "../common/machine.rs"]
 mod machine;
@@ -17,6 +18,7 @@ mod measure;
 mod napi;
 #[path = "../veth/priority.rs"]
 mod priority;
+mod raw;
 mod report;
 #[path = "../../tests/sim/speech.rs"]
 #[allow(dead_code, reason = "shared with tests")]

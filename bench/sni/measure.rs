@@ -9,11 +9,12 @@ use anyhow::{Context, anyhow};
 use crate::bed::ROUTER_CORE;
 use crate::contender::{Contender, Kind};
 use crate::ends::{self, Seen};
+use crate::raw::Ends;
 
 /// After a router was resumed.
 const WAKE: Duration = Duration::from_millis(200);
 /// Clients at once where connections are counted.
-const CLIENTS: usize = 128;
+const CLIENTS: usize = 64;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,22 +60,33 @@ pub fn measure(c: &mut Contender, test: Test, window: Duration) -> anyhow::Resul
     sample
 }
 
-fn run(c: &Contender, test: Test, window: Duration) -> anyhow::Result<Sample> {
+fn run(c: &mut Contender, test: Test, window: Duration) -> anyhow::Result<Sample> {
     let (ids, routed) = (c.work.process_ids(), c.kind != Kind::Forwarding);
+    if test == Test::Connections {
+        let mut ends = Ends::open(&c.bed)?;
+        let before = spent_ns(&ids)?;
+        let seen = ends.connections((CLIENTS, &mut c.opened), routed, window);
+        let spent = spent_ns(&ids)? - before;
+        ends.close(&c.bed)?;
+        return Ok(sample(test, seen?, spent));
+    }
     let before = spent_ns(&ids)?;
     let clients = c.bed.clients.thread("clients", move || match test {
-        Test::Connections => ends::run(ends::connections(CLIENTS, routed, window)),
+        Test::Connections | Test::Opening => ends::run(ends::opening(routed, window)),
         Test::Download => ends::run(ends::download(routed, window)),
-        Test::Opening => ends::run(ends::connections(1, routed, window)),
         Test::Exchanges => ends::run(ends::exchanges(routed, window)),
     })?;
     let seen = clients.join().map_err(|_| anyhow!("the clients panicked"))??;
-    let cpu = (spent_ns(&ids)? - before) as f64 / 1e9;
+    Ok(sample(test, seen, spent_ns(&ids)? - before))
+}
+
+fn sample(test: Test, seen: Seen, spent_ns: u64) -> Sample {
+    let cpu = spent_ns as f64 / 1e9;
     let Seen { done, bytes, elapsed, mut took } = seen;
     took.sort_unstable();
     let amount = if test == Test::Download { bytes as f64 * 8.0 } else { done as f64 };
     let seconds = elapsed.as_secs_f64();
-    Ok(Sample { rate: amount / seconds, per_cpu_second: amount / cpu, busy: cpu / seconds, took })
+    Sample { rate: amount / seconds, per_cpu_second: amount / cpu, busy: cpu / seconds, took }
 }
 
 /// Processor time of all threads of these processes, and of the thread that does what is left over

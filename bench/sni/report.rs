@@ -34,14 +34,17 @@ impl Results {
         median(self.of(kind, test).map(value))
     }
 
-    /// The median of the rounds' ratios of work for the router's processor time: tidegate's to this
-    /// one's.
+    /// The median of the rounds' ratios of work for the router's processor time: tidegate's to that
+    /// of the better one of the others.
     fn ratio(&self, kind: Kind, test: Test) -> Option<f64> {
-        let is_peer = matches!(kind, Kind::Haproxy | Kind::Nginx);
-        let ours = self.of(Kind::Tidegate, test).map(|s| s.per_cpu_second);
-        let theirs = self.of(kind, test).map(|s| s.per_cpu_second);
-        let ratio = median(ours.zip(theirs).map(|(a, b)| a / b));
-        (is_peer && self.kinds.contains(&Kind::Tidegate)).then_some(ratio)
+        let per_cpu = |kind| self.of(kind, test).map(|s| s.per_cpu_second).collect::<Vec<_>>();
+        let (ours, haproxy, nginx) = (per_cpu(kind), per_cpu(Kind::Haproxy), per_cpu(Kind::Nginx));
+        let ratios = ours.iter().enumerate().filter_map(|(round, ours)| {
+            let theirs = [haproxy.get(round), nginx.get(round)].into_iter().flatten();
+            theirs.copied().reduce(f64::max).map(|theirs| ours / theirs)
+        });
+        let ratios: Vec<f64> = ratios.collect();
+        (kind.is_tidegate() && !ratios.is_empty()).then(|| median(ratios))
     }
 
     /// Microseconds beyond what it takes without a router; of that itself, all.
@@ -115,7 +118,7 @@ impl fmt::Display for Results {
              router on core 1.\n\
              busy: the router's processor time, that of the kernel's threads that take its frames \
              in included; 1/CPU s: work for a second of it.\n\
-             x: tidegate's work for a second of processor time, to this one's.\n\
+             x: work for a second of processor time, to that of HAProxy or nginx, whichever does more.\n\
              us: microseconds until the answer, beyond those without a router.\n\
              {}.",
             self.seconds,

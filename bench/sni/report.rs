@@ -118,7 +118,8 @@ impl fmt::Display for Results {
              router on core 1.\n\
              busy: the router's processor time, that of the kernel's threads that take its frames \
              in included; 1/CPU s: work for a second of it.\n\
-             x: work for a second of processor time, to that of HAProxy or nginx, whichever does more.\n\
+             x: work for a second of processor time, to that of HAProxy or nginx, whichever does \
+             more.\n\
              us: microseconds until the answer, beyond those without a router.\n\
              {}.",
             self.seconds,

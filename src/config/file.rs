@@ -36,6 +36,7 @@ pub struct FileConfig {
     pub service: Named<FileService>,
     pub pool: Named<FilePool>,
     pub nat: Plain<FileNat>,
+    pub tunnel: Plain<FileTunnel>,
     pub transit: Plain<FileTransit>,
     pub tenants: Named<FileTenants>,
     pub qos: Named<FileQos>,
@@ -169,6 +170,8 @@ pub enum FileMode {
     Nat,
     Dnat,
     Dsr,
+    Ipip,
+    Gue,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -281,6 +284,13 @@ pub struct FileBackend {
 pub struct FileNat {
     pub addresses: Many<Addr>,
     pub ports: Noted<PortRange>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileTunnel {
+    pub sources: Many<Prefix>,
+    pub gue_port: Noted<PortNumber>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -166,6 +166,8 @@ fn kind_text(kind: FlowKind) -> &'static str {
         FlowKind::Nat => "nat",
         FlowKind::Dnat => "dnat",
         FlowKind::Dsr => "dsr",
+        FlowKind::Ipip => "ipip",
+        FlowKind::Gue => "gue",
         FlowKind::Spliced => "spliced",
     }
 }

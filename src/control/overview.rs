@@ -10,7 +10,7 @@ use super::view::{
     BackendView, HealthView, NeighbourView, Overview, PortView, ProcessView, ServiceView, Values,
     WorkerView, mac_text, protocol_text,
 };
-use crate::forward::spec::{BackendSpec, ForwardMode, ForwardSpec, PoolId, PoolSpec, ServiceSpec};
+use crate::forward::spec::{BackendSpec, ForwardSpec, PoolId, PoolSpec, ServiceSpec};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges, Stats};
 use crate::packet::{DropReason, FlowKey};
@@ -105,7 +105,7 @@ fn service(a: &Appliance, s: &ServiceSpec) -> ServiceView {
         vip: s.vip.to_ip(),
         port: s.port,
         protocol: protocol_text(s.proto),
-        mode: mode_text(s.mode).into(),
+        mode: s.mode.word().into(),
         pool: pool_text(forward, s.pool),
         backends: forward.parts(s.pool).map(usable).sum(),
         drained: a.pools.drained.service(&s.name),
@@ -120,14 +120,6 @@ fn pool_text(forward: &ForwardSpec, id: PoolId) -> String {
     let Some(split) = forward.split(id) else { return name(id).to_string() };
     let part = |(pool, weight): &(PoolId, u16)| format!("{} {weight}", name(*pool));
     split.parts.iter().map(part).collect::<Vec<_>>().join(", ")
-}
-
-fn mode_text(mode: ForwardMode) -> &'static str {
-    match mode {
-        ForwardMode::Nat => "nat",
-        ForwardMode::Dnat => "dnat",
-        ForwardMode::Dsr => "dsr",
-    }
 }
 
 fn backends(a: &Appliance) -> Vec<BackendView> {

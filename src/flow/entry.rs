@@ -28,8 +28,19 @@ pub enum FlowKind {
     Dnat,
     /// Only MAC addresses change, and answers don't come back this way.
     Dsr,
+    /// Packets travel within IP packets, and answers don't come back this way.
+    Ipip,
+    /// The same within UDP.
+    Gue,
     /// Two connections made one: source, destination and what the server counts are translated.
     Spliced,
+}
+
+impl FlowKind {
+    /// Answers take another way: only what the client sends is seen.
+    pub fn is_one_way(self) -> bool {
+        matches!(self, FlowKind::Dsr | FlowKind::Ipip | FlowKind::Gue)
+    }
 }
 
 /// A resolved next hop.
@@ -101,7 +112,7 @@ const _: () = assert!(std::mem::offset_of!(Flow, bytes) == 128);
 impl Flow {
     /// Whether packets of both directions are looked up.
     pub fn has_reply_key(&self) -> bool {
-        self.kind != FlowKind::Dsr
+        !self.kind.is_one_way()
     }
 
     /// When its last packet was received, to a sixteenth of a second.
@@ -177,7 +188,7 @@ impl Flow {
 pub struct NewFlow {
     /// As the client sends.
     pub key: FlowKey,
-    /// As the server side answers; `None` for [`FlowKind::Dsr`], whose answers take another way.
+    /// As the server side answers; `None` for kinds whose answers take another way.
     pub reply: Option<FlowKey>,
     pub kind: FlowKind,
     pub service: u16,

@@ -18,6 +18,7 @@ pub mod splice;
 mod split;
 mod table;
 pub mod tables;
+pub mod tunnel;
 
 pub use choice::{Choosing, Turns};
 pub use icmp::{IcmpError, IcmpLimiter};

@@ -29,6 +29,33 @@ pub enum ForwardMode {
     /// Only the MAC address is rewritten: the backend holds the VIP and answers the client
     /// directly.
     Dsr,
+    /// Within an IP packet to the backend, which holds the VIP and answers the client directly.
+    Ipip,
+    /// The same within UDP (Generic UDP Encapsulation).
+    Gue,
+}
+
+impl ForwardMode {
+    /// The backend holds the VIP and answers the client directly, past the appliance.
+    pub fn is_one_way(self) -> bool {
+        matches!(self, ForwardMode::Dsr) || self.is_tunnel()
+    }
+
+    /// As it is written in files.
+    pub const fn word(self) -> &'static str {
+        match self {
+            ForwardMode::Nat => "nat",
+            ForwardMode::Dnat => "dnat",
+            ForwardMode::Dsr => "dsr",
+            ForwardMode::Ipip => "ipip",
+            ForwardMode::Gue => "gue",
+        }
+    }
+
+    /// Packets travel within others, and need not be of the backend's family.
+    pub fn is_tunnel(self) -> bool {
+        matches!(self, ForwardMode::Ipip | ForwardMode::Gue)
+    }
 }
 
 /// What a client must have sent before its connection gets a backend.
@@ -132,6 +159,23 @@ pub struct NatSpec {
     pub port_last: u16,
 }
 
+/// This side of the tunnels of [`ForwardMode::Ipip`] and [`ForwardMode::Gue`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelSpec {
+    /// Where outer packets come from, one prefix per family at most: each flow has an address of
+    /// it. Without one they come from the port's own address.
+    pub sources: Vec<Prefix>,
+    /// The UDP port that backends take GUE at.
+    pub gue_port: u16,
+}
+
+impl Default for TunnelSpec {
+    /// The port's own addresses, and the port that IANA has assigned.
+    fn default() -> TunnelSpec {
+        TunnelSpec { sources: Vec::new(), gue_port: 6080 }
+    }
+}
+
 /// Everything the forward room is configured with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardSpec {
@@ -141,6 +185,7 @@ pub struct ForwardSpec {
     pub splits: Vec<SplitSpec>,
     /// Needed where a service uses [`ForwardMode::Nat`].
     pub nat: Option<NatSpec>,
+    pub tunnel: TunnelSpec,
     /// Destinations that the XDP program steers to us for plain routing.
     pub transit: Vec<Prefix>,
 }

@@ -11,6 +11,7 @@ use super::ports::NatPorts;
 use super::spec::{BackendSpec, Delay, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
 use super::split::Split;
 use super::table::AddrTable;
+use super::tunnel::Tunnels;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
 /// flow. The price is that clients can compute where their own flows go.
@@ -60,6 +61,7 @@ pub struct Tables {
     /// Backends of `dnat` services: packets from them are replies.
     returns: AddrTable,
     nat: Option<NatPorts>,
+    tunnels: Tunnels,
 }
 
 impl Tables {
@@ -101,6 +103,7 @@ impl Tables {
             vips: AddrTable::new(seed, &vips),
             returns: AddrTable::new(seed, &returns),
             nat: spec.nat.as_ref().and_then(|n| NatPorts::new(n, workers)),
+            tunnels: Tunnels::new(&spec.tunnel),
             services,
             backends,
             pools,
@@ -201,6 +204,11 @@ impl Tables {
     #[inline]
     pub fn nat(&self) -> Option<&NatPorts> {
         self.nat.as_ref()
+    }
+
+    /// This side's ends of tunnels.
+    pub fn tunnels(&self) -> &Tunnels {
+        &self.tunnels
     }
 
     /// Services, by [`ServiceId`].

@@ -150,14 +150,14 @@ impl Pipeline {
             }
             StageKind::Meter(_) => meters.of(flow.class, in_port).is_none(),
             StageKind::Timing(timing) => timing.lets_go(meta.flow, flow),
-            // Of `dsr` only what clients send is seen; what is not joined yet, or is bound by its
-            // datagrams, has more done to it.
+            // Of `dsr` and tunnels only what clients send is seen; what is not joined yet, or is
+            // bound by its datagrams, has more done to it.
             StageKind::Balance(balance) => match flow.kind {
                 FlowKind::Nat | FlowKind::Dnat | FlowKind::Transit => true,
                 FlowKind::Spliced => {
                     flow.key[0].proto == tcp::PROTOCOL && balance.translation(meta.flow).is_some()
                 }
-                FlowKind::Dsr => false,
+                FlowKind::Dsr | FlowKind::Ipip | FlowKind::Gue => false,
             },
             StageKind::Route(_) => flow.kind == FlowKind::Transit || self.balances(),
             StageKind::Tap(_) => false,

@@ -94,6 +94,8 @@ drop_reasons! {
     FlowCut = "flow_cut",
     /// All source ports of the worker's slice toward this backend are taken.
     NatPortsExhausted = "nat_ports_exhausted",
+    /// The appliance has no address of the backend's family to send a tunnel's packets from.
+    NoTunnelSource = "no_tunnel_source",
     /// No route to the destination; of transit, an ICMP answer was sent unless the rate limit
     /// forbade it.
     NoRoute = "no_route",

@@ -64,9 +64,10 @@ pub fn delay(
                     before a backend is known";
         b.error(&promise.span(), what);
     }
-    if mode == ForwardMode::Dsr {
+    if mode.is_one_way() {
+        let mode = mode.word();
         let what = format!(
-            "`bind = \"{word}\"` can't go with `mode = \"dsr\"`: answers would pass the \
+            "`bind = \"{word}\"` can't go with `mode = \"{mode}\"`: answers would pass the \
              appliance by, and their numbers have to be translated"
         );
         b.error(&bind.span(), what);

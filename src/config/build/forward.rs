@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use super::services::{Draft, check_unicast, services};
 use super::splits::target;
+use super::tunnel::tunnel;
 use super::{Build, id16};
 use crate::base::tomlfile::ROOT;
 use crate::base::{Addr, Prefix};
@@ -58,8 +59,9 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
     }
     let nat = file.nat.as_ref().map(|table| nat(b, table, workers));
     check_nat(b, file, &drafts, nat.as_ref());
+    let tunnel = tunnel(b, file, &drafts);
     let transit = transit(b, file);
-    let mut forward = ForwardSpec { pools, nat, transit, ..ForwardSpec::default() };
+    let mut forward = ForwardSpec { pools, nat, tunnel, transit, ..ForwardSpec::default() };
     for (mut draft, (_, table)) in drafts.into_iter().zip(&file.service.0) {
         if let Some(given) = &table.get_ref().pool {
             draft.spec.pool = target(b, given, &draft.parts, &mut forward);
@@ -205,7 +207,7 @@ impl Pool<'_> {
         for user in &self.users {
             let Some(vip) = user.vip else { continue };
             let name = &user.spec.name;
-            if vip.is_v4() != addr.is_v4() {
+            if vip.is_v4() != addr.is_v4() && !user.spec.mode.is_tunnel() {
                 let what = format!(
                     "{addr} is {}, but service `{name}` is {}: families can't be mixed",
                     family(addr),
@@ -218,12 +220,14 @@ impl Pool<'_> {
                 b.error(span, format!("{addr} is the VIP of service `{name}`: packets would loop"));
                 return;
             }
-            if let (ForwardMode::Dsr, Some(p)) = (user.spec.mode, &f.port)
+            let mode = user.spec.mode;
+            if let (true, Some(p)) = (mode.is_one_way(), &f.port)
                 && user.port.is_some_and(|service| service != port)
             {
                 let what = format!(
-                    "service `{name}` uses dsr, which leaves ports as they are: the backend must \
+                    "service `{name}` uses {}, which leaves ports as they are: the backend must \
                      listen on {}",
+                    mode.word(),
                     user.spec.port,
                 );
                 b.error(&p.span(), what);

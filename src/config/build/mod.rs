@@ -19,6 +19,7 @@ mod rules;
 mod services;
 mod splits;
 mod tenants;
+mod tunnel;
 mod workers;
 
 use std::collections::HashMap;

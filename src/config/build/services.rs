@@ -88,6 +88,8 @@ fn service(
         FileMode::Nat => ForwardMode::Nat,
         FileMode::Dnat => ForwardMode::Dnat,
         FileMode::Dsr => ForwardMode::Dsr,
+        FileMode::Ipip => ForwardMode::Ipip,
+        FileMode::Gue => ForwardMode::Gue,
     });
     let delay = super::delay::delay(b, table, proto, mode);
     let mode_known = !b.faulty.contains(&at, "mode");

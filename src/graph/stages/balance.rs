@@ -3,10 +3,12 @@
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
 use super::severing::severed;
 use super::splice::Splice;
+use super::tunnel::send_within;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow, TcpState};
 use crate::forward::spec::ForwardMode;
 use crate::forward::splice::Translation;
+use crate::forward::tunnel::Encap;
 use crate::forward::{Backend, Choosing, Service, nat};
 use crate::graph::{Cx, Stage};
 use crate::packet::{
@@ -171,6 +173,11 @@ fn translate(
     edit: impl FnOnce(&mut [u8]),
 ) -> Result<(), DropReason> {
     let egress = *cx.snapshot.routes.egress(hop.port).ok_or(DropReason::NotOurPort)?;
+    let known = cx.flows.get(flow);
+    if let Some(encap) = Encap::of(known.kind) {
+        let backend = known.key[Direction::Reply as usize].src;
+        return send_within(cx, packet, encap, backend, (hop, egress));
+    }
     if let Some(error) = forbidden(packet.meta, &egress) {
         return Err(refuse(cx, packet.as_ref(), error));
     }
@@ -228,7 +235,7 @@ fn first(
     may_cross(meta)?;
     let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };
     let backend = *tables.choose(service.pool, key, by)?;
-    if backend.addr.is_v4() != key.dst.is_v4() {
+    if backend.addr.is_v4() != key.dst.is_v4() && !service.mode.is_tunnel() {
         return Err(DropReason::NoBackend);
     }
     let flow = open(cx, meta, &service, &backend)?;
@@ -265,13 +272,15 @@ pub(super) fn open(
         ForwardMode::Dnat if backend.addr == client.src => return Err(DropReason::SelfAddressed),
         ForwardMode::Dnat => {}
         ForwardMode::Dsr => (new.kind, new.reply) = (FlowKind::Dsr, None),
+        ForwardMode::Ipip => (new.kind, new.reply) = (FlowKind::Ipip, None),
+        ForwardMode::Gue => (new.kind, new.reply) = (FlowKind::Gue, None),
     }
     let flow = cx.flows.insert(cx.now, &new, meta).map_err(|e| match e {
         // The client uses one port toward two services that lead to this backend.
         InsertError::KeyTaken => DropReason::NatPortsExhausted,
         InsertError::Drop(reason) => reason,
     })?;
-    if service.mode == ForwardMode::Dsr {
+    if service.mode.is_one_way() {
         // Never looked up; it says where the backend is.
         cx.flows.get_mut(flow).key[Direction::Reply as usize] = from_backend;
     }

@@ -16,4 +16,5 @@ pub mod tap;
 pub mod timing;
 mod transit;
 pub mod trust;
+mod tunnel;
 mod verdict;

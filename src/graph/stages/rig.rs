@@ -72,6 +72,13 @@ pub(super) fn addr(s: &str) -> Addr {
 /// Service ports by mode.
 pub(super) const MODES: [(ForwardMode, u16); 3] =
     [(ForwardMode::Nat, 80), (ForwardMode::Dnat, 81), (ForwardMode::Dsr, 82)];
+/// Service ports of tunnels, to a backend of the other family where so marked.
+pub(super) const TUNNELS: [(ForwardMode, u16, bool); 4] = [
+    (ForwardMode::Ipip, 83, false),
+    (ForwardMode::Gue, 84, false),
+    (ForwardMode::Ipip, 85, true),
+    (ForwardMode::Gue, 86, true),
+];
 /// TCP and UDP to a pool whose only backend is [`Family::unresolved`], full NAT.
 pub(super) const UNRESOLVED_PORT: u16 = 90;
 /// TCP and UDP to a pool without a weight.
@@ -280,6 +287,8 @@ impl Shape {
     }
 }
 
+const POOLS_EACH: u16 = 3;
+
 /// The services of both families.
 pub(super) fn services() -> ForwardSpec {
     let mut spec = ForwardSpec {
@@ -309,10 +318,14 @@ pub(super) fn services() -> ForwardSpec {
                 ..PoolSpec::default()
             });
         }
-        let pool = spec.pools.len() as u16 - 3;
+        let pool = spec.pools.len() as u16 - POOLS_EACH;
         for proto in [tcp::PROTOCOL, crate::packet::udp::PROTOCOL] {
             for (mode, port) in MODES {
                 add_service(&mut spec, family.vip, port, proto, mode, pool);
+            }
+            for (mode, port, across) in TUNNELS {
+                let of = if across { POOLS_EACH - pool } else { pool };
+                add_service(&mut spec, family.vip, port, proto, mode, of);
             }
             let (vip, mode) = (family.vip, ForwardMode::Nat);
             add_service(&mut spec, vip, UNRESOLVED_PORT, proto, mode, pool + 1);

@@ -7,7 +7,6 @@
 
 use super::ending::answer;
 use super::splice::{Made, send_fresh};
-use crate::flow::FlowKind;
 use crate::forward::splice::Segment;
 use crate::graph::Cx;
 use crate::packet::tcp::flag::{ACK, RST, SYN};
@@ -22,7 +21,7 @@ pub(in crate::graph) fn cut(cx: &mut Cx<'_>, at: FlowRef) {
     let flow = cx.flows.get(at);
     let ways: &[Direction] = match flow.kind {
         // The server sends nothing this way.
-        FlowKind::Dsr => &[Direction::Forward],
+        kind if kind.is_one_way() => &[Direction::Forward],
         _ => &[Direction::Forward, Direction::Reply],
     };
     let keys = flow.key;

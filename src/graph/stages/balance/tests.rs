@@ -41,7 +41,7 @@ fn both_directions_in_every_mode_family_and_protocol() {
                             ((family.nat, port), family.backend)
                         }
                         ForwardMode::Dnat => (family.client, family.backend),
-                        ForwardMode::Dsr => (family.client, vip),
+                        _ => (family.client, vip),
                     };
                     let want = shape.after(BACKEND_MAC, BACKEND_SIDE).between(src, dst);
                     assert_eq!(sent.verdict, OUT, "{mode:?} {vip:?}");
@@ -58,6 +58,68 @@ fn both_directions_in_every_mode_family_and_protocol() {
                 }
                 assert_eq!(rig.flows.len(), 1);
                 assert_eq!(rig.counters.flows_opened, 1);
+            }
+        }
+    }
+}
+
+/// What a tunnel's backend is sent, as the parser reads it, and what is within.
+fn unwrapped(bytes: &[u8], encap: Encap) -> (PacketMeta, Vec<u8>) {
+    let mut meta = PacketMeta::default();
+    let options = ParseOptions { verify_transport_checksum: true };
+    parse(bytes, crate::base::Seed(1), options, &mut meta).expect("good");
+    let inner = usize::from(meta.l3 + encap.overhead(meta.is_v4()));
+    (meta, bytes[inner..].to_vec())
+}
+
+#[test]
+fn tunnels_carry_packets_whole() {
+    for (family, other) in [(&V4, &V6), (&V6, &V4)] {
+        for shape in [Shape::syn(), Shape::udp()] {
+            for (mode, port, across) in TUNNELS {
+                let encap = if mode == ForwardMode::Ipip { Encap::Ipip } else { Encap::Gue };
+                let mut rig = Rig::new(LIMITS);
+                let stage = &mut Balance::new();
+                let vip = (family.vip, port);
+                for _ in 0..2 {
+                    let sent = rig.run(stage, shape.between(family.client, vip));
+                    assert_eq!((sent.verdict, sent.meta.out_port), (OUT, BACKEND_PORT));
+                    let (outer, inner) = unwrapped(&sent.bytes, encap);
+                    let whole = shape.after(BACKEND_MAC, BACKEND_SIDE).between(family.client, vip);
+                    assert_eq!(inner, whole[14..], "{mode:?} {vip:?}");
+                    assert_eq!(sent.bytes[..12], whole[..12]);
+                    let to = if across { other } else { family };
+                    let own = if to.backend == V4.backend { "10.1.0.1" } else { "2001:db8:b::1" };
+                    assert_eq!((outer.key.src, outer.key.dst), (addr(own), addr(to.backend.0)));
+                    let end = usize::from(sent.meta.end);
+                    assert_eq!((sent.meta.l3, end), (14, sent.bytes.len()));
+                }
+                assert_eq!((rig.flows.len(), rig.counters.flows_opened), (1, 1));
+            }
+        }
+    }
+}
+
+#[test]
+fn tunnels_tell_what_fits_into_them() {
+    for (family, header) in [(&V4, 28), (&V6, 48)] {
+        for (mode, port, across) in TUNNELS {
+            let outer_v4 = (family.backend == V4.backend) != across;
+            let encap = if mode == ForwardMode::Ipip { Encap::Ipip } else { Encap::Gue };
+            let room = BACKEND_MTU - encap.overhead(outer_v4);
+            let mut rig = Rig::new(LIMITS);
+            for (longer, verdict) in [(0, OUT), (1, dropped(DropReason::TooBig))] {
+                let payload = usize::from(room) - header + longer;
+                let packet = Shape { payload, ..Shape::udp() };
+                let packet = packet.between(family.client, (family.vip, port));
+                let (got, reply) = rig.run_answered(&mut Balance::new(), packet);
+                assert_eq!(got.verdict, verdict, "{mode:?} {port}");
+                let told = reply.map(|r| u16::from_be_bytes([r.bytes[40], r.bytes[41]]));
+                if family.vip == V4.vip {
+                    assert_eq!(told, (longer > 0).then_some(room));
+                } else {
+                    assert_eq!(told.is_some(), longer > 0);
+                }
             }
         }
     }

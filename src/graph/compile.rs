@@ -71,6 +71,7 @@ impl Pipeline {
     /// Runs a batch through all stages. What is still undecided afterwards nobody wants.
     #[inline]
     pub fn run(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        self.follow_bound(cx);
         for stage in &mut self.stages {
             match stage {
                 StageKind::Inspect(s) => s.process(cx, batch),
@@ -84,6 +85,23 @@ impl Pipeline {
             }
         }
         mirror_leaving(cx, batch);
+    }
+
+    /// Has the inspector follow connections that were given a backend by what their clients asked.
+    #[inline]
+    fn follow_bound(&mut self, cx: &mut Cx<'_>) {
+        let mut inspector = None;
+        for stage in &mut self.stages {
+            match stage {
+                StageKind::Inspect(inspect) => inspector = Some(inspect),
+                StageKind::Balance(balance) => {
+                    if let Some(inspect) = inspector.take() {
+                        balance.follow_bound(cx, inspect);
+                    }
+                }
+                _ => {}
+            }
+        }
     }
 
     /// A flow left the table: whatever a stage keeps for it is free.

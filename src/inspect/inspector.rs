@@ -238,6 +238,11 @@ impl Inspector {
         }
     }
 
+    /// Whether the client speaks HTTP, which is read on.
+    pub fn asks(&self) -> bool {
+        matches!(self.stage, Stage::Http1 | Stage::Http2)
+    }
+
     /// Whether nothing that the client said has come, and its beginning may still.
     pub fn is_silent(&self) -> bool {
         self.stage == Stage::Start && !self.joined

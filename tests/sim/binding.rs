@@ -64,7 +64,7 @@ pub fn delayed(seed: Seed, family: Family, mode: ForwardMode, at: BindAt) -> Set
     setup
 }
 
-fn world(
+pub fn world(
     setup: Setup,
     family: Family,
     cable: LinkSpec,
@@ -80,14 +80,14 @@ fn world(
     net
 }
 
-fn talker(family: Family, i: usize, isn: u32, profile: Profile, plan: Plan) -> Machine {
+pub fn talker(family: Family, i: usize, isn: u32, profile: Profile, plan: Plan) -> Machine {
     let local = client_end(family, i, 40_000 + i as u16);
     let remote = Endpoint { mac: box_mac(CLIENTS), addr: family.vip(), port: TCP_PORT };
     Machine::Talker(Box::new(Talker::new(profile, local, remote, isn, plan)))
 }
 
 /// A TCP of any make.
-fn any_profile(rng: &mut Rng) -> Profile {
+pub fn any_profile(rng: &mut Rng) -> Profile {
     let scales = [None, Some(0), Some(2), Some(7), Some(9), Some(14)];
     Profile {
         mss: [536, 900, 1_200, 1_400, 1_440][rng.below(5) as usize],
@@ -101,7 +101,7 @@ fn any_profile(rng: &mut Rng) -> Profile {
 }
 
 /// Servers keep what clients were promised: timestamps, and the usual size.
-fn server_profile(rng: &mut Rng) -> Profile {
+pub fn server_profile(rng: &mut Rng) -> Profile {
     let mss = 1_440;
     let window_scale = Some([0, 5, 7, 10][rng.below(4) as usize]);
     let buffer = [32_768, 65_536, 300_000][rng.below(3) as usize];
@@ -194,7 +194,7 @@ fn no_faults(net: &World) {
     }
 }
 
-fn finish(mut net: World) -> Counters {
+pub fn finish(mut net: World) -> Counters {
     net.run_for(Duration::from_secs(40));
     no_faults(&net);
     assert_eq!(net.appliance.held(), 0, "packets are still held");

@@ -64,6 +64,12 @@ pub fn http2(name: &str, padding: usize) -> Vec<u8> {
     says
 }
 
+/// Another request of the same connection.
+pub fn http2_more(stream: u8, name: &str) -> Vec<u8> {
+    let block = [&[0x83, 0x86, 0x84, 0x01, name.len() as u8][..], name.as_bytes()].concat();
+    [&[0, 0, block.len() as u8, 1, 4, 0, 0, 0, stream][..], &block].concat()
+}
+
 /// A body of so many bytes in frames of HTTP/2.
 pub fn data(len: usize) -> Vec<u8> {
     let body: Vec<u8> = (0..len).map(|i| (i ^ i >> 8) as u8).collect();

@@ -191,7 +191,7 @@ impl Binding {
     }
 
     /// The sequence number of a byte of the client's stream.
-    fn at(&self, offset: u32) -> u32 {
+    pub fn at(&self, offset: u32) -> u32 {
         self.client_isn.wrapping_add(1).wrapping_add(offset)
     }
 

@@ -100,8 +100,23 @@ impl Held {
 
     /// The bytes from `from` to `to`, which are there without a gap and not released, in pieces.
     pub fn pieces(&self, slot: usize, from: u32, to: u32) -> impl Iterator<Item = &[u8]> {
+        self.run(slot, from, to.min(self.streams[slot].len))
+    }
+
+    /// The bytes that wait for a gap to be filled, in pieces, each with its offset.
+    pub fn early(&self, slot: usize) -> impl Iterator<Item = (u32, &[u8])> {
+        self.streams[slot].runs.iter().flat_map(move |&(from, to)| {
+            let pieces = self.run(slot, from, to);
+            pieces.scan(from, |at, piece| {
+                let offset = *at;
+                *at += piece.len() as u32;
+                Some((offset, piece))
+            })
+        })
+    }
+
+    fn run(&self, slot: usize, from: u32, to: u32) -> impl Iterator<Item = &[u8]> {
         let stream = &self.streams[slot];
-        let to = to.min(stream.len);
         let mut at = from;
         std::iter::from_fn(move || {
             let (place, start) = (at as usize / PAGE_BYTES, at as usize % PAGE_BYTES);

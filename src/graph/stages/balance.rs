@@ -1,6 +1,7 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
+use super::inspect::Inspect;
 use super::severing::severed;
 use super::splice::Splice;
 use super::tunnel::send_within;
@@ -59,6 +60,14 @@ impl Balance {
     /// What is changed in the segments of a spliced flow, once it is joined.
     pub fn translation(&self, flow: FlowRef) -> Option<Translation> {
         self.splice.as_ref()?.translation(flow)
+    }
+
+    /// Has an inspector follow the connections that were bound by what their clients asked.
+    #[inline]
+    pub fn follow_bound(&mut self, cx: &mut Cx<'_>, inspect: &mut Inspect) {
+        if let Some(splice) = self.splice.as_mut().filter(|splice| splice.has_unfollowed()) {
+            splice.follow(cx, inspect);
+        }
     }
 
     /// Does what is due.

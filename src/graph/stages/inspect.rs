@@ -223,7 +223,7 @@ impl Inspect {
             let (slot, inspector) = (&self.slots[self.hand], &self.inspectors[self.hand]);
             let follows = inspector.knows() && inspector.requests() > 0 && !slot.told;
             let stalls = cx.now.since(slot.progress_at) > STALL_NS_MAX;
-            if slot.taken && stalls && !follows {
+            if slot.taken && stalls && !(follows && self.flow_of(cx, self.hand).is_some()) {
                 self.give_up(cx, self.hand, Given::Stalled);
             }
         }
@@ -231,16 +231,20 @@ impl Inspect {
 
     /// Frees a slot whose flow is not at hand and may be gone.
     fn give_up(&mut self, cx: &mut Cx<'_>, slot: usize, why: Given) {
-        let Slot { key, hash, .. } = self.slots[slot];
-        match cx.flows.lookup(&key, hash) {
-            Some((flow, _)) if usize::from(cx.flows.get(flow).inspection) == slot => {
-                self.end(cx, flow, slot, why);
-            }
-            _ => {
+        match self.flow_of(cx, slot) {
+            Some(flow) => self.end(cx, flow, slot, why),
+            None => {
                 count_end(&self.inspectors[slot], &self.slots[slot], why, cx.counters);
                 self.release(slot);
             }
         }
+    }
+
+    /// The flow whose slot it is, if it is in the table and names it.
+    fn flow_of(&self, cx: &Cx<'_>, slot: usize) -> Option<FlowRef> {
+        let Slot { key, hash, .. } = self.slots[slot];
+        let (flow, _) = cx.flows.lookup(&key, hash)?;
+        (usize::from(cx.flows.get(flow).inspection) == slot).then_some(flow)
     }
 
     /// Looks no more into a flow: what was seen stays with it. Where it is read no further though

@@ -4,7 +4,7 @@ use super::{
     DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens, payload_of,
 };
 use crate::flow::reassembly::Pushed;
-use crate::flow::{Flow, Note};
+use crate::flow::{Flow, FlowKind, Note};
 use crate::graph::Cx;
 use crate::graph::stages::verdict::Deciding;
 use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
@@ -59,6 +59,27 @@ impl Inspect {
         self.feed(cx, meta, slot, payload)
     }
 
+    /// Reads what the client of a flow has said so far, and follows it as others. `first` is of the
+    /// client: what it says begins with that sequence number, and comes in pieces with theirs.
+    pub(in crate::graph::stages) fn follow<'a>(
+        &mut self,
+        cx: &mut Cx<'_>,
+        first: &PacketMeta,
+        said: impl Iterator<Item = (u32, &'a [u8])>,
+    ) {
+        self.openings.note_at(first.hash, first.tcp_seq);
+        if self.pool.is_empty() {
+            self.free_parsers(cx);
+        }
+        let slot = self.begin(cx, first);
+        for (tcp_seq, piece) in said {
+            if usize::from(cx.flows.get(first.flow).inspection) != slot {
+                return;
+            }
+            self.feed(cx, &PacketMeta { tcp_seq, ..first.clone() }, slot, piece);
+        }
+    }
+
     /// A SYN on a known flow: sent again, or the same addresses used anew.
     fn reopen(&mut self, flow: &mut Flow, meta: &PacketMeta) {
         self.openings.note(meta);
@@ -86,7 +107,8 @@ impl Inspect {
         let note = cx.names.notes.get(meta.flow, cx.flows.get(meta.flow));
         self.slots[slot].counted = note.is_some_and(|note| !note.app.is_empty());
         self.reassembler.open(SIDES * slot + CLIENT, first);
-        if from_client {
+        // Of a spliced flow the client counts otherwise than its server.
+        if from_client && cx.flows.get(meta.flow).kind != FlowKind::Spliced {
             // What the client has acknowledged it has before it speaks.
             self.open_server(slot, meta.tcp_ack);
         }
@@ -135,6 +157,14 @@ impl Inspect {
                 }
             }
         }
+        // Of two copies of the same bytes nobody knows which one its server believes.
+        let client = meta.direction == Direction::Forward;
+        if client && reassembler.conflicts(stream) && self.is_guarded(cx, at) {
+            self.end(cx, meta.flow, at, Given::Up(Unknown::Gaps));
+            return false;
+        }
+        let Inspect { inspectors, slots, .. } = self;
+        let (slot, inspector) = (&mut slots[at], &mut inspectors[at]);
         if !slot.hello_read && inspector.client_hello().is_some() {
             slot.hello_read = true;
             read_hello(cx, meta, slot.key, inspector);

@@ -42,7 +42,8 @@ impl Splice {
     /// The client has said enough, or something that is not understood: the first backend. `false`
     /// where there is none.
     pub(super) fn decide(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> bool {
-        self.speech.count(slot, cx.counters);
+        let follows = self.is_followed(cx, slot);
+        self.speech.count(slot, follows, cx.counters);
         self.slots.keep(slot);
         self.open_next(cx, slot, out).is_some()
     }
@@ -102,6 +103,7 @@ impl Splice {
         let state = LinkState::Binding(slot as u16);
         self.links[flow.0 as usize] = Link { state, our_isn, ..Link::default() };
         self.enter(cx, slot, flow);
+        self.have_followed(cx, slot);
         Deciding::of(cx).enter(flow, &decision, &steps);
         forget_fates(cx, &key);
         let bound = &mut self.bound[slot];
@@ -111,6 +113,7 @@ impl Splice {
 
     /// What else the flow is known by.
     fn enter(&mut self, cx: &mut Cx<'_>, slot: usize, flow: FlowRef) {
+        let is_followed = self.is_followed(cx, slot);
         let name = self.speech.name(slot).map(|sni| intern(cx.names, sni));
         let known = cx.flows.get_mut(flow);
         known.kind = FlowKind::Spliced;
@@ -118,7 +121,8 @@ impl Splice {
         if let Some(name) = name {
             known.name = name;
         }
-        if let Some(note) = cx.names.notes.of(flow, known) {
+        // What is followed is noted as it is read.
+        if !is_followed && let Some(note) = cx.names.notes.of(flow, known) {
             self.speech.note(slot, note);
         }
         if self.bound[slot].binding.is_finished() {

@@ -6,6 +6,7 @@
 mod choose;
 mod client;
 mod datagrams;
+mod follow;
 mod joined;
 mod send;
 mod server;
@@ -62,6 +63,8 @@ pub struct Splice {
     /// By slot.
     bound: Box<[Bound]>,
     speech: Speech,
+    /// Slots whose connections the inspector is to follow.
+    unfollowed: Vec<u16>,
     /// By the flow's place in the table.
     links: Box<[Link]>,
     /// Where some service binds datagrams so.
@@ -84,6 +87,8 @@ struct Bound {
     walk: Walk,
     /// The client has said enough, or too much.
     is_clear: bool,
+    /// Among those that the inspector is to follow.
+    unfollowed: bool,
 }
 
 /// What is done with the segments of a spliced flow.
@@ -128,6 +133,7 @@ impl Splice {
             limits: limits.clone(),
             bound: vec![Bound::default(); count].into_boxed_slice(),
             speech: Speech::new(count, read_bytes_max, limits.heads.as_ref()),
+            unfollowed: Vec::with_capacity(count),
             links: vec![Link::default(); limits.flows_max as usize].into_boxed_slice(),
             quic: limits.datagrams.then(|| Box::new(Quic::new(limits, read_bytes_max, seed))),
         }

@@ -189,8 +189,22 @@ impl Speech {
         }
     }
 
-    /// Counts what it was.
-    pub fn count(&self, slot: usize, counters: &mut Counters) {
+    /// Whether it began with no ClientHello: what follows may be requests.
+    pub fn may_ask(&self, slot: usize) -> bool {
+        match self.kinds[slot] {
+            BindAt::Hello => self.hellos[slot].failure() == Some(Failure::NotTls),
+            BindAt::Request => {
+                let head = self.heads.get(slot).filter(|head| head.unknown().is_none());
+                head.is_some_and(Inspector::asks)
+            }
+        }
+    }
+
+    /// Counts what it was; of what is followed from its first byte on, whoever does so counts.
+    pub fn count(&self, slot: usize, is_followed: bool, counters: &mut Counters) {
+        if is_followed {
+            return;
+        }
         match (self.kinds[slot], self.heads.get(slot)) {
             (BindAt::Request, Some(head)) => {
                 count_app(head.app(), counters);

@@ -197,6 +197,19 @@ fn what_comes_too_early_comes_again() {
 }
 
 #[test]
+fn two_copies_of_the_same_bytes_that_differ_are_not_believed() {
+    for (rule, refused) in [(guard(), true), (by_path("/secret/*", BULK), false)] {
+        let mut c = Connection::open(&V4, &[rule]);
+        for copy in [&b"a HTTP/1.1\r\n"[..], b"secret/x HTTP"] {
+            c.sent[0] = 5;
+            c.segment(true, ACK, copy);
+        }
+        let answer = c.segment(false, ACK, b"").0.verdict;
+        assert_eq!(answer, if refused { UNREAD } else { Verdict::Output });
+    }
+}
+
+#[test]
 fn a_connection_joined_later_is_not_refused_for_what_is_not_known() {
     for said in [&b"\x00\x00\x04\x01\x05\x00\x00\x00\x03\x82\x86\xff\x70"[..], b"\x17 Host : a\r\n"]
     {

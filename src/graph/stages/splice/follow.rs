@@ -29,8 +29,8 @@ impl Splice {
         !self.unfollowed.is_empty()
     }
 
-    /// Gives all that are to be followed to the inspector: before their backends' answers are looked
-    /// at, which would have what is held sent.
+    /// Gives all that are to be followed to the inspector: before their backends' answers are
+    /// looked at, which would have what is held sent.
     #[cold]
     pub fn follow(&mut self, cx: &mut Cx<'_>, inspect: &mut Inspect) {
         while let Some(slot) = self.unfollowed.pop() {

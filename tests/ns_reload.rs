@@ -1,69 +1,190 @@
-//! Reload under load: no flow breaks, and no more is lost than what was on its way.
+//! Reload under load: no flow breaks, no more is lost than what was on its way, and what is refused
+//! changes nothing.
 
 mod common;
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::probe::{Echo, Probe, lost};
 use common::{HTTP, Net, SERVERS4, VIP4, nat, pool, service};
+use tidegate::base::Seed;
+use tidegate::base::hash::Rng;
+use tidegate::lab::wait_for;
 
 /// Packets that may be between the ports while one snapshot gives way to the next.
 const IN_FLIGHT_MAX: usize = 1;
-const RELOADS: usize = 20;
+const RELOADS: usize = 100;
+/// Requests of the load, at a rate that leaves the machine time for reloads.
+const REQUESTS: &str = "20000";
+const RATE_OF_EACH: &str = "60";
 
-fn config(net: &Net, round: usize) -> String {
-    let mut text = [
-        net.config_head("llm-edge", ""),
-        nat(),
-        pool("web", SERVERS4, HTTP),
-        service("web", VIP4, 80, "web", "nat"),
-        pool("echo", SERVERS4, 7007),
-        service("echo", VIP4, 7007, "echo", "nat"),
-        "protocol = \"udp\"\n".to_string(),
-    ]
-    .concat();
-    // Every reload changes the weights, the rates and the rules.
-    let rate = 200 + 10 * (round % 5);
-    text.push_str(&format!(
-        "[qos.wan]\nrate = \"{rate}Mbit/s\"\ndefault = \"rest\"\n\
-         [qos.wan.class.rest]\nrate = \"100Mbit/s\"\nceil = \"100%\"\n\
-         [qos.wan.class.first]\nrate = \"50Mbit/s\"\nceil = \"100%\"\n\
-         [[rule]]\nclient = \"10.0.{}.0/24\"\nclass = \"first\"\n",
-        1 + round % 2
-    ));
-    text.replacen("port = 8080\n", &format!("port = 8080\nweight = {}\n", 1 + round % 3), 1)
+const RIGHT: [&str; 5] = ["maglev", "round-robin", "least-connections", "least-load", "peak-ewma"];
+
+/// A configuration in which everything that may change does so at random; both services and their
+/// servers stay.
+fn config(net: &Net, rng: &mut Rng) -> String {
+    let mut text = [net.config_head("llm-edge", ""), nat()].concat();
+    for (name, port) in [("web", HTTP), ("echo", 7_007)] {
+        let weights = SERVERS4.map(|_| 1 + rng.below(9));
+        let mut part = pool(name, SERVERS4, port);
+        for (server, weight) in SERVERS4.iter().zip(weights) {
+            let backend = format!("address = \"{server}\"\n");
+            part = part.replacen(&backend, &format!("{backend}weight = {weight}\n"), 1);
+        }
+        let balance = RIGHT[rng.below(5) as usize];
+        let _ = write!(text, "[pool.{name}]\nbalance = \"{balance}\"\n{part}");
+    }
+    text += &pool("other", SERVERS4, HTTP);
+    let (web, other) = (1 + rng.below(99), rng.below(50));
+    text += &service("web", VIP4, 80, "web", "nat")
+        .replace("\"web\"\nmode", &format!("{{ web = {web}, other = {other} }}\nmode"));
+    text += &service("echo", VIP4, 7_007, "echo", "nat");
+    text += "protocol = \"udp\"\n";
+    for extra in 0..rng.below(4) {
+        let port = 9_000 + 10 * extra as u16 + rng.below(10) as u16;
+        text += &service(&format!("extra-{extra}"), VIP4, port, "other", "nat");
+        if rng.chance(0.5) {
+            text += "bind = \"hello\"\n";
+        }
+    }
+    let _ = write!(
+        text,
+        "[qos.wan]\nrate = \"{}Mbit/s\"\ndefault = \"rest\"\n\
+         [qos.wan.class.rest]\nrate = \"100Mbit/s\"\nceil = \"100%\"\n",
+        200 + 10 * rng.below(20)
+    );
+    for class in 0..rng.below(3) {
+        let _ = write!(
+            text,
+            "[qos.wan.class.c{class}]\nrate = \"{}Mbit/s\"\nceil = \"100%\"\n\
+             [[rule]]\nclient = \"10.0.{}.0/24\"\nclass = \"c{class}\"\n",
+            1 + rng.below(40),
+            1 + rng.below(3),
+        );
+    }
+    text
+}
+
+/// The same with a fault, one of each kind in turn.
+fn broken(good: &str, round: usize) -> String {
+    match round % 10 {
+        0 => good.replace("pool = \"echo\"", "pool = \"ehco\""),
+        1 => good.replacen("weight = ", "weight = 7", 1).replacen("weight = ", "wieght = ", 1),
+        2 => good.replacen("rate = \"", "rate = \"fast", 1),
+        3 => format!("{good}[qos.wan"),
+        4 => good.replace("flows_max = 100000", "flows_max = 200000"),
+        5 => good.replace("[port.lan]\ninterface = \"lan\"", "[port.lan]\ninterface = \"wan\""),
+        6 => format!("{good}[[rule]]\nclass = \"nobody\"\n"),
+        7 => good.replace("vip = ", "vip = 7 # "),
+        8 => good.replace("default = \"rest\"\n", ""),
+        _ => good.replacen("address = ", "adress = ", 1),
+    }
+}
+
+/// What must not differ where nothing has changed.
+fn standing(net: &Net) -> [String; 2] {
+    let weights = |pool: &serde_json::Value| {
+        let backends = pool["backends"].as_array().expect("backends").iter();
+        let of = backends.map(|b| format!("{} {} {}", b["name"], b["weight"], b["weight_now"]));
+        format!("{} {} {:?}", pool["name"], pool["balance"], of.collect::<Vec<_>>())
+    };
+    let pools = net.ask_json(&["show", "pools"]);
+    let pools = pools["pools"].as_array().expect("pools").iter().map(weights);
+    [pools.collect::<Vec<_>>().join("\n"), net.ask_json(&["show", "services"]).to_string()]
+}
+
+fn count(net: &Net, of: &str) -> u64 {
+    net.ask_json(&["show", "counters"])["process"][of].as_u64().expect("a count")
+}
+
+/// Loads `text`; how long packets were held up, microseconds.
+fn reload(net: &Net, text: &str) -> u64 {
+    net.write("tidegate.toml", text);
+    let done = net.ask_json(&["reload"]);
+    done["blocked_us"].as_u64().expect("a time")
 }
 
 #[test]
-fn reload_under_load_breaks_nothing() {
+fn a_hundred_reloads_under_load_break_nothing() {
     let net = Net::new(1);
     let _nginx = net.start_nginx();
-    let edge_config = config(&net, 0);
-    let _edge = net.start(&edge_config);
+    let mut rng = Rng::new(Seed(5));
+    let _edge = net.start(&config(&net, &mut rng));
     let echo: Vec<SocketAddr> =
         SERVERS4.iter().map(|a| format!("{a}:7007").parse().expect("address")).collect();
     let _echo = Echo::start(&net.server, &echo);
     let probe = Probe::start(&net.client, format!("{VIP4}:7007").parse().expect("address"));
     let mut load = std::process::Command::new("h2load");
-    load.args(["-n", "30000", "-c", "20", "--h1"]).arg(format!("http://{VIP4}/"));
+    load.args(["-n", REQUESTS, "-c", "20", "--rps", RATE_OF_EACH, "--h1"]);
+    load.arg(format!("http://{VIP4}/"));
     std::thread::sleep(Duration::from_millis(500));
     let from = probe.now();
     let load = net.client.spawn(load).expect("h2load");
-    for round in 1..=RELOADS {
-        net.write("tidegate.toml", &config(&net, round));
-        net.ask(&["reload"]).expect("reload");
-        std::thread::sleep(Duration::from_millis(100));
+    let mut last = String::new();
+    let mut blocked: Vec<u64> = Vec::new();
+    for _ in 0..RELOADS {
+        last = config(&net, &mut rng);
+        blocked.push(reload(&net, &last));
+        std::thread::sleep(Duration::from_millis(50));
     }
-    // A broken file changes nothing and says where it is broken.
-    net.write("tidegate.toml", &config(&net, 1).replace("pool = \"web\"", "pool = \"wbe\""));
-    let refused = net.ask(&["reload"]).expect_err("an unknown pool");
-    assert!(refused.contains("tidegate.toml:") && refused.contains("wbe"), "{refused}");
+    let (before, taken) = (standing(&net), count(&net, "reloads"));
+    for round in 0..RELOADS {
+        net.write("tidegate.toml", &broken(&last, round));
+        let refused = net.ask(&["reload"]).expect_err("it is broken");
+        assert!(refused.contains("tidegate.toml"), "{round}: {refused}");
+    }
+    assert_eq!(standing(&net), before);
+    assert_eq!((count(&net, "reloads"), count(&net, "reloads_refused")), (taken, RELOADS as u64));
     let out = load.finish().expect("h2load");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(text.contains("30000 succeeded, 0 failed, 0 errored, 0 timeout"), "{text}");
+    let all_well = format!("{REQUESTS} succeeded, 0 failed, 0 errored, 0 timeout");
+    assert!(text.contains(&all_well), "{text}");
     let to = probe.now();
     let sent = probe.finish();
     let lost = lost(&sent, from, to);
+    blocked.sort_unstable();
+    println!(
+        "{RELOADS} reloads held packets up for {} us (median), {} us (90th), {} us (most); \
+         {lost} of {} datagrams lost",
+        blocked[RELOADS / 2],
+        blocked[RELOADS * 9 / 10],
+        blocked[RELOADS - 1],
+        sent.len(),
+    );
     assert!(lost <= IN_FLIGHT_MAX * RELOADS, "{lost} of {} datagrams lost", sent.len());
+}
+
+#[test]
+fn what_nobody_confirms_is_taken_back() {
+    let net = Net::new(1);
+    let text = |weight: u32| {
+        let pool =
+            pool("web", SERVERS4, HTTP).replacen("port", &format!("weight = {weight}\nport"), 1);
+        [net.config_head("l4-balancer", ""), nat(), pool, service("web", VIP4, 80, "web", "nat")]
+            .concat()
+    };
+    let weight = || net.ask_json(&["show", "pools"])["pools"][0]["backends"][0]["weight"].clone();
+    let _edge = net.start(&text(1));
+    let nothing = net.ask(&["confirm"]).expect_err("nothing is on trial");
+    assert!(nothing.contains("nothing to confirm"), "{nothing}");
+
+    net.write("tidegate.toml", &text(2));
+    let said = net.ask(&["reload", "--confirm", "2s"]).expect("taken over");
+    assert!(said.contains("undone in 2 s, unless `tidegate confirm` comes first"), "{said}");
+    let back = wait_for(Duration::from_secs(60), "the one before", || weight() == 1);
+    assert!(back.is_ok(), "{:#}", net.ask_json(&["show", "counters"])["process"]);
+    assert_eq!((count(&net, "rollbacks"), count(&net, "reloads_refused")), (1, 0));
+
+    let said = net.ask(&["reload", "--confirm", "1h"]).expect("taken over");
+    assert!(said.contains("3600 s"), "{said}");
+    net.write("tidegate.toml", &text(3));
+    let busy = net.ask(&["reload"]).expect_err("it would not be clear what to go back to");
+    assert!(busy.contains("on trial for 35"), "{busy}");
+    assert!(net.ask(&["show", "counters"]).expect("shown").contains("on trial for 35"));
+    assert_eq!(net.ask(&["confirm"]).expect("kept"), "confirmed\n");
+    assert_eq!(weight(), 2);
+    net.ask(&["reload"]).expect("taken over");
+    assert_eq!((weight(), count(&net, "rollbacks")), (3.into(), 1));
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -9,6 +10,7 @@ use super::logs::LogFormat;
 use super::pktgen::PktgenArgs;
 use super::protocol::What;
 use super::simulate::SimulateArgs;
+use crate::base::units::parse_duration;
 
 /// Where the control socket is unless the configuration or `--socket` says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tidegate/tidegate.sock";
@@ -76,13 +78,23 @@ pub enum Command {
     /// Have a running appliance load its configuration anew, without losing a flow
     #[command(after_help = "Examples:\n  \
         tidegate check -c edge.toml && tidegate reload\n  \
-        tidegate reload --socket /run/edge.sock\n\n\
+        tidegate reload --confirm 60s && curl -sf https://edge/health && tidegate confirm\n\n\
         A configuration that is refused changes nothing.")]
     Reload {
+        /// Go back to what runs now unless `tidegate confirm` comes within this time
+        #[arg(long, value_name = "TIME", value_parser = confirm_time)]
+        confirm: Option<Duration>,
         #[command(flatten)]
         socket: SocketArgs,
         #[command(flatten)]
         output: OutputArgs,
+    },
+
+    /// Keep the configuration that `reload --confirm` has taken over for a time
+    #[command(after_help = "Example:\n  tidegate reload --confirm 5min && tidegate confirm")]
+    Confirm {
+        #[command(flatten)]
+        socket: SocketArgs,
     },
 
     /// Give a backend, a pool, a service or all services no new flows; old ones finish
@@ -176,6 +188,16 @@ pub enum Command {
     Demo(DemoArgs),
 }
 
+/// A time that a configuration may be tried for.
+fn confirm_time(text: &str) -> Result<Duration, String> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let time = parse_duration(text)?;
+    match (Duration::from_secs(1)..=DAY).contains(&time) {
+        true => Ok(time),
+        false => Err("it must be within 1s to 1d".to_string()),
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
     /// The configuration file (TOML)
@@ -249,6 +271,9 @@ mod tests {
         let Command::Show { what, limit, socket, output } = cli.command else { panic!("show") };
         assert_eq!((what, limit, output.json), (What::Flows, 5, true));
         assert_eq!(socket.socket.as_os_str(), "/s");
+        let cli = parse("tidegate reload --confirm 90s").expect("reload");
+        let Command::Reload { confirm, .. } = cli.command else { panic!("reload") };
+        assert_eq!(confirm, Some(Duration::from_secs(90)));
         let cli = parse("tidegate stop").expect("stop");
         assert!(matches!(cli.command, Command::Stop { socket } if
             socket.socket.as_os_str() == DEFAULT_SOCKET));
@@ -300,6 +325,7 @@ mod tests {
             ("tidegate show", ErrorKind::MissingRequiredArgument),
             ("tidegate show moods", ErrorKind::InvalidValue),
             ("tidegate fly", ErrorKind::InvalidSubcommand),
+            ("tidegate reload --confirm 100ms", ErrorKind::ValueValidation),
             ("tidegate drain pool", ErrorKind::MissingRequiredArgument),
             ("tidegate drain moon x", ErrorKind::InvalidValue),
             ("tidegate show drops --limit x", ErrorKind::ValueValidation),

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use serde_json::Value;
@@ -74,7 +75,12 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Show { what, limit, socket, output } => {
             show_what(what, limit, &socket, output.json)
         }
-        Command::Reload { socket, output } => reload(&socket.socket, output.json),
+        Command::Reload { confirm, socket, output } => reload(&socket.socket, confirm, output.json),
+        Command::Confirm { socket } => {
+            client::ask(&socket.socket, Ask::Confirm)?;
+            print_text("confirmed\n");
+            Ok(())
+        }
         Command::Drain { what, flush, wait, socket, output } => {
             let target = drain::target(what).map_err(Failure::Usage)?;
             drain::run(&socket.socket, target, true, (wait, flush), output.json)
@@ -110,8 +116,12 @@ fn show_what(what: What, limit: usize, socket: &SocketArgs, json: bool) -> Resul
     Ok(())
 }
 
-fn reload(socket: &Path, json: bool) -> Result<(), Failure> {
-    let answer = client::ask(socket, Ask::Reload)?;
+fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Failure> {
+    let ask = match confirm {
+        Some(within) => Ask::Try { within_secs: within.as_secs() },
+        None => Ask::Reload,
+    };
+    let answer = client::ask(socket, ask)?;
     if json {
         return print_json(&answer);
     }
@@ -127,6 +137,9 @@ fn reload(socket: &Path, json: bool) -> Result<(), Failure> {
             done.config, done.pipeline, done.services, done.backends, done.rules
         ),
     });
+    if let Some(secs) = done.confirm_within_secs {
+        print_text(&format!("undone in {secs} s, unless `tidegate confirm` comes first\n"));
+    }
     Ok(())
 }
 

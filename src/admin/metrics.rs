@@ -116,6 +116,7 @@ impl Page {
         let reloads = vec![
             (vec![("result", "taken".to_string())], p.reloads),
             (vec![("result", "refused".to_string())], p.reloads_refused),
+            (vec![("result", "rolled_back".to_string())], p.rollbacks),
         ];
         counter(e, "reloads", "Configurations loaded while running.", &reloads)?;
         gauge(e, "routes", "Routes mirrored from the kernel.", &[(vec![], p.routes)])?;

@@ -42,6 +42,12 @@ pub enum Ask {
         limit: Option<usize>,
     },
     Reload,
+    /// A reload that is undone unless it is confirmed in so many seconds.
+    Try {
+        within_secs: u64,
+    },
+    /// Keeps what is being tried.
+    Confirm,
     /// Give no new flows, or new flows again; answered with the flows that are left.
     Drain {
         target: DrainTarget,
@@ -143,6 +149,8 @@ mod tests {
                 r#"{"version":1,"ask":{"show":{"what":"flows","limit":3}}}"#,
             ),
             (Ask::Reload, r#"{"version":1,"ask":"reload"}"#),
+            (Ask::Try { within_secs: 60 }, r#"{"version":1,"ask":{"try":{"within_secs":60}}}"#),
+            (Ask::Confirm, r#"{"version":1,"ask":"confirm"}"#),
             (
                 Ask::Drain { target: DrainTarget::Pool("gpu".into()), drained: true, flush: false },
                 r#"{"version":1,"ask":{"drain":{"target":{"pool":"gpu"},"drained":true}}}"#,

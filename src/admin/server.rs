@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::protocol::{self, Answer, Question, Reply, What};
 use crate::config::AdminSpec;
+use crate::control::view::ReloadView;
 use crate::control::{Asker, Gone, Refusal};
 
 /// Clients served at once; more wait to be accepted.
@@ -204,9 +205,12 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
                 What::Counters | What::Flows => ok(&super::show::CountersAnswer::of(o)),
             }
         }
-        protocol::Ask::Reload => match asker.reload().await? {
-            Ok(done) => ok(&done),
-            Err(Refusal { words, bad_config: true }) => Answer::Refused(words),
+        protocol::Ask::Reload => reloaded(asker.reload(None).await?),
+        protocol::Ask::Try { within_secs } => {
+            reloaded(asker.reload(Some(Duration::from_secs(within_secs))).await?)
+        }
+        protocol::Ask::Confirm => match asker.confirm().await? {
+            Ok(()) => Answer::Ok(json!({})),
             Err(Refusal { words, .. }) => Answer::Error(words),
         },
         protocol::Ask::Drain { target, drained, flush } => {
@@ -220,6 +224,14 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
             Answer::Ok(json!({}))
         }
     })
+}
+
+fn reloaded(result: Result<ReloadView, Refusal>) -> Answer {
+    match result {
+        Ok(done) => ok(&done),
+        Err(Refusal { words, bad_config: true }) => Answer::Refused(words),
+        Err(Refusal { words, .. }) => Answer::Error(words),
+    }
 }
 
 fn ok<T: Serialize>(value: &T) -> Answer {

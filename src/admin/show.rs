@@ -154,7 +154,7 @@ fn list<T: DeserializeOwned>(key: &str, mut answer: Value) -> Result<Vec<T>, ser
 fn counters(a: &CountersAnswer) -> String {
     let p = &a.process;
     let mut out = format!(
-        "tidegate {} (pid {}), up {}, pipeline {}, {} ({} reloads, {} refused)\n\n",
+        "tidegate {} (pid {}), up {}, pipeline {}, {} ({} reloads, {} refused{})\n\n",
         p.version,
         p.pid,
         duration(p.uptime_secs),
@@ -162,6 +162,7 @@ fn counters(a: &CountersAnswer) -> String {
         p.config,
         p.reloads,
         p.reloads_refused,
+        p.on_trial_secs.map_or(String::new(), |secs| format!(", on trial for {secs} s")),
     );
     let mut headings = vec!["counter", ">total"];
     // Names of columns are static: beyond eight workers only the total is shown.

@@ -45,7 +45,15 @@ pub struct FileConfig {
     pub rule: Vec<Spanned<FileRule>>,
     pub catalogue: FileCatalogue,
     pub announce: Plain<FileAnnounce>,
+    pub appliance: Plain<FileAppliance>,
     pub admin: Plain<FileAdmin>,
+}
+
+/// Where this appliance is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileAppliance {
+    pub zone: Plain<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -189,6 +197,8 @@ pub struct FilePool {
     pub balance: Option<FileBalance>,
     pub health: Plain<FileHealth>,
     pub panic_percent: Plain<i64>,
+    pub zone_need_percent: Plain<i64>,
+    pub return_after: Noted<Duration>,
     pub on_down: Plain<FileOnDown>,
     pub metrics: Plain<FileMetrics>,
     pub outliers: Plain<FileOutliers>,
@@ -277,6 +287,7 @@ pub struct FileBackend {
     pub name: Plain<String>,
     pub priority: Plain<i64>,
     pub max_connections: Plain<i64>,
+    pub zone: Plain<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

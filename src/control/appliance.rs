@@ -70,6 +70,8 @@ pub struct Appliance {
     pub(super) started: Instant,
     pub(super) reloads: u64,
     pub(super) reloads_refused: u64,
+    /// Configurations that nobody has confirmed in time.
+    pub(super) rollbacks: u64,
     // Dropped in this order: the programs, then what was changed on the interfaces.
     pub(super) steering: Steering,
     pub(super) changes: Changes,
@@ -135,6 +137,7 @@ impl Appliance {
             started: Instant::now(),
             reloads: 0,
             reloads_refused: 0,
+            rollbacks: 0,
             steering: Steering::new(steer),
             changes,
         };

@@ -1,5 +1,7 @@
 //! How others of the process ask the control loop: the socket's server and the metrics page.
 
+use std::time::Duration;
+
 use tokio::sync::{mpsc, oneshot};
 
 use super::pools::DrainTarget;
@@ -16,7 +18,13 @@ pub enum Ask {
         limit: usize,
         reply: oneshot::Sender<FlowsView>,
     },
-    Reload(oneshot::Sender<Result<ReloadView, Refusal>>),
+    /// For so long at first, where it is to be confirmed.
+    Reload {
+        confirm: Option<Duration>,
+        reply: oneshot::Sender<Result<ReloadView, Refusal>>,
+    },
+    /// Keeps the configuration that is on trial.
+    Confirm(oneshot::Sender<Result<(), Refusal>>),
     /// Drains, or ends it; answered with the flows that are left.
     Drain {
         target: DrainTarget,
@@ -70,12 +78,24 @@ impl Asker {
         self.ask(|reply| Ask::Flows { limit, reply }).await
     }
 
-    /// Loads the configuration anew; within, why it was refused.
+    /// Loads the configuration anew; within, why it was refused. Where it is to be confirmed, the
+    /// one before comes back unless that happens in time.
     ///
     /// # Errors
     /// [`Gone`].
-    pub async fn reload(&self) -> Result<Result<ReloadView, Refusal>, Gone> {
-        self.ask(Ask::Reload).await
+    pub async fn reload(
+        &self,
+        confirm: Option<Duration>,
+    ) -> Result<Result<ReloadView, Refusal>, Gone> {
+        self.ask(|reply| Ask::Reload { confirm, reply }).await
+    }
+
+    /// Keeps the configuration that is on trial; within, that there is none.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn confirm(&self) -> Result<Result<(), Refusal>, Gone> {
+        self.ask(Ask::Confirm).await
     }
 
     /// Gives something no new flows, or new flows again, and cuts those that are left if `flush`

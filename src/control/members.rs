@@ -2,8 +2,8 @@
 
 use super::appliance::Appliance;
 use super::pools::Told;
-use super::view::{EngineView, MemberView, OutlierView, PoolView};
-use crate::forward::spec::{BackendSpec, Balance, PoolSpec};
+use super::view::{EngineView, GroupView, MemberView, OutlierView, PoolView};
+use crate::forward::spec::{BackendSpec, Balance, GroupState, PoolSpec};
 
 pub(super) fn pools(a: &Appliance) -> Vec<PoolView> {
     let pools = a.config.forward.pools.iter();
@@ -12,9 +12,23 @@ pub(super) fn pools(a: &Appliance) -> Vec<PoolView> {
             name: pool.name.clone(),
             balance: balance_text(pool.balance).into(),
             panic: a.pools.is_panicking(&pool.name),
+            zone: a.config.forward.zone.clone(),
+            groups: groups(a, pool),
             backends: (0..).zip(&pool.backends).map(|(i, b)| member(a, pool, i, b)).collect(),
         })
         .collect()
+}
+
+fn groups(a: &Appliance, pool: &PoolSpec) -> Vec<GroupView> {
+    let states = a.pools.groups(usize::from(pool.id.0));
+    let known = |priority: &u8| pool.backends.iter().any(|b| b.priority == *priority);
+    let groups = (0u8..).zip(states).filter(|(priority, _)| known(priority));
+    let view = |(priority, state): (u8, GroupState)| GroupView {
+        priority,
+        spills_percent: state.spills_percent,
+        waits: state.waits,
+    };
+    groups.map(view).collect()
 }
 
 fn member(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> MemberView {
@@ -25,6 +39,7 @@ fn member(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> Memb
     MemberView {
         name: b.name.clone(),
         priority: b.priority,
+        zone: b.zone.clone(),
         weight: b.weight,
         weight_now: a.pools.weight(usize::from(pool.id.0), index),
         connections: a.crew.connections(place),

@@ -19,6 +19,7 @@ pub mod routes;
 mod run;
 pub mod steering;
 mod taking_over;
+mod trial;
 pub mod view;
 
 pub use appliance::{Appliance, BootError};

@@ -20,7 +20,7 @@ impl Control {
     pub(super) fn overview(&self) -> Overview {
         let a = &self.appliance;
         Overview {
-            process: process(a),
+            process: ProcessView { on_trial_secs: self.on_trial_secs(), ..process(a) },
             workers: a.crew.seats.iter().map(|s| worker(s.id, &s.stats())).collect(),
             ports: ports(a),
             services: a.config.forward.services.iter().map(|s| service(a, s)).collect(),
@@ -42,6 +42,8 @@ fn process(a: &Appliance) -> ProcessView {
         pipeline: a.config.pipeline.name.clone(),
         reloads: a.reloads,
         reloads_refused: a.reloads_refused,
+        rollbacks: a.rollbacks,
+        on_trial_secs: None,
         routes: a.feed.routes_len() as u64,
         netlink_resyncs: a.netlink.resyncs(),
     }

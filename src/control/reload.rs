@@ -21,6 +21,11 @@ pub enum ReloadError {
     Fixed { path: String, keys: Vec<String> },
     #[error("a reload is under way")]
     Busy,
+    #[error(
+        "a configuration is on trial for {secs} s more: `tidegate confirm` it first, or wait until \
+         the one before is back"
+    )]
+    OnTrial { secs: u64 },
     #[error("too many classes have come and gone ({CLASSES_MAX}): restart to forget the old ones")]
     TooManyClasses,
     #[error("too many tenants have come and gone ({TENANTS_MAX}): restart to forget the old ones")]

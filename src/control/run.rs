@@ -14,6 +14,7 @@ use super::listing::Listing;
 use super::netlink::NetlinkError;
 use super::pools::{Found, Scraped};
 use super::taking_over::TakeOver;
+use super::trial::Trial;
 use crate::worker::{Exit, WorkerEvent};
 
 /// How often workers are listened to. A packet that waits for its neighbour waits for this, too.
@@ -80,6 +81,7 @@ pub async fn run(
     let mut control = Control {
         appliance,
         take_over: None,
+        trial: None,
         listing: Listing::default(),
         draining: Draining::default(),
         classes: Classes::default(),
@@ -99,6 +101,7 @@ pub async fn run(
 pub(super) struct Control {
     pub(super) appliance: Appliance,
     pub(super) take_over: Option<TakeOver>,
+    pub(super) trial: Option<Trial>,
     pub(super) listing: Listing,
     pub(super) draining: Draining,
     pub(super) classes: Classes,
@@ -132,11 +135,12 @@ impl Control {
                 _ = housekeeping.tick() => self.keep_house()?,
                 _ = signals.terminate.recv() => return Ok(End::Signal("SIGTERM")),
                 _ = signals.interrupt.recv() => return Ok(End::Signal("SIGINT")),
-                _ = signals.hang_up.recv() => self.reload(None),
+                _ = signals.hang_up.recv() => self.reload(None, None),
                 Some(ask) = asks.recv() => match ask {
                     Ask::Overview(reply) => drop(reply.send(self.overview())),
                     Ask::Flows { limit, reply } => self.list_flows(limit, reply),
-                    Ask::Reload(reply) => self.reload(Some(reply)),
+                    Ask::Reload { confirm, reply } => self.reload(confirm, Some(reply)),
+                    Ask::Confirm(reply) => self.confirm(reply),
                     Ask::Drain { target, drained, flush, reply } => {
                         self.drain(target, (drained, flush), reply);
                     }
@@ -152,10 +156,8 @@ impl Control {
         self.appliance.crew.poll(&mut events);
         for (worker, event) in events.drain(..) {
             match event {
-                WorkerEvent::Old(update) => {
-                    drop(update);
-                    self.taken_over(worker);
-                }
+                WorkerEvent::Old(update) => drop(update),
+                WorkerEvent::Blocked(ns) => self.taken_over(worker, ns),
                 WorkerEvent::OldRoutes(routes) => drop(routes),
                 WorkerEvent::OldTables(tables) => drop(tables),
                 WorkerEvent::Counted(count) => self.flows_counted(worker, &count),
@@ -174,6 +176,7 @@ impl Control {
             a.reweigh();
         }
         self.check_take_over();
+        self.check_trial();
         self.check_listing();
         self.check_draining();
         match self.appliance.crew.ended() {

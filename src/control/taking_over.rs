@@ -38,12 +38,15 @@ pub(super) struct TakeOver {
     deadline: Nanos,
     steer: SteerTables,
     done: ReloadView,
+    blocked_ns: u64,
     reply: ReloadReply,
 }
 
 impl Control {
-    /// Loads the configuration anew and has the workers take it over.
-    pub(super) fn reload(&mut self, reply: ReloadReply) {
+    /// Loads the configuration anew and has the workers take it over; for so long at first, where
+    /// it is to be confirmed.
+    pub(super) fn reload(&mut self, confirm: Option<Duration>, reply: ReloadReply) {
+        let before = confirm.map(|within| (within, self.appliance.config.clone()));
         match self.begin_reload() {
             Ok(None) => {
                 let mut done = view(&self.appliance.config, Vec::new());
@@ -53,7 +56,9 @@ impl Control {
             }
             Ok(Some(mut take_over)) => {
                 take_over.reply = reply;
+                take_over.done.confirm_within_secs = confirm.map(|within| within.as_secs());
                 self.take_over = Some(take_over);
+                self.begin_trial(before);
             }
             Err(error) => {
                 self.appliance.reloads_refused += 1;
@@ -69,8 +74,17 @@ impl Control {
         if self.take_over.is_some() {
             return Err(ReloadError::Busy);
         }
+        if let Some(trial) = &self.trial {
+            let left = trial.left(self.appliance.clock.now());
+            return Err(ReloadError::OnTrial { secs: left.as_secs() });
+        }
+        let wanted = config::load(&self.appliance.config.path).map_err(ReloadError::Faults)?;
+        self.begin(wanted)
+    }
+
+    /// Has the workers take a configuration over; `None` where it is the one that runs.
+    pub(super) fn begin(&mut self, mut wanted: Config) -> Result<Option<TakeOver>, ReloadError> {
         let a = &mut self.appliance;
-        let mut wanted = config::load(&a.config.path).map_err(ReloadError::Faults)?;
         let keys = fixed_differences(&a.config, &wanted);
         if !keys.is_empty() {
             let path = a.config.path.display().to_string();
@@ -115,14 +129,16 @@ impl Control {
             deadline: self.appliance.clock.now() + TAKE_OVER_WITHIN,
             steer,
             done,
+            blocked_ns: 0,
             reply: None,
         }))
     }
 
-    /// A worker has swapped its snapshot.
-    pub(super) fn taken_over(&mut self, worker: u16) {
+    /// A worker has swapped its snapshot, in a turn that took so long.
+    pub(super) fn taken_over(&mut self, worker: u16, ns: u64) {
         if let Some(take_over) = &mut self.take_over {
             take_over.awaited.remove(&worker);
+            take_over.blocked_ns = take_over.blocked_ns.max(ns);
         }
     }
 
@@ -149,8 +165,13 @@ impl Control {
         for warning in &take_over.done.warnings {
             tracing::warn!("{warning}");
         }
-        tracing::info!(config = take_over.done.config, "configuration taken over");
-        answer(take_over.reply, Ok(take_over.done));
+        let done = ReloadView { blocked_us: take_over.blocked_ns / 1_000, ..take_over.done };
+        tracing::info!(
+            config = done.config,
+            blocked_us = done.blocked_us,
+            "configuration taken over"
+        );
+        answer(take_over.reply, Ok(done));
     }
 }
 
@@ -168,6 +189,8 @@ fn view(config: &Config, warnings: Vec<String>) -> ReloadView {
         backends: config.forward.pools.iter().map(|p| p.backends.len()).sum(),
         rules: config.rules.len(),
         unchanged: false,
+        confirm_within_secs: None,
+        blocked_us: 0,
         warnings,
     }
 }

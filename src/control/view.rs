@@ -35,6 +35,12 @@ pub struct ProcessView {
     pub reloads: u64,
     /// Configurations refused since start.
     pub reloads_refused: u64,
+    /// Configurations that were taken back since start, because nobody confirmed them in time.
+    #[serde(default)]
+    pub rollbacks: u64,
+    /// The configuration is taken back after this, unless it is confirmed.
+    #[serde(default)]
+    pub on_trial_secs: Option<u64>,
     /// Routes of the kernel that packets are forwarded by.
     pub routes: u64,
     /// Times that the kernel's tables were read anew, after lost notifications or in doubt.
@@ -132,13 +138,31 @@ pub struct PoolView {
     pub balance: String,
     /// So few of its backends are well that all get new flows.
     pub panic: bool,
+    /// Where the appliance is.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// By priority, those that backends have.
+    #[serde(default)]
+    pub groups: Vec<GroupView>,
     pub backends: Vec<MemberView>,
+}
+
+/// Backends of one priority.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupView {
+    pub priority: u8,
+    /// Share of new flows that goes to backends of other zones, which this one has no capacity for.
+    pub spills_percent: u8,
+    /// Well again, but not for long enough to get new flows back.
+    pub waits: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemberView {
     pub name: String,
     pub priority: u8,
+    #[serde(default)]
+    pub zone: Option<String>,
     /// As configured.
     pub weight: u16,
     /// See [`BackendView::weight_now`].
@@ -347,6 +371,12 @@ pub struct ReloadView {
     pub rules: usize,
     /// Nothing differed from what runs.
     pub unchanged: bool,
+    /// It is undone after this, unless it is confirmed.
+    #[serde(default)]
+    pub confirm_within_secs: Option<u64>,
+    /// How long packets waited at most while a worker took it over, microseconds.
+    #[serde(default)]
+    pub blocked_us: u64,
     pub warnings: Vec<String>,
 }
 

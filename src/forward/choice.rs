@@ -19,15 +19,28 @@ const TURNS_MAX: usize = 1024;
 /// Draws beyond the first: a constant, because appliances must agree.
 const DRAW_SEED: Seed = Seed(0x6368_6f69_6365_7631);
 
+/// Whether a flow stays in the zone: a constant, too.
+const ZONE_SEED: Seed = Seed(0x7a6f_6e65_732d_7631);
+
 /// What a pool's backends are chosen by, made fast.
 #[derive(Clone, Debug)]
 pub struct PoolChoice {
     balance: Balance,
-    /// By priority, the first one first. Those that nobody in has a weight are left out.
-    groups: Box<[Group]>,
+    /// By priority, the first one first, those that wait last. Those that nobody in has a weight are
+    /// left out.
+    levels: Box<[Level]>,
 }
 
 /// Backends of one priority.
+#[derive(Clone, Debug)]
+struct Level {
+    /// In the appliance's zone and elsewhere; one of them at least has members.
+    near: Option<Group>,
+    away: Option<Group>,
+    spills_percent: u8,
+}
+
+/// Backends of one priority and on one side of the zone's border.
 #[derive(Clone, Debug)]
 struct Group {
     /// Its values are places in `members`.
@@ -130,12 +143,15 @@ impl PoolChoice {
     /// `first` is the index of the pool's first backend among those of all pools, `place` says
     /// where each is counted.
     pub fn build(pool: &PoolSpec, first: u16, place: impl Fn(u16) -> u16) -> PoolChoice {
+        let state =
+            |priority: u8| pool.groups.get(usize::from(priority)).copied().unwrap_or_default();
         let mut priorities: Vec<u8> = pool.backends.iter().map(|b| b.priority).collect();
-        priorities.sort_unstable();
+        priorities.sort_unstable_by_key(|priority| (state(*priority).waits, *priority));
         priorities.dedup();
-        let group = |priority| {
+        let group = |priority, is_away| {
             let of = (first..).zip(&pool.backends);
-            let of = of.filter(|(_, b)| b.priority == priority && b.weight > 0);
+            let of = of.filter(|(_, b)| b.priority == priority && b.is_away == is_away);
+            let of = of.filter(|(_, b)| b.weight > 0);
             let members = of.clone().map(|(index, b)| Member {
                 index,
                 place: place(index),
@@ -154,8 +170,13 @@ impl PoolChoice {
             };
             Some(Group { maglev: Maglev::build(&candidates)?, members, rotation })
         };
-        let groups = priorities.into_iter().filter_map(group).collect();
-        PoolChoice { balance: pool.balance, groups }
+        let level = |priority| {
+            let (near, away) = (group(priority, false), group(priority, true));
+            let spills_percent = state(priority).spills_percent;
+            (near.is_some() || away.is_some()).then_some(Level { near, away, spills_percent })
+        };
+        let levels = priorities.into_iter().filter_map(level).collect();
+        PoolChoice { balance: pool.balance, levels }
     }
 
     /// The index of the backend for a flow.
@@ -164,13 +185,27 @@ impl PoolChoice {
     /// [`DropReason::NoBackend`] where none has a weight, [`DropReason::BackendsFull`] where none
     /// of those may take more.
     pub fn choose<A: Fn(u16) -> bool>(&self, by: &mut Seeker<'_, A>) -> Result<u16, DropReason> {
-        for group in &self.groups {
-            if let Some(index) = group.choose(self.balance, by) {
-                return Ok(index);
+        for level in &self.levels {
+            for group in level.order(by.hash) {
+                if let Some(index) = group.choose(self.balance, by) {
+                    return Ok(index);
+                }
             }
         }
-        let none = self.groups.is_empty();
+        let none = self.levels.is_empty();
         Err(if none { DropReason::NoBackend } else { DropReason::BackendsFull })
+    }
+}
+
+impl Level {
+    /// The flow's own side of the border first: which one that is changes for as few flows as the
+    /// share that spills does.
+    fn order(&self, hash: u64) -> impl Iterator<Item = &Group> {
+        let (near, away) = (self.near.as_ref(), self.away.as_ref());
+        let spills =
+            away.is_some() && pick(hash1(ZONE_SEED, hash), 100) < self.spills_percent.into();
+        let order = if spills { [away, near] } else { [near, away] };
+        order.into_iter().flatten()
     }
 }
 

@@ -112,7 +112,13 @@ pub struct BackendSpec {
     pub priority: u8,
     /// It gets no new flows while it has so many, of all pools together.
     pub connections_max: Option<u32>,
+    pub zone: Option<String>,
+    /// The appliance is in a zone, and this is not.
+    pub is_away: bool,
 }
+
+/// Priorities that backends may have: 0 to one less.
+pub const PRIORITIES: usize = 16;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolSpec {
@@ -120,6 +126,21 @@ pub struct PoolSpec {
     pub name: String,
     pub balance: Balance,
     pub backends: Vec<BackendSpec>,
+    /// Share of the weight in the appliance's zone that must be well for all flows to stay there.
+    pub need_percent: u8,
+    /// For how long backends must be well before flows come back to their group or zone.
+    pub return_after: Duration,
+    /// By priority, as things stand.
+    pub groups: [GroupState; PRIORITIES],
+}
+
+/// Backends of one priority, as things stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupState {
+    /// Share of new flows that goes to backends of other zones.
+    pub spills_percent: u8,
+    /// It has just become well again, and gets flows only where no other group may take more.
+    pub waits: bool,
 }
 
 /// Pools of one split at most.
@@ -181,6 +202,8 @@ impl Default for TunnelSpec {
 pub struct ForwardSpec {
     pub services: Vec<ServiceSpec>,
     pub pools: Vec<PoolSpec>,
+    /// Where the appliance is.
+    pub zone: Option<String>,
     /// Numbered after the pools.
     pub splits: Vec<SplitSpec>,
     /// Needed where a service uses [`ForwardMode::Nat`].

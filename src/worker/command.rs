@@ -54,6 +54,8 @@ pub enum WorkerCommand {
 pub enum WorkerEvent {
     /// What an update replaced, to be freed.
     Old(Box<Update>),
+    /// How long the turn took in which that happened, nanoseconds: packets waited so long at most.
+    Blocked(u64),
     /// What new routes replaced, to be freed.
     OldRoutes(Arc<Routes>),
     /// What new weights replaced, to be freed.
@@ -279,6 +281,7 @@ impl<P: Port> Worker<P> {
             self.change_egress(now, port, change);
         }
         self.parts.control.tell(WorkerEvent::Old(update));
+        self.updated = true;
         self.retry_parked(now);
     }
 
@@ -317,6 +320,18 @@ impl<P: Port> Worker<P> {
         for Packet { frame, meta } in unparked.drain(..) {
             parts.dispatch(now, counters, frame, &meta);
         }
+    }
+
+    /// Whether the last turn took a new configuration.
+    pub(super) fn has_updated(&self) -> bool {
+        self.updated
+    }
+
+    /// Tells how long the last turn took, in which it took a new configuration.
+    #[cold]
+    pub(super) fn tell_blocked(&mut self, ns: u64) {
+        self.updated = false;
+        self.parts.control.tell(WorkerEvent::Blocked(ns));
     }
 
     /// Tells the control plane which neighbours packets wait for.

@@ -115,6 +115,9 @@ fn run<P: Port>(worker: &mut Worker<P>, mut parts: RunnerParts) {
     loop {
         let now = parts.clock.now();
         let moved = worker.poll(now);
+        if worker.has_updated() {
+            worker.tell_blocked(parts.clock.now().since(now));
+        }
         if worker.phase() == Phase::Stopped {
             return;
         }

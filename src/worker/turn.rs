@@ -66,6 +66,8 @@ pub struct Worker<P> {
     pub(super) unparked: Vec<Packet>,
     port_gauges: Vec<PortGauges>,
     pub(super) offload: Option<Box<Offload>>,
+    /// The last turn has taken a new configuration.
+    pub(super) updated: bool,
     timers_at: Nanos,
     publish_at: Nanos,
     polls: u64,
@@ -89,6 +91,7 @@ impl<P: Port> Worker<P> {
             unparked,
             port_gauges,
             offload: None,
+            updated: false,
             timers_at: Nanos::ZERO,
             publish_at: Nanos::ZERO,
             polls: 0,

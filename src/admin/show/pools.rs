@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{duration, or_none};
 use crate::admin::table::{Table, grouped};
-use crate::control::view::{EngineView, MemberView, PoolView};
+use crate::control::view::{EngineView, GroupView, MemberView, PoolView};
 
 pub(super) fn pools(all: &[PoolView]) -> String {
     let mut table = Table::new(&[
@@ -12,6 +12,7 @@ pub(super) fn pools(all: &[PoolView]) -> String {
         "balance",
         "backend",
         ">priority",
+        "zone",
         ">weight",
         ">connections",
         ">first ms",
@@ -22,6 +23,7 @@ pub(super) fn pools(all: &[PoolView]) -> String {
     ]);
     let mut errors = String::new();
     for pool in all {
+        pool.groups.iter().for_each(|group| errors.push_str(&standing(pool, group)));
         for b in &pool.backends {
             let number = |n: Option<f64>| n.map_or("-".to_string(), |n| grouped(n as u64));
             let of = |value: fn(&EngineView) -> Option<f64>| b.engine.as_ref().and_then(value);
@@ -32,6 +34,7 @@ pub(super) fn pools(all: &[PoolView]) -> String {
                 pool.balance.clone(),
                 b.name.clone(),
                 b.priority.to_string(),
+                b.zone.clone().unwrap_or_else(|| "-".to_string()),
                 weight(b.weight_now, b.weight),
                 connections(b.connections, b.max_connections),
                 b.first_record_peak_ms.map_or("-".to_string(), ms),
@@ -51,6 +54,20 @@ pub(super) fn pools(all: &[PoolView]) -> String {
     match errors.is_empty() {
         true => table,
         false => format!("{table}\n{errors}"),
+    }
+}
+
+/// A line about a group that does not simply have its own flows.
+fn standing(pool: &PoolView, group: &GroupView) -> String {
+    let (name, priority) = (&pool.name, group.priority);
+    let zone = pool.zone.as_deref().unwrap_or_default();
+    match (group.waits, group.spills_percent) {
+        (true, _) => format!("{name}: priority {priority} is well again, flows come back soon\n"),
+        (_, 0) => String::new(),
+        (_, percent) => format!(
+            "{name}: of new flows of priority {priority} {}% stay in zone {zone}, {percent}% spill\n",
+            100 - percent,
+        ),
     }
 }
 
@@ -132,9 +149,18 @@ mod tests {
         let text = pools(&[PoolView {
             name: "gpu".into(),
             balance,
-            panic: false,
+            zone: Some("north".into()),
+            groups: vec![
+                GroupView { priority: 0, spills_percent: 43, waits: false },
+                GroupView { priority: 1, spills_percent: 0, waits: false },
+                GroupView { priority: 2, spills_percent: 0, waits: true },
+            ],
             backends: vec![fresh, stale],
+            ..PoolView::default()
         }]);
+        let spill = "gpu: of new flows of priority 0 57% stay in zone north, 43% spill\n";
+        assert!(text.contains(spill) && !text.contains("priority 1"), "{text}");
+        assert!(text.contains("gpu: priority 2 is well again, flows come back soon\n"), "{text}");
         for part in ["2 of 2", "12", "44%", "full, vLLM 0.4 s ago", "0 of 1", "81.3"] {
             assert!(text.contains(part), "{part}: {text}");
         }

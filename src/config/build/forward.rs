@@ -8,13 +8,14 @@ use toml::Spanned;
 use super::services::{Draft, check_unicast, services};
 use super::splits::target;
 use super::tunnel::tunnel;
-use super::{Build, id16};
+use super::{Build, id16, zones};
 use crate::base::tomlfile::ROOT;
 use crate::base::{Addr, Prefix};
 use crate::config::atoms::PortRange;
 use crate::config::file::{FileBackend, FileBalance, FileConfig, FileNat, FilePool, FileRule};
 use crate::forward::spec::{
-    BackendId, BackendSpec, Balance, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec,
+    BackendId, BackendSpec, Balance, ForwardMode, ForwardSpec, NatSpec, PRIORITIES, PoolId,
+    PoolSpec,
 };
 
 pub const POOLS_MAX: usize = 65_000;
@@ -23,7 +24,7 @@ pub const BACKENDS_MAX: usize = 65_000;
 /// Of one pool: a hundredth of the Maglev table, so that weights hold to about a percent.
 pub const POOL_BACKENDS_MAX: usize = 655;
 const WEIGHT_MAX: i64 = 65_535;
-const PRIORITY_MAX: i64 = 15;
+const PRIORITY_MAX: i64 = PRIORITIES as i64 - 1;
 const CONNECTIONS_MAX: i64 = 1_000_000_000;
 /// Below Linux's ephemeral ports (32768 to 60999), so that a NAT address may be one of the box's.
 const NAT_PORTS_DEFAULT: PortRange = PortRange(1_024, 32_767);
@@ -41,6 +42,7 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
             }
         }
     }
+    let zone = zones::own(b, file);
     let mut backends = 0;
     let mut pools = Vec::with_capacity(file.pool.0.len());
     for (i, (key, table)) in file.pool.0.iter().enumerate() {
@@ -51,17 +53,28 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
             given.is_some_and(|p| p.get_ref().names().any(|name| name == key.get_ref()))
         };
         let by_rules = file.rule.iter().any(named);
-        let list = Pool { name: key.get_ref(), table, users, by_rules }.backends(b, backends);
+        let mut list = Pool { name: key.get_ref(), table, users, by_rules }.backends(b, backends);
         backends += list.len();
         let (id, name) = (PoolId(id16(i)), key.get_ref().clone());
         let balance = balance(table.get_ref().balance);
-        pools.push(PoolSpec { id, name, balance, backends: list });
+        zones::mark(b, table, zone, &mut list);
+        let (need_percent, return_after) = zones::coming_back(b, table);
+        pools.push(PoolSpec {
+            id,
+            name,
+            balance,
+            backends: list,
+            need_percent,
+            return_after,
+            groups: Default::default(),
+        });
     }
     let nat = file.nat.as_ref().map(|table| nat(b, table, workers));
     check_nat(b, file, &drafts, nat.as_ref());
     let tunnel = tunnel(b, file, &drafts);
     let transit = transit(b, file);
-    let mut forward = ForwardSpec { pools, nat, tunnel, transit, ..ForwardSpec::default() };
+    let zone = zone.map(|zone| zone.get_ref().clone());
+    let mut forward = ForwardSpec { pools, zone, nat, tunnel, transit, ..ForwardSpec::default() };
     for (mut draft, (_, table)) in drafts.into_iter().zip(&file.service.0) {
         if let Some(given) = &table.get_ref().pool {
             draft.spec.pool = target(b, given, &draft.parts, &mut forward);
@@ -170,6 +183,8 @@ impl Pool<'_> {
                 .max_connections
                 .is_some()
                 .then(|| b.number(&f.max_connections, 1..=CONNECTIONS_MAX, 1u32)),
+            zone: f.zone.as_ref().map(|zone| zone.get_ref().clone()),
+            is_away: false,
         }
     }
 

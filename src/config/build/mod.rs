@@ -21,6 +21,7 @@ mod splits;
 mod tenants;
 mod tunnel;
 mod workers;
+mod zones;
 
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};

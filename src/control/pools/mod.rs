@@ -11,6 +11,7 @@ mod probe;
 mod prober;
 mod scraper;
 mod told;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,9 @@ use crate::base::{Addr, Nanos, Seed};
 use crate::config::Config;
 use crate::flow::entry::NONE_U16;
 use crate::forward::Tables;
-use crate::forward::spec::{BackendSpec, PoolId, PoolSpec, ServiceId, ServiceSpec, SplitSpec};
+use crate::forward::spec::{
+    BackendSpec, GroupState, PRIORITIES, PoolId, PoolSpec, ServiceId, ServiceSpec, SplitSpec,
+};
 
 pub use drained::{DrainTarget, Drained, flows_of};
 pub use health::{Change, Health};
@@ -31,6 +34,7 @@ use ejecting::Outliers;
 use health::WHOLE;
 use places::Places;
 use told::AllTold;
+use zones::Zones;
 
 /// A backend of a pool, by what stays the same over reloads.
 pub type BackendKey = (String, Addr, u16);
@@ -46,6 +50,7 @@ pub struct Pools {
     places: Places,
     counts: Counts,
     outliers: Outliers,
+    zones: Zones,
     /// Backends that have gone down and whose flows are to be cut.
     downed: Vec<(Addr, u16)>,
     /// What the workers have.
@@ -62,6 +67,8 @@ struct Standing {
     /// Those of them that nobody in is well.
     hopeless: BTreeSet<String>,
     services_drained: Vec<ServiceId>,
+    /// By pool.
+    groups: Vec<[GroupState; PRIORITIES]>,
     /// By split and pool: its share, 0 where nobody can serve it while another pool can.
     splits: Vec<Vec<u16>>,
 }
@@ -78,6 +85,7 @@ impl Pools {
             places: Places::default(),
             counts: Counts::default(),
             outliers: Outliers::default(),
+            zones: Zones::default(),
             downed: Vec::new(),
             applied: Standing::default(),
         };
@@ -98,6 +106,7 @@ impl Pools {
         self.prober.set_config(config);
         self.scraper.set_config(config);
         self.outliers.set_config(config);
+        self.zones.set_config(config);
         let known: BTreeSet<BackendKey> =
             all(config).map(|(pool, backend)| key(pool, backend)).collect();
         self.told.retain(|key, _| known.contains(key));
@@ -157,6 +166,11 @@ impl Pools {
         self.applied.weights.get(pool).and_then(|w| w.get(backend)).copied().unwrap_or(0)
     }
 
+    /// How a pool's groups stand, by priority.
+    pub fn groups(&self, pool: usize) -> [GroupState; PRIORITIES] {
+        self.applied.groups.get(pool).copied().unwrap_or_default()
+    }
+
     /// Whether a service's new flows go to backends that are known to be well: to so many of a
     /// pool's that have a weight, and to one at least. Of a split, one pool is enough: it gets what
     /// is for the others.
@@ -208,6 +222,9 @@ impl Pools {
                 backend.weight = *weight;
             }
         }
+        for (pool, groups) in spec.pools.iter_mut().zip(&self.applied.groups) {
+            pool.groups = *groups;
+        }
         for (split, weights) in spec.splits.iter_mut().zip(&self.applied.splits) {
             for ((_, weight), now) in split.parts.iter_mut().zip(weights) {
                 *weight = *now;
@@ -219,7 +236,7 @@ impl Pools {
         tables
     }
 
-    fn standing(&self, now: Nanos, config: &Config) -> Standing {
+    fn standing(&mut self, now: Nanos, config: &Config) -> Standing {
         let mut standing = Standing::default();
         for (i, pool) in config.forward.pools.iter().enumerate() {
             let health = config.health.get(i);
@@ -243,6 +260,15 @@ impl Pools {
                 standing.panicking.insert(pool.name.clone());
             }
             standing.weights.push(self.weights(pool, &shares));
+            let well = pool.backends.iter().zip(&shares);
+            let well =
+                well.map(|(b, share)| if self.drained.backend(pool, b) { 0 } else { *share });
+            let well: Vec<u32> = well.collect();
+            // Where all get flows, nobody is to be spared.
+            standing.groups.push(match standing.panicking.contains(&pool.name) {
+                true => Default::default(),
+                false => self.zones.groups(now, pool, &well),
+            });
         }
         let services = config.forward.services.iter();
         let drained = services.filter(|s| self.drained.service(&s.name));

@@ -181,6 +181,36 @@ fn a_split_leaves_out_pools_that_nobody_is_well_in() {
 }
 
 #[test]
+fn flows_stay_in_the_zone_for_as_long_as_it_can_serve_them() {
+    in_runtime(|| {
+        let mut text = text(0).replace("slow_start = \"10s\"", "").replacen(
+            "[port.p]",
+            "[appliance]\nzone = \"north\"\n[port.p]",
+            1,
+        );
+        for (i, zone) in ["north", "north", "south", "south"].iter().enumerate() {
+            let name = format!("name = \"b{}\"\n", i + 1);
+            text = text.replace(&name, &format!("{name}zone = \"{zone}\"\n"));
+        }
+        let mut w = World::new(&text);
+        let spills = |w: &mut World, secs| {
+            w.weights(secs);
+            w.pools.groups(0)[0].spills_percent
+        };
+        assert_eq!(spills(&mut w, 0), 0);
+        w.check(1, 1, false);
+        assert_eq!(spills(&mut w, 1), 5, "2 of 2.1");
+        w.pools.drained.set(&backend("b2"), true);
+        assert_eq!(spills(&mut w, 1), 100);
+        w.pools.drained.set(&backend("b2"), false);
+        w.check(2, 1, true);
+        assert_eq!((spills(&mut w, 2), spills(&mut w, 11), spills(&mut w, 12)), (100, 100, 0));
+        (1..=4).for_each(|b| w.check(13, b, false));
+        assert_eq!(spills(&mut w, 13), 0, "nobody is well anywhere");
+    });
+}
+
+#[test]
 fn pools_services_and_all_can_be_drained() {
     in_runtime(|| {
         let mut w = World::new(&text(0));

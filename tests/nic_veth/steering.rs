@@ -255,10 +255,61 @@ fn a_silent_worker_is_bypassed() {
     });
 }
 
+const FLOWS: u16 = 10_000;
+
+/// Sends a packet of each of many flows; the ports at an offset in those that were steered to us.
+fn steered(
+    a: &mut Side,
+    b: &mut Side,
+    packet: &dyn Fn(u16) -> Vec<u8>,
+    port_at: usize,
+) -> Vec<u16> {
+    let mut ports = Vec::new();
+    let mut take = |a: &mut Side, limit| {
+        let got = a.receive_for(0, 250, limit);
+        ports.extend(got.iter().map(|p| u16::from_be_bytes([p[port_at], p[port_at + 1]])));
+        !got.is_empty()
+    };
+    for from in (0..FLOWS).step_by(250) {
+        b.send(0, &(from..from + 250).map(packet).collect::<Vec<_>>());
+        take(a, Duration::from_millis(10));
+    }
+    while take(a, Duration::from_millis(200)) {}
+    ports.sort_unstable();
+    ports
+}
+
+/// From share to share: both directions of a flow are on the same side, and a larger share has the
+/// flows of a smaller one.
+#[test]
+fn a_change_of_the_canary_share_moves_only_the_flows_that_it_must() {
+    with_veth(1, || {
+        let mut a = Side::open("v0", 1, AttachMode::Native);
+        let mut b = Side::open("v1", 1, AttachMode::Native);
+        let client = |i: u16| (CLIENT.0, 1024 + i);
+        let limit = Duration::from_secs(60);
+        a.nic.steer.set_config(limit, OnFailure::Pass, SHARE_ALL as u16).expect("config");
+        let mut before: Vec<u16> = Vec::new();
+        for percent in [0, 5, 50, 100] {
+            a.nic.steer.set_vips(&[endpoint(VIP, 6, percent * 100)]).expect("vips");
+            a.nic.steer.set_returns(&[endpoint(BACKEND, 6, percent * 100)]).expect("returns");
+            let asked = steered(&mut a, &mut b, &|i| tcp(client(i), VIP), 34);
+            let answered = steered(&mut a, &mut b, &|i| tcp(BACKEND, client(i)), 36);
+            assert_eq!(asked, answered, "{percent} %: another share answered than asked");
+            let wanted = usize::from(FLOWS) * percent as usize / 100;
+            println!("{percent} %: {} of {FLOWS} flows", asked.len());
+            assert!(asked.len().abs_diff(wanted) <= usize::from(FLOWS) / 100, "{percent} %");
+            assert!(before.iter().all(|flow| asked.binary_search(flow).is_ok()), "{percent} %");
+            before = asked;
+        }
+        a.close();
+        b.close();
+    });
+}
+
 /// The share of 10,000 flows, as sent by their clients, and as answered.
 #[test]
 fn the_canary_share_is_met_in_both_directions() {
-    const FLOWS: u16 = 10_000;
     const SHARE: u32 = 2_500;
     with_veth(1, || {
         let mut a = Side::open("v0", 1, AttachMode::Native);
@@ -271,26 +322,16 @@ fn the_canary_share_is_met_in_both_directions() {
         steer.set_transit(&transit).expect("transit");
         steer.set_config(Duration::from_secs(60), OnFailure::Pass, SHARE as u16).expect("config");
         let client = |i: u16| (CLIENT.0, 1024 + i);
-        let mut steered = |packet: &dyn Fn(u16) -> Vec<u8>, port_at: usize| -> Vec<u16> {
-            let mut ports = Vec::new();
-            for from in (0..FLOWS).step_by(250) {
-                b.send(0, &(from..from + 250).map(packet).collect::<Vec<_>>());
-                let got = a.receive_for(0, 250, Duration::from_millis(10));
-                ports.extend(got.iter().map(|p| u16::from_be_bytes([p[port_at], p[port_at + 1]])));
-            }
-            ports.sort_unstable();
-            ports
-        };
         let in_a_point = |n: usize| n.abs_diff(usize::from(FLOWS) / 4) <= usize::from(FLOWS) / 100;
 
-        let asked = steered(&|i| tcp(client(i), VIP), 34);
+        let asked = steered(&mut a, &mut b, &|i| tcp(client(i), VIP), 34);
         assert!(in_a_point(asked.len()), "{} of {FLOWS}", asked.len());
-        let answered = steered(&|i| tcp(BACKEND, client(i)), 36);
+        let answered = steered(&mut a, &mut b, &|i| tcp(BACKEND, client(i)), 36);
         assert_eq!(asked, answered, "DNAT: another share answered than asked");
 
-        let there = steered(&|i| udp(client(i), far), 34);
+        let there = steered(&mut a, &mut b, &|i| udp(client(i), far), 34);
         assert!(in_a_point(there.len()), "{} of {FLOWS}", there.len());
-        let back = steered(&|i| udp(far, client(i)), 36);
+        let back = steered(&mut a, &mut b, &|i| udp(far, client(i)), 36);
         assert_eq!(there, back, "transit: the directions differ");
         a.close();
         b.close();

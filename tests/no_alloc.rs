@@ -25,8 +25,12 @@ use tidegate::packet::build::{
     ChecksumFill, IcmpSpec, TcpSpec, UdpSpec, icmp_packet, tcp_packet, udp_packet,
 };
 use tidegate::packet::tcp::flag;
-use tidegate::packet::{ClassId, DropReason, PacketMeta, ParseOptions, PortId, ipv4, parse, tcp};
-use tidegate::policy::spec::{HeaderPattern, HeaderSpec, PathPattern, RuleSpec, header_names};
+use tidegate::packet::{
+    ClassId, CopyTo, DropReason, PacketMeta, ParseOptions, PortId, ipv4, parse, tcp,
+};
+use tidegate::policy::spec::{
+    HeaderPattern, HeaderSpec, Mirror, PathPattern, RuleSpec, header_names,
+};
 use tidegate::qos::dscp::Remap;
 use tidegate::qos::meter::{MeterSpec, Second};
 use tidegate::qos::meters::{Action, ClassMeterSpec, MeteringSpec};
@@ -36,10 +40,7 @@ use tidegate::worker::WorkerCommand;
 use tidegate::worker::command::FlowList;
 
 use quic_support::{Initial, V1, crypto};
-use world::{
-    CLIENTS, Family, SERVER_PORTS, SERVERS, TCP_PORT, UDP_PORT, box_mac, inspect, setup, stages,
-    timing,
-};
+use world::*;
 
 thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
@@ -205,12 +206,12 @@ fn first_words(i: u16) -> Vec<u8> {
 fn rules() -> Vec<RuleSpec> {
     let path = |text| vec![PathPattern::new(text).expect(text)];
     let header = HeaderSpec { name: "x-tenant".into(), values: vec![HeaderPattern::Any] };
-    let class = ClassId(1);
+    let (class, mirror) = (ClassId(1), Some(Mirror { to: CopyTo::Port(SERVERS), share: 9_000 }));
     vec![
         RuleSpec { path: path("/admin/*"), class: ClassId::RESET, ..RuleSpec::default() },
         RuleSpec { bytes_over: Some(4_000), class, mark: Some(8), ..RuleSpec::default() },
         RuleSpec { header: vec![header], class, tenant: Some(3), ..RuleSpec::default() },
-        RuleSpec { path: path("/v1/{x}"), class, mirror: Some(SERVERS), ..RuleSpec::default() },
+        RuleSpec { path: path("/v1/{x}"), class, mirror, ..RuleSpec::default() },
         RuleSpec { port: vec![TCP_PORT], class, mark: Some(46), ..RuleSpec::default() },
     ]
 }
@@ -346,12 +347,11 @@ fn metering() -> MeteringSpec {
 /// Runs a pipeline for a family and returns what was counted.
 fn run(pipeline: &[StageSpec], family: Family, routed: bool) -> Counters {
     let mut setup = setup(Seed(11), family, ForwardMode::Nat);
-    setup.pipeline = stages(pipeline);
-    setup.rules = rules();
+    (setup.pipeline, setup.rules) = (stages(pipeline), rules());
     (setup.workers, setup.spread) = (2, Spread::Random);
     (setup.qos, setup.metering) = (vec![qos(0), qos(1)], metering());
-    setup.flows_max = 512;
-    setup.half_open_max = 128;
+    share_out(&mut setup.forward);
+    (setup.flows_max, setup.half_open_max) = (512, 128);
     // One server's address is never found out.
     setup.resolve_after = Duration::from_nanos(1);
     setup.neighbours.pop();

@@ -115,14 +115,20 @@ fn requests_choose_the_class_of_their_connection() {
 }
 
 /// A third link of the appliance's, and who listens there.
-fn monitor(net: &Net) -> (Namespace, Process) {
+fn monitor(net: &Net, in_gre: bool) -> (Namespace, Process) {
     let monitor = Namespace::new("monitor").expect("namespace");
-    let a = VethEnd { namespace: &net.appliance, name: "mon", addresses: &[] };
-    let b = VethEnd { namespace: &monitor, name: "mon0", addresses: &[] };
+    let a = VethEnd { namespace: &net.appliance, name: "mon", addresses: &["10.0.3.1/24"] };
+    let b = VethEnd { namespace: &monitor, name: "mon0", addresses: &["10.0.3.2/24"] };
     Veth { a, b, queues: 1, wire_like: true }.create().expect("veth");
+    if in_gre {
+        // Room for the headers around whole packets.
+        net.appliance.ip("link set mon mtu 1600").expect("ip");
+        monitor.ip("link set mon0 mtu 1600").expect("ip");
+    }
+    let filter = if in_gre { "ip proto 47" } else { "tcp" };
     let file = net.path("copies.pcap");
     let mut command = Command::new("tcpdump");
-    command.args(["-i", "mon0", "-B", "16384", "-U", "-Z", "root", "-w"]).arg(&file).arg("tcp");
+    command.args(["-i", "mon0", "-B", "16384", "-U", "-Z", "root", "-w"]).arg(&file).arg(filter);
     let tcpdump = monitor.spawn(command).expect("tcpdump");
     // The file's own header is written when the capture has begun.
     let begun = || fs::metadata(&file).is_ok_and(|m| m.len() >= 24);
@@ -134,18 +140,28 @@ fn monitor(net: &Net) -> (Namespace, Process) {
 /// sees nothing.
 #[test]
 fn copies_of_a_connection_go_to_a_monitor() {
+    copies_are_seen("mon", "mon", false);
+}
+
+/// The same in GRE, through which `inspect` looks.
+#[test]
+fn copies_of_a_connection_go_to_a_collector() {
+    copies_are_seen("far", "10.0.3.2", true);
+}
+
+fn copies_are_seen(mirror: &str, shown: &str, in_gre: bool) {
     let net = Net::new(1);
     let _nginx = net.start_nginx();
-    let (_monitor, mut tcpdump) = monitor(&net);
+    let (_monitor, mut tcpdump) = monitor(&net, in_gre);
     let _edge = net.start(
         &(net.config_head("llm-edge", "")
-            + "[port.mon]\ninterface = \"mon\"\n"
+            + "[port.mon]\ninterface = \"mon\"\n[collector.far]\naddress = \"10.0.3.2\"\n"
             + &nat()
             + &service("web", VIP4, HTTP, "web", "nat")
             + &pool("web", SERVERS4, HTTP)
             + &service("h2c", VIP4, H2C, "h2c", "nat")
             + &pool("h2c", SERVERS4, H2C)
-            + &format!("[[rule]]\nport = {HTTP}\nmirror = \"mon\"\n")),
+            + &format!("[[rule]]\nport = {HTTP}\nmirror = \"{mirror}\"\n")),
     );
     let unseen = format!("http://{VIP4}:{H2C}/whoami");
     curl(&net, &["--http2-prior-knowledge", &unseen]).expect("served");
@@ -153,7 +169,7 @@ fn copies_of_a_connection_go_to_a_monitor() {
     let server = format!("{VIP4}:{HTTP}");
     let seen = || {
         let flow = flow(&net, &server, "/1m.bin");
-        assert_eq!(flow["mirror"], "mon", "{flow:#}");
+        assert_eq!(flow["mirror"], shown, "{flow:#}");
         let packets = |key: &str| flow[key].as_u64().unwrap_or_default();
         let counters = net.ask_json(&["show", "counters"]);
         let count = |name: &str| counters["total"][name].as_u64().unwrap_or_default();
@@ -166,6 +182,8 @@ fn copies_of_a_connection_go_to_a_monitor() {
     })
     .unwrap_or_else(|e| panic!("{e}: {:?}", seen()));
     assert!(seen().2 > 100, "hardly any copies: {:?}", seen());
+    let total = &net.ask_json(&["show", "counters"])["total"];
+    assert_eq!(total["mirror_cut"], 0, "{total:#}");
     let file = net.path("copies.pcap");
     wait_for(LIMIT, "the monitor", || fs::metadata(&file).is_ok_and(|m| m.len() > 100_000))
         .expect("copies");

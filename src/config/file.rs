@@ -42,6 +42,7 @@ pub struct FileConfig {
     pub qos: Named<FileQos>,
     pub meter: Named<FileMeter>,
     pub dscp: Named<FileTrust>,
+    pub collector: Named<FileCollector>,
     pub rule: Vec<Spanned<FileRule>>,
     pub catalogue: FileCatalogue,
     pub announce: Plain<FileAnnounce>,
@@ -384,6 +385,13 @@ pub struct FileTrust {
     pub remap: Named<Leaf<Dscp>>,
 }
 
+/// A host that copies of packets are sent to.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileCollector {
+    pub address: Noted<Addr>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileRule {
@@ -410,6 +418,7 @@ pub struct FileRule {
     pub tenant: Plain<String>,
     pub set_dscp: Noted<Dscp>,
     pub mirror: Plain<String>,
+    pub mirror_percent: Plain<f64>,
     pub drop: Plain<bool>,
     pub reset: Plain<bool>,
 }

@@ -21,6 +21,7 @@ use crate::nic::wake::Sleeper;
 use crate::nic::xsk::XskPort;
 use crate::nic::{Nic, NicError, PortMode};
 use crate::observe::SharedStats;
+use crate::packet::CopyTo;
 use crate::policy::Rules;
 use crate::qos::meters::Meters;
 use crate::worker::command::control_link;
@@ -275,11 +276,15 @@ impl Appliance {
         }
     }
 
-    /// Backends and gateways are resolved ahead of need.
+    /// Backends, collectors and gateways are resolved ahead of need.
     pub(super) fn refresh_kept(&mut self) {
         let pools = self.config.forward.pools.iter();
         let backends = pools.flat_map(|p| p.backends.iter().map(|b| b.addr));
-        let kept = kept_neighbours(&self.snapshot.routes, backends);
+        let collectors = self.config.rules.iter().filter_map(|rule| match rule.mirror?.to {
+            CopyTo::Host(host) => Some(host),
+            CopyTo::Port(_) => None,
+        });
+        let kept = kept_neighbours(&self.snapshot.routes, backends.chain(collectors));
         self.keeper.set_kept(kept);
     }
 

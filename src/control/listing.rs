@@ -13,7 +13,7 @@ use crate::base::{Addr, Nanos};
 use crate::config::Config;
 use crate::flow::{Flow, FlowKind, Note, TcpState};
 use crate::inspect::AlpnList;
-use crate::packet::{ClassId, FlowKey, PortId};
+use crate::packet::{ClassId, CopyTo, FlowKey};
 use crate::worker::WorkerCommand;
 use crate::worker::command::{FlowList, FlowRow};
 
@@ -152,12 +152,16 @@ fn seen_view(row: &FlowRow, config: &Config) -> SeenView {
         operation: operation.map(|operation| operation.name().to_owned()),
         tenant: tenant.cloned(),
         set_dscp: row.treatment.dscp,
-        mirror: row.treatment.mirror.and_then(|p| port_name(config, p)),
+        mirror: row.treatment.mirror.and_then(|to| copies_name(config, to)),
     }
 }
 
-fn port_name(config: &Config, id: PortId) -> Option<String> {
-    config.ports.iter().find(|port| port.id == id).map(|port| port.name.clone())
+/// A port's name, or a collector's address: its name may have changed since.
+fn copies_name(config: &Config, to: CopyTo) -> Option<String> {
+    match to {
+        CopyTo::Port(id) => config.ports.iter().find(|p| p.id == id).map(|p| p.name.clone()),
+        CopyTo::Host(host) => Some(host.to_string()),
+    }
 }
 
 fn kind_text(kind: FlowKind) -> &'static str {

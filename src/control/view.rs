@@ -345,7 +345,7 @@ pub struct SeenView {
     pub tenant: Option<String>,
     /// Code point that a rule has packets leave with.
     pub set_dscp: Option<u8>,
-    /// Port that a rule has copies of packets leave by.
+    /// Port that a rule has copies of packets leave by, or the host that they go to.
     pub mirror: Option<String>,
 }
 

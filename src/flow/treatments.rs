@@ -3,7 +3,7 @@
 //! What a rule says is the same for many flows, so each treatment is kept once, and a flow holds
 //! its number.
 
-use crate::packet::PortId;
+use crate::packet::CopyTo;
 
 /// Different treatments that are kept: a flow holds their number in 8 bits, of which 0 is none.
 pub const TREATMENTS_MAX: usize = u8::MAX as usize;
@@ -13,8 +13,8 @@ pub const TREATMENTS_MAX: usize = u8::MAX as usize;
 pub struct Treatment {
     /// Code point that it leaves with.
     pub dscp: Option<u8>,
-    /// Port that a copy of it leaves by.
-    pub mirror: Option<PortId>,
+    /// Where a copy of it goes.
+    pub mirror: Option<CopyTo>,
 }
 
 impl Treatment {
@@ -62,11 +62,14 @@ impl Treatments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::PortId;
 
     #[test]
     fn equal_treatments_are_kept_once_and_no_more_than_fit() {
-        let treatment =
-            |i: u16| Treatment { dscp: Some((i % 64) as u8), mirror: Some(PortId(i / 64)) };
+        let treatment = |i: u16| {
+            let mirror = Some(CopyTo::Port(PortId(i / 64)));
+            Treatment { dscp: Some((i % 64) as u8), mirror }
+        };
         let mut treatments = Treatments::default();
         assert_eq!(treatments.intern(Treatment::NONE), Some(0));
         for round in 0..2 {

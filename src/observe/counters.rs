@@ -89,8 +89,10 @@ counters! {
     backends_unwilling,
     /// Flows of QUIC whose client came back from another address, known by its connection id.
     clients_followed,
-    /// Copies of packets sent to a mirror's port.
+    /// Copies of packets sent to a mirror's port or collector.
     mirrored,
+    /// Copies of which only as much was sent as fits the way to the collector.
+    mirror_cut,
     /// Copies that were not made, because frames were scarce or the port takes no packet so large.
     mirror_missed,
     /// Flows whose packets are not treated as their rule says, because rules have said too many

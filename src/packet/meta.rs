@@ -8,6 +8,15 @@ use crate::packet::DropReason;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortId(pub u16);
 
+/// Where copies of packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CopyTo {
+    /// Out of a port, as they are.
+    Port(PortId),
+    /// To a host that collects them, in GRE.
+    Host(Addr),
+}
+
 /// A QoS class: its index in the configuration's order, the same on every port and worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassId(pub u16);

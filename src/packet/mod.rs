@@ -12,6 +12,7 @@ pub mod drop;
 pub mod eth;
 pub mod field;
 pub mod frame;
+pub mod gre;
 pub mod icmp;
 pub mod ip;
 pub mod ipv4;
@@ -27,5 +28,7 @@ pub use batch::{Batch, Packet, PacketMut, PacketRef};
 pub use checksum::complete_checksum;
 pub use drop::DropReason;
 pub use frame::{Frame, FramePool};
-pub use meta::{ClassId, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PortId, Verdict};
+pub use meta::{
+    ClassId, CopyTo, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PortId, Verdict,
+};
 pub use parse::{ParseOptions, parse};

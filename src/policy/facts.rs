@@ -3,7 +3,7 @@
 use super::spec::SIZES_MAX;
 use crate::inspect::AlpnList;
 use crate::inspect::inspector::Request;
-use crate::packet::{ClassId, FlowKey, PortId};
+use crate::packet::{ClassId, CopyTo, FlowKey};
 
 /// What is known of a flow when it is classified.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +54,8 @@ pub struct Decision {
     pub tenant: Option<u16>,
     /// Code point that packets leave with, where the rule names one.
     pub mark: Option<u8>,
-    /// Port that copies of packets leave by, where the rule names one.
-    pub mirror: Option<PortId>,
+    /// Where copies of packets go, where the rule says so.
+    pub mirror: Option<CopyTo>,
 }
 
 impl Decision {

@@ -2,7 +2,7 @@
 
 use super::catalogue::Operation;
 use crate::base::{Addr, Prefix};
-use crate::packet::{ClassId, PortId};
+use crate::packet::{ClassId, CopyTo};
 
 pub use super::paths::{PathPattern, SEGMENTS_MAX, SHAPES_MAX, shapes};
 pub use super::schedule::{Hours, TimeSpec, Weekdays, Zone};
@@ -85,8 +85,20 @@ pub struct RuleSpec {
     pub tenant: Option<u16>,
     /// Code point that packets leave with.
     pub mark: Option<u8>,
-    /// Port that copies of packets leave by.
-    pub mirror: Option<PortId>,
+    /// Copies of packets, and where they go.
+    pub mirror: Option<Mirror>,
+}
+
+/// Copies of some flows' packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mirror {
+    pub to: CopyTo,
+    /// Share of the flows, in hundredths of a percent: 1 to [`Mirror::ALL`].
+    pub share: u16,
+}
+
+impl Mirror {
+    pub const ALL: u16 = 10_000;
 }
 
 impl RuleSpec {

@@ -7,7 +7,7 @@ use super::*;
 use crate::base::Prefix;
 use crate::inspect::AlpnList;
 use crate::inspect::fields::{Fields, Sink};
-use crate::packet::FlowKey;
+use crate::packet::{CopyTo, FlowKey, PortId};
 
 fn exact(name: &str) -> NamePattern {
     NamePattern::Exact(name.to_owned())
@@ -438,5 +438,28 @@ proptest! {
             let want = covering.rev().max_by_key(|(_, p)| p.len()).map_or(NONE, |(i, _)| i as u32);
             prop_assert_eq!(compiled.find(addr), want, "{}", addr);
         }
+    }
+}
+
+#[test]
+fn a_share_of_the_flows_is_copied_and_a_larger_one_has_them_too() {
+    const TO: CopyTo = CopyTo::Port(PortId(1));
+    let copied = |share: u16| -> Vec<u16> {
+        let mirror = Some(Mirror { to: TO, share });
+        let rules = Rules::compile(&[RuleSpec { mirror, ..RuleSpec::default() }]);
+        let is_copied = |sport: &u16| {
+            let key = FlowKey { sport: *sport, ..key("198.51.100.7", "203.0.113.1", 443) };
+            let decision = rules.decide(&Facts::of(&key, 0));
+            assert_eq!(decision.rule, Some(0), "the rule holds for all");
+            decision.mirror == Some(TO)
+        };
+        (20_000..30_000).filter(is_copied).collect()
+    };
+    let shares = [1, 500, 5_000, Mirror::ALL].map(copied);
+    for (flows, wanted) in shares.iter().zip([1, 500, 5_000, 10_000usize]) {
+        assert!(flows.len().abs_diff(wanted) <= 100, "{} of {wanted}", flows.len());
+    }
+    for larger in shares.windows(2) {
+        assert!(larger[0].iter().all(|flow| larger[1].contains(flow)));
     }
 }

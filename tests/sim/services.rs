@@ -10,7 +10,7 @@ use tidegate::sim::{LinkSpec, Machine};
 
 use crate::world::{
     Family, MODES, SERVER_PORTS, add_clients, add_source, finish, for_seeds, inspect, no_damage,
-    serve_all, setup, stages, timing, world, world_between,
+    serve_all, setup, share_out, stages, timing, world, world_between,
 };
 
 const SEEDS: u64 = 12;
@@ -43,6 +43,20 @@ fn dnat_over_bad_links() {
 #[test]
 fn dsr_over_bad_links() {
     everyone_is_served(ForwardMode::Dsr, &[StageSpec::Balance]);
+}
+
+#[test]
+fn pools_with_shares_zones_and_a_group_that_waits() {
+    let family = Family::V4;
+    for_seeds(SEEDS / 2, |seed| {
+        let mut setup = setup(seed, family, ForwardMode::Nat);
+        share_out(&mut setup.forward);
+        let mut net = world(setup, family, ForwardMode::Nat, LinkSpec::bad(3.0, DELAY));
+        add_clients(&mut net, family, family.vip(), 443, 12);
+        serve_all(&mut net);
+        let counters = finish(net);
+        assert!(counters.flows_opened >= 12, "{counters:?}");
+    });
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tidegate::base::hash::Rng;
 use tidegate::base::{Addr, Nanos, Prefix, Seed};
 use tidegate::forward::spec::{
-    BackendId, BackendSpec, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec, ServiceId,
-    ServiceSpec,
+    BackendId, BackendSpec, Balance, ForwardMode, ForwardSpec, NatSpec, PoolId, PoolSpec,
+    ServiceId, ServiceSpec, SplitSpec,
 };
 use tidegate::forward::{PortLink, RouteKind, RouteSpec};
 use tidegate::graph::spec::{PipelineSpec, StageSpec};
@@ -156,6 +156,24 @@ fn forward(family: Family, mode: ForwardMode) -> ForwardSpec {
         nat: Some(NatSpec { addresses: vec![family.nat()], port_first: 20_000, port_last: 29_999 }),
         ..ForwardSpec::default()
     }
+}
+
+/// Has the TCP service choose by all that there is: two pools with shares, a zone that spills, a
+/// group that waits for its flows.
+pub fn share_out(forward: &mut ForwardSpec) {
+    for (pool, balance) in
+        forward.pools.iter_mut().zip([Balance::LeastConnections, Balance::RoundRobin])
+    {
+        pool.balance = balance;
+        pool.backends[1].is_away = true;
+        pool.backends[2].priority = 1;
+        pool.groups[0].spills_percent = 40;
+    }
+    let mut third = PoolSpec { id: PoolId(2), name: "p2".into(), ..forward.pools[0].clone() };
+    (third.balance, third.groups[0].waits) = (Balance::Maglev, true);
+    forward.pools.push(third);
+    forward.splits = vec![SplitSpec { parts: vec![(PoolId(0), 7), (PoolId(2), 3)] }];
+    forward.services[0].pool = PoolId(3);
 }
 
 fn link(id: PortId, net: &str) -> PortLink {

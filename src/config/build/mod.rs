@@ -11,6 +11,7 @@ mod forward;
 mod health;
 mod leaf;
 mod meters;
+mod mirror;
 mod outliers;
 mod ports;
 mod qos;

@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 use toml::Spanned;
 
 use super::classes::{CLASSES_MAX, Classes};
+use super::mirror::Targets;
 use super::rule::{conditions, ending};
-use super::{Build, id16, index};
+use super::{Build, id16};
 use crate::base::diag::advice;
 use crate::base::tomlfile::ROOT;
 use crate::config::file::{FileConfig, FileRule};
@@ -14,7 +15,8 @@ use crate::nic::spec::PortSpec;
 use crate::packet::ClassId;
 use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::{
-    HEADERS_MAX, OUTCOMES_MAX, RuleSpec, SHAPES_MAX, SIZES_MAX, TIMES_MAX, header_names, shapes,
+    HEADERS_MAX, Mirror, OUTCOMES_MAX, RuleSpec, SHAPES_MAX, SIZES_MAX, TIMES_MAX, header_names,
+    shapes,
 };
 
 const RULES_MAX: usize = 65_000;
@@ -39,7 +41,7 @@ pub fn rules(
     }
     // Without a class tree a class is only a name to count under, so rules may make them up.
     let free_names = file.qos.0.is_empty() && !b.faulty.contains(&ROOT, "qos");
-    let known_ports = index(&file.port.0);
+    let copies = Targets::new(b, file, ports);
     let mut names: HashMap<String, u32> = HashMap::new();
     let mut tenants = Tenants::default();
     let mut catch_all: Option<String> = None;
@@ -53,8 +55,7 @@ pub fn rules(
             None => class(b, table, &mut classes, free_names),
         };
         spec.tenant = r.tenant.as_ref().map(|tenant| tenants.number(b, tenant));
-        let mirror = r.mirror.as_ref().and_then(|port| b.resolve("port", port, &known_ports));
-        spec.mirror = mirror.and_then(|i| ports.get(i)).map(|p| p.id);
+        spec.mirror = copies.mirror(b, r);
         spec.mark = r.set_dscp.as_ref().map(|dscp| dscp.get_ref().0.0);
         if let Some(line) = names.insert(spec.name.clone(), b.line(&table.span())) {
             let place = r.name.as_ref().map_or(table.span(), Spanned::span);
@@ -143,7 +144,13 @@ fn check_limits(b: &mut Build<'_>, file: &FileConfig, specs: &[RuleSpec]) {
     };
     let outcomes = |specs: &[RuleSpec]| {
         let grown = specs.iter().filter(|s| s.bytes_over.is_some());
-        let outcomes = grown.map(|s| (s.bytes_over, s.class, s.mark, s.mirror, s.tenant));
+        // Flows that are not among the share have one of their own.
+        let outcomes = grown.flat_map(|s| {
+            let of = |mirror| (s.bytes_over, s.class, s.mark, mirror, s.tenant);
+            let to = s.mirror.map(|mirror| mirror.to);
+            let all = s.mirror.is_none_or(|mirror| mirror.share == Mirror::ALL);
+            [of(to), if all { of(to) } else { of(None) }]
+        });
         outcomes.collect::<HashSet<_>>().len() <= OUTCOMES_MAX
     };
     let paths = |specs: &[RuleSpec]| shapes(specs.iter().flat_map(|s| &s.path)).len() <= SHAPES_MAX;

@@ -103,7 +103,7 @@ fn service(
             proto,
             pool: PoolId::default(),
             mode,
-            canary_share: canary(b, &s.canary_percent),
+            canary_share: hundredths(b, &s.canary_percent),
             idle_established: b.within(&s.idle_timeout, IDLE_MIN..=IDLE_MAX, idle_default, show),
             delay,
             rule_pools: Vec::new(),
@@ -125,8 +125,8 @@ pub fn check_unicast(b: &mut Build<'_>, addr: Addr, span: &Range<usize>) {
     }
 }
 
-/// Percent to hundredths of a percent.
-fn canary(b: &mut Build<'_>, given: &Option<Spanned<f64>>) -> u16 {
+/// Percent to hundredths of a percent; all where none is given.
+pub fn hundredths(b: &mut Build<'_>, given: &Option<Spanned<f64>>) -> u16 {
     const ALL: u16 = 10_000;
     let Some(given) = given else { return ALL };
     let percent = *given.get_ref();

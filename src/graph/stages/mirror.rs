@@ -1,12 +1,15 @@
-//! Copies of packets that leave by a port of their own: `mirror` of rules.
+//! Copies of packets that leave by a port of their own, or in GRE to a host that collects them:
+//! `mirror` of rules.
 //!
 //! A copy is what the client's side sees: a client's packet as it came, a server's as it goes on to
 //! the client. What becomes of the packet itself does not depend on it.
 
+use crate::base::Addr;
 use crate::graph::{COPIES_MAX, Cx};
+use crate::packet::gre::Envelope;
 use crate::packet::{
-    Batch, ClassId, Direction, Packet, PacketFlags, PacketMeta, PacketMut, PortId, Verdict,
-    complete_checksum,
+    Batch, ClassId, CopyTo, Direction, Packet, PacketFlags, PacketMeta, PacketMut, PortId, Verdict,
+    complete_checksum, eth,
 };
 
 /// Copies are made only while more than this part of the worker's frames is free: a port that
@@ -14,9 +17,9 @@ use crate::packet::{
 const FREE_PART: usize = 2;
 
 /// Has a packet copied: at once, or as it leaves where it is a server's.
-pub(super) fn mirror(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, port: PortId) {
+pub(super) fn mirror(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, to: CopyTo) {
     match packet.meta.direction {
-        Direction::Forward => copy(cx, packet.frame.bytes(cx.arena), packet.meta, port),
+        Direction::Forward => copy(cx, packet.frame.bytes(cx.arena), packet.meta, to),
         Direction::Reply => {
             packet.meta.flags.set(PacketFlags::MIRRORED);
             cx.copies.later = true;
@@ -46,26 +49,39 @@ fn copy_leaving(cx: &mut Cx<'_>, batch: &mut Batch) {
         }
         let treatment = cx.flows.steps().treatments.get(cx.flows.get(meta.flow).treatment);
         // Who gets the packet itself gets no copy.
-        if let Some(port) = treatment.mirror.filter(|port| *port != meta.out_port) {
-            copy(cx, frame.bytes(cx.arena), meta, port);
+        let own = CopyTo::Port(meta.out_port);
+        if let Some(to) = treatment.mirror.filter(|to| *to != own) {
+            copy(cx, frame.bytes(cx.arena), meta, to);
         }
     }
 }
 
-fn copy(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, port: PortId) {
-    // Sent back to where it came from it might come again.
-    let is_elsewhere = port != meta.in_port;
-    let fits = cx.snapshot.routes.egress(port).is_some_and(|egress| {
-        usize::from(meta.end) <= usize::from(egress.mtu) + usize::from(meta.l3)
-    });
+fn copy(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, to: CopyTo) {
     let is_rich = cx.pool.available() > cx.pool.owned() / FREE_PART;
     let has_room = cx.copies.packets.len() < COPIES_MAX;
-    let frame =
-        if is_elsewhere && fits && is_rich && has_room { cx.pool.take_with(bytes) } else { None };
-    let Some(mut frame) = frame else {
-        cx.counters.mirror_missed += 1;
-        return;
+    let made = match to {
+        _ if !(is_rich && has_room) => None,
+        CopyTo::Port(port) => as_it_is(cx, bytes, meta, port),
+        CopyTo::Host(host) => in_gre(cx, bytes, meta, host),
     };
+    match made {
+        Some(packet) => {
+            cx.counters.mirrored += 1;
+            cx.copies.packets.push(packet);
+        }
+        None => cx.counters.mirror_missed += 1,
+    }
+}
+
+/// A copy for a port.
+fn as_it_is(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, port: PortId) -> Option<Packet> {
+    // Sent back to where it came from it might come again.
+    let is_elsewhere = port != meta.in_port;
+    let egress = cx.snapshot.routes.egress(port).filter(|_| is_elsewhere)?;
+    if usize::from(meta.end) > usize::from(egress.mtu) + usize::from(meta.l3) {
+        return None;
+    }
+    let mut frame = cx.pool.take_with(bytes)?;
     // Among the port's own packets copies have no class: its default takes them.
     let mut meta = PacketMeta {
         class: ClassId::UNSET,
@@ -73,11 +89,41 @@ fn copy(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, port: PortId) {
         verdict: Verdict::Output,
         ..meta.clone()
     };
-    if meta.flags.has(PacketFlags::PARTIAL_CHECKSUM) {
-        complete_checksum(frame.bytes_mut(cx.arena), &mut meta);
+    complete_checksum(frame.bytes_mut(cx.arena), &mut meta);
+    Some(Packet { frame, meta })
+}
+
+/// A copy for a host, the whole frame or as much as fits the way there: none where that is not
+/// known, neighbour included.
+fn in_gre(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, host: Addr) -> Option<Packet> {
+    let routes = &cx.snapshot.routes;
+    let way = routes.resolve(host, &meta.key).ok()?;
+    let envelope = Envelope {
+        source: routes.own_address(way.port, host.is_v4())?,
+        destination: host,
+        source_mac: routes.egress(way.port)?.mac,
+        destination_mac: way.mac?,
+    };
+    let mut frame = cx.pool.take_with(bytes)?;
+    complete_checksum(frame.bytes_mut(cx.arena), &mut meta.clone());
+    let room = envelope.room(way.mtu);
+    cx.counters.mirror_cut += u64::from(bytes.len() > room);
+    frame.truncate(room);
+    if !frame.push_front(envelope.len()) {
+        cx.pool.put(frame);
+        return None;
     }
-    cx.counters.mirrored += 1;
-    cx.copies.packets.push(Packet { frame, meta });
+    envelope.emit(frame.bytes_mut(cx.arena));
+    let meta = PacketMeta {
+        hash: meta.hash,
+        in_port: meta.in_port,
+        out_port: way.port,
+        verdict: Verdict::Output,
+        l3: eth::HEADER_LEN as u16,
+        end: frame.len() as u16,
+        ..PacketMeta::default()
+    };
+    Some(Packet { frame, meta })
 }
 
 #[cfg(test)]
@@ -93,7 +139,7 @@ mod tests {
     use crate::graph::stages::rig::*;
     use crate::packet::tcp::flag::{ACK, SYN};
     use crate::policy::Rules;
-    use crate::policy::spec::RuleSpec;
+    use crate::policy::spec::{Mirror, RuleSpec};
 
     /// As in a pipeline.
     struct Whole(Balance);
@@ -106,9 +152,10 @@ mod tests {
         }
     }
 
-    fn rig(to: PortId) -> (Rig, Whole) {
+    fn rig(to: CopyTo) -> (Rig, Whole) {
         let mut rig = Rig::new(FlowLimits { flows_max: 64, half_open_max: 16 });
-        let rule = RuleSpec { mirror: Some(to), mark: Some(46), ..RuleSpec::default() };
+        let mirror = Some(Mirror { to, share: Mirror::ALL });
+        let rule = RuleSpec { mirror, mark: Some(46), ..RuleSpec::default() };
         rig.snapshot.rules = Arc::new(Rules::compile(&[rule]));
         (rig, Whole(Balance::new()))
     }
@@ -121,7 +168,7 @@ mod tests {
     #[test]
     fn copies_show_the_clients_side() {
         for family in [&V4, &V6] {
-            let (mut rig, mut whole) = rig(MONITOR_PORT);
+            let (mut rig, mut whole) = rig(CopyTo::Port(MONITOR_PORT));
             let sent = Shape::syn().between(family.client, (family.vip, dnat()));
             let out = rig.run(&mut whole, sent.clone());
             assert_eq!((out.meta.out_port, out.meta.dscp()), (BACKEND_PORT, 46));
@@ -144,27 +191,61 @@ mod tests {
     fn what_must_not_be_copied_is_not_and_is_counted() {
         let syn = || Shape::syn().between(V4.client, (V4.vip, dnat()));
         for (to, missed) in [(CLIENT_PORT, 1), (PortId(9), 1), (MONITOR_PORT, 0)] {
-            let (mut rig, mut whole) = rig(to);
+            let (mut rig, mut whole) = rig(CopyTo::Port(to));
             assert_eq!(rig.run(&mut whole, syn()).verdict, Verdict::Output);
             assert_eq!(rig.copied().len() as u64, 1 - missed, "{to:?}");
             assert_eq!(rig.counters.mirror_missed, missed, "{to:?}");
         }
         // The server's answers leave by the client's port, who would get them twice.
-        let (mut rig, mut whole) = rig(CLIENT_PORT);
+        let (mut rig, mut whole) = rig(CopyTo::Port(CLIENT_PORT));
         rig.run(&mut whole, syn());
         let answer = Shape::tcp(SYN | ACK).at_backend();
         rig.run(&mut whole, answer.between(V4.backend, V4.client));
         assert!(rig.copied().is_empty());
         // Larger than the monitor's link takes.
-        let (mut rig, mut whole) = self::rig(MONITOR_PORT);
+        let (mut rig, mut whole) = self::rig(CopyTo::Port(MONITOR_PORT));
         let large = Shape { payload: 1_440, ..Shape::udp() };
         rig.run_answered(&mut whole, large.between(V4.client, (V4.vip, dnat())));
         assert_eq!((rig.copied().len(), rig.counters.mirror_missed), (0, 1));
     }
 
     #[test]
+    fn a_host_that_collects_copies_gets_them_in_gre() {
+        for family in [&V4, &V6] {
+            let host = addr(family.backend.0);
+            let (mut rig, mut whole) = rig(CopyTo::Host(host));
+            let sent = Shape::syn().between(family.client, (family.vip, dnat()));
+            let out = rig.run(&mut whole, sent.clone());
+            let answer = Shape::tcp(SYN | ACK).at_backend();
+            let answer = rig.run(&mut whole, answer.between(family.backend, family.client));
+            let copies = rig.copied();
+            assert_eq!(copies.len(), 2);
+            for (copy, inner) in copies.iter().zip([&sent, &answer.bytes]) {
+                let headers = copy.bytes.len() - inner.len();
+                assert_eq!(copy.meta.out_port, BACKEND_PORT);
+                assert_eq!(copy.bytes[..12], out.bytes[..12], "to the same neighbour");
+                assert_eq!(copy.bytes[headers - 4..headers], [0, 0, 0x65, 0x58]);
+                assert!(copy.bytes[headers..] == **inner, "as the client's side sees it");
+                assert_eq!(usize::from(copy.meta.end), copy.bytes.len());
+            }
+            // A large one is cut to what the link takes; the packet itself is whole.
+            let large = Shape { payload: 1_440, ..Shape::udp() };
+            rig.run_answered(&mut whole, large.between(family.client, (family.vip, dnat())));
+            let copies = rig.copied();
+            assert_eq!(copies.len(), 1);
+            assert_eq!((copies[0].bytes.len(), rig.counters.mirror_cut), (1_414, 1));
+            assert_eq!((rig.counters.mirrored, rig.counters.mirror_missed), (3, 0));
+
+            let nobody = CopyTo::Host(addr(family.unresolved.0));
+            let (mut rig, mut whole) = self::rig(nobody);
+            assert_eq!(rig.run(&mut whole, sent).verdict, Verdict::Output);
+            assert_eq!((rig.copied().len(), rig.counters.mirror_missed), (0, 1));
+        }
+    }
+
+    #[test]
     fn copies_leave_half_of_the_frames_alone() {
-        let (mut rig, mut whole) = rig(MONITOR_PORT);
+        let (mut rig, mut whole) = rig(CopyTo::Port(MONITOR_PORT));
         let owned = rig.pool.owned();
         let mut kept = Vec::new();
         for _ in 0..owned {

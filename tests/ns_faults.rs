@@ -208,7 +208,8 @@ fn each_fault_is_found_and_survived() {
         let back = site.until_up(&[a, b, c]);
         site.nobody_notices(&format!("after {fault:?}"));
         println!(
-            "{fault:?}: found after {found:?}, back after {back:?}; configured: {:?} at most and {:?}",
+            "{fault:?}: found after {found:?}, back after {back:?}; configured: {:?} at \
+             most and {:?}",
             (INTERVAL + TIMEOUT) * IN_A_ROW,
             INTERVAL * IN_A_ROW,
         );

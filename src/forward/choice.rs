@@ -26,8 +26,8 @@ const ZONE_SEED: Seed = Seed(0x7a6f_6e65_732d_7631);
 #[derive(Clone, Debug)]
 pub struct PoolChoice {
     balance: Balance,
-    /// By priority, the first one first, those that wait last. Those that nobody in has a weight are
-    /// left out.
+    /// By priority, the first one first, those that wait last. Those that nobody in has a weight
+    /// are left out.
     levels: Box<[Level]>,
 }
 

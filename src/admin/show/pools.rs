@@ -65,7 +65,8 @@ fn standing(pool: &PoolView, group: &GroupView) -> String {
         (true, _) => format!("{name}: priority {priority} is well again, flows come back soon\n"),
         (_, 0) => String::new(),
         (_, percent) => format!(
-            "{name}: of new flows of priority {priority} {}% stay in zone {zone}, {percent}% spill\n",
+            "{name}: of new flows of priority {priority} {}% stay in zone {zone}, {percent}% \
+             spill\n",
             100 - percent,
         ),
     }

@@ -2,8 +2,8 @@
 //! has them: less at once, more only after a while.
 //!
 //! Of a group, `H` is the weight of the backends in the appliance's zone that are well (those that
-//! have just returned count by the part that they have), and `W` that of all of them. The zone needs
-//! `need` percent of `W` to serve what is its own. So
+//! have just returned count by the part that they have), and `W` that of all of them. The zone
+//! needs `need` percent of `W` to serve what is its own. So
 //!
 //! ```text
 //! stays = min(100 %, H / (need * W))

@@ -4,10 +4,13 @@
 //! no cache. So the walk that chooses a leaf is made a second time for the packet that comes
 //! [`AHEAD`] later, as if each class on the way had a packet in turn, and what that leaf will need
 //! is asked for step by step. A wrong guess costs a fetch in vain, nothing else.
+//!
+//! With few classes and many flows, a leaf has its next turn soon, with its next flow.
 
 use super::codel::Ticks;
-use super::queues::Queues;
-use super::tree::Tree;
+use super::flows::Flow;
+use super::queues::{OLD, Queues};
+use super::tree::{ROOT, Tree};
 use super::wheel::NIL;
 use crate::base::mem::prefetch;
 
@@ -18,6 +21,9 @@ const AHEAD: usize = 32;
 const FLOW_AFTER: usize = 8;
 const PACKET_AFTER: usize = 16;
 const COUNTS_AFTER: usize = 24;
+/// Packets after which what the next flow of a leaf needs is fetched, where classes are few.
+const NEXT_AFTER: usize = 4;
+const CLASSES_FEW: usize = 64;
 /// Classes, and packets with their flows, that stay in a cache of 1 MiB by themselves.
 const CLASSES_CACHED: usize = 1_280;
 const PACKETS_CACHED: u32 = 6_144;
@@ -25,34 +31,36 @@ const PACKETS_CACHED: u32 = 6_144;
 const _: () = assert!(FLOW_AFTER < PACKET_AFTER && PACKET_AFTER < COUNTS_AFTER);
 const _: () = assert!(COUNTS_AFTER < AHEAD && AHEAD.is_power_of_two());
 
-/// Leaves that are likely to have their turn soon.
+/// Who is likely to have a turn soon.
 pub(super) struct Ahead {
-    /// A ring.
-    leaves: [u32; AHEAD],
+    /// A ring of leaves; of flows, where classes are few.
+    next: [u32; AHEAD],
     at: usize,
 }
 
 impl Ahead {
-    /// `leaf`: any.
-    pub fn new(leaf: u32) -> Ahead {
-        Ahead { leaves: [leaf; AHEAD], at: 0 }
+    pub fn new() -> Ahead {
+        Ahead { next: [ROOT; AHEAD], at: 0 }
     }
 
-    /// Foresees another leaf, and fetches the next of what those foreseen will touch. To be called
-    /// once a packet.
+    /// Foresees another turn, and fetches the next of what those foreseen will touch. To be called
+    /// after each packet. `leaf`: whose it was.
     #[inline(always)]
-    pub fn look(&mut self, now: Ticks, tree: &Tree, queues: &Queues) {
+    pub fn look(&mut self, now: Ticks, leaf: u32, tree: &Tree, queues: &Queues) {
         let at = self.at;
+        self.at = at.wrapping_add(1);
+        if tree.classes.len() <= CLASSES_FEW {
+            self.next[at % AHEAD] = queues.leaves[leaf as usize].first_flow();
+            queues.prefetch_of_flow(self.next[(at + AHEAD - NEXT_AFTER) % AHEAD]);
+            return;
+        }
         if let Some(leaf) = tree.foresee(AHEAD as u32) {
             queues.prefetch_leaf(leaf);
-            self.leaves[at % AHEAD] = leaf;
+            self.next[at % AHEAD] = leaf;
         }
-        queues.prefetch_flow(self.leaves[(at + AHEAD - FLOW_AFTER) % AHEAD]);
-        queues.prefetch_packet(self.leaves[(at + AHEAD - PACKET_AFTER) % AHEAD]);
-        if tree.classes.len() > CLASSES_CACHED {
-            queues.prefetch_counts(now, self.leaves[(at + AHEAD - COUNTS_AFTER) % AHEAD]);
-        }
-        self.at = at.wrapping_add(1);
+        queues.prefetch_flow(self.next[(at + AHEAD - FLOW_AFTER) % AHEAD]);
+        queues.prefetch_packet(self.next[(at + AHEAD - PACKET_AFTER) % AHEAD]);
+        queues.prefetch_counts(now, self.next[(at + AHEAD - COUNTS_AFTER) % AHEAD]);
     }
 }
 
@@ -63,6 +71,18 @@ pub(super) fn is_in_cache(tree: &Tree, queues: &Queues) -> bool {
 }
 
 impl Queues {
+    /// Asks the cache for what a flow's next packet touches, and for the flow after it; it itself
+    /// was asked for when the one before it had its turn.
+    #[inline(always)]
+    fn prefetch_of_flow(&self, flow: u32) {
+        if flow != NIL {
+            let Flow { head, next, .. } = *self.flows.at(flow);
+            self.packets.prefetch(head);
+            self.flows.prefetch(next);
+            self.flows.prefetch_rest(flow);
+        }
+    }
+
     /// Asks the cache for what a leaf's next packet touches, in four steps.
     #[inline(always)]
     pub fn prefetch_leaf(&self, leaf: u32) {
@@ -78,7 +98,9 @@ impl Queues {
     fn prefetch_packet(&self, leaf: u32) {
         let flow = self.leaves[leaf as usize].first_flow();
         if flow != NIL {
-            self.packets.prefetch(self.flows.at(flow).head);
+            let Flow { head, next, .. } = *self.flows.at(flow);
+            self.packets.prefetch(head);
+            self.flows.prefetch(next);
         }
     }
 
@@ -89,8 +111,16 @@ impl Queues {
             return;
         }
         self.flows.prefetch_rest(flow);
-        let (head, above) = (self.flows.at(flow).head, self.flows.at(flow).above);
-        if head != NIL {
+        // Behind it the flow will stand.
+        self.flows.prefetch(self.leaves[leaf as usize].lists[OLD].tail);
+        let Flow { head, above, next, .. } = *self.flows.at(flow);
+        if head == NIL {
+            // It only has to be forgotten: the one after it has the turn.
+            if next != NIL {
+                self.packets.prefetch(self.flows.at(next).head);
+                self.flows.prefetch_rest(next);
+            }
+        } else {
             if above.is_set() {
                 // Its first packet may be dropped.
                 prefetch(&self.losses, leaf as usize);

@@ -146,10 +146,12 @@ impl Flows {
         prefetch(&self.table, (key.tag & self.mask) as usize);
     }
 
-    /// Asks the cache for the flow that is known at that place, if any.
+    /// Asks the cache for the flow that is known at that place; where there is none, for the one
+    /// behind which a new one will stand.
     #[inline(always)]
-    pub fn prefetch_known(&self, key: Key) {
-        prefetch(&self.arena, self.known(key));
+    pub fn prefetch_known(&self, key: Key, last_new: u32) {
+        let known = self.known(key);
+        prefetch(&self.arena, if known == NIL as usize { last_new as usize } else { known });
     }
 
     /// The last cell of that flow, once it is in the cache.

@@ -8,7 +8,7 @@ use super::codel::Ticks;
 use super::flows::Key;
 use super::member::Member;
 use super::packets::Note;
-use super::queues::{Exit, Queues};
+use super::queues::{Exit, NEW, Queues};
 use super::rehouse::Move;
 use super::shared::Shared;
 use super::shed::DROPS_MAX;
@@ -85,7 +85,7 @@ impl Scheduler {
             seed,
             member: None,
             now,
-            ahead: Ahead::new(default_leaf),
+            ahead: Ahead::new(),
         }
     }
 
@@ -127,8 +127,9 @@ impl Scheduler {
                 self.queues.flows.prefetch_entry(*key);
             }
             for key in &keys[..count] {
-                self.queues.flows.prefetch_known(*key);
-                if self.queues.leaves[key.leaf as usize].packets == 0 {
+                let held = &self.queues.leaves[key.leaf as usize];
+                self.queues.flows.prefetch_known(*key, held.lists[NEW].tail);
+                if held.packets == 0 {
                     self.tree.prefetch(key.leaf);
                 }
             }
@@ -265,7 +266,7 @@ impl Scheduler {
             let emptied = !self.queues.has_ready(choice.class);
             self.tree.charge(now, choice, counted, emptied);
             if looks_ahead {
-                self.ahead.look(exit.now, &self.tree, &self.queues);
+                self.ahead.look(exit.now, choice.class, &self.tree, &self.queues);
             }
             packets += 1;
             bytes += frame.len() as u64;
@@ -397,7 +398,7 @@ impl Scheduler {
         self.queues.rehouse(now, &leaves, &moves, self.seed);
         (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
         (self.ids, self.largest) = (ids, largest);
-        self.ahead = Ahead::new(default_leaf);
+        self.ahead = Ahead::new();
         if let Some(member) = &mut self.member {
             member.reconfigure(spec, &self.queues);
             return;

@@ -28,7 +28,7 @@ pub struct Ours {
 impl Ours {
     pub fn new() -> Ours {
         let wanted = Wanted::new([]).expect("no names");
-        let rooms = Rooms { target: PATH_BYTES, table: TABLE_BYTES };
+        let rooms = Rooms { target: PATH_BYTES, first_target: 0, table: TABLE_BYTES };
         let bytes = [false, true].map(bytes);
         // One flow is kept while others come and go.
         let pool = Pool::filled(wanted, rooms, 2);
@@ -100,7 +100,7 @@ fn bytes(http: bool) -> u64 {
     let before = resident_bytes();
     let slots: Vec<_> = (0..MANY).map(|_| Inspector::with_hello(false, HELLO_BYTES_MAX)).collect();
     let streams = Reassembler::new(MANY, MANY / FLOWS_PER_PAGE);
-    let rooms = Rooms { target: PATH_BYTES, table: TABLE_BYTES };
+    let rooms = Rooms { target: PATH_BYTES, first_target: 0, table: TABLE_BYTES };
     let parts = if http { MANY } else { 0 };
     let pool = Pool::filled(Wanted::new([]).expect("no names"), rooms, parts);
     let held = resident_bytes().saturating_sub(before);

@@ -3,6 +3,9 @@
 use super::entry::{Flow, NONE_U16};
 use crate::packet::{ClassId, FlowKey, FlowRef};
 
+/// Bytes of a path that are shown.
+pub const PATH_BYTES_MAX: usize = 160;
+
 /// What was seen of a flow.
 #[derive(Clone, Debug, Default)]
 pub struct Note {
@@ -32,7 +35,7 @@ pub struct Note {
     /// Of the last request.
     pub method: Text<24>,
     pub authority: Text<96>,
-    pub path: Text<160>,
+    pub path: Text<PATH_BYTES_MAX>,
 }
 
 /// What was decided about a flow's first packet, for when the flow is in the table.

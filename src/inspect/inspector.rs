@@ -5,7 +5,7 @@
 //! HTTP are large, so they come from a [`Pool`] when a connection begins as HTTP does.
 
 use super::Peek;
-use super::h2;
+use super::h2::{self, Start};
 use super::http1::{self, Next};
 use super::quic::{CryptoStream, InitialReader, Proof};
 use super::tls::{Carrier, Failure, HelloParser, Ja4, ServerHello};
@@ -353,7 +353,7 @@ impl Inspector {
             // The length of a frame that isn't huge.
             0 if self.joined => match self.http.take().or_else(|| pool.take()) {
                 Some(mut http) => {
-                    http.begin_http2(true);
+                    http.begin_http2(pool, Start::Joined);
                     self.http = Some(http);
                     self.server_http2 = Some(true);
                     Stage::Http2
@@ -391,7 +391,7 @@ impl Inspector {
         }
     }
 
-    fn http1(&mut self, pool: &Pool, bytes: &[u8], on: On<'_>) {
+    fn http1(&mut self, pool: &mut Pool, bytes: &[u8], on: On<'_>) {
         let Some(http) = &mut self.http else { return };
         let fed = http.feed_http1(Side::Client, bytes, pool.wanted(), on);
         if self.app == App::None && http.is_http() {
@@ -427,16 +427,17 @@ impl Inspector {
     }
 
     /// The client's preface was read: what follows is HTTP/2.
-    fn begin_http2(&mut self, pool: &Pool) {
+    fn begin_http2(&mut self, pool: &mut Pool) {
         let Some(http) = &mut self.http else { return };
         self.stage = Stage::Http2;
         if self.app == App::None {
             self.app = App::H2c;
+            http.begin_http2(pool, Start::Preface);
             let _ = http.feed_http2(Side::Client, h2::PREFACE, pool.wanted(), &mut |_| ());
         } else {
             self.app = App::H2cUpgrade;
             if self.server_http2 != Some(true) {
-                http.upgrade();
+                http.upgrade(pool);
                 self.server_http2 = Some(true);
             }
         }
@@ -465,6 +466,7 @@ impl Inspector {
         }
         let Some(http) = &mut self.http else { return };
         if is_http2 {
+            http.begin_http2(pool, Start::Preface);
             // Damage in the answers changes nothing about the requests.
             let _ = http.feed_http2(Side::Server, bytes, pool.wanted(), on);
             return;
@@ -472,7 +474,7 @@ impl Inspector {
         let fed = http.feed_http1(Side::Server, bytes, pool.wanted(), on);
         if fed.next == Some(Next::Http2) && self.stage == Stage::Http1 {
             self.server_http2 = Some(true);
-            http.upgrade();
+            http.upgrade(pool);
             let rest = bytes.get(fed.used..).unwrap_or_default();
             let _ = http.feed_http2(Side::Server, rest, pool.wanted(), on);
         }

@@ -123,7 +123,7 @@ impl Inspect {
         let flows = (limits.flows_max as usize).clamp(1, FLOWS_MAX);
         let wanted = Wanted::new(limits.headers.iter().map(String::as_str))
             .unwrap_or_else(|fault| panic!("header names: {fault}"));
-        let rooms = Rooms { target: fields::PATH_BYTES, table: TABLE_BYTES };
+        let rooms = Rooms { target: fields::PATH_BYTES, first_target: 0, table: TABLE_BYTES };
         let parsers = (limits.http_flows_max as usize).clamp(1, flows);
         let inspectors =
             (0..flows).map(|_| Inspector::with_hello(false, limits.hello_bytes_max)).collect();

@@ -1,6 +1,6 @@
 //! One direction: a state machine over lines and bodies, resumable at every byte.
 
-use super::{Failure, HEAD_BYTES_MAX, METHOD_BYTES_MAX, Next, Side, Switch};
+use super::{Failure, HEAD_BYTES_MAX, METHOD_BYTES_MAX, Next, Side, Switch, whole};
 use crate::inspect::fields::{Fields, NAME_BYTES_MAX, NameId, Sink, Wanted, is_blank, is_token};
 
 /// The version of a message, but for its last digit (RFC 9112, section 2.3).
@@ -53,8 +53,8 @@ pub struct Half {
     /// Trailer fields are read, and not kept.
     pub(super) in_trailers: bool,
     /// A field whose value may go on with the next line.
-    field_open: bool,
-    wanted: bool,
+    pub(super) field_open: bool,
+    pub(super) wanted: bool,
     minor_version: u8,
     /// Bytes matched of a fixed text, or digits read.
     pub(super) matched: u8,
@@ -209,8 +209,15 @@ impl Half {
             Step::Start => {
                 if self.start(part)? {
                     fields.clear();
-                    fields.begin(NameId::METHOD);
                     self.begin(Step::Method);
+                    match whole::request_line(part) {
+                        Some((line, len)) => {
+                            line.tell(fields);
+                            *part = &part[len..];
+                            (self.minor_version, self.step) = (line.minor_version, Step::LineStart);
+                        }
+                        None => fields.begin(NameId::METHOD),
+                    }
                 }
             }
             Step::Method => {
@@ -384,7 +391,7 @@ impl Half {
         fields: &mut Fields,
     ) -> Result<bool, Failure> {
         match self.step {
-            Step::LineStart => return self.line_start(part, fields),
+            Step::LineStart => return self.line_start(part, wanted, fields),
             Step::Name => {
                 let n = part.iter().position(|b| !is_token(*b)).unwrap_or(part.len());
                 self.take_name(&part[..n]);
@@ -430,8 +437,14 @@ impl Half {
         Ok(false)
     }
 
-    fn line_start(&mut self, part: &mut &[u8], fields: &mut Fields) -> Result<bool, Failure> {
-        let byte = part[0];
+    fn line_start(
+        &mut self,
+        part: &mut &[u8],
+        wanted: &Wanted,
+        fields: &mut Fields,
+    ) -> Result<bool, Failure> {
+        self.whole_fields(part, wanted, fields);
+        let Some(&byte) = part.first() else { return Ok(false) };
         if is_blank(byte) {
             // A folded line goes on with the value (RFC 9112, section 5.2); before the first
             // field it is a way to hide one (section 2.2).
@@ -445,9 +458,7 @@ impl Half {
             self.step = Step::ValueStart;
             return Ok(false);
         }
-        if std::mem::take(&mut self.field_open) && self.wanted {
-            fields.end_trimmed();
-        }
+        self.end_field(fields);
         match byte {
             b'\r' => self.step = Step::HeadLineFeed,
             b'\n' => {
@@ -462,6 +473,12 @@ impl Half {
         }
         *part = &part[1..];
         Ok(false)
+    }
+
+    pub(super) fn end_field(&mut self, fields: &mut Fields) {
+        if std::mem::take(&mut self.field_open) && self.wanted {
+            fields.end_trimmed();
+        }
     }
 
     fn take_name(&mut self, piece: &[u8]) {

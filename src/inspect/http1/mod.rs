@@ -17,6 +17,7 @@ use super::fields::{Fields, NameId, Wanted};
 mod body;
 mod framing;
 mod half;
+mod whole;
 
 use half::Half;
 

@@ -62,8 +62,10 @@ pub struct Pool {
     rooms: Rooms,
     #[allow(clippy::vec_box, reason = "a parser is lent as it is, not moved about")]
     free: Vec<Box<HttpPart>>,
-    /// How many more may be made.
-    unmade: usize,
+    #[allow(clippy::vec_box, reason = "a parser is lent as it is, not moved about")]
+    free_http2: Vec<Box<h2::Connection>>,
+    /// How many more may be made, of each.
+    unmade: [usize; 2],
     scratch: Scratch,
 }
 
@@ -72,6 +74,8 @@ pub struct Pool {
 pub struct Rooms {
     /// Of a request's target.
     pub target: usize,
+    /// Of the first request's, which is kept on.
+    pub first_target: usize,
     /// Of each direction's header table (RFC 7541, section 4.2); where a connection has a larger
     /// one, it is not followed.
     pub table: usize,
@@ -80,8 +84,8 @@ pub struct Rooms {
 impl Pool {
     /// At most `parts` parsers, made when they are needed first.
     pub fn growing(wanted: Wanted, rooms: Rooms, parts: usize) -> Pool {
-        let (free, scratch) = (Vec::with_capacity(parts), Scratch::new());
-        Pool { wanted, rooms, free, unmade: parts, scratch }
+        let (free, free_http2) = (Vec::with_capacity(parts), Vec::with_capacity(parts));
+        Pool { wanted, rooms, free, free_http2, unmade: [parts; 2], scratch: Scratch::new() }
     }
 
     /// As many, all made now.
@@ -90,12 +94,15 @@ impl Pool {
         while let Some(part) = pool.make() {
             pool.free.push(part);
         }
+        while let Some(http2) = pool.make_http2() {
+            pool.free_http2.push(http2);
+        }
         pool
     }
 
     /// All are in use.
     pub fn is_empty(&self) -> bool {
-        self.free.is_empty() && self.unmade == 0
+        self.free.is_empty() && self.unmade[0] == 0
     }
 
     pub(super) fn take(&mut self) -> Option<Box<HttpPart>> {
@@ -104,7 +111,13 @@ impl Pool {
         Some(part)
     }
 
-    pub(super) fn put(&mut self, part: Box<HttpPart>) {
+    /// Who holds a part finds one, since there are as many.
+    fn take_http2(&mut self) -> Option<Box<h2::Connection>> {
+        self.free_http2.pop().or_else(|| self.make_http2())
+    }
+
+    pub(super) fn put(&mut self, mut part: Box<HttpPart>) {
+        self.free_http2.extend(part.http2.take());
         self.free.push(part);
     }
 
@@ -118,13 +131,22 @@ impl Pool {
     }
 
     fn make(&mut self) -> Option<Box<HttpPart>> {
-        self.unmade = self.unmade.checked_sub(1)?;
-        let Rooms { target, table } = self.rooms;
+        self.unmade[0] = self.unmade[0].checked_sub(1)?;
+        let Rooms { target, first_target, .. } = self.rooms;
         Some(Box::new(HttpPart {
             http1: http1::Connection::new(&self.wanted, target),
-            http2: h2::Connection::new(&self.wanted, target, table).with_unseen_limits(),
-            first: First::new(target),
+            http2: None,
+            first: First::new(first_target),
         }))
+    }
+
+    fn make_http2(&mut self) -> Option<Box<h2::Connection>> {
+        self.unmade[1] = self.unmade[1].checked_sub(1)?;
+        let Rooms { target, table, .. } = self.rooms;
+        // Nothing is told of what servers push.
+        let fields = [target, 0].map(|path| Fields::new(&self.wanted, path));
+        let [request, response] = fields;
+        Some(Box::new(h2::Connection::with(request, response, table).with_unseen_limits()))
     }
 }
 
@@ -161,7 +183,8 @@ pub type On<'a> = &'a mut dyn FnMut(Event<'_>);
 #[derive(Debug)]
 pub(super) struct HttpPart {
     http1: http1::Connection,
-    http2: h2::Connection,
+    /// Once either side speaks it: its header tables are most of the memory.
+    http2: Option<Box<h2::Connection>>,
     first: First,
 }
 
@@ -176,7 +199,7 @@ struct First {
 }
 
 /// A value that may be absent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Text {
     bytes: Box<[u8]>,
     len: usize,
@@ -212,7 +235,8 @@ impl HttpPart {
         on: On<'_>,
     ) -> Result<(), h2::Failure> {
         let first = &mut self.first;
-        self.http2.feed(from, bytes, wanted, |event| {
+        let Some(http2) = &mut self.http2 else { return Err(h2::Failure::NotHttp2) };
+        http2.feed(from, bytes, wanted, |event| {
             let h2::Event::Headers { block, fields, .. } = event else { return };
             match block {
                 Block::Request => {
@@ -233,14 +257,25 @@ impl HttpPart {
         })
     }
 
-    /// Begins to read HTTP/2.
-    pub(super) fn begin_http2(&mut self, joined: bool) {
-        self.http2.reset(if joined { Start::Joined } else { Start::Preface });
+    /// Reads HTTP/2 from here on, unless it does already.
+    pub(super) fn begin_http2(&mut self, pool: &mut Pool, start: Start<'_>) {
+        if self.http2.is_none() {
+            self.reset_http2(pool, start);
+        }
     }
 
-    /// Begins to read HTTP/2 behind an upgrade.
-    pub(super) fn upgrade(&mut self) {
-        self.http2.reset(Start::Upgraded(self.first.settings.get().unwrap_or_default()));
+    /// Reads HTTP/2 from here on, behind an upgrade.
+    pub(super) fn upgrade(&mut self, pool: &mut Pool) {
+        let settings = std::mem::take(&mut self.first.settings);
+        self.reset_http2(pool, Start::Upgraded(settings.get().unwrap_or_default()));
+        self.first.settings = settings;
+    }
+
+    fn reset_http2(&mut self, pool: &mut Pool, start: Start<'_>) {
+        self.http2 = self.http2.take().or_else(|| pool.take_http2());
+        if let Some(http2) = &mut self.http2 {
+            http2.reset(start);
+        }
     }
 
     /// A request was read. One by a method that nobody has registered, for no host, is of some
@@ -264,7 +299,7 @@ impl HttpPart {
 
     /// Requests of HTTP/1, and of HTTP/2.
     pub(super) fn requests(&self) -> [u64; 2] {
-        [self.http1.requests(), self.http2.requests()]
+        [self.http1.requests(), self.http2.as_ref().map_or(0, |http2| http2.requests())]
     }
 
     pub(super) fn first(&self) -> Option<Request<'_>> {
@@ -279,7 +314,6 @@ impl HttpPart {
 
     fn reset(&mut self) {
         self.http1.reset();
-        self.http2.reset(Start::Preface);
         self.first.seen = false;
     }
 }

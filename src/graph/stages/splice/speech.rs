@@ -1,6 +1,7 @@
 //! What clients say before their connection gets a backend: a ClientHello, or a request.
 
 use crate::flow::Note;
+use crate::flow::notes::PATH_BYTES_MAX;
 use crate::forward::spec::BindAt;
 use crate::graph::stages::inspect::{
     TABLE_BYTES, count_app, count_failure, count_name, count_unknown, keep_request,
@@ -44,7 +45,7 @@ impl Speech {
     pub fn new(slots: usize, read_bytes_max: u32, heads: Option<&HeadLimits>) -> Speech {
         let names = heads.iter().flat_map(|h| h.headers.iter().map(String::as_str));
         let wanted = Wanted::new(names).unwrap_or_else(|fault| panic!("header names: {fault}"));
-        let rooms = Rooms { target: PATH_BYTES, table: TABLE_BYTES };
+        let rooms = Rooms { target: PATH_BYTES, first_target: PATH_BYTES_MAX, table: TABLE_BYTES };
         let parsers = heads.map_or(0, |h| (h.connections_max as usize).clamp(1, slots));
         let inspectors = if heads.is_some() { slots } else { 0 };
         Speech {

@@ -1,0 +1,156 @@
+//! OSPF with an upstream router, by BIRD and by FRR with the shipped configurations: VIPs announced,
+//! and what it tells learnt and used.
+//!
+//! The client's namespace is the upstream router: BIRD.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, service};
+use tidegate::lab::{Namespace, Process, wait_for};
+
+/// For what takes seconds on a machine of its own.
+const SOON: Duration = Duration::from_secs(90);
+/// Behind the upstream router, from some time on.
+const NEWS: [(&str, &str); 2] = [("198.51.100.1", "32"), ("2001:db8:99::1", "128")];
+
+const UPSTREAM: &str = "
+router id 10.0.1.2;
+protocol device { scan time 1; }
+protocol direct { ipv4; ipv6; interface \"lo\"; }
+protocol kernel { ipv4 { import none; export where source != RTS_DEVICE; }; }
+protocol kernel { ipv6 { import none; export where source != RTS_DEVICE; }; }
+protocol ospf v2 ospf4 {
+    ipv4 { import all; export where source = RTS_DEVICE; };
+    area 0 { interface \"wan0\" { type ptp; hello 1; dead 4; }; };
+}
+protocol ospf v3 ospf6 {
+    ipv6 { import all; export where source = RTS_DEVICE; };
+    area 0 { interface \"wan0\" { type ptp; hello 1; dead 4; }; };
+}
+";
+
+const PIPELINE: &str = "
+name = \"balance-and-route\"
+description = \"Balances services, and routes the rest\"
+[[stage]]
+balance = {}
+[[stage]]
+route = {}
+";
+
+fn shipped(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+fn bird(net: &Net, ns: &Namespace, name: &str, config: &str) -> Process {
+    let file = net.write(&format!("{name}.conf"), config);
+    let mut command = Command::new("bird");
+    command.arg("-f").arg("-c").arg(file);
+    command.arg("-s").arg(net.path(&format!("{name}.ctl")));
+    command.arg("-P").arg(net.path(&format!("{name}.pid")));
+    ns.spawn(command).expect("bird")
+}
+
+fn frr(net: &Net, config: &str) -> Vec<Process> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let file = net.write("frr.conf", config);
+    let dir = net.path("frr");
+    std::fs::create_dir_all(&dir).expect("mkdir");
+    // Its daemons give up root.
+    std::fs::set_permissions(net.dir.path(), PermissionsExt::from_mode(0o755)).expect("chmod");
+    let id = |flag| {
+        let out = Command::new("id").args([flag, "frr"]).output().expect("id");
+        String::from_utf8_lossy(&out.stdout).trim().parse::<u32>().expect("the user frr")
+    };
+    chown(&dir, Some(id("-u")), Some(id("-g"))).expect("chown");
+    let start = |daemon: &str| {
+        let mut command = Command::new(format!("/usr/lib/frr/{daemon}"));
+        command.arg("-f").arg(&file).args(["-P", "0", "--log", "stdout"]);
+        command.arg("-z").arg(dir.join("zserv.api")).arg("--vty_socket").arg(&dir);
+        command.arg("-i").arg(dir.join(format!("{daemon}.pid")));
+        net.appliance.spawn(command).expect(daemon)
+    };
+    let zebra = start("zebra");
+    wait_for(SOON, "zebra", || dir.join("zserv.api").exists()).expect("zebra");
+    vec![zebra, start("ospfd"), start("ospf6d")]
+}
+
+/// A balancer that also routes, so that what is learnt is used by what passes.
+fn config(net: &Net, announce: &str) -> String {
+    let pipeline = net.write("pipeline.toml", PIPELINE);
+    let pipeline = pipeline.to_str().expect("path");
+    let mut text = net.config_head(pipeline, "") + &nat();
+    text += &format!("[announce]\n{announce}withdraw_wait = \"100ms\"\n");
+    text += "[transit]\nprefixes = [\"198.51.100.0/24\", \"10.0.2.0/24\", \"2001:db8:99::/48\", \
+             \"fd00:2::/64\"]\n";
+    for (name, vip, server) in [("web4", VIP4, SERVERS4[0]), ("web6", VIP6, SERVERS6[0])] {
+        text += &service(name, vip, 80, name, "nat");
+        text += &format!(
+            "announce = true\n[pool.{name}.health]\ntype = \"tcp\"\ninterval = \"200ms\"\n\
+             timeout = \"2s\"\n[[pool.{name}.backend]]\naddress = \"{server}\"\nport = {HTTP}\n"
+        );
+    }
+    text
+}
+
+fn knows(ns: &Namespace, prefix: &str, way: &str) -> bool {
+    let family = if prefix.contains(':') { "-6" } else { "-4" };
+    ns.run("ip", &[family, "route", "show", prefix]).is_ok_and(|shown| shown.contains(way))
+}
+
+fn spoken_with(net: &Net, announce: &str) {
+    // The kernel itself forwards nothing: what passes, passes by tidegate.
+    net.kernel_forwards(false);
+    net.client.sysctl("net.ipv4.ip_forward", "1").expect("sysctl");
+    let nginx = net.start_nginx();
+    let _edge = net.start(&config(net, announce));
+    let announced = || [VIP4, VIP6].iter().all(|vip| knows(&net.client, vip, "proto bird"));
+    wait_for(SOON, "the VIPs upstream", announced).expect("announced");
+    for url in [format!("http://{VIP4}/"), format!("http://[{VIP6}]/")] {
+        let got = net.client.run("curl", &["-sf", "--max-time", "20", &url]).expect("an answer");
+        assert!(got.contains("hello from behind the VIP"), "{got}");
+    }
+    for (host, len) in NEWS {
+        let ping = || {
+            let one = ["-c", "1", "-W", "1", host];
+            net.server.run("ping", &one).is_ok()
+        };
+        assert!(!ping(), "{host} is not there yet");
+        net.client.ip(&format!("addr add {host}/{len} dev lo")).expect("address");
+        let start = Instant::now();
+        let learnt = || knows(&net.appliance, host, "dev wan");
+        wait_for(SOON, "the news in the kernel", learnt).expect("learnt");
+        let in_kernel = start.elapsed();
+        wait_for(SOON, "the news in use", ping).expect("used");
+        // BIRD looks at its interfaces and its links' state once a second.
+        println!("{host}: in the kernel after {in_kernel:?}, used after {:?}", start.elapsed());
+        net.client.ip(&format!("addr del {host}/{len} dev lo")).expect("address");
+        let forgotten = || !knows(&net.appliance, host, "dev wan");
+        wait_for(SOON, "the end of the news", forgotten).expect("forgotten");
+        assert!(!ping(), "{host} is gone");
+    }
+    drop(nginx);
+    let withdrawn = || [VIP4, VIP6].iter().all(|vip| !knows(&net.client, vip, "proto bird"));
+    wait_for(SOON, "no VIPs without servers", withdrawn).expect("withdrawn");
+}
+
+#[test]
+fn bird_learns_and_announces() {
+    let net = Net::new(1);
+    let _upstream = bird(&net, &net.client, "upstream", UPSTREAM);
+    let _daemon = bird(&net, &net.appliance, "edge", &shipped("bird-ospf.conf"));
+    spoken_with(&net, "");
+}
+
+#[test]
+fn frr_learns_and_announces() {
+    let net = Net::new(1);
+    let _upstream = bird(&net, &net.client, "upstream", UPSTREAM);
+    let _daemons = frr(&net, &shipped("frr-ospf.conf"));
+    spoken_with(&net, "table = 254\n");
+}

@@ -23,6 +23,7 @@ const NLM_F_ACK: u16 = 4;
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const IFLA_ADDRESS: u16 = 1;
+const IFLA_MTU: u16 = 4;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_FD: u16 = 1;
 const IFLA_XDP_FLAGS: u16 = 3;
@@ -50,6 +51,17 @@ pub fn mac_of(index: u32) -> io::Result<[u8; 6]> {
     let reply = request(RTM_GETLINK, index, &[])?;
     let address = attribute(reply.get(HEADERS..).unwrap_or_default(), IFLA_ADDRESS);
     address.and_then(|a| a.try_into().ok()).ok_or(io::ErrorKind::InvalidData.into())
+}
+
+/// The largest IP packet of a link, bytes.
+///
+/// # Errors
+/// The link's absence, or netlink failing.
+pub fn mtu_of(index: u32) -> io::Result<u32> {
+    let reply = request(RTM_GETLINK, index, &[])?;
+    let mtu = attribute(reply.get(HEADERS..).unwrap_or_default(), IFLA_MTU);
+    let mtu = mtu.and_then(|m| m.first_chunk::<4>().copied());
+    mtu.map(u32::from_ne_bytes).ok_or(io::ErrorKind::InvalidData.into())
 }
 
 /// The id of the XDP program attached to a link, whatever its mode.
@@ -203,6 +215,13 @@ mod tests {
         for broken in [&[0u8, 0, 3, 0][..], &[9, 0, 3, 0, 1], &[4, 0]] {
             assert_eq!(attribute(broken, 4), None);
         }
+    }
+
+    #[test]
+    fn the_loopback_takes_large_packets() {
+        let index = index_of("lo").expect("there always is one");
+        assert!(mtu_of(index).expect("told") > 1_500);
+        assert!(mtu_of(u32::MAX / 2).is_err());
     }
 
     #[test]

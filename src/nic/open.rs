@@ -16,7 +16,8 @@ use super::steer::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, Sockets, Steer};
 use super::umem::{Umem, UmemSpec};
 use super::xsk::{Queue, XskPort, XskPortParts};
 use crate::base::mem::Slot;
-use crate::packet::{FramePool, PortId};
+use crate::packet::frame::HEADROOM;
+use crate::packet::{FramePool, PortId, eth};
 use crate::worker::spec::{OnFailure, WorkersSpec};
 
 /// Oldest kernel with all that is used: `bpf_link` for XDP (5.9), mapped BPF arrays, one memory
@@ -25,6 +26,8 @@ const KERNEL_MIN: (u32, u32) = (5, 10);
 const KERNEL_MIN_TEXT: &str = "5.10";
 /// Frames of a worker that must remain when the receive rings are full.
 const FRAMES_SPARE: u32 = 64;
+/// Of `frame_size`.
+const FRAME_SIZE_MAX: u32 = 4_096;
 /// Bytes of the kernel's send buffer for each descriptor of the transmit ring: in copy mode it
 /// holds a packet's copy and its `sk_buff`.
 const SEND_BUFFER_PER_DESCRIPTOR: u32 = 2_304;
@@ -107,8 +110,9 @@ fn check_ports(
                 return Err(NicError::NotPowerOfTwo { interface, what, value });
             }
         }
-        link::index_of(interface)
+        let index = link::index_of(interface)
             .map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
+        check_mtu(interface, index, workers.frame_size)?;
         let channels = ethtool
             .channels(interface)
             .map_err(|e| NicError::from_io(format!("reading the queues of {interface}"), e))?;
@@ -122,6 +126,20 @@ fn check_ports(
     }
     copy_mode(specs)?;
     Ok(all)
+}
+
+/// A packet takes one frame: larger ones would be lost, each and silently, by the kernel.
+fn check_mtu(interface: &str, index: u32, frame_size: u32) -> Result<(), NicError> {
+    const LINK_HEADER: u32 = (eth::HEADER_LEN + eth::TAG_LEN) as u32;
+    let what = || format!("reading the MTU of {interface}");
+    let mtu = link::mtu_of(index).map_err(|e| NicError::from_io(what(), e))?;
+    let fits = frame_size.saturating_sub(HEADROOM as u32 + LINK_HEADER);
+    if mtu <= fits {
+        return Ok(());
+    }
+    let hint = if frame_size < FRAME_SIZE_MAX { ", or `frame_size = 4096`" } else { "" };
+    let interface = interface.to_owned();
+    Err(NicError::MtuTooLarge { interface, mtu, frame_size, fits, hint })
 }
 
 fn check_queues(interface: &str, channels: &Channels, workers: u16) -> Result<(), NicError> {

@@ -42,6 +42,20 @@ fn refused(specs: &[PortSpec], workers: &WorkersSpec) -> NicError {
 }
 
 #[test]
+fn links_that_carry_more_than_a_frame_are_refused() {
+    with_veth(1, || {
+        ip(&["link", "set", "v0", "mtu", "9000"]);
+        let spec = [port_spec(0, "v0")];
+        let told = refused(&spec, &workers_spec(1)).to_string();
+        let fix = "interface v0 has an MTU of 9000, but a frame of 2048 bytes holds a packet of 1774: \
+                   `ip link set dev v0 mtu 1774`, or `frame_size = 4096`";
+        assert_eq!(told, fix);
+        ip(&["link", "set", "v0", "mtu", "1774"]);
+        Side::open("v0", 1, AttachMode::Auto).close();
+    });
+}
+
+#[test]
 fn closing_leaves_nothing() {
     with_veth(1, || {
         switch_gro_on("v0");
@@ -78,9 +92,11 @@ fn errors_name_their_cause_and_leave_nothing() {
         ];
         text(&mixed, &workers, "can't be mixed");
         // The second port fails after the first was opened.
-        ip(&["link", "set", "v0", "mtu", "9000"]);
+        ip(&["link", "set", "v0", "mtu", "3800"]);
         let native = PortSpec { attach: AttachMode::Native, ..port_spec(1, "v1") };
-        text(&[ok(), native], &workers, "v1: native XDP refused");
+        let large = WorkersSpec { frame_size: 4_096, ..workers_spec(1) };
+        text(&[ok(), native], &large, "v1: native XDP refused");
+        ip(&["link", "set", "v0", "mtu", "1500"]);
         let huge = WorkersSpec { huge_pages: true, frames: 1 << 22, ..workers_spec(1) };
         text(&[ok()], &huge, "vm.nr_hugepages=");
     });

@@ -77,6 +77,7 @@ fn forward() -> ForwardSpec {
             mode: ForwardMode::Nat,
             canary_share: 10_000,
             idle_established: Duration::from_secs(7_440),
+            mss_clamp: Default::default(),
             delay: None,
             rule_pools: Vec::new(),
         }],

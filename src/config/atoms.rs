@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::base::tomlfile::Atom;
 use crate::base::units::{BitRate, ByteSize, parse_duration};
 use crate::base::{Addr, Prefix};
+use crate::forward::spec::MssClamp;
 use crate::policy::spec::NamePattern;
 
 impl Atom for Addr {
@@ -281,6 +282,23 @@ impl Atom for Metrics {
             false => Ok(Metrics::Off),
             true => Err(format!("{} is expected here", Self::EXPECTED.trim_end_matches(','))),
         }
+    }
+}
+
+/// What every host takes (RFC 9293, section 3.7.1), and the largest IPv4 packet's.
+const MSS: std::ops::RangeInclusive<i64> = 536..=65_495;
+
+impl Atom for MssClamp {
+    const EXPECTED: &'static str = "a segment size such as 1360, or true or false,";
+
+    fn from_number(number: i64) -> Result<MssClamp, String> {
+        let valid = u16::try_from(number).ok().filter(|_| MSS.contains(&number));
+        let what = || format!("{number} is not within {} to {}", MSS.start(), MSS.end());
+        valid.map(MssClamp::AtMost).ok_or_else(what)
+    }
+
+    fn from_switch(on: bool) -> Result<MssClamp, String> {
+        Ok(if on { MssClamp::Mtu } else { MssClamp::Off })
     }
 }
 

@@ -18,6 +18,7 @@ use super::splits::FilePools;
 use super::tenants::Names;
 use crate::base::tomlfile::{Leaf, Named, OneOrMany};
 use crate::base::{Addr, Prefix};
+use crate::forward::spec::MssClamp;
 use crate::policy::catalogue::FileCatalogue;
 
 /// A plain value and its place.
@@ -153,6 +154,7 @@ pub struct FileService {
     pub idle_timeout: Noted<Duration>,
     pub bind_timeout: Noted<Duration>,
     pub promise: Plain<FilePromise>,
+    pub mss_clamp: Noted<MssClamp>,
     pub announce: Option<bool>,
 }
 

@@ -5,15 +5,17 @@ use crate::config::Config;
 use crate::control::netlink::Mirror;
 use crate::forward::Routes;
 use crate::forward::spec::{ForwardMode, ForwardSpec};
+use crate::forward::tunnel::{IPV4_WITHIN, IPV6_WITHIN};
 use crate::nic::NicError;
-use crate::nic::steer::{NatRange, OffloadOrder, SHARE_ALL, Steer, VipEntry};
+use crate::nic::steer::{NatRange, OffloadOrder, SHARE_ALL, SHARE_TUNNEL, Steer, VipEntry};
+use crate::packet::udp;
 use crate::worker::spec::WorkersSpec;
 
 /// The tables that follow from the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SteerTables {
     pub vips: Vec<VipEntry>,
-    /// Backends of `dnat` services.
+    /// Backends of `dnat` services, and where tunnels lead.
     pub returns: Vec<VipEntry>,
     pub nat: Vec<NatRange>,
     pub transit: Vec<Prefix>,
@@ -56,11 +58,24 @@ fn at(e: &VipEntry) -> (Addr, u16, u8) {
 
 fn returns(spec: &ForwardSpec) -> Vec<VipEntry> {
     let dnat = spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat);
-    dnat.flat_map(|s| {
+    let tunnels = spec.services.iter().filter(|s| s.mode.is_tunnel());
+    let ends = tunnels.flat_map(|s| {
+        let backends = spec.pools_of(s).flat_map(|p| &p.backends);
+        backends.flat_map(|b| match s.mode {
+            ForwardMode::Gue => vec![tunnel(b.addr, spec.tunnel.gue_port, udp::PROTOCOL)],
+            _ => [IPV4_WITHIN, IPV6_WITHIN].map(|proto| tunnel(b.addr, 0, proto)).to_vec(),
+        })
+    });
+    let dnat = dnat.flat_map(|s| {
         let backends = spec.pools_of(s).flat_map(|p| &p.backends);
         backends.map(|b| endpoint(b.addr, b.port, s.proto, s.canary_share))
-    })
-    .collect()
+    });
+    dnat.chain(ends).collect()
+}
+
+/// Where a tunnel leads: errors about its packets are for us.
+fn tunnel(addr: Addr, port: u16, proto: u8) -> VipEntry {
+    endpoint(addr, port, proto, SHARE_TUNNEL as u16)
 }
 
 fn nat(spec: &ForwardSpec) -> Vec<NatRange> {

@@ -179,6 +179,11 @@ impl PoolChoice {
         PoolChoice { balance: pool.balance, levels }
     }
 
+    /// Whether the choice follows from the flow's hash and the weights alone.
+    pub fn is_by_hash(&self) -> bool {
+        self.balance == Balance::Maglev
+    }
+
     /// The index of the backend for a flow.
     ///
     /// # Errors

@@ -76,9 +76,14 @@ pub fn emit(out: &mut [u8], packet: &[u8], meta: &PacketMeta, error: IcmpError, 
     let quote = &packet[l3..end][..quote_len(meta)];
     let ip = &mut out[l3..l3 + headers + quote.len()];
     ip[headers..].copy_from_slice(quote);
-    let (source, destination) = (from, meta.key.src);
-    let payload_len = (icmp::HEADER_LEN + quote.len()) as u16;
-    if meta.is_v4() {
+    headers_before(ip, from, meta.key.src, error);
+}
+
+/// Writes the headers of an error before what `ip` holds behind them already.
+pub(super) fn headers_before(ip: &mut [u8], source: Addr, destination: Addr, error: IcmpError) {
+    let ip_len = if source.is_v4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+    let payload_len = (ip.len() - ip_len) as u16;
+    if source.is_v4() {
         let header = ipv4::Repr {
             tos: PRECEDENCE,
             payload_len,
@@ -92,7 +97,7 @@ pub fn emit(out: &mut [u8], packet: &[u8], meta: &PacketMeta, error: IcmpError, 
             options: &[],
         };
         header.emit(ip);
-        message_v4(error).emit(&mut ip[ipv4::HEADER_LEN..], source, destination);
+        message_v4(error).emit(&mut ip[ip_len..], source, destination);
     } else {
         let header = ipv6::Repr {
             traffic_class: PRECEDENCE,
@@ -104,8 +109,13 @@ pub fn emit(out: &mut [u8], packet: &[u8], meta: &PacketMeta, error: IcmpError, 
             destination,
         };
         header.emit(ip);
-        message_v6(error).emit(&mut ip[ipv6::HEADER_LEN..], source, destination);
+        message_v6(error).emit(&mut ip[ip_len..], source, destination);
     }
+}
+
+/// Longest IP packet of an error.
+pub(super) const fn len_max(v4: bool) -> usize {
+    if v4 { LEN_MAX_V4 } else { LEN_MAX_V6 }
 }
 
 /// RFC 792; the MTU as RFC 1191, section 4 has it.
@@ -159,8 +169,8 @@ fn header_len(meta: &PacketMeta) -> usize {
 
 /// As much of the packet as the error's own length allows.
 fn quote_len(meta: &PacketMeta) -> usize {
-    let len_max = if meta.is_v4() { LEN_MAX_V4 } else { LEN_MAX_V6 };
-    usize::from(meta.end.saturating_sub(meta.l3)).min(len_max - header_len(meta))
+    let room = len_max(meta.is_v4()) - header_len(meta);
+    usize::from(meta.end.saturating_sub(meta.l3)).min(room)
 }
 
 fn is_group_mac(bytes: &[u8], at: usize) -> bool {

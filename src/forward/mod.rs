@@ -1,12 +1,14 @@
 //! Where a packet goes: services, pools and their Maglev tables, NAT, routes, neighbours, ICMP.
 
 pub mod choice;
+pub mod errors;
 pub mod fib;
 pub mod icmp;
 pub mod link;
 pub mod load;
 mod lpm;
 pub mod maglev;
+pub mod mss;
 pub mod nat;
 pub mod parking;
 pub mod ports;

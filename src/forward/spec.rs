@@ -77,6 +77,18 @@ pub struct Delay {
     pub promise: Promise,
 }
 
+/// What SYNs and SYN-ACKs that pass may announce for the largest segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// As they like.
+    Off,
+    /// What fits the links of both ports.
+    #[default]
+    Mtu,
+    /// No more than this, besides.
+    AtMost(u16),
+}
+
 /// A virtual address and port that clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
@@ -94,6 +106,7 @@ pub struct ServiceSpec {
     pub canary_share: u16,
     /// Idle time after which an established flow is forgotten (RFC 5382 REQ-5: at least 2 h 4 min).
     pub idle_established: Duration,
+    pub mss_clamp: MssClamp,
     /// `None`: a backend is chosen with the first packet.
     pub delay: Option<Delay>,
     /// Pools that rules may choose instead of `pool`, none of them a split; empty without delay.

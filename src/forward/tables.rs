@@ -7,11 +7,16 @@ use crate::packet::meta::PacketFlags;
 use crate::packet::{DropReason, FlowKey, PacketMeta};
 
 use super::choice::{Choosing, PoolChoice, Seeker};
+use super::errors::About;
 use super::ports::NatPorts;
-use super::spec::{BackendSpec, Delay, ForwardMode, ForwardSpec, PoolId, ServiceId, ServiceSpec};
+use super::spec::{
+    BackendSpec, Delay, ForwardMode, ForwardSpec, MssClamp, PoolId, ServiceId, ServiceSpec,
+};
 use super::split::Split;
 use super::table::AddrTable;
 use super::tunnel::Tunnels;
+
+mod joining;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
 /// flow. The price is that clients can compute where their own flows go.
@@ -29,6 +34,7 @@ pub struct Service {
     pub proto: u8,
     /// Idle time after which an established flow is forgotten.
     pub idle_established_ms: u32,
+    pub mss_clamp: MssClamp,
     /// `None`: bound with the first packet.
     pub delay: Option<Delay>,
     /// It gets no new flows.
@@ -58,7 +64,7 @@ pub struct Tables {
     pools: Vec<PoolChoice>,
     /// Numbered after the pools.
     splits: Vec<Split>,
-    /// Backends of `dnat` services: packets from them are replies.
+    /// Backends of `dnat` services, and the first of these: packets from them are replies.
     returns: AddrTable,
     nat: Option<NatPorts>,
     tunnels: Tunnels,
@@ -92,9 +98,9 @@ impl Tables {
         let by_vip: Vec<_> = indexed().map(|(i, s)| (s.vip, tag(s.port, s.proto), i)).collect();
         let vips: Vec<_> = indexed().map(|(i, s)| (s.vip, 0, i)).collect();
         let mut returns = Vec::new();
-        for s in spec.services.iter().filter(|s| s.mode == ForwardMode::Dnat) {
+        for (i, s) in (0u32..).zip(&spec.services).filter(|(_, s)| s.mode == ForwardMode::Dnat) {
             let specs = spec.pools_of(s).flat_map(|p| &p.backends);
-            returns.extend(specs.map(|b| (b.addr, tag(b.port, s.proto), 0)));
+            returns.extend(specs.map(|b| (b.addr, tag(b.port, s.proto), i)));
         }
         let name = |pool: PoolId| spec.pools.get(usize::from(pool.0)).map_or("", |p| &p.name);
         Tables {
@@ -160,12 +166,16 @@ impl Tables {
     ) -> Result<&Backend, DropReason> {
         let avoid = |index: u16| self.backends.get(usize::from(index)).is_none_or(&avoid);
         let (pool, hash) = (usize::from(pool.0), key.hash(CHOICE_SEED));
-        let split = pool.checked_sub(self.pools.len()).and_then(|split| self.splits.get(split));
-        let index = match split {
+        let index = match self.split(pool) {
             None => self.choose_of(pool, hash, by, avoid)?,
             Some(split) => self.choose_of_split(split, hash, by, avoid)?,
         };
         self.backends.get(usize::from(index)).ok_or(DropReason::NoBackend)
+    }
+
+    #[inline]
+    fn split(&self, pool: usize) -> Option<&Split> {
+        pool.checked_sub(self.pools.len()).and_then(|split| self.splits.get(split))
     }
 
     #[inline]
@@ -233,10 +243,26 @@ impl Tables {
             return 0;
         }
         let k = &meta.key;
+        if meta.flags.has(PacketFlags::FRAGMENT) {
+            let hash = self.endpoint(k.src, 0) ^ self.endpoint(k.dst, 0);
+            return pick(hash, u32::from(workers)) as u16;
+        }
+        self.owner_of(k, workers)
+    }
+
+    /// As [`Tables::owner`], for an ICMP error: the worker of the flow that it is about.
+    #[cold]
+    pub fn owner_of_error(&self, bytes: &[u8], meta: &PacketMeta, workers: u16) -> u16 {
+        match About::read(bytes, meta, &self.tunnels) {
+            Some(about) if workers > 1 => self.owner_of(&about.key(), workers),
+            _ => self.owner(meta, workers),
+        }
+    }
+
+    #[inline(always)]
+    fn owner_of(&self, k: &FlowKey, workers: u16) -> u16 {
         let (src, dst) = (tag(k.sport, k.proto), tag(k.dport, k.proto));
-        let hash = if meta.flags.has(PacketFlags::FRAGMENT) {
-            self.endpoint(k.src, 0) ^ self.endpoint(k.dst, 0)
-        } else if self.by_vip.contains(k.dst, dst) || self.returns.contains(k.dst, dst) {
+        let hash = if self.by_vip.contains(k.dst, dst) || self.returns.contains(k.dst, dst) {
             self.endpoint(k.src, k.sport)
         } else if let Some(worker) = self.nat.as_ref().and_then(|n| n.owner(k.dst, k.dport)) {
             return worker.min(workers - 1);
@@ -264,6 +290,7 @@ impl Service {
             port: s.port,
             proto: s.proto,
             idle_established_ms: s.idle_established.as_millis().try_into().unwrap_or(u32::MAX),
+            mss_clamp: s.mss_clamp,
             delay: s.delay,
             drained: false,
         }
@@ -303,6 +330,7 @@ mod tests {
             mode,
             canary_share: 10_000,
             idle_established: Duration::from_secs(7440),
+            mss_clamp: MssClamp::Mtu,
             delay: None,
             rule_pools: Vec::new(),
         }

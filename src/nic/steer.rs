@@ -13,7 +13,7 @@ mod mapped;
 mod offload;
 mod program;
 
-pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SteerReason};
+pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
 pub use offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
 pub use program::{Attached, PROGRAM_NAME, Sockets, program_name};

@@ -70,6 +70,8 @@ drop_reasons! {
     /// A TCP packet to a service with delayed binding that belongs to no connection and brings
     /// no SYN cookie back.
     BadCookie = "bad_cookie",
+    /// An ICMP error about a packet of ours: nobody can help it, or it belongs to no flow.
+    IcmpIgnored = "icmp_ignored",
     /// As many connections wait for their binding as may, none of which can be pushed out.
     BindingsFull = "bindings_full",
     /// More bytes of a connection without a backend than are held for it, or than there is room

@@ -148,37 +148,77 @@ pub struct Quoted {
     pub l4: u16,
 }
 
+/// The network header of a packet that an error message is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotedNetwork {
+    pub src: Addr,
+    pub dst: Addr,
+    pub proto: u8,
+    /// Where its transport header begins, in bytes from the frame's first.
+    pub transport: usize,
+}
+
 /// Reads the packet quoted in an error message. `None` where `meta` is no error, or the quotation
 /// is too short or no first fragment of TCP, UDP or an echo. Checksums and lengths within are not
 /// looked at: routers quote as little as eight bytes of transport header, and change fields before
 /// they do.
 pub fn quoted(bytes: &[u8], meta: &PacketMeta) -> Option<Quoted> {
+    let network = quoted_network(bytes, meta)?;
+    quoted_transport(bytes, meta, usize::from(meta.l4) + HEADER_LEN, network)
+}
+
+/// As [`quoted`], of the packet of either family that begins at `at` within the quotation.
+pub fn quoted_within(bytes: &[u8], meta: &PacketMeta, at: usize) -> Option<Quoted> {
+    quoted_transport(bytes, meta, at, network(bytes.get(..usize::from(meta.end))?, at)?)
+}
+
+/// As [`quoted`], whatever the transport.
+pub fn quoted_network(bytes: &[u8], meta: &PacketMeta) -> Option<QuotedNetwork> {
     if !meta.flags.has(PacketFlags::ICMP_ERROR) {
         return None;
     }
     let at = usize::from(meta.l4) + HEADER_LEN;
-    let inner = bytes.get(at..usize::from(meta.end))?;
-    let (src, dst, proto, l4) = match inner.first()? >> 4 {
-        4 if meta.is_v4() && inner.len() >= ipv4::HEADER_LEN => {
+    let network = network(bytes.get(..usize::from(meta.end))?, at)?;
+    (network.src.is_v4() == meta.is_v4()).then_some(network)
+}
+
+/// `None` for later fragments, which show no transport header.
+fn network(bytes: &[u8], at: usize) -> Option<QuotedNetwork> {
+    let inner = bytes.get(at..)?;
+    match inner.first()? >> 4 {
+        4 if inner.len() >= ipv4::HEADER_LEN => {
             let fragment = u16_at(inner, ipv4::offset::FRAGMENT);
             if fragment & ipv4::OFFSET_MASK != 0 || inner[0] & 15 < 5 {
                 return None;
             }
             let (src, dst) = (addr4_at(inner, 12), addr4_at(inner, 16));
-            (src, dst, inner[ipv4::offset::PROTOCOL], usize::from(inner[0] & 15) * 4)
+            let transport = at + usize::from(inner[0] & 15) * 4;
+            Some(QuotedNetwork { src, dst, proto: inner[ipv4::offset::PROTOCOL], transport })
         }
-        6 if !meta.is_v4() && inner.len() >= ipv6::HEADER_LEN => {
+        6 if inner.len() >= ipv6::HEADER_LEN => {
             let next = inner[ipv6::offset::NEXT_HEADER];
             let upper = ipv6::follow(&inner[ipv6::HEADER_LEN..], next).ok()?;
-            if upper.fragment.is_some_and(|f| f.offset != 0) {
+            let (src, dst) = (addr6_at(inner, 8), addr6_at(inner, 24));
+            let later = upper.fragment.is_some_and(|f| f.offset != 0);
+            // Such addresses would be taken for IPv4 from here on.
+            if later || src.is_v4() || dst.is_v4() {
                 return None;
             }
-            let (src, dst) = (addr6_at(inner, 8), addr6_at(inner, 24));
-            (src, dst, upper.protocol, ipv6::HEADER_LEN + upper.at)
+            let transport = at + ipv6::HEADER_LEN + upper.at;
+            Some(QuotedNetwork { src, dst, proto: upper.protocol, transport })
         }
-        _ => return None,
-    };
-    let transport = inner.get(l4..)?.first_chunk::<8>()?;
+        _ => None,
+    }
+}
+
+fn quoted_transport(
+    bytes: &[u8],
+    meta: &PacketMeta,
+    l3: usize,
+    network: QuotedNetwork,
+) -> Option<Quoted> {
+    let QuotedNetwork { src, dst, proto, transport: l4 } = network;
+    let transport = bytes.get(l4..usize::from(meta.end))?.first_chunk::<8>()?;
     let (sport, dport) = match proto {
         tcp::PROTOCOL | udp::PROTOCOL => (u16_at(transport, 0), u16_at(transport, 2)),
         PROTOCOL | PROTOCOL_V6 if is_echo(proto, transport[0]) => {
@@ -188,7 +228,7 @@ pub fn quoted(bytes: &[u8], meta: &PacketMeta) -> Option<Quoted> {
         _ => return None,
     };
     let key = FlowKey { src, dst, sport, dport, proto };
-    Some(Quoted { key, l3: at as u16, l4: (at + l4) as u16 })
+    Some(Quoted { key, l3: l3 as u16, l4: l4 as u16 })
 }
 
 #[cfg(test)]

@@ -168,7 +168,12 @@ impl<P: Port> Worker<P> {
                 continue;
             }
             parts.flows.prefetch(meta.hash);
-            let owner = if workers == 1 { me } else { parts.snapshot.forward.owner(meta, workers) };
+            let tables = &parts.snapshot.forward;
+            let owner = match meta.flags.has(PacketFlags::ICMP_ERROR) {
+                _ if workers == 1 => me,
+                true => tables.owner_of_error(bytes, meta, workers),
+                false => tables.owner(meta, workers),
+            };
             if owner != me {
                 batch.pop().into_iter().for_each(|p| parts.hand_over(counters, owner, p));
             }

@@ -133,6 +133,7 @@ fn forward(family: Family, mode: ForwardMode) -> ForwardSpec {
         mode,
         canary_share: 10_000,
         idle_established: Duration::from_secs(7_440),
+        mss_clamp: Default::default(),
         delay: None,
         rule_pools: Vec::new(),
     };

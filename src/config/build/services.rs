@@ -10,7 +10,7 @@ use super::splits::parts;
 use super::{Build, id16, index, show};
 use crate::base::Addr;
 use crate::config::file::{FileConfig, FileMode, FileProtocol, FileService};
-use crate::forward::spec::{ForwardMode, PoolId, ServiceId, ServiceSpec};
+use crate::forward::spec::{ForwardMode, MssClamp, PoolId, ServiceId, ServiceSpec};
 
 pub const SERVICES_MAX: usize = 65_000;
 pub const TCP: u8 = 6;
@@ -105,6 +105,7 @@ fn service(
             mode,
             canary_share: hundredths(b, &s.canary_percent),
             idle_established: b.within(&s.idle_timeout, IDLE_MIN..=IDLE_MAX, idle_default, show),
+            mss_clamp: s.mss_clamp.as_ref().map_or(MssClamp::Mtu, |m| m.get_ref().0),
             delay,
             rule_pools: Vec::new(),
         },

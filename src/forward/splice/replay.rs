@@ -18,6 +18,8 @@ const FIRST_FLIGHT: u32 = 10;
 const DUPLICATES: u8 = 3;
 /// Smallest segment worth sending.
 const MSS_MIN: u16 = 64;
+/// Who is told of a smaller path may be told by anyone (Linux: `net.ipv4.route.min_pmtu`, 552).
+const MSS_TOLD_MIN: u16 = 512;
 
 /// Positions count bytes of the held stream; its FIN takes one.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +77,12 @@ impl Replay {
         self.server_next = syn_ack.sequence.wrapping_add(1);
         self.client_has = self.server_next;
         self.server_stamp = syn_ack.stamps.map_or(0, |s| s.value);
+    }
+
+    /// Segments are no larger than this from now on, their options included.
+    pub(super) fn limit(&mut self, mss: u16, stamps: bool) {
+        let options = if stamps { TIMESTAMPS_LEN as u16 } else { 0 };
+        self.mss = self.mss.min(mss.max(MSS_TOLD_MIN).saturating_sub(options));
     }
 
     pub(super) fn acked(&self) -> u32 {

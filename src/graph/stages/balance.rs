@@ -1,6 +1,7 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
+use super::errors::pass_on;
 use super::inspect::Inspect;
 use super::severing::severed;
 use super::splice::Splice;
@@ -10,8 +11,8 @@ use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow, TcpState};
 use crate::forward::spec::ForwardMode;
 use crate::forward::splice::Translation;
 use crate::forward::tunnel::Encap;
-use crate::forward::{Backend, Choosing, Service, nat};
-use crate::graph::{Cx, Stage};
+use crate::forward::{Backend, Choosing, Service, mss, nat};
+use crate::graph::{Cx, Snapshot, Stage};
 use crate::packet::{
     Batch, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketMut, tcp, udp,
 };
@@ -200,10 +201,32 @@ fn translate(
         nat::rewrite(bytes, meta, &known.key[other], change)?;
     }
     if let Some(segment) = bytes.get_mut(usize::from(meta.l4)..usize::from(meta.end)) {
+        if meta.tcp_flags & tcp::flag::SYN != 0 {
+            let client = &known.key[Direction::Forward as usize];
+            clamp_mss(cx.snapshot, client, meta, segment, egress.mtu);
+        }
         edit(segment);
     }
     send(bytes, meta, egress, hop);
     Ok(())
+}
+
+/// Has a SYN or SYN-ACK of a client's flow announce no larger segments than fit the way that it
+/// came and the way that it goes.
+#[cold]
+pub(super) fn clamp_mss(
+    snapshot: &Snapshot,
+    client: &FlowKey,
+    meta: &PacketMeta,
+    segment: &mut [u8],
+    mtu: u16,
+) {
+    let came = snapshot.routes.egress(meta.in_port).map_or(mtu, |e| e.mtu);
+    let service = snapshot.forward.service(client.dst, client.dport, client.proto);
+    if let Some(limit) = service.and_then(|s| s.mss_clamp.limit(mtu.min(came), client.dst.is_v4()))
+    {
+        mss::clamp(segment, limit);
+    }
 }
 
 /// The first packet of a flow, or of none.
@@ -220,13 +243,22 @@ fn first(
         let ours = tables.is_vip(key.dst) || tables.nat().is_some_and(|n| n.is_source(key.dst));
         return if ours { Err(DropReason::Fragment) } else { Ok(()) };
     }
+    if meta.flags.has(PacketFlags::ICMP_ERROR) {
+        return pass_on(cx, packet, splice);
+    }
     // Earlier in this batch it may have been opened.
     if let Some((flow, direction)) = cx.flows.lookup(key, meta.hash) {
         (packet.meta.flow, packet.meta.direction) = (flow, direction);
         return established(cx, packet, flow, splice);
     }
     let Some(&service) = tables.service(key.dst, key.dport, key.proto) else {
-        return stray(cx, meta);
+        return match adopt_answer(cx, meta)? {
+            Some(flow) => {
+                (packet.meta.flow, packet.meta.direction) = (flow, Direction::Reply);
+                forward(cx, packet, flow)
+            }
+            None => stray(cx, packet.meta),
+        };
     };
     if let (Some(delay), Some(splice)) = (service.delay, splice) {
         return match key.proto {
@@ -235,7 +267,7 @@ fn first(
             _ => splice.unbound(cx, packet, &delay),
         };
     }
-    if key.proto == tcp::PROTOCOL && !opens(meta.tcp_flags) {
+    if key.proto == tcp::PROTOCOL && !opens(meta.tcp_flags) && !adopts(cx, meta, &service) {
         return Err(DropReason::NoFlow);
     }
     if service.drained {
@@ -332,6 +364,39 @@ fn stray(cx: &Cx<'_>, meta: &PacketMeta) -> Result<(), DropReason> {
         Some(_) => Err(DropReason::NoFlow),
         None => Ok(()),
     }
+}
+
+/// Whether a packet in the middle of a connection opens its flow: another appliance has had it, or
+/// this one before it was started anew, and the backend is the one that would be chosen now.
+///
+/// Such flows count as established for others that begin, so they have half of the table at most.
+fn adopts(cx: &Cx<'_>, meta: &PacketMeta, service: &Service) -> bool {
+    use tcp::flag::{ACK, RST, SYN};
+    meta.tcp_flags & (SYN | ACK | RST) == ACK
+        && cx.snapshot.forward.adopts(service).is_some()
+        && cx.flows.len() < cx.flows.capacity() / 2
+}
+
+/// The same by what a `dnat` backend answers: its route may lead to another appliance than the
+/// client's.
+fn adopt_answer(cx: &mut Cx<'_>, meta: &PacketMeta) -> Result<Option<FlowRef>, DropReason> {
+    let tables = &cx.snapshot.forward;
+    let Some((client, service)) = tables.answered(&meta.key) else { return Ok(None) };
+    // What we have asked ourselves is no client's.
+    if tables.nat().is_some_and(|n| n.is_source(client.src)) {
+        return Ok(None);
+    }
+    if meta.key.proto != tcp::PROTOCOL || !adopts(cx, meta, service) {
+        return Ok(None);
+    }
+    let service = *service;
+    let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };
+    let backend = *tables.choose(service.pool, &client, by)?;
+    if (backend.addr, backend.port) != (meta.key.src, meta.key.sport) {
+        return Ok(None);
+    }
+    let first = PacketMeta { key: client, ..meta.clone() };
+    open(cx, &first, &service, &backend).map(Some)
 }
 
 fn opens(tcp_flags: u8) -> bool {

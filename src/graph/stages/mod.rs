@@ -4,6 +4,7 @@ pub mod balance;
 pub mod classify;
 mod egress;
 mod ending;
+mod errors;
 pub mod inspect;
 pub mod meter;
 pub mod mirror;

@@ -354,6 +354,7 @@ fn add_service(
         mode,
         canary_share: 10_000,
         idle_established: Duration::from_secs(7440),
+        mss_clamp: Default::default(),
         delay: None,
         rule_pools: Vec::new(),
     });

@@ -1,12 +1,13 @@
 //! Sends packets of services to backends that are reached through a tunnel.
 
+use super::balance::clamp_mss;
 use super::egress::{begin, forbidden, refuse, send};
 use crate::base::Addr;
 use crate::flow::Hop;
 use crate::forward::tunnel::{Encap, encapsulate};
 use crate::forward::{Egress, nat};
 use crate::graph::Cx;
-use crate::packet::{DropReason, PacketMut};
+use crate::packet::{DropReason, PacketMut, tcp};
 
 /// Sends a packet to a backend within another one. Its sender is told where that would be larger
 /// than the egress link takes.
@@ -27,7 +28,13 @@ pub(super) fn send_within(
     let outer = tunnels.outer(encap, backend, packet.meta.hash, own);
     let outer = outer.ok_or(DropReason::NoTunnelSource)?;
     let meta = &mut *packet.meta;
-    nat::hop(begin(cx.arena, cx.counters, packet.frame, meta), meta)?;
+    let bytes = begin(cx.arena, cx.counters, packet.frame, meta);
+    nat::hop(bytes, meta)?;
+    if meta.tcp_flags & tcp::flag::SYN != 0
+        && let Some(segment) = bytes.get_mut(usize::from(meta.l4)..usize::from(meta.end))
+    {
+        clamp_mss(cx.snapshot, &meta.key, meta, segment, room);
+    }
     encapsulate(packet.frame, cx.arena, meta, &outer)?;
     send(packet.frame.bytes_mut(cx.arena), meta, egress, hop);
     Ok(())

@@ -25,6 +25,8 @@
 #define MAX_VLAN_TAGS 2
 #define MAX_EXTENSION_HEADERS 6
 #define SHARE_ALL 10000
+// In place of a share: where our tunnels lead. What comes from there is nothing of ours.
+#define SHARE_TUNNEL 65535
 
 // Both families in 16 bytes, IPv4 as ::ffff:a.b.c.d; the big-endian halves as native integers.
 struct tg_addr {
@@ -97,6 +99,7 @@ enum tg_reason {
 	TG_STALE_DROP,
 	TG_NO_SOCKET,
 	TG_OFFLOADED,
+	TG_ERROR,
 	TG_REASONS,
 };
 
@@ -137,7 +140,7 @@ struct {
 	__type(value, __u32);
 } services SEC(".maps");
 
-// Value: canary share.
+// Value: canary share, or SHARE_TUNNEL.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_RETURNS);
@@ -171,6 +174,8 @@ struct packet {
 	__u8 later_fragment;
 	// Neighbour or router discovery, which is always the kernel's.
 	__u8 discovery;
+	// Of an ICMP error: the packet that it quotes.
+	void *quoted;
 };
 
 static __always_inline int count(__u32 reason, int action)
@@ -231,6 +236,14 @@ static __always_inline int is_link_scope(const struct tg_addr *a)
 	return a->hi >> 56 == 0xff || a->hi >> 54 == 0xfe80 >> 6;
 }
 
+// Unreachable (too big among them), time exceeded, parameter problem.
+static __always_inline int is_error(__u8 proto, __u8 type)
+{
+	if (proto == IPPROTO_ICMP)
+		return type == 3 || type == 11 || type == 12;
+	return type >= 1 && type <= 4;
+}
+
 // Ports of TCP and UDP; the identifier of an ICMP echo in both. Returns 0 where the packet is too
 // short.
 static __always_inline int parse_transport(struct packet *p, void *l4, void *end)
@@ -251,6 +264,8 @@ static __always_inline int parse_transport(struct packet *p, void *l4, void *end
 			return 0;
 		if (p->proto == IPPROTO_ICMPV6 && icmp[0] >= 133 && icmp[0] <= 137)
 			p->discovery = 1;
+		if (is_error(p->proto, icmp[0]))
+			p->quoted = icmp + 8;
 		if ((p->proto == IPPROTO_ICMP && (icmp[0] == 0 || icmp[0] == 8)) ||
 		    (p->proto == IPPROTO_ICMPV6 && (icmp[0] == 128 || icmp[0] == 129))) {
 			p->sport = (__u16)icmp[4] << 8 | icmp[5];
@@ -336,6 +351,40 @@ static __always_inline struct tg_endpoint endpoint(const struct tg_addr *addr, _
 	return e;
 }
 
+// An ICMP error about a packet that we have sent: its flow's worker knows whom to tell. Returns an
+// action, or -1 where it is about none.
+static __always_inline int decide_error(struct xdp_md *ctx, struct tg_config *cfg,
+					const struct packet *p, void *end)
+{
+	struct tg_addr_info *info;
+	struct tg_endpoint key;
+	struct packet q = {};
+	__u32 *share;
+	int whole;
+
+	whole = p->proto == IPPROTO_ICMP ? parse_ipv4(&q, p->quoted, end) :
+					   parse_ipv6(&q, p->quoted, end);
+	// Whom it is for has sent what it quotes.
+	if (!whole || q.later_fragment || q.src.hi != p->dst.hi || q.src.lo != p->dst.lo)
+		return -1;
+	key = endpoint(&q.src, q.sport, q.proto);
+	share = bpf_map_lookup_elem(&services, &key);
+	if (share)
+		return in_share(hash_endpoint(&q.dst, q.dport), *share) ?
+			steer(ctx, cfg, TG_ERROR) : count(TG_CANARY, XDP_PASS);
+	info = bpf_map_lookup_elem(&addrs, &q.src);
+	if (info && info->flags & TG_ADDR_NAT &&
+	    (q.proto == IPPROTO_TCP || q.proto == IPPROTO_UDP) &&
+	    q.sport >= info->nat_first && q.sport <= info->nat_last)
+		return steer(ctx, cfg, TG_ERROR);
+	key = endpoint(&q.dst, q.dport, q.proto);
+	share = bpf_map_lookup_elem(&returns, &key);
+	if (!share)
+		return -1;
+	return in_share(hash_endpoint(&q.src, q.sport), *share) ?
+		steer(ctx, cfg, TG_ERROR) : count(TG_CANARY, XDP_PASS);
+}
+
 // The destination is one of our addresses. Returns an action, or -1 where the rest must decide.
 static __always_inline int decide_address(struct xdp_md *ctx, struct tg_config *cfg,
 					  const struct packet *p, const struct tg_addr_info *info)
@@ -382,7 +431,7 @@ static __always_inline int decide_transit(struct xdp_md *ctx, struct tg_config *
 }
 
 static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
-				  const struct packet *p)
+				  const struct packet *p, void *end)
 {
 	struct tg_addr_info *info = bpf_map_lookup_elem(&addrs, &p->dst);
 	struct tg_endpoint key = endpoint(&p->src, p->sport, p->proto);
@@ -390,6 +439,12 @@ static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
 
 	if (p->discovery)
 		return count(TG_ICMP, XDP_PASS);
+	if (p->quoted) {
+		int action = decide_error(ctx, cfg, p, end);
+
+		if (action >= 0)
+			return action;
+	}
 	if (info) {
 		int action = decide_address(ctx, cfg, p, info);
 
@@ -397,7 +452,7 @@ static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
 			return action;
 	}
 	share = bpf_map_lookup_elem(&returns, &key);
-	if (share)
+	if (share && *share != SHARE_TUNNEL)
 		// The client's endpoint is hashed, as on its way in.
 		return in_share(hash_endpoint(&p->dst, p->dport), *share) ?
 			steer(ctx, cfg, TG_DNAT_RETURN) : count(TG_CANARY, XDP_PASS);
@@ -442,7 +497,7 @@ int tidegate_steer(struct xdp_md *ctx)
 		return count(TG_MALFORMED, XDP_PASS);
 	if (offload_enabled && offload(ctx, cfg, &p))
 		return count(TG_OFFLOADED, XDP_REDIRECT);
-	return decide(ctx, cfg, &p);
+	return decide(ctx, cfg, &p, end);
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -475,7 +530,7 @@ const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) 
 	NUMBER(TG_FRAGMENT), NUMBER(TG_NOT_IP), NUMBER(TG_NOT_OURS), NUMBER(TG_LOCAL),
 	NUMBER(TG_CANARY), NUMBER(TG_GROUP), NUMBER(TG_ICMP), NUMBER(TG_MALFORMED),
 	NUMBER(TG_STALE_PASS), NUMBER(TG_STALE_DROP), NUMBER(TG_NO_SOCKET), NUMBER(TG_OFFLOADED),
-	NUMBER(TG_REASONS),
+	NUMBER(TG_ERROR), NUMBER(TG_REASONS), NUMBER(SHARE_TUNNEL),
 	WHOLE(tg_offload_key), FIELD(tg_offload_key, src), FIELD(tg_offload_key, dst),
 	FIELD(tg_offload_key, sport), FIELD(tg_offload_key, dport), FIELD(tg_offload_key, proto),
 	WHOLE(tg_offload), FIELD(tg_offload, src), FIELD(tg_offload, dst),

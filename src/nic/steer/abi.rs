@@ -8,6 +8,8 @@ pub const MAX_QUEUES: u32 = 64;
 pub const MAX_WORKERS: u32 = 64;
 /// A canary share that takes everybody, in hundredths of a percent.
 pub const SHARE_ALL: u32 = 10_000;
+/// In place of a share: where tunnels lead, of which only errors are told.
+pub const SHARE_TUNNEL: u32 = 65_535;
 
 /// `struct tg_endpoint`: the key of services and of DNAT returns. Byte for byte, hence `pad`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,7 +121,7 @@ reasons! {
     Canary = "canary", "TG_CANARY",
     /// Multicast, broadcast or link-local: passed to the kernel.
     Group = "group", "TG_GROUP",
-    /// Neighbour discovery, or ICMP to a service or NAT address: passed to the kernel.
+    /// Neighbour discovery, or other ICMP to a service or NAT address: passed to the kernel.
     Icmp = "icmp", "TG_ICMP",
     /// Too short for its headers: passed to the kernel.
     Malformed = "malformed", "TG_MALFORMED",
@@ -131,6 +133,8 @@ reasons! {
     NoSocket = "no_socket", "TG_NO_SOCKET",
     /// Of a flow that a worker has handed down: forwarded by the program itself.
     Offloaded = "offloaded", "TG_OFFLOADED",
+    /// An ICMP error about a packet of ours: steered to us.
+    Error = "icmp_error", "TG_ERROR",
 }
 
 impl SteerReason {
@@ -230,6 +234,7 @@ mod tests {
             ("MAX_WORKERS", MAX_WORKERS),
             ("MAX_QUEUES", MAX_QUEUES),
             ("SHARE_ALL", SHARE_ALL),
+            ("SHARE_TUNNEL", SHARE_TUNNEL),
             ("MAX_OFFLOADS", MAX_OFFLOADS),
             ("MAX_OFFLOAD_SLOTS", MAX_OFFLOAD_SLOTS),
             ("MAX_PORTS", MAX_PORTS),

@@ -32,10 +32,12 @@ pub const NEIGHBOUR_MAC: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 0x20], [2, 0, 0, 0, 0, 
 pub const NAT_PORTS: std::ops::RangeInclusive<u16> = 20_000..=20_099;
 
 /// Ports of the services at each VIP, TCP and UDP alike.
-pub const MODES: [(u16, ForwardMode); 4] = [
+pub const MODES: [(u16, ForwardMode); 6] = [
     (80, ForwardMode::Nat),
     (81, ForwardMode::Dnat),
     (82, ForwardMode::Dsr),
+    (83, ForwardMode::Ipip),
+    (84, ForwardMode::Gue),
     (443, ForwardMode::Nat),
 ];
 /// Services that wait for what clients say, of [`super::splice`].
@@ -257,6 +259,7 @@ fn forward(variant: usize) -> ForwardSpec {
                     mode,
                     canary_share: 10_000,
                     idle_established: Duration::from_secs(600),
+                    mss_clamp: Default::default(),
                     delay: None,
                     rule_pools: Vec::new(),
                 });

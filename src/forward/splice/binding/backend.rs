@@ -14,6 +14,11 @@ use crate::packet::tcp::flag::{ACK, FIN, RST, SYN};
 const RESET_AHEAD_MAX: u32 = 1 << 20;
 
 impl Binding {
+    /// The path to the backend takes no larger segments than this, options included.
+    pub fn send_smaller(&mut self, mss: u16) {
+        self.replay.limit(mss, self.agreed.timestamps);
+    }
+
     /// A segment of the backend.
     pub fn server(
         &mut self,

@@ -5,7 +5,7 @@ use crate::base::Nanos;
 use crate::flow::FlowLimits;
 use crate::forward::ports::PROBES_MAX;
 use crate::graph::stages::rig::*;
-use crate::packet::build::ChecksumFill;
+use crate::packet::build::{ChecksumFill, TcpSpec, tcp_packet};
 use crate::packet::tcp::flag::{ACK, RST, SYN};
 use crate::packet::{ClassId, DropReason, ParseOptions, Verdict, parse};
 
@@ -97,6 +97,111 @@ fn tunnels_carry_packets_whole() {
                 assert_eq!((rig.flows.len(), rig.counters.flows_opened), (1, 1));
             }
         }
+    }
+}
+
+#[test]
+fn tags_of_the_port_go_in_every_mode() {
+    for family in [&V4, &V6] {
+        for port in 80..=86 {
+            for (shape, vip) in
+                [(Shape::syn(), (family.vip, port)), (Shape::udp(), (family.vip, port))]
+            {
+                let plain = shape.between(family.client, vip);
+                let mut tagged = plain[..12].to_vec();
+                tagged.extend([0x81, 0x00, 0x20, 0x07]);
+                tagged.extend(&plain[12..]);
+                let want = Rig::new(LIMITS).run(&mut Balance::new(), plain);
+                let got = Rig::new(LIMITS).run(&mut Balance::new(), tagged);
+                assert_eq!((got.verdict, got.bytes), (OUT, want.bytes), "{vip:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_among_the_backends_are_served_by_their_own_port() {
+    for (family, client) in [(&V4, ("10.1.0.50", 4_000)), (&V6, ("2001:db8:b::50", 4_000))] {
+        for port in [80, 82, 83, 84] {
+            let mut rig = Rig::new(LIMITS);
+            let stage = &mut Balance::new();
+            let shape = Shape::syn().at_backend();
+            let sent = rig.run(stage, shape.between(client, (family.vip, port)));
+            assert_eq!((sent.verdict, sent.meta.out_port), (OUT, BACKEND_PORT), "{port}");
+            assert_eq!(sent.bytes[..12], [BACKEND_MAC, BACKEND_SIDE].concat());
+            if port == 80 {
+                let ours = (family.nat, nat_port(&sent.bytes));
+                let back = Shape::tcp(SYN | ACK).at_backend().between(family.backend, ours);
+                let reply = rig.run(stage, back);
+                // But for the client's address on the link, which is not known yet.
+                assert_eq!((reply.verdict, reply.meta.out_port), (Verdict::Park, BACKEND_PORT));
+                assert_eq!(reply.meta.key.dst, addr(client.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn syns_announce_what_fits_both_links() {
+    let fits = |bytes: &[u8], l4: usize| u16::from_be_bytes([bytes[l4 + 22], bytes[l4 + 23]]);
+    for (family, headers) in [(&V4, 40), (&V6, 60)] {
+        let l4 = 14 + usize::from(headers) - 20;
+        for (mode, port) in MODES {
+            let mut rig = Rig::new(LIMITS);
+            let stage = &mut Balance::new();
+            let syn = |flags, from: (&str, u16), to: (&str, u16), macs: ([u8; 6], [u8; 6])| {
+                let end = |(host, port): (&str, u16)| (addr(host), port);
+                let mut spec = TcpSpec::new(end(from), end(to), flags, b"");
+                (spec.link.destination, spec.link.source) = macs;
+                spec.options = vec![2, 4, 0x22, 0xd8];
+                tcp_packet(&spec)
+            };
+            let vip = (family.vip, port);
+            let sent = rig.run(stage, syn(SYN, family.client, vip, (CLIENT_SIDE, CLIENT_MAC)));
+            assert_eq!(fits(&sent.bytes, l4), BACKEND_MTU - headers, "{mode:?}");
+            let source = match mode {
+                ForwardMode::Nat => (family.nat, nat_port(&sent.bytes)),
+                ForwardMode::Dnat => family.client,
+                _ => continue,
+            };
+            let macs = (BACKEND_SIDE, BACKEND_MAC);
+            let reply = rig.run(stage, syn(SYN | ACK, family.backend, source, macs));
+            assert_eq!(fits(&reply.bytes, l4), BACKEND_MTU - headers, "{mode:?}, its answer");
+        }
+    }
+}
+
+#[test]
+fn packets_in_the_middle_join_where_appliances_agree() {
+    for family in [&V4, &V6] {
+        for (port, joins) in [(80, false), (81, true), (82, true), (83, true), (84, true)] {
+            let mut rig = Rig::new(LIMITS);
+            let stage = &mut Balance::new();
+            let vip = (family.vip, port);
+            let whole = |rig: &mut Rig, stage: &mut Balance, flags| {
+                rig.run(stage, Shape::tcp(flags).between(family.client, vip)).verdict
+            };
+            for flags in [RST, RST | ACK, SYN | ACK] {
+                let got = whole(&mut rig, stage, flags);
+                assert_eq!(got, dropped(DropReason::NoFlow), "{port}: {flags:#x} joins nothing");
+            }
+            let want = if joins { OUT } else { dropped(DropReason::NoFlow) };
+            assert_eq!(whole(&mut rig, stage, ACK), want, "{port}");
+            assert_eq!(rig.flows.len(), usize::from(joins));
+            // As long as half of the table is free.
+            let mut full = Rig::new(FlowLimits { flows_max: 4, half_open_max: 4 });
+            for client_port in 0..4 {
+                let client = (family.client.0, 5_000 + client_port);
+                full.run(stage, Shape::tcp(ACK).between(client, vip));
+            }
+            assert_eq!(full.flows.len(), if joins { 2 } else { 0 }, "{port}");
+        }
+        // A backend's answer shows whose flow it is, too.
+        let mut rig = Rig::new(LIMITS);
+        let answer = Shape::tcp(ACK).at_backend();
+        let got = rig.run(&mut Balance::new(), answer.between(family.backend, family.client));
+        let want = answer.after(CLIENT_MAC, CLIENT_SIDE).between((family.vip, 81), family.client);
+        assert_eq!((got.verdict, got.bytes), (OUT, want));
     }
 }
 

@@ -3,6 +3,7 @@
 use super::send::send_in;
 use super::{Bound, LinkState, Splice};
 use crate::flow::Fate;
+use crate::forward::mss;
 use crate::forward::spec::Delay;
 use crate::forward::splice::binding::{reset, syn_ack};
 use crate::forward::splice::options::{Offer, stamps_of};
@@ -279,10 +280,5 @@ fn options<'a>(cx: &Cx<'a>, packet: PacketRef<'a>) -> &'a [u8] {
 /// Largest segment that the link takes by which the packet came.
 fn mss_of_link(cx: &Cx<'_>, meta: &PacketMeta) -> u16 {
     let mtu = cx.snapshot.routes.egress(meta.in_port).map_or(u16::MAX, |e| e.mtu);
-    mss_of_mtu(mtu, meta.is_v4())
-}
-
-/// Largest segment that fits a link.
-pub(super) fn mss_of_mtu(mtu: u16, v4: bool) -> u16 {
-    mtu.saturating_sub(if v4 { 40 } else { 60 })
+    mss::of_mtu(mtu, meta.is_v4())
 }

@@ -6,6 +6,7 @@
 mod choose;
 mod client;
 mod datagrams;
+mod errors;
 mod follow;
 mod joined;
 mod send;

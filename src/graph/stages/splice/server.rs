@@ -1,7 +1,8 @@
 //! Backends' packets before the replay is over.
 
-use super::client::{mss_of_mtu, offer, seen};
+use super::client::{offer, seen};
 use super::{LinkState, Splice};
+use crate::forward::mss;
 use crate::forward::splice::translate::acknowledge;
 use crate::forward::splice::{FromServer, Heard, Out};
 use crate::graph::stages::balance::forward_edited;
@@ -27,7 +28,7 @@ impl Splice {
         let stamp = self.cookies.stamp(cx.now, self.slots.key(slot).0);
         let mut out = Out::new(REPLIES_MAX - cx.replies.len());
         let payload_len = meta.payload_len() as u32;
-        let mss_max = mss_of_mtu(mtu, meta.is_v4());
+        let mss_max = mss::of_mtu(mtu, meta.is_v4());
         let heard = Heard { seen, offer, payload_len, mss_max, stamp };
         let held = (&mut self.held, slot);
         let binding = &mut self.bound[slot].binding;

@@ -38,6 +38,7 @@ pub fn add_services(spec: &mut ForwardSpec) {
                 mode,
                 canary_share: 10_000,
                 idle_established: Duration::from_secs(600),
+                mss_clamp: Default::default(),
                 delay: Some(Delay { at, timeout_ms: 10_000, promise }),
                 rule_pools: vec![PoolId(pool + 1)],
             });

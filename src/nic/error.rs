@@ -48,8 +48,8 @@ pub enum NicError {
     )]
     TooFewFrames { have: u32, need: u32 },
     #[error(
-        "interface {interface} has an MTU of {mtu}, but a frame of {frame_size} bytes holds a packet \
-         of {fits}: `ip link set dev {interface} mtu {fits}`{hint}"
+        "interface {interface} has an MTU of {mtu}, but a frame of {frame_size} bytes holds a \
+         packet of {fits}: `ip link set dev {interface} mtu {fits}`{hint}"
     )]
     MtuTooLarge { interface: String, mtu: u32, frame_size: u32, fits: u32, hint: &'static str },
     #[error("interface {interface}: {what} is {value}, not a power of two")]

@@ -47,8 +47,8 @@ fn links_that_carry_more_than_a_frame_are_refused() {
         ip(&["link", "set", "v0", "mtu", "9000"]);
         let spec = [port_spec(0, "v0")];
         let told = refused(&spec, &workers_spec(1)).to_string();
-        let fix = "interface v0 has an MTU of 9000, but a frame of 2048 bytes holds a packet of 1774: \
-                   `ip link set dev v0 mtu 1774`, or `frame_size = 4096`";
+        let fix = "interface v0 has an MTU of 9000, but a frame of 2048 bytes holds a packet of \
+                   1774: `ip link set dev v0 mtu 1774`, or `frame_size = 4096`";
         assert_eq!(told, fix);
         ip(&["link", "set", "v0", "mtu", "1774"]);
         Side::open("v0", 1, AttachMode::Auto).close();

@@ -17,7 +17,7 @@ use crate::policy::{Decision, Facts, Rules, Steps};
 /// Readers of requests, where any service waits for those.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadLimits {
-    /// Connections at once whose request is waited for. Each has a parser of about 20 KB.
+    /// Connections at once whose request is waited for. Each has parsers of about 25 KB.
     pub connections_max: u32,
     /// Header fields that rules ask for, in their order.
     pub headers: Vec<String>,

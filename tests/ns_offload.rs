@@ -3,13 +3,14 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use common::probe::Echo;
+use common::probe::{Echo, Lockstep};
 use common::{HTTP, HTTPS, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, noise, pool, service};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::Value;
 use tidegate::lab::wait_for;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -85,49 +86,9 @@ fn make_noise(net: &Net) {
 }
 
 /// The flows as they are listed.
-fn flows(net: &Net) -> Vec<serde_json::Value> {
+fn flows(net: &Net) -> Vec<Value> {
     let flows = net.ask_json(&["show", "flows", "--limit", "1000"]);
     flows["flows"].as_array().expect("a list").clone()
-}
-
-/// One datagram after the other, each once the one before is answered.
-struct Lockstep {
-    socket: UdpSocket,
-    sent: u64,
-    answered: u64,
-}
-
-impl Lockstep {
-    fn to(net: &Net, target: SocketAddr) -> Lockstep {
-        let connect = move || {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            socket.connect(target)?;
-            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-            Ok::<_, std::io::Error>(socket)
-        };
-        let socket = net.client.enter(connect).expect("thread").expect("socket");
-        Lockstep { socket, sent: 0, answered: 0 }
-    }
-
-    /// Whether it was answered in time.
-    fn round(&mut self) -> bool {
-        let number = self.sent.to_be_bytes();
-        self.sent += 1;
-        let mut buf = [0; 64];
-        // A refusal of the one before may be told of now.
-        let _ = self.socket.send(&number);
-        while let Ok(n) = self.socket.recv(&mut buf) {
-            if buf[..n] == number {
-                self.answered += 1;
-                return true;
-            }
-        }
-        false
-    }
-
-    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Lockstep) -> bool) {
-        wait_for(LIMIT, what, || done(self)).unwrap_or_else(|e| panic!("{e:?}"));
-    }
 }
 
 fn echo_at() -> SocketAddr {
@@ -151,7 +112,7 @@ fn both_families_are_forwarded_whole_and_the_connections_end() {
         fetch(&net, &url);
         wait_for(LIMIT, "the ends, and what the program has counted", || {
             let flows = flows(&net);
-            let whole = |f: &serde_json::Value| f["packets_reply"].as_u64() >= Some(SEGMENTS);
+            let whole = |f: &Value| f["packets_reply"].as_u64() >= Some(SEGMENTS);
             flows.iter().all(|f| f["state"] != "established") && flows.iter().any(whole)
         })
         .unwrap_or_else(|_| panic!("{}", net.ask(&["show", "flows"]).expect("flows")));
@@ -165,7 +126,7 @@ fn datagrams_are_counted_each_and_their_flow_lives() {
     let _echo = Echo::start(&net.server, &[echo_at()]);
     let _edge = net.start(&routed(&net, ""));
     assert_eq!(said_of(&net, WAN), "yes");
-    let mut client = Lockstep::to(&net, echo_at());
+    let mut client = Lockstep::to(&net.client, echo_at());
     client.until("enough by the program", |c| {
         (0..100).for_each(|_| {
             c.round();
@@ -301,7 +262,7 @@ fn what_is_inspected_goes_once_it_is_understood() {
     let _edge = net.start(&(balanced(&net, "llm-edge", "") + more));
     let said = said_of(&net, WAN);
     assert!(said.contains("not TLS and HTTP over TCP (stage `timing`)"), "{said}");
-    let mut client = Lockstep::to(&net, format!("{VIP4}:7007").parse().expect("address"));
+    let mut client = Lockstep::to(&net.client, format!("{VIP4}:7007").parse().expect("address"));
     client.until("both directions", |c| {
         (0..100).for_each(|_| {
             c.round();
@@ -380,6 +341,68 @@ fn speak_another_protocol(net: &Net, mut enough: impl FnMut() -> bool) {
     server.join().expect("no panic").expect("served");
 }
 
+/// Old flows finish, new ones go elsewhere, and flushed ones end at both ends.
+#[test]
+fn offloaded_flows_of_what_is_drained_go_on_until_they_are_flushed() {
+    let net = net(1);
+    let _nginx = net.start_nginx();
+    let _edge = net.start(&balanced(&net, "l4-balancer", ""));
+    let connect = || TcpStream::connect((VIP4, 80));
+    let mut kept = net.client.enter(connect).expect("thread").expect("connect");
+    kept.set_read_timeout(Some(LIMIT)).expect("timeout");
+    let ours = kept.local_addr().expect("bound").to_string();
+    let listed = || flows(&net).into_iter().find(|f| f["client"] == ours).unwrap_or_default();
+    let is_down = |f: &Value| f["offloaded_forward"] == true && f["offloaded_reply"] == true;
+    wait_for(LIMIT, "both directions", || {
+        get(&mut kept);
+        is_down(&listed())
+    })
+    .unwrap_or_else(|_| panic!("{}", listed()));
+    let gauge = || net.ask_json(&["show", "counters"])["total"]["flows_offloaded"].as_u64();
+    assert!(gauge() >= Some(2), "{:?}", gauge());
+    let shown = net.ask(&["show", "flows"]).expect("flows");
+    assert!(shown.contains(" both "), "{shown}");
+
+    let backend = listed()["backend"].as_str().expect("an address").to_owned();
+    let drain = |more: &[&str]| {
+        let name = format!("four/{backend}");
+        net.ask_json(&[&["drain", "backend", &name][..], more].concat())
+    };
+    let left = drain(&[]);
+    assert_eq!(left["flows"], 1, "{left}");
+    let before = offloaded(&net, LAN);
+    for _ in 0..10 {
+        fetch(&net, &format!("http://{VIP4}/1m.bin"));
+        get(&mut kept);
+    }
+    assert!(is_down(&listed()), "{}", listed());
+    assert!(offloaded(&net, LAN) >= before + 10 * SEGMENTS);
+    let elsewhere = |f: &Value| f["client"] == ours || f["backend"] != backend;
+    assert!(flows(&net).iter().all(elsewhere), "{:?}", flows(&net));
+
+    let done = drain(&["--flush"]);
+    assert_eq!((&done["cut"], &done["flows"]), (&1.into(), &0.into()), "{done}");
+    let end = kept.read(&mut [0; 1]).expect_err("cut").kind();
+    assert_eq!(end, std::io::ErrorKind::ConnectionReset);
+    let at = ["-Htn", "state", "established", "src", &backend];
+    let gone = || net.server.run("ss", &at).is_ok_and(|out| out.is_empty());
+    wait_for(LIMIT, "the server's end", gone).expect("told");
+    assert!(!is_down(&listed()), "{}", listed());
+}
+
+/// Gets the file once over a connection that stays.
+fn get(stream: &mut TcpStream) {
+    const BODY: usize = 1 << 20;
+    stream.write_all(b"GET /1m.bin HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    let (mut bytes, mut piece) = (Vec::new(), vec![0; BODY]);
+    let head = |bytes: &[u8]| bytes.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
+    while head(&bytes[..bytes.len().min(4096)]).is_none_or(|head| bytes.len() < head + BODY) {
+        let n = stream.read(&mut piece).expect("an answer");
+        assert_ne!(n, 0, "closed");
+        bytes.extend_from_slice(&piece[..n]);
+    }
+}
+
 #[test]
 fn reloads_and_new_neighbours_under_load_lose_no_byte() {
     let net = net(1);
@@ -422,7 +445,7 @@ fn killed_with_drop_or_pass_offloaded_flows_do_as_others() {
         let _echo = Echo::start(&net.server, &[echo_at()]);
         let workers = format!("on_failure = \"{on_failure}\"\nheartbeat_limit = \"1s\"");
         let mut edge = net.start(&routed(&net, &workers));
-        let mut client = Lockstep::to(&net, echo_at());
+        let mut client = Lockstep::to(&net.client, echo_at());
         client.until("the program", |c| c.round() && offloaded(&net, WAN) > 20);
         edge.signal(Signal::SIGKILL).expect("kill");
         edge.wait(LIMIT).expect("ends");

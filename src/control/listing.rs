@@ -120,6 +120,8 @@ fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowVie
         packets_reply: u64::from(flow.packets[1]),
         bytes_forward: flow.bytes[0],
         bytes_reply: flow.bytes[1],
+        offloaded_forward: row.offloaded[0],
+        offloaded_reply: row.offloaded[1],
         idle_secs: now.since(flow.last_seen()) as f64 / 1e9,
     }
 }

@@ -309,6 +309,10 @@ pub struct FlowView {
     pub packets_reply: u64,
     pub bytes_forward: u64,
     pub bytes_reply: u64,
+    /// The XDP program forwards what comes from the client.
+    pub offloaded_forward: bool,
+    /// And what goes to the client.
+    pub offloaded_reply: bool,
     pub idle_secs: f64,
 }
 

@@ -45,6 +45,8 @@ gauges! {
         flows,
         /// Flows that the table can hold.
         flows_max,
+        /// Directions of flows that the XDP program forwards.
+        flows_offloaded,
         /// Frames free in the pool.
         frames_available,
         /// Frames of this worker's share, wherever they are.

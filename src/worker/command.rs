@@ -107,6 +107,8 @@ pub struct FlowRow {
     pub note: Option<Note>,
     /// What is done with its packets.
     pub treatment: Treatment,
+    /// By direction: whether the XDP program forwards it.
+    pub offloaded: [bool; 2],
 }
 
 impl FlowRow {
@@ -123,7 +125,7 @@ impl FlowRow {
         let (flow, note) = (flow.clone(), note.cloned());
         let (mut row_name, name_len) = ([0; FlowRow::NAME_BYTES], len as u8);
         row_name[..len].copy_from_slice(&name[..len]);
-        FlowRow { flow, name: row_name, name_len, note, treatment }
+        FlowRow { flow, name: row_name, name_len, note, treatment, offloaded: [false; 2] }
     }
 }
 
@@ -359,7 +361,9 @@ impl<P: Port> Worker<P> {
                 let name = names.get(flow.name).unwrap_or_default();
                 let treatment = flows.steps().treatments.get(flow.treatment);
                 let note = names.notes.get(at, flow);
-                list.rows.push(FlowRow::new(flow, name, note, treatment));
+                let mut row = FlowRow::new(flow, name, note, treatment);
+                row.offloaded = self.offload.as_ref().map_or([false; 2], |o| o.directions(at));
+                list.rows.push(row);
             }
             list.cursor += 1;
         }

@@ -154,6 +154,11 @@ impl Offload {
         self.len() == 0
     }
 
+    /// Which directions of a flow those are.
+    pub fn directions(&self, at: FlowRef) -> [bool; 2] {
+        [Direction::Forward, Direction::Reply].map(|way| self.slot_of(at, way) != NONE)
+    }
+
     /// Whether a packet that has passed the stages is a reason to look at its flow: a few of many
     /// are, and those that change its state.
     #[inline(always)]

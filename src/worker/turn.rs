@@ -276,6 +276,7 @@ impl<P: Port> Worker<P> {
         let gauges = Gauges {
             flows: parts.flows.len() as u64,
             flows_max: parts.flows.capacity() as u64,
+            flows_offloaded: self.offload.as_ref().map_or(0, |offload| offload.len() as u64),
             frames_available: parts.pool.available() as u64,
             frames_owned: parts.pool.owned() as u64,
             parked_now: parts.parking.len() as u64,

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tidegate::lab::Namespace;
+use tidegate::lab::{Namespace, wait_for};
 
 /// Between datagrams.
 pub const INTERVAL: Duration = Duration::from_millis(2);
+/// For what is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Answers datagrams in a namespace until dropped.
 pub struct Echo {
@@ -126,4 +128,44 @@ pub fn longest_silence(sent: &[Sent], from: Duration, to: Duration) -> Duration 
 /// Datagrams sent within `from..to` that got no answer.
 pub fn lost(sent: &[Sent], from: Duration, to: Duration) -> usize {
     sent.iter().filter(|s| !s.answered && s.at >= from && s.at <= to).count()
+}
+
+/// One datagram after the other, each once the one before is answered.
+pub struct Lockstep {
+    socket: UdpSocket,
+    pub sent: u64,
+    pub answered: u64,
+}
+
+impl Lockstep {
+    pub fn to(client: &Namespace, target: SocketAddr) -> Lockstep {
+        let connect = move || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(target)?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            Ok::<_, std::io::Error>(socket)
+        };
+        let socket = client.enter(connect).expect("thread").expect("socket");
+        Lockstep { socket, sent: 0, answered: 0 }
+    }
+
+    /// Whether it was answered in time.
+    pub fn round(&mut self) -> bool {
+        let number = self.sent.to_be_bytes();
+        self.sent += 1;
+        let mut buf = [0; 64];
+        // A refusal of the one before may be told of now.
+        let _ = self.socket.send(&number);
+        while let Ok(n) = self.socket.recv(&mut buf) {
+            if buf[..n] == number {
+                self.answered += 1;
+                return true;
+            }
+        }
+        false
+    }
+
+    pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Lockstep) -> bool) {
+        wait_for(PATIENCE, what, || done(self)).unwrap_or_else(|e| panic!("{e:?}"));
+    }
 }

@@ -24,6 +24,7 @@ pub(super) fn table(a: &FlowsView) -> String {
         ">requests",
         "api",
         "state",
+        "offload",
         ">packets",
         ">bytes",
         ">idle",
@@ -44,6 +45,7 @@ pub(super) fn table(a: &FlowsView) -> String {
             f.seen.requests.map_or("-".into(), |n| grouped(n.into())),
             api(&f.seen),
             f.state.clone(),
+            offload(f.offloaded_forward, f.offloaded_reply).into(),
             format!("{}/{}", grouped(f.packets_forward), grouped(f.packets_reply)),
             format!("{}/{}", grouped(f.bytes_forward), grouped(f.bytes_reply)),
             format!("{:.1}s", f.idle_secs),
@@ -55,6 +57,16 @@ pub(super) fn table(a: &FlowsView) -> String {
         let _ = writeln!(out, "\n{shown} of {} flows; more with --limit", grouped(a.total));
     }
     out
+}
+
+/// Which directions of a flow the XDP program forwards.
+fn offload(forward: bool, reply: bool) -> &'static str {
+    match (forward, reply) {
+        (false, false) => "-",
+        (true, false) => "forward",
+        (false, true) => "reply",
+        (true, true) => "both",
+    }
 }
 
 /// The protocol, or why it is not known.

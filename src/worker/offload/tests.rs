@@ -145,12 +145,14 @@ fn taken_back_nothing_is_lost_and_both_directions_end() {
     let orders = rig.orders();
     let [(_, Some((there, _))), (_, Some((back, _)))] = orders[..] else { panic!("{orders:?}") };
     assert_ne!(there, back);
+    assert_eq!((rig.offload.directions(at), rig.offload.len()), ([true; 2], 2));
     rig.slots.count(WAN, there, 3, 300);
     rig.slots.count(LAN, back, 4, 400);
     rig.offload.take_back(START, at, rig.flows.get_mut(at));
     let flow = rig.flows.get(at);
     assert_eq!((flow.packets, flow.bytes), ([4, 5], [400, 500]));
     assert_eq!([rig.slots.stamp(WAN, there), rig.slots.stamp(LAN, back)], [0, 0]);
+    assert_eq!((rig.offload.directions(at), rig.offload.len()), ([false; 2], 0));
     assert_eq!(rig.orders().iter().filter(|o| o.1.is_none()).count(), 2);
     // What comes too late is nobody's, above all not the next flow's.
     rig.slots.count(WAN, there, 1, 60);

@@ -177,10 +177,35 @@ fn one_appliance_a_socket_and_the_next_start_clears_up() {
     assert!(said.contains("nobody listens"), "{said}");
     let doctor = net.appliance.run(env!("CARGO_BIN_EXE_tidegate"), &["doctor"]).expect("ready");
     assert!(doctor.contains("wan: restored") && gro(), "{doctor}");
+    assert!(!doctor.contains("leftover:"), "no program: {doctor}");
     let mut edge = net.start(&config(&net));
     edge.signal(Signal::SIGINT).expect("signal");
     assert!(edge.wait(LIMIT).expect("ends").success());
     assert!(gro() && !net.socket().exists());
+}
+
+/// A program that drops traffic is told of by who only looks, and taken away by who is asked to.
+#[test]
+fn the_doctor_tells_of_a_program_that_was_left_to_drop() {
+    let net = Net::new(1);
+    let text = config(&net).replace("[workers]\n", "[workers]\non_failure = \"drop\"\n");
+    let edge = net.start(&text);
+    edge.signal(Signal::SIGKILL).expect("kill");
+    drop(edge);
+    let doctor = |more: &[&str]| {
+        let args = [&["doctor"][..], more].concat();
+        net.appliance.run(env!("CARGO_BIN_EXE_tidegate"), &args).expect("ready")
+    };
+    for _ in 0..2 {
+        let said = doctor(&[]);
+        let line = said.lines().find(|l| l.contains("wan: leftover"));
+        assert!(line.is_some_and(|l| l.starts_with("warn")), "{said}");
+        assert!(said.contains("tidegate doctor --restore"), "{said}");
+    }
+    let said = doctor(&["--restore"]);
+    assert!(said.contains("XDP program removed") && !said.contains("leftover:"), "{said}");
+    assert!(doctor(&[]).contains("none of a killed run"));
+    assert!(!net.appliance.ip("-d link show wan").expect("ip").contains("xdp"));
 }
 
 #[test]

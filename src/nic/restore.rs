@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::ethtool::{Ethtool, Offload};
 use super::link;
 use super::steer::{PROGRAM_NAME, program_name};
+
+mod namespace;
 
 /// Where the appliance keeps its state files.
 pub const STATE_DIR: &str = "/run/tidegate";
@@ -59,6 +60,8 @@ pub struct Restored {
     pub switched_on: Vec<Offload>,
     /// A program of a process that is gone was detached.
     pub detached: bool,
+    /// One is still there, and drops what that process served.
+    pub left: bool,
 }
 
 impl Changes {
@@ -69,7 +72,7 @@ impl Changes {
     pub fn new(state_dir: &Path) -> io::Result<Changes> {
         fs::create_dir_all(state_dir)?;
         let pid = std::process::id();
-        let namespace = namespace()?;
+        let namespace = namespace::own()?;
         let started = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
         let path = state_dir.join(format!("{PREFIX}{namespace}-{pid}{SUFFIX}"));
         let state = State { boot: boot()?, namespace, pid, started, changes: Vec::new() };
@@ -167,7 +170,7 @@ fn restore(state_dir: &Path, programs: bool) -> io::Result<Vec<Restored>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let (boot, namespace) = (boot()?, namespace()?);
+    let (boot, namespace) = (boot()?, namespace::own()?);
     let mut restored = Vec::new();
     for entry in entries {
         let path = entry?.path();
@@ -179,11 +182,16 @@ fn restore(state_dir: &Path, programs: bool) -> io::Result<Vec<Restored>> {
             tracing::warn!(path = %path.display(), "not a state file of ours, left alone");
             continue;
         };
-        if state.boot != boot {
-            let _ = fs::remove_file(&path);
-        } else if state.namespace == namespace && start_time(state.pid) != Some(state.started) {
+        let is_alive = state.boot == boot && start_time(state.pid) == Some(state.started);
+        if is_alive {
+            continue;
+        }
+        if state.boot == boot && state.namespace == namespace {
             restored.extend(state.changes.iter().filter_map(|c| undo(c, programs)));
             keep_programs(&path, state, programs)?;
+        } else if state.boot != boot || !namespace::is_held(state.namespace) {
+            // The interfaces are gone too.
+            let _ = fs::remove_file(&path);
         }
     }
     Ok(restored)
@@ -216,7 +224,8 @@ fn undo(change: &Change, with_program: bool) -> Option<Restored> {
         }
     }
     let detached = with_program && change.program && detach_ours(interface, change.index);
-    Some(Restored { interface: interface.clone(), switched_on, detached })
+    let left = !detached && change.program && is_ours(change.index);
+    Some(Restored { interface: interface.clone(), switched_on, detached, left })
 }
 
 /// Whether the program on a link is one of ours.
@@ -236,10 +245,6 @@ fn detach_ours(interface: &str, index: u32) -> bool {
 
 fn boot() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
-}
-
-fn namespace() -> io::Result<u64> {
-    Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
 /// Field 22 of `/proc/PID/stat` (proc(5)); `None` where there is no such process, or only what its
@@ -285,7 +290,7 @@ mod tests {
         };
         State {
             boot: boot().expect("boot id"),
-            namespace: namespace().expect("namespace"),
+            namespace: namespace::own().expect("namespace"),
             pid,
             started,
             changes: vec![change],
@@ -305,11 +310,14 @@ mod tests {
         let dead = write("restore-2.json", &state(me, 1));
         let other_boot = write("restore-3.json", &State { boot: "x".into(), ..state(me, 1) });
         let elsewhere = write("restore-4.json", &State { namespace: 1, ..state(me, 1) });
+        let alive_there = State { namespace: 1, ..state(me, start_time(me).expect("alive")) };
+        let alive_there = write("restore-6.json", &alive_there);
         fs::write(dir.path().join("restore-5.json"), "not json").expect("write");
         // The interface has another index than recorded: nothing is touched.
         assert_eq!(restore_leftovers(dir.path()).expect("readable"), []);
-        assert!(alive.exists() && elsewhere.exists());
+        assert!(alive.exists() && alive_there.exists());
         assert!(!dead.exists() && !other_boot.exists());
+        assert_eq!(elsewhere.exists(), namespace::is_held(1), "of a namespace that is gone");
         assert_eq!(restore_leftovers(&dir.path().join("absent")).expect("absent"), []);
     }
 

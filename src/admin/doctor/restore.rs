@@ -17,14 +17,22 @@ pub fn leftovers(programs: bool) -> Vec<Finding> {
             return vec![Finding::warn(SUBJECT, error.to_string(), advice)];
         }
     };
-    let done: Vec<_> = restored.iter().filter_map(finding).collect();
-    match done.is_empty() {
+    let all: Vec<_> = restored.iter().flat_map(|r| done(r).into_iter().chain(left(r))).collect();
+    match all.is_empty() {
         true => vec![Finding::ok(SUBJECT, "none of a killed run")],
-        false => done,
+        false => all,
     }
 }
 
-fn finding(restored: &Restored) -> Option<Finding> {
+fn left(restored: &Restored) -> Option<Finding> {
+    let subject = format!("{}: leftover", restored.interface);
+    let found = "XDP program of a killed run";
+    let advice = "It drops what that run served (`on_failure = \"drop\"`), until the next start or \
+                  until `tidegate doctor --restore`.";
+    restored.left.then(|| Finding::warn(&subject, found, advice))
+}
+
+fn done(restored: &Restored) -> Option<Finding> {
     let mut done: Vec<String> = restored.switched_on.iter().map(|o| format!("{o} on")).collect();
     if restored.detached {
         done.push("XDP program removed".into());

@@ -124,6 +124,14 @@ fn flow_and_direction(place: u32) -> (FlowRef, Direction) {
     (FlowRef(place >> 1), direction)
 }
 
+/// An entry spans three lines; all of them are needed to rewrite a packet.
+#[inline(always)]
+fn prefetch_lines(flow: &Flow) {
+    prefetch(std::slice::from_ref(flow), 0);
+    prefetch(&flow.hop, 0);
+    prefetch(&flow.bytes, 0);
+}
+
 impl FlowTable {
     /// # Panics
     /// Over [`FLOWS_MAX`] flows or under one: limits are checked when the configuration is read.
@@ -270,7 +278,8 @@ impl FlowTable {
     #[inline(always)]
     fn candidate(&self, meta: &PacketMeta) -> u32 {
         let Some(place) = self.index.candidate(meta.hash) else { return u32::MAX };
-        self.prefetch_flow(place);
+        let (FlowRef(at), _) = flow_and_direction(place);
+        prefetch_lines(&self.flows[at as usize]);
         place
     }
 
@@ -281,14 +290,13 @@ impl FlowTable {
         self.flows[at as usize].key[direction as usize].is(key)
     }
 
-    /// An entry spans three lines; all of them are needed to rewrite a packet.
+    /// Asks the first-level cache for a flow that will be looked at soon: of those of a whole batch
+    /// it has forgotten some since they were looked up.
     #[inline(always)]
-    fn prefetch_flow(&self, place: u32) {
-        let (FlowRef(at), _) = flow_and_direction(place);
-        let flow = &self.flows[at as usize..=at as usize];
-        prefetch(flow, 0);
-        prefetch(&flow[0].hop, 0);
-        prefetch(&flow[0].bytes, 0);
+    pub fn prefetch_flow(&self, r: FlowRef) {
+        if let Some(flow) = self.flows.get(r.0 as usize) {
+            prefetch(&flow.bytes, 0);
+        }
     }
 
     /// Makes room for this many handshakes: the oldest are forgotten for them.

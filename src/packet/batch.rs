@@ -83,7 +83,8 @@ impl Batch {
         self.frames.push(packet.frame);
     }
 
-    /// Adds a frame whose headers are yet to be read.
+    /// Adds a frame whose headers are yet to be read: until then what is said of them is another
+    /// packet's.
     ///
     /// # Panics
     /// When full.
@@ -91,7 +92,7 @@ impl Batch {
     pub fn push_unread(&mut self, frame: Frame, in_port: PortId) -> PacketMut<'_> {
         let at = self.frames.len();
         let meta = &mut self.metas[at];
-        *meta = PacketMeta { in_port, ..PacketMeta::UNREAD };
+        meta.begin(in_port);
         self.frames.push(frame);
         PacketMut { frame: &mut self.frames[at], meta }
     }

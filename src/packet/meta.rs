@@ -255,6 +255,15 @@ impl PacketMeta {
         verdict: Verdict::Next,
     };
 
+    /// Becomes that of a packet whose headers are about to be read: sets all that
+    /// [`crate::packet::parse`] does not.
+    #[inline(always)]
+    pub fn begin(&mut self, in_port: PortId) {
+        let unread = const { &PacketMeta::UNREAD };
+        (self.flow, self.class, self.verdict) = (unread.flow, unread.class, Verdict::Next);
+        (self.in_port, self.out_port) = (in_port, unread.out_port);
+    }
+
     #[inline]
     pub fn is_v4(&self) -> bool {
         self.key.dst.is_v4()

@@ -56,8 +56,9 @@ pub(super) fn each_overheard(
     let (frames, metas) = batch.parts_mut();
     frames.iter().take(AHEAD).for_each(|frame| frame.prefetch(cx.arena));
     for i in 0..frames.len().min(metas.len()) {
-        if let Some(later) = frames.get(i + AHEAD) {
+        if let (Some(later), Some(meta)) = (frames.get(i + AHEAD), metas.get(i + AHEAD)) {
             later.prefetch(cx.arena);
+            cx.flows.prefetch_flow(meta.flow);
         }
         let mut packet = PacketMut { frame: &mut frames[i], meta: &mut metas[i] };
         if packet.meta.verdict != Verdict::Next {

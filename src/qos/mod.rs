@@ -15,6 +15,7 @@ mod ecn;
 mod flows;
 #[cfg(test)]
 mod invariants;
+pub mod limits;
 mod member;
 pub mod meter;
 pub mod meters;
@@ -30,6 +31,7 @@ mod shed;
 mod sojourn;
 pub mod spec;
 mod stats;
+pub mod tokens;
 mod tree;
 mod validate;
 mod wheel;

@@ -168,6 +168,39 @@ fn a_stream_loses_nothing_beside_greedy_flows_and_a_flood() {
     assert!(published.is_ok(), "{interactive:#}");
 }
 
+/// Flows of a class with a `flow_rate`, of which each could take all.
+#[test]
+fn each_flow_is_held_to_its_rate() {
+    const FLOWS: usize = 4;
+    const SECONDS: u32 = 6;
+    let tree = [
+        "[qos.lan]\nrate = \"40Mbit/s\"\ndefault = \"all\"\n".to_string(),
+        class("all", "rate = \"100%\"\nflow_rate = \"4Mbit/s\""),
+    ]
+    .concat();
+    let (net, _edge) = routed(&tree, &[]);
+    // Of 1538 bytes on the wire 1448 are what iperf3 counts.
+    const MOST: f64 = 4.0 * 1448.0 / 1538.0;
+    let mut rates = Vec::new();
+    // Peers that get no processor can't send as much as they may: then once more.
+    for _ in 0..3 {
+        let _server = server(&net, W);
+        let report = iperf(&net, W, FLOWS as u32, SECONDS).join().expect("run");
+        let intervals = report["server_output_json"]["intervals"].as_array().expect("intervals");
+        let seconds = &intervals[1..SECONDS as usize - 1];
+        let bits = |flow: usize| -> f64 {
+            let bytes = seconds.iter().map(|i| i["streams"][flow]["bytes"].as_f64());
+            bytes.map(|bytes| bytes.unwrap_or_else(|| panic!("{report:#}")) * 8.0).sum()
+        };
+        rates = (0..FLOWS).map(|flow| bits(flow) / seconds.len() as f64 / 1e6).collect();
+        assert!(rates.iter().all(|rate| *rate <= MOST * 1.05), "{rates:.2?} Mbit/s");
+        if rates.iter().all(|rate| *rate >= MOST * 0.8) {
+            return;
+        }
+    }
+    panic!("a flow gets less than it may: {rates:.2?} Mbit/s");
+}
+
 #[test]
 fn ecn_flows_are_marked_and_lose_nothing() {
     let tree = [

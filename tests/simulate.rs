@@ -114,6 +114,34 @@ fn what_is_set_is_held_to_the_same_rules() {
 }
 
 #[test]
+fn what_is_set_must_be_there() {
+    let text = format!("{TREE}{SOURCES}");
+    let sets =
+        ["class.bb.rate=10%", "source.aa.packet=100", "expect.a.rate=1%", "class.b.weight=2"];
+    let want = [
+        "--set class.bb.rate=10%: error: no class is named `bb`; did you mean `b`?",
+        "--set source.aa.packet=100: error: no source is named `aa`; did you mean `a`?",
+    ];
+    assert_eq!(faults(&text, &sets), want);
+}
+
+#[test]
+fn a_trace_that_ends_early_is_told_at_its_place() {
+    let place = Place::new();
+    let mut pcap = vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0];
+    pcap.extend([1, 0, 0, 0]);
+    // A record of 60 bytes of which 10 are there.
+    pcap.extend([0, 0, 0, 0, 0, 0, 0, 0, 60, 0, 0, 0, 60, 0, 0, 0]);
+    pcap.extend([0; 10]);
+    std::fs::write(place.0.path().join("cut.pcap"), pcap).expect("written");
+    let text = format!("{TREE}[source.t]\nclass = \"a\"\ntrace = {{ file = \"cut.pcap\" }}\n");
+    let out = tidegate(&place.write("s.toml", &text), &[]);
+    let told = self::text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{told}");
+    assert!(told.contains("s.toml:12:18: error: ") && told.contains("cut.pcap"), "{told}");
+}
+
+#[test]
 fn the_tree_may_be_that_of_a_configuration() {
     let place = Place::new();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example-llm-edge.toml");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cli::{Cli, Command, SocketArgs};
 use super::client::{self, ClientError};
@@ -121,7 +121,11 @@ fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Fa
         Some(within) => Ask::Try { within_secs: within.as_secs() },
         None => Ask::Reload,
     };
-    let answer = client::ask(socket, ask)?;
+    let answer = match client::ask(socket, ask) {
+        Err(ClientError::BadConfig(words)) if json => return refused(&words, 2),
+        Err(ClientError::Refused(words)) if json => return refused(&words, 1),
+        answer => answer?,
+    };
     if json {
         return print_json(&answer);
     }
@@ -141,6 +145,13 @@ fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Fa
         print_text(&format!("undone in {secs} s, unless `tidegate confirm` comes first\n"));
     }
     Ok(())
+}
+
+/// Tells programs why, a line each, and ends with this code.
+fn refused(words: &str, code: u8) -> Result<(), Failure> {
+    let errors: Vec<&str> = words.lines().collect();
+    print_json(&json!({ "ok": false, "errors": errors }))?;
+    Err(Failure::Told(code))
 }
 
 fn examine(interfaces: &[String], restore: bool, json: bool) -> Result<(), Failure> {

@@ -206,8 +206,11 @@ impl Checker<'_> {
                 order.push(name);
             }
         }
-        if order.len() == file.stage.len() && !self.faulty.contains(&ROOT, "stage") {
-            self.order(&order, &start);
+        let in_order = self.order(&order);
+        // A stage that could not be read may be the one that another needs.
+        let is_whole = order.len() == file.stage.len() && !self.faulty.contains(&ROOT, "stage");
+        if is_whole && in_order {
+            self.completeness(&order, &start);
         }
         PipelineSpec { name, stages }
     }
@@ -274,14 +277,15 @@ impl Checker<'_> {
         u32::try_from(n).unwrap_or_default()
     }
 
-    /// Holds the stages to an order in which each finds what it needs.
-    fn order(&mut self, order: &[(StageName, Range<usize>)], start: &Range<usize>) {
+    /// Holds the stages to an order in which each finds what it needs; `false` where one stands
+    /// there twice.
+    fn order(&mut self, order: &[(StageName, Range<usize>)]) -> bool {
         use StageName::{Balance, Classify, Inspect, Meter, Route, Shape, Tap, Timing, Trust};
         let at = |name| order.iter().position(|(n, _)| *n == name);
         for (i, (name, span)) in order.iter().enumerate() {
             if at(*name) != Some(i) {
                 self.error(span, format!("`{name}` stands here a second time"));
-                return;
+                return false;
             }
         }
         let rules: [(StageName, &[StageName], &str); 7] = [
@@ -311,6 +315,13 @@ impl Checker<'_> {
         } else if at(Tap).is_some_and(|i| i + 1 != order.len()) {
             self.error(&order[at(Tap).unwrap_or(0)].1, "`tap` must be the last stage");
         }
+        true
+    }
+
+    /// Whether each stage has others that use what it does.
+    fn completeness(&mut self, order: &[(StageName, Range<usize>)], start: &Range<usize>) {
+        use StageName::{Balance, Classify, Inspect, Route, Shape, Tap};
+        let at = |name| order.iter().position(|(n, _)| *n == name);
         let forwards = at(Balance).is_some() || at(Route).is_some();
         match at(Shape) {
             Some(i) if !forwards => {

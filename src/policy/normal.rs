@@ -22,6 +22,14 @@ pub fn normal<'a>(path: &'a [u8], scratch: &'a mut Scratch) -> &'a [u8] {
     &out[..len]
 }
 
+/// Whether each `%` stands before two hexadecimal digits.
+pub fn is_encoded(text: &str) -> bool {
+    text.split('%').skip(1).all(|after| {
+        let digits = after.as_bytes().first_chunk::<2>();
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
+}
+
 /// Decodes what stands for unreserved characters (RFC 3986, section 2.3). Returns the length.
 fn decode(path: &[u8], out: &mut [u8]) -> usize {
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);

@@ -5,6 +5,7 @@
 //! paths, however many patterns there are (tuple space search: Srinivasan, Suri, Varghese: "Packet
 //! Classification using Tuple Space Search", SIGCOMM 1999).
 
+use super::normal::is_encoded;
 use super::values::{HashTable, NONE, SEED};
 use crate::base::hash::{fold, hash_bytes};
 
@@ -42,6 +43,9 @@ impl PathPattern {
         let rest = text.strip_prefix('/').ok_or("does not begin with `/`")?;
         if rest.contains(['?', '#', ' ']) {
             return Err("has a character that no path has: a query is not part of it");
+        }
+        if !is_encoded(rest) {
+            return Err("has a `%` without two hexadecimal digits (RFC 3986, section 2.1)");
         }
         let (rest, open) = match rest.strip_suffix('*') {
             Some("") => (None, true),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 use super::file::{FileScenario, FileSource};
 use super::spec::{
@@ -98,7 +98,33 @@ fn set_all(source: &mut diag::Source, sets: &[&String], above: &str, out: &mut D
             Ok(_) => plain,
             Err(_) => format!("{above}{key} = {value:?}"),
         };
-        source.set(words, line);
+        match unknown_name(source.text(), &line) {
+            Some(what) => out.file_error(Path::new(&format!("--set {words}")), what),
+            None => source.set(words, line),
+        }
+    }
+}
+
+/// What is wrong with a line that is set, where it names what the file does not have: it would be
+/// something new, and lack all else.
+fn unknown_name(text: &str, line: &str) -> Option<String> {
+    const KINDS: [&str; 3] = ["class", "source", "expect"];
+    let (file, set) = (DeTable::parse(text).ok()?, DeTable::parse(line).ok()?);
+    let (mut known, mut set) = (file.get_ref(), set.get_ref());
+    let mut kind: Option<&str> = None;
+    loop {
+        let (key, value) = set.iter().next()?;
+        let key: &str = key.get_ref();
+        let found = known.get(key).map(Spanned::get_ref);
+        if let (Some(kind), None) = (kind, found) {
+            let advice = diag::advice(key, known.keys().map(|k| k.get_ref().as_ref()));
+            return Some(format!("no {kind} is named `{key}`{advice}"));
+        }
+        (known, set) = match (found, value.get_ref()) {
+            (Some(DeValue::Table(known)), DeValue::Table(set)) if kind.is_none() => (known, set),
+            _ => return None,
+        };
+        kind = KINDS.into_iter().find(|kind| *kind == key);
     }
 }
 
@@ -369,7 +395,12 @@ fn trace(b: &mut Build<'_>, table: &Spanned<super::file::FileTrace>) -> Option<K
     }
     let name = b.need(&table.span(), "file", &f.file, "a capture, pcap or pcapng")?;
     let file = beside(b.source.path(), name.get_ref());
-    if let Err(error) = Trace::open(&file) {
+    // To its end, so that what is wrong there is told here too.
+    let whole = Trace::open(&file).and_then(|mut trace| {
+        while trace.next()?.is_some() {}
+        Ok(())
+    });
+    if let Err(error) = whole {
         b.error(&name.span(), format!("{}: {error}", file.display()));
     }
     Some(Kind::Trace { file, speed, repeats: f.repeat })

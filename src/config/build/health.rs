@@ -49,11 +49,24 @@ fn spec(b: &mut Build<'_>, table: &Spanned<FileHealth>) -> Option<HealthSpec> {
     let what = "what is asked: tcp, tls, http, http2 or grpc";
     let kind = *b.need(&at, "type", &h.kind, what)?.get_ref();
     foreign_keys(b, h, kind);
+    let interval = b.within(&h.interval, INTERVAL_MIN..=HOUR, INTERVAL_DEFAULT, show);
+    let timeout = b.within(&h.timeout, TIMEOUT_MIN..=TIMEOUT_MAX, TIMEOUT_DEFAULT, show);
+    if let Some(given) = &h.timeout
+        && timeout > interval
+        && !b.faulty.contains(&at, "interval")
+    {
+        let (timeout, interval) = (show(timeout), show(interval));
+        let what = format!(
+            "a check may last for {timeout}: the next one then comes later than after the \
+             interval of {interval}"
+        );
+        b.warning(&given.span(), what);
+    }
     Some(HealthSpec {
         check: check(b, h, kind),
         port: h.port.as_ref().map(|p| p.get_ref().0.0),
-        interval: b.within(&h.interval, INTERVAL_MIN..=HOUR, INTERVAL_DEFAULT, show),
-        timeout: b.within(&h.timeout, TIMEOUT_MIN..=TIMEOUT_MAX, TIMEOUT_DEFAULT, show),
+        interval,
+        timeout,
         rise: b.number(&h.rise, 1..=IN_A_ROW_MAX, 2),
         fall: b.number(&h.fall, 1..=IN_A_ROW_MAX, 3),
         jitter_percent: b.number(&h.jitter_percent, 0..=50, 10),

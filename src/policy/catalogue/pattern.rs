@@ -1,5 +1,7 @@
 //! Patterns of hosts, label by label, and of paths, segment by segment.
 
+use crate::policy::normal::is_encoded;
+
 /// A host with wildcards: `*` as the first label stands for one or more, elsewhere for exactly one;
 /// within a label for any characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +127,9 @@ impl PathPattern {
     /// What is wrong with it.
     pub fn new(text: &str) -> Result<PathPattern, &'static str> {
         let rest = text.strip_prefix('/').ok_or("does not begin with `/`")?;
+        if !is_encoded(rest) {
+            return Err("has a `%` without two hexadecimal digits (RFC 3986, section 2.1)");
+        }
         let (rest, open) = match rest.strip_suffix("/*") {
             Some(rest) => (rest, true),
             None => (rest, false),

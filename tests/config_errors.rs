@@ -113,6 +113,7 @@ fn broken_configurations() {
         "rules.txt",
         "fit.txt",
         "meters.txt",
+        "limits.txt",
     ];
     let mut total = 0;
     for file in files {

@@ -2,6 +2,7 @@
 //! parked packets, expired flows, listings or new routes. A counting allocator watches every turn
 //! of the loop, from the first one on.
 
+mod alloc_support;
 #[path = "fuzz/targets/client_hello.rs"]
 mod client_hello;
 #[allow(dead_code)] // the tests of QUIC use more of it
@@ -31,14 +32,12 @@ use tidegate::packet::{
 use tidegate::policy::spec::{
     HeaderPattern, HeaderSpec, Mirror, PathPattern, RuleSpec, header_names,
 };
-use tidegate::qos::dscp::Remap;
-use tidegate::qos::meter::{MeterSpec, Second};
-use tidegate::qos::meters::{Action, ClassMeterSpec, MeteringSpec};
-use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::qos::limits::LimitsSpec;
 use tidegate::sim::{Appliance, Setup, Spread};
 use tidegate::worker::WorkerCommand;
 use tidegate::worker::command::FlowList;
 
+use alloc_support::{limits, metering, qos};
 use quic_support::{Initial, V1, crypto};
 use world::*;
 
@@ -298,58 +297,22 @@ fn flood(bench: &mut Bench, family: Family, routed: bool) {
     }
 }
 
-fn qos(port: u16) -> PortQosSpec {
-    let rate = |text: &str| text.parse().expect("a rate");
-    let class = |id: u16| ClassSpec {
-        id: ClassId(id),
-        name: format!("c{id}"),
-        parent: None,
-        rate: rate("10Mbit/s"),
-        ceil: rate("50Mbit/s"),
-        burst: 20_000,
-        cburst: 20_000,
-        priority: id as u8,
-        weight: 1,
-        quantum: None,
-        overhead: None,
-        mpu: None,
-        flow_rate: None,
-        limit: 50_000,
-        queue: Default::default(),
-    };
-    PortQosSpec {
-        port: PortId(port),
-        rate: rate("50Mbit/s"),
-        burst: 20_000,
-        overhead: 24,
-        mpu: 84,
-        mtu: 1_514,
-        default_class: ClassId(1),
-        classes: (0..2).map(class).collect(),
-    }
-}
-
-/// A meter for each class, one by each RFC, and ports that trust nothing.
-fn metering() -> MeteringSpec {
-    let rate = |text: &str| text.parse().expect("a rate");
-    let peak = Second::Peak { rate: rate("40Mbit/s"), burst: 4_000 };
-    let both = [Second::Excess { burst: 4_000 }, peak].into_iter().enumerate();
-    let meters = both.map(|(i, second)| ClassMeterSpec {
-        name: format!("m{i}"),
-        meter: MeterSpec { rate: rate("20Mbit/s"), burst: 4_000, second, is_colour_aware: true },
-        classes: vec![ClassId(i as u16)],
-        port: None,
-        actions: [Action::Pass, Action::Precedence, Action::Dscp(8)],
-    });
-    MeteringSpec { meters: meters.collect(), trust: vec![Remap::all_to(10); 2] }
-}
-
 /// Runs a pipeline for a family and returns what was counted.
 fn run(pipeline: &[StageSpec], family: Family, routed: bool) -> Counters {
+    run_limited(pipeline, family, routed, LimitsSpec::default())
+}
+
+fn run_limited(
+    pipeline: &[StageSpec],
+    family: Family,
+    routed: bool,
+    limits: LimitsSpec,
+) -> Counters {
     let mut setup = setup(Seed(11), family, ForwardMode::Nat);
     (setup.pipeline, setup.rules) = (stages(pipeline), rules());
     (setup.workers, setup.spread) = (2, Spread::Random);
     (setup.qos, setup.metering) = (vec![qos(0), qos(1)], metering());
+    setup.limits = limits;
     share_out(&mut setup.forward);
     (setup.flows_max, setup.half_open_max) = (512, 128);
     // One server's address is never found out.
@@ -436,11 +399,23 @@ fn llm_edge() {
 
 #[test]
 fn router() {
-    let pipeline = [StageSpec::Classify, StageSpec::Route, StageSpec::Shape];
+    use StageSpec::{Classify, Meter, Route, Shape, Trust};
     for family in Family::BOTH {
-        let counters = run(&pipeline, family, true);
+        let counters = run(&[Trust, Classify, Meter, Route, Shape], family, true);
         seen(&counters, &[DropReason::NeighbourUnresolved, DropReason::TtlExceeded]);
-        assert!(counters.icmp_sent > 0, "{counters:?}");
+        assert!(counters.icmp_sent > 0 && counters.dscp_remapped > 0, "{counters:?}");
+        assert!(counters.metered_green > 0 && counters.metered_red > 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn limits_of_connections_and_requests() {
+    use StageSpec::{Balance, Classify, Shape};
+    for family in Family::BOTH {
+        let pipeline = [inspect_all(), Classify, Balance, Shape];
+        let counters = run_limited(&pipeline, family, false, limits());
+        seen(&counters, &[DropReason::OverLimit]);
+        assert!(counters.resets_sent > 0, "{counters:?}");
     }
 }
 

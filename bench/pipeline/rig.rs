@@ -227,6 +227,7 @@ pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + 
         seed: SEED,
         worker_count: 1,
         meters: Default::default(),
+        limits: Default::default(),
         shared_ports: Default::default(),
     };
     let pipeline = PipelineSpec { name: "bench".into(), stages: stages.to_vec() };

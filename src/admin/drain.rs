@@ -70,13 +70,31 @@ fn sentence(view: &DrainView) -> String {
     }
     match view.drained {
         true => format!("{target}: no new flows, {flows} left\n"),
-        false => format!("{target}: no longer drained itself, has {flows} flows\n"),
+        false if view.still_drained.is_empty() => {
+            format!("{target}: no longer drained, has {flows} flows\n")
+        }
+        false => {
+            let others = view.still_drained.join(", ");
+            format!(
+                "{target}: no longer drained itself, has {flows} flows; still drained: {others}\n"
+            )
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_still_drained_is_named() {
+        let mut view = DrainView { target: "pool gpu".into(), flows: 3, ..DrainView::default() };
+        assert_eq!(sentence(&view), "pool gpu: no longer drained, has 3 flows\n");
+        view.still_drained = vec!["backend gpu/a".into(), "the appliance".into()];
+        let told = "pool gpu: no longer drained itself, has 3 flows; still drained: backend gpu/a, \
+                    the appliance\n";
+        assert_eq!(sentence(&view), told);
+    }
 
     #[test]
     fn targets_are_read_as_documented() {

@@ -20,7 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::Asker;
 use crate::control::view::{
-    BackendView, HealthView, LatencyBucket, LatencyTimes, LatencyView, Overview, Values,
+    BackendView, HealthView, LatencyBucket, LatencyTimes, LatencyView, LimitView, Overview, Values,
 };
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges};
@@ -91,11 +91,28 @@ impl Collector for Page {
         self.ports(e)?;
         self.backends(e)?;
         self.classes(e)?;
+        self.limits(e)?;
         self.latencies(e)
     }
 }
 
 impl Page {
+    fn limits(&self, e: &mut DescriptorEncoder) -> fmt::Result {
+        let all = &self.0.limits;
+        let labels = |l: &LimitView| vec![("limit", l.name.clone()), ("of", l.of.clone())];
+        let lines = |value: fn(&LimitView) -> u64| -> Vec<_> {
+            all.iter().map(|l| (labels(l), value(l))).collect()
+        };
+        let passed = "Connections or requests that had a token.";
+        counter(e, "limit_passed", passed, &lines(|l| l.passed))?;
+        let refused = "Packets that would have begun a connection, SYNs among them, or requests.";
+        counter(e, "limit_refused", refused, &lines(|l| l.refused))?;
+        let clients = "Clients that lack tokens.";
+        gauge(e, "limit_clients", clients, &lines(|l| l.clients))?;
+        let crowded = "Clients whose tokens another one took over before they were complete.";
+        counter(e, "limit_crowded", crowded, &lines(|l| l.crowded))
+    }
+
     fn latencies(&self, e: &mut DescriptorEncoder) -> fmt::Result {
         let all = &self.0.latencies;
         let labels = |l: &LatencyView| vec![("of", l.of.clone()), ("name", l.name.clone())];
@@ -335,6 +352,12 @@ mod tests {
             ports: vec![port],
             classes: vec![ClassView::default()],
             latencies: vec![latency],
+            limits: vec![LimitView {
+                name: "chat".into(),
+                of: "connections".into(),
+                refused: 6,
+                ..LimitView::default()
+            }],
             ..Overview::default()
         }
     }
@@ -350,6 +373,7 @@ mod tests {
             "tidegate_port_tx_bytes_total{port=\"up\\\"link\",worker=\"1\"} 99",
             "tidegate_steered_total{port=\"up\\\"link\",reason=\"vip\"} 8",
             "tidegate_routes 17",
+            "tidegate_limit_refused_total{limit=\"chat\",of=\"connections\"} 6",
             "# TYPE tidegate_time_to_first_record_seconds histogram",
             "tidegate_time_to_first_record_seconds_count{of=\"class\",name=\"chat\"} 5",
             "# TYPE tidegate_worker_flows gauge",

@@ -81,6 +81,8 @@ pub enum What {
     Neighbours,
     /// Classes of each port: sent, dropped, waiting
     Qos,
+    /// Limits of connections and requests: what passed, what was refused
+    Limits,
     /// Time to the first record of answers and between records, from the `timing` stage
     Latency,
 }

@@ -199,6 +199,7 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
                 What::Pools => ok(&json!({ "pools": o.pools })),
                 What::Neighbours => ok(&json!({ "neighbours": o.neighbours })),
                 What::Qos => ok(&json!({ "classes": o.classes })),
+                What::Limits => ok(&json!({ "limits": o.limits })),
                 What::Latency => ok(&json!({ "latencies": o.latencies })),
                 What::Ports => ok(&super::show::PortsAnswer::of(&o)),
                 What::Drops => ok(&super::show::DropsAnswer::of(&o)),

@@ -16,6 +16,7 @@ use crate::packet::DropReason;
 
 mod classes;
 mod flows;
+mod limits;
 mod pools;
 
 use classes::classes;
@@ -139,6 +140,7 @@ pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
         What::Services => services(&list("services", answer)?),
         What::Backends => backends(&list("backends", answer)?),
         What::Pools => pools(&list("pools", answer)?),
+        What::Limits => limits::limits(&list("limits", answer)?),
         What::Latency => latencies(&list("latencies", answer)?),
         What::Ports => ports(&serde_json::from_value(answer)?),
         What::Neighbours => neighbours(&list("neighbours", answer)?),
@@ -450,6 +452,7 @@ mod tests {
             (What::Backends, "backends"),
             (What::Pools, "pools"),
             (What::Latency, "latencies"),
+            (What::Limits, "limits"),
             (What::Neighbours, "neighbours"),
             (What::Qos, "classes"),
         ] {

@@ -347,6 +347,58 @@ impl<'de, A: Atom> Visitor<'de> for ManyVisitor<A> {
     }
 }
 
+/// One string, or a list of them with their places. One stands where the whole does, so that
+/// [`texts`] needs that.
+#[derive(Clone, Debug)]
+pub enum Texts {
+    One(String),
+    Many(Vec<Spanned<String>>),
+}
+
+impl Texts {
+    /// Whether it is an empty list.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Texts::Many(list) if list.is_empty())
+    }
+}
+
+/// The strings with their places; none where nothing is given.
+pub fn texts(given: &Option<Spanned<Texts>>) -> Vec<Spanned<String>> {
+    match given.as_ref().map(|given| (given.get_ref(), given.span())) {
+        Some((Texts::One(text), span)) => vec![Spanned::new(span, text.clone())],
+        Some((Texts::Many(list), _)) => list.clone(),
+        None => Vec::new(),
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Texts, D::Error> {
+        d.deserialize_any(TextsVisitor)
+    }
+}
+
+struct TextsVisitor;
+
+impl<'de> Visitor<'de> for TextsVisitor {
+    type Value = Texts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, or a list of strings,")
+    }
+
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Texts, E> {
+        Ok(Texts::One(v.to_string()))
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Texts, S::Error> {
+        let mut list = Vec::new();
+        while let Some(text) = seq.next_element()? {
+            list.push(text);
+        }
+        Ok(Texts::Many(list))
+    }
+}
+
 /// A table whose keys are names of the writer's choice, in the file's order.
 #[derive(Clone, Debug)]
 pub struct Named<T>(pub Vec<(Spanned<String>, Spanned<T>)>);

@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::atoms::{
     Alpn, Bytes, Dscp, Metrics, PortNumber, PortRange, Rate, ServerName, SocketMode, StatusRange,
 };
+use super::limit_atoms::Often;
 use super::meter_atoms::ColourAction;
 use super::rule_atoms::{
     Days, Fingerprint, GrpcName, HeaderValue, HourRange, Method, OperationName, Path, ProviderName,
@@ -16,7 +17,7 @@ use super::rule_atoms::{
 };
 use super::splits::FilePools;
 use super::tenants::Names;
-use crate::base::tomlfile::{Leaf, Named, OneOrMany};
+use crate::base::tomlfile::{Leaf, Named, OneOrMany, Texts};
 use crate::base::{Addr, Prefix};
 use crate::forward::spec::MssClamp;
 use crate::policy::catalogue::FileCatalogue;
@@ -42,6 +43,7 @@ pub struct FileConfig {
     pub tenants: Named<FileTenants>,
     pub qos: Named<FileQos>,
     pub meter: Named<FileMeter>,
+    pub limit: Named<FileLimit>,
     pub dscp: Named<FileTrust>,
     pub collector: Named<FileCollector>,
     pub rule: Vec<Spanned<FileRule>>,
@@ -156,6 +158,7 @@ pub struct FileService {
     pub promise: Plain<FilePromise>,
     pub mss_clamp: Noted<MssClamp>,
     pub announce: Option<bool>,
+    pub limit: Plain<String>,
 }
 
 /// What clients are told before their backend is known.
@@ -365,7 +368,7 @@ pub enum FileQueue {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileMeter {
-    pub classes: Plain<Vec<Spanned<String>>>,
+    pub classes: Plain<Texts>,
     pub port: Plain<String>,
     pub rate: Noted<Rate>,
     pub burst: Noted<Bytes>,
@@ -376,6 +379,36 @@ pub struct FileMeter {
     pub green: Noted<ColourAction>,
     pub yellow: Noted<ColourAction>,
     pub red: Noted<ColourAction>,
+}
+
+/// How many connections and requests clients may begin.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileLimit {
+    pub clients: Many<Prefix>,
+    pub connections: Noted<Often>,
+    pub connections_burst: Plain<i64>,
+    pub requests: Noted<Often>,
+    pub requests_burst: Plain<i64>,
+    pub per: Option<FilePer>,
+    pub client_len: Plain<i64>,
+    pub client_len_v6: Plain<i64>,
+    pub clients_max: Plain<i64>,
+    pub action: Option<FileExcess>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilePer {
+    Client,
+    All,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileExcess {
+    Drop,
+    Reset,
 }
 
 /// What becomes of code points of packets that come in by a port.
@@ -404,7 +437,7 @@ pub struct FileRule {
     pub ja4: Many<Fingerprint>,
     pub method: Many<Method>,
     pub path: Many<Path>,
-    pub header: Named<OneOrMany<HeaderValue>>,
+    pub header: Plain<Named<OneOrMany<HeaderValue>>>,
     pub grpc: Many<GrpcName>,
     pub provider: Many<ProviderName>,
     pub operation: Many<OperationName>,
@@ -418,6 +451,7 @@ pub struct FileRule {
     pub class: Plain<String>,
     pub pool: Plain<FilePools>,
     pub tenant: Plain<String>,
+    pub limit: Plain<String>,
     pub set_dscp: Noted<Dscp>,
     pub mirror: Plain<String>,
     pub mirror_percent: Plain<f64>,

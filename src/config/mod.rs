@@ -9,6 +9,7 @@ mod build;
 pub mod engines;
 mod file;
 pub mod health;
+mod limit_atoms;
 mod load;
 mod meter_atoms;
 pub mod outliers;
@@ -26,6 +27,7 @@ use crate::graph::spec::PipelineSpec;
 use crate::nic::spec::PortSpec;
 use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::RuleSpec;
+use crate::qos::limits::LimitsSpec;
 use crate::qos::meters::MeteringSpec;
 use crate::qos::spec::PortQosSpec;
 use crate::worker::spec::WorkersSpec;
@@ -56,6 +58,7 @@ pub struct Config {
     pub class_names: Vec<String>,
     pub rules: Vec<RuleSpec>,
     pub metering: MeteringSpec,
+    pub limits: LimitsSpec,
     /// Names of all tenants, by the number that rules have.
     pub tenant_names: Vec<String>,
     /// The catalogue of LLM APIs, with the configuration's changes.

@@ -1,7 +1,7 @@
 //! Templates: one table of a file that stands for many, one for each tenant of a group.
 //!
-//! A class, a meter or a rule in which `{GROUP}` stands is made once for each name of that group,
-//! before the file is read into types. All that were made have the template's place, so that
+//! A class, a meter, a limit or a rule in which `{GROUP}` stands is made once for each name of that
+//! group, before the file is read into types. All that were made have the template's place, so that
 //! faults are told there.
 
 use std::borrow::Cow;
@@ -35,12 +35,14 @@ pub fn expand(root: &mut DeTable<'_>, source: &Source, out: &mut Diagnostics) {
         for (_, port) in ports.iter_mut() {
             let classes = table_of(port.get_mut()).and_then(|port| port.get_mut("class"));
             if let Some(classes) = classes.and_then(|v| table_of(v.get_mut())) {
-                maker.named(classes);
+                maker.named(classes, None);
             }
         }
     }
-    if let Some(meters) = root.get_mut("meter").and_then(|v| table_of(v.get_mut())) {
-        maker.named(meters);
+    for kind in ["meter", "limit"] {
+        if let Some(tables) = root.get_mut(kind).and_then(|v| table_of(v.get_mut())) {
+            maker.named(tables, (kind == "limit").then_some("clients"));
+        }
     }
     if let Some(DeValue::Array(rules)) = root.get_mut("rule").map(Spanned::get_mut) {
         maker.rules(rules);
@@ -56,8 +58,9 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// Tables whose keys are names.
-    fn named(&mut self, tables: &mut DeTable<'_>) {
+    /// Tables whose keys are names. Where `clients` is a key of theirs, those that lack it get the
+    /// tenant's.
+    fn named(&mut self, tables: &mut DeTable<'_>, clients: Option<&'static str>) {
         let mut made = DeTable::new();
         for (key, value) in std::mem::take(tables) {
             let Some(group) = self.group_in(key.get_ref()) else {
@@ -72,6 +75,12 @@ impl Maker<'_> {
                 let name: Cow<'_, str> = Cow::Owned(filled(key.get_ref(), &group, &tenant.name));
                 let mut value = value.clone();
                 fill(value.get_mut(), &group, &tenant.name);
+                if let Some(key) = clients
+                    && !tenant.clients.is_empty()
+                    && !has_key(value.get_ref(), key)
+                {
+                    add_clients(&mut value, key, tenant);
+                }
                 if made.contains_key(name.as_ref()) {
                     let what = format!("`{name}` is there already");
                     self.out.error(self.source, &key.span(), what);
@@ -109,7 +118,7 @@ impl Maker<'_> {
                 let mut rule = rule.clone();
                 fill(rule.get_mut(), &group, &tenant.name);
                 if !has_clients && !tenant.clients.is_empty() {
-                    add_clients(&mut rule, tenant);
+                    add_clients(&mut rule, "client", tenant);
                 }
                 made.push(named_rule(rule, &format!("rule-{}.{}", i + 1, tenant.name)));
             }
@@ -133,7 +142,7 @@ impl Maker<'_> {
 }
 
 /// What a rule does, as against what it asks for.
-const ACTIONS: [&str; 4] = ["name", "class", "tenant", "pool"];
+const ACTIONS: [&str; 5] = ["name", "class", "tenant", "pool", "limit"];
 
 /// Whether some condition of a rule has the tenant's name in it.
 fn is_told_apart(rule: &DeValue<'_>, group: &str) -> bool {
@@ -191,14 +200,14 @@ fn named_rule<'i>(mut rule: Spanned<DeValue<'i>>, name: &str) -> Spanned<DeValue
     rule
 }
 
-/// The condition that a flow's client is one of the tenant's.
-fn add_clients(rule: &mut Spanned<DeValue<'_>>, tenant: &Tenant) {
-    let at = rule.span();
-    let Some(table) = table_of(rule.get_mut()) else { return };
+/// Says that clients are the tenant's.
+fn add_clients(made: &mut Spanned<DeValue<'_>>, key: &'static str, tenant: &Tenant) {
+    let at = made.span();
+    let Some(table) = table_of(made.get_mut()) else { return };
     let text = |prefix: &Prefix| DeValue::String(Cow::Owned(prefix.to_string()));
     let list = tenant.clients.iter().map(|prefix| Spanned::new(at.clone(), text(prefix))).collect();
     table.insert(
-        Spanned::new(at.clone(), Cow::Borrowed("client")),
+        Spanned::new(at.clone(), Cow::Borrowed(key)),
         Spanned::new(at, DeValue::Array(list)),
     );
 }

@@ -23,6 +23,7 @@ use crate::nic::{Nic, NicError, PortMode};
 use crate::observe::SharedStats;
 use crate::packet::CopyTo;
 use crate::policy::Rules;
+use crate::qos::limits::Limits;
 use crate::qos::meters::Meters;
 use crate::worker::command::control_link;
 use crate::worker::handover::RING_PACKETS;
@@ -119,6 +120,7 @@ impl Appliance {
             seed,
             worker_count: config.workers.count,
             meters: Arc::new(Meters::build(&config.metering, None)),
+            limits: Arc::new(Limits::build(&config.limits, seed, None, clock.now())),
             shared_ports: Default::default(),
         };
         let links_up = vec![true; config.ports.len()];

@@ -220,6 +220,7 @@ pub(super) mod tests {
             seed,
             worker_count: 1,
             meters: Default::default(),
+            limits: Default::default(),
             shared_ports: Default::default(),
         };
         let sleeper = Sleeper::new().expect("eventfd");

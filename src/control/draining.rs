@@ -54,7 +54,9 @@ impl Control {
             a.reweigh();
         }
         let cut = flush.then_some(0);
-        let view = DrainView { target: target.to_string(), drained, flows: 0, cut };
+        let still_drained = a.pools.drained.beside(&a.config, &target);
+        let target = target.to_string();
+        let view = DrainView { target, drained, flows: 0, cut, still_drained };
         match self.draining.now {
             None => self.count(of, view, reply),
             Some(_) if self.draining.waiting.len() < WAITING_MAX => {

@@ -8,6 +8,7 @@ mod crew;
 mod draining;
 mod fib_thread;
 mod latency;
+mod limits;
 mod listing;
 mod members;
 pub mod netlink;

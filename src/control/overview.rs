@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::appliance::{Appliance, attach_text, copy_text};
 use super::latency::latencies;
+use super::limits::limits;
 use super::members::pools;
 use super::run::Control;
 use super::view::{
@@ -28,6 +29,7 @@ impl Control {
             pools: pools(a),
             neighbours: neighbours(a),
             classes: self.classes.view(&a.config),
+            limits: limits(&a.snapshot.limits, a.clock.now()),
             latencies: latencies(&a.config, a.crew.seats.iter().map(|s| s.latencies())),
         }
     }

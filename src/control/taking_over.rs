@@ -23,6 +23,7 @@ use super::view::ReloadView;
 use crate::base::Nanos;
 use crate::config::{self, Config};
 use crate::graph::Snapshot;
+use crate::qos::limits::Limits;
 use crate::qos::meters::Meters;
 use crate::worker::WorkerCommand;
 
@@ -107,10 +108,12 @@ impl Control {
         let crew = &a.crew;
         a.pools.set_config(&wanted, |place| crew.connections(place) > 0);
         a.crew.reserve(a.pools.places_count());
+        let (now, seed) = (a.clock.now(), a.snapshot.seed);
         let snapshot = Snapshot {
-            forward: Arc::new(a.pools.tables(a.clock.now(), &wanted, a.snapshot.seed)),
+            forward: Arc::new(a.pools.tables(now, &wanted, seed)),
             rules: Arc::new(rules_of(&wanted)),
             meters: Arc::new(Meters::build(&wanted.metering, Some(&a.snapshot.meters))),
+            limits: Arc::new(Limits::build(&wanted.limits, seed, Some(&a.snapshot.limits), now)),
             ..a.snapshot.clone()
         };
         let new = blueprint(&wanted, &snapshot);

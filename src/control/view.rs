@@ -22,6 +22,7 @@ pub struct Overview {
     pub neighbours: Vec<NeighbourView>,
     pub classes: Vec<ClassView>,
     pub latencies: Vec<LatencyView>,
+    pub limits: Vec<LimitView>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -235,6 +236,28 @@ pub struct NeighbourView {
     pub state: String,
 }
 
+/// What a limit counts, and what it did since it is there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitView {
+    pub name: String,
+    /// `connections` or `requests`.
+    pub of: String,
+    /// `client`, or `all` clients together.
+    pub per: String,
+    pub per_sec: f64,
+    pub burst: u32,
+    /// `drop` or `reset`.
+    pub action: String,
+    /// That had a token.
+    pub passed: u64,
+    /// Packets that would have begun a connection, SYNs among them, or requests.
+    pub refused: u64,
+    /// Clients that lack tokens now.
+    pub clients: u64,
+    /// Clients whose tokens another one took over before they were complete, for want of room.
+    pub crowded: u64,
+}
+
 /// A class of one port, all workers together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClassView {
@@ -363,6 +386,9 @@ pub struct DrainView {
     pub flows: u64,
     /// Flows that were cut, where that was asked for.
     pub cut: Option<u64>,
+    /// What else is drained that keeps new flows away from it, wholly or in part.
+    #[serde(default)]
+    pub still_drained: Vec<String>,
 }
 
 /// What a reload did.

@@ -249,6 +249,7 @@ mod tests {
             seed: SEED,
             worker_count: 1,
             meters: Arc::new(Meters::build(metering, None)),
+            limits: Default::default(),
             shared_ports: Default::default(),
         }
     }

@@ -10,6 +10,7 @@ use crate::observe::{Counters, Latencies};
 use crate::packet::{Batch, FramePool, Packet, PacketMeta, PortId, Verdict};
 use crate::policy::Rules;
 use crate::qos::SharedPorts;
+use crate::qos::limits::Limits;
 use crate::qos::meters::Meters;
 
 /// Packets that the stages may make for one batch: one answer to each packet.
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub worker_count: u16,
     /// Meters, which workers share, and the code points that ports trust.
     pub meters: Arc<Meters>,
+    /// How many connections and requests clients may begin; tokens are all workers' too.
+    pub limits: Arc<Limits>,
     /// What workers of one port have in common when they shape its egress.
     pub shared_ports: SharedPorts,
 }

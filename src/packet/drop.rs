@@ -125,6 +125,8 @@ drop_reasons! {
     /// Rules refuse flows by what clients say, and this is too far ahead of what is missing of its
     /// connection to be read in its turn. The client sends it again.
     TooFarAhead = "too_far_ahead",
+    /// Its client begins more connections or requests than its limit allows.
+    OverLimit = "over_limit",
     /// A meter found it to be beyond its rate, and drops that colour.
     MeterDrop = "meter_drop",
     /// The leaf's or the scheduler's queue is full.

@@ -36,10 +36,20 @@ impl ClassId {
     /// [`ClassId::RESET`].
     pub const UNREAD: ClassId = ClassId(u16::MAX - 4);
 
+    /// Its client is beyond its limit: as [`ClassId::REFUSED`].
+    pub const OVER_LIMIT: ClassId = ClassId(u16::MAX - 5);
+    /// The same, as [`ClassId::RESET`].
+    pub const OVER_LIMIT_RESET: ClassId = ClassId(u16::MAX - 6);
+
     /// Whether such packets are dropped.
     #[inline]
     pub fn is_refused(self) -> bool {
-        (ClassId::UNREAD.0..=ClassId::REFUSED.0).contains(&self.0)
+        (ClassId::OVER_LIMIT_RESET.0..=ClassId::REFUSED.0).contains(&self.0)
+    }
+
+    /// Whether both ends of a connection are told that its packets are dropped.
+    pub fn is_reset(self) -> bool {
+        self.is_refused() && self != ClassId::REFUSED && self != ClassId::OVER_LIMIT
     }
 
     /// Why they are.
@@ -47,6 +57,7 @@ impl ClassId {
         match self {
             ClassId::TOO_LONG => DropReason::RequestTooLong,
             ClassId::UNREAD => DropReason::Unread,
+            ClassId::OVER_LIMIT | ClassId::OVER_LIMIT_RESET => DropReason::OverLimit,
             _ => DropReason::PolicyDrop,
         }
     }

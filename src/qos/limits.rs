@@ -1,6 +1,7 @@
 //! Limits of a configuration: how many connections and requests clients may begin, who is limited
 //! by which, and what becomes of more.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -21,6 +22,8 @@ pub struct LimitsSpec {
     pub of_rule: Vec<Option<u16>>,
     /// The same by service.
     pub of_service: Vec<Option<u16>>,
+    /// And by where clients are: the longest prefix counts, which has one limit.
+    pub of_clients: Vec<(Prefix, u16)>,
 }
 
 /// A limit as configured.
@@ -68,6 +71,8 @@ pub struct Limits {
     list: Vec<Limit>,
     of_rule: Vec<Option<u16>>,
     of_service: Vec<Option<u16>>,
+    /// Prefixes by their length, the longest first.
+    of_clients: Vec<(u8, HashMap<Prefix, u16>)>,
     seed: Seed,
     /// Some limit in use is for connections, or for requests.
     on: [bool; 2],
@@ -127,12 +132,15 @@ impl Limits {
                 Limit::new(limit, known, now)
             })
             .collect();
-        let used = || spec.of_rule.iter().chain(&spec.of_service).flatten();
+        let used = || {
+            let by_client = spec.of_clients.iter().map(|(_, at)| at);
+            spec.of_rule.iter().chain(&spec.of_service).flatten().chain(by_client)
+        };
         let on = [Event::Connection, Event::Request].map(|event| {
             used().any(|&at| list.get(usize::from(at)).is_some_and(|l| l.of(event).is_some()))
         });
         let (of_rule, of_service) = (spec.of_rule.clone(), spec.of_service.clone());
-        Limits { list, of_rule, of_service, seed, on }
+        Limits { list, of_rule, of_service, of_clients: by_length(&spec.of_clients), seed, on }
     }
 
     /// Whether any limit in use is for such events.
@@ -164,7 +172,7 @@ impl Limits {
     ) -> Result<(), Excess> {
         self.may(now, client, by, event)?;
         self.ask(client, by, event, |tokens, hash| tokens.take(now, hash))?;
-        for limit in self.both(by) {
+        for limit in self.of(client, by) {
             if limit.of(event).is_some() {
                 limit.counts[event as usize].passed.fetch_add(1, Relaxed);
             }
@@ -187,7 +195,7 @@ impl Limits {
         event: Event,
         has: impl Fn(&Tokens, u64) -> bool,
     ) -> Result<(), Excess> {
-        for limit in self.both(by) {
+        for limit in self.of(client, by) {
             let Some(tokens) = limit.of(event) else { continue };
             if !has(tokens, self.hash(limit, client)) {
                 limit.counts[event as usize].refused.fetch_add(1, Relaxed);
@@ -197,15 +205,29 @@ impl Limits {
         Ok(())
     }
 
-    /// The limits of a rule and of a service; one that is both's counts once.
-    fn both(&self, (rule, service): (Option<u16>, Option<u16>)) -> impl Iterator<Item = &Limit> {
+    /// The limits of a client, a rule and a service; one that is named twice counts once.
+    fn of(
+        &self,
+        client: Addr,
+        (rule, service): (Option<u16>, Option<u16>),
+    ) -> impl Iterator<Item = &Limit> {
         let of = |list: &[Option<u16>], number: Option<u16>| {
             number.and_then(|n| list.get(usize::from(n)).copied().flatten())
         };
         let (rule, service) = (of(&self.of_rule, rule), of(&self.of_service, service));
+        let mine = self.of_client(client);
         let service = service.filter(|_| service != rule);
+        let mine = mine.filter(|_| mine != rule && mine != service);
         let limit = |at: u16| self.list.get(usize::from(at));
-        rule.into_iter().chain(service).filter_map(limit)
+        rule.into_iter().chain(service).chain(mine).filter_map(limit)
+    }
+
+    /// The limit of the longest prefix that a client is within.
+    fn of_client(&self, client: Addr) -> Option<u16> {
+        self.of_clients.iter().find_map(|(len, prefixes)| {
+            let len = if client.is_v4() { len.checked_sub(V4_OFFSET)? } else { *len };
+            prefixes.get(&Prefix::new(client, len).ok()?).copied()
+        })
     }
 
     fn hash(&self, limit: &Limit, client: Addr) -> u64 {
@@ -214,6 +236,22 @@ impl Limits {
         let whole = prefix.and_then(Result::ok).map_or(client, Prefix::addr);
         hash_endpoint(self.seed, whole, 0)
     }
+}
+
+/// IPv4 prefixes are so much longer where both families are compared.
+const V4_OFFSET: u8 = 96;
+
+fn by_length(prefixes: &[(Prefix, u16)]) -> Vec<(u8, HashMap<Prefix, u16>)> {
+    let mut lists: Vec<(u8, HashMap<Prefix, u16>)> = Vec::new();
+    for &(prefix, limit) in prefixes {
+        let len = prefix.len128();
+        match lists.iter_mut().find(|(known, _)| *known == len) {
+            Some((_, list)) => _ = list.insert(prefix, limit),
+            None => lists.push((len, HashMap::from([(prefix, limit)]))),
+        }
+    }
+    lists.sort_unstable_by_key(|(len, _)| std::cmp::Reverse(*len));
+    lists
 }
 
 impl Limit {
@@ -298,7 +336,7 @@ mod tests {
     #[test]
     fn a_client_is_an_address_or_a_prefix() {
         let limits = vec![limit("a", 2, per_client())];
-        let spec = LimitsSpec { limits, of_rule: vec![None, Some(0)], of_service: Vec::new() };
+        let spec = LimitsSpec { limits, of_rule: vec![None, Some(0)], ..LimitsSpec::default() };
         let limits = build(&spec, None);
         assert!(limits.has(Event::Connection) && limits.has(Event::Request));
         let by = (Some(1), Some(7));
@@ -320,7 +358,8 @@ mod tests {
     fn rule_and_service_both_limit_and_one_limit_of_both_counts_once() {
         let limits = vec![limit("one", 3, per_client()), limit("all", 4, None)];
         let of_rule = vec![Some(0), Some(1)];
-        let spec = LimitsSpec { limits, of_rule, of_service: vec![Some(1)] };
+        let spec =
+            LimitsSpec { limits, of_rule, of_service: vec![Some(1)], ..LimitsSpec::default() };
         let limits = build(&spec, None);
         let of = |client, rule| connects(&limits, client, (Some(rule), Some(0)));
         assert!((0..3).all(|_| of("198.51.100.1", 0)) && !of("198.51.100.1", 0));
@@ -328,9 +367,22 @@ mod tests {
     }
 
     #[test]
+    fn clients_have_the_limit_of_their_longest_prefix() {
+        let limits = vec![limit("wide", 1, None), limit("narrow", 2, None)];
+        let prefixes = [("10.0.0.0/8", 0), ("10.64.0.0/16", 1), ("2001:db8::/32", 1)];
+        let prefixes = prefixes.map(|(prefix, at)| (prefix.parse().expect(prefix), at));
+        let spec = LimitsSpec { limits, of_clients: prefixes.into(), ..LimitsSpec::default() };
+        let limits = build(&spec, None);
+        let of = |client| connects(&limits, client, (None, None));
+        assert!(of("10.1.2.3") && !of("10.200.0.1"), "one for all of the wide one");
+        assert!(of("10.64.0.1") && of("2001:db8:1::1") && !of("10.64.0.2"));
+        assert!((0..9).all(|_| of("192.0.2.1") && of("2001:db9::1")));
+    }
+
+    #[test]
     fn what_is_only_asked_about_takes_nothing() {
         let limits = vec![limit("a", 1, per_client())];
-        let spec = LimitsSpec { limits, of_rule: vec![Some(0)], of_service: Vec::new() };
+        let spec = LimitsSpec { limits, of_rule: vec![Some(0)], ..LimitsSpec::default() };
         let limits = build(&spec, None);
         let may = || limits.may(Nanos(0), addr("192.0.2.1"), (Some(0), None), Event::Connection);
         assert!((0..1_000).all(|_| may().is_ok()));
@@ -340,14 +392,15 @@ mod tests {
 
     #[test]
     fn a_reload_keeps_tokens_and_counts_of_limits_that_stay() {
-        let of = |limits| LimitsSpec { limits, of_rule: vec![Some(0)], of_service: Vec::new() };
+        let of = |limits| LimitsSpec { limits, of_rule: vec![Some(0)], ..LimitsSpec::default() };
         let old = build(&of(vec![limit("a", 2, per_client())]), None);
         let by = (Some(0), None);
         assert!((0..2).all(|_| connects(&old, "192.0.2.1", by)));
         let same = build(&of(vec![limit("a", 2, per_client())]), Some(&old));
         assert!(!connects(&same, "192.0.2.1", by) && connects(&same, "192.0.2.2", by));
         let larger = build(&of(vec![limit("a", 3, per_client())]), Some(&same));
-        let (first, second) = (connects(&larger, "192.0.2.1", by), connects(&larger, "192.0.2.1", by));
+        let (first, second) =
+            (connects(&larger, "192.0.2.1", by), connects(&larger, "192.0.2.1", by));
         assert!(first && !second, "one more than before");
         let counted = larger.counts(Nanos(0)).next().and_then(|c| c.events[0]).expect("limited");
         assert_eq!((counted.passed, counted.refused), (4, 2));

@@ -49,7 +49,7 @@ impl Pace {
     /// What has come by a time, in parts of a token. Differences of such sums lose nothing.
     #[inline]
     fn come(&self, now: Nanos) -> u64 {
-        let parts = u128::from(now.0) * u128::from(self.count) << ONE_BITS;
+        let parts = (u128::from(now.0) * u128::from(self.count)) << ONE_BITS;
         let come = parts / u128::from(self.per_ns.max(1));
         u64::try_from(come).unwrap_or(u64::MAX).min(COUNT_MASK)
     }

@@ -18,6 +18,7 @@ use crate::observe::{Counters, SharedStats};
 use crate::packet::{FramePool, PortId};
 use crate::policy::Rules;
 use crate::policy::spec::RuleSpec;
+use crate::qos::limits::{Limits, LimitsSpec};
 use crate::qos::meters::{MeteringSpec, Meters};
 use crate::qos::spec::PortQosSpec;
 use crate::worker::command::control_link;
@@ -52,6 +53,7 @@ pub struct Setup {
     pub rules: Vec<RuleSpec>,
     pub qos: Vec<PortQosSpec>,
     pub metering: MeteringSpec,
+    pub limits: LimitsSpec,
     pub ports: Vec<PortLink>,
     pub routes: Vec<RouteSpec>,
     /// (interface, address, MAC address): what the kernel can find out.
@@ -118,6 +120,7 @@ impl Appliance {
             seed: setup.seed,
             worker_count: setup.workers,
             meters: Arc::new(Meters::build(&setup.metering, None)),
+            limits: Arc::new(Limits::build(&setup.limits, setup.seed, None, Nanos(0))),
             shared_ports: Default::default(),
         };
         let mut appliance = Appliance {
@@ -275,6 +278,11 @@ impl Appliance {
         let mut sum = Counters::default();
         self.workers.iter().for_each(|w| sum.add(w.counters()));
         sum
+    }
+
+    /// What limits did.
+    pub fn limits(&self) -> &Limits {
+        &self.snapshot.limits
     }
 
     /// Packets that the box holds, those between workers included.

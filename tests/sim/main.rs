@@ -6,6 +6,7 @@ mod binding;
 mod followed;
 mod hostile;
 mod inspection;
+mod limits;
 mod quic;
 #[path = "../quic_support/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

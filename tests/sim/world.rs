@@ -109,6 +109,7 @@ pub fn setup(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
         rules: vec![],
         qos: vec![],
         metering: Default::default(),
+        limits: Default::default(),
         ports: vec![link(CLIENTS, "1"), link(SERVERS, "2")],
         routes: ["1", "2"].iter().flat_map(|n| connected(n)).collect(),
         neighbours: neighbours(family),

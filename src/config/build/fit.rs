@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::Build;
 use crate::base::Addr;
 use crate::config::Config;
-use crate::config::file::{FileBalance, FileConfig, FileRule};
+use crate::config::file::{FileBalance, FileConfig, FilePool, FileRule};
 use crate::graph::spec::StageSpec;
 
 pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
@@ -46,15 +46,16 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let none = "there is no `[qos.PORT]` for the `shape` stage: every port is a plain FIFO";
     warn(shapes && first_qos.is_none(), here.clone(), none.to_string());
     let none = "there is no `[[rule]]` for the `classify` stage";
-    warn(classifies && first_rule.is_none(), here.clone(), none.to_string());
+    let first_limit = file.limit.0.first().map(|(key, _)| key.span());
+    let unused = first_rule.is_none() && first_limit.is_none();
+    warn(classifies && unused, here.clone(), none.to_string());
     let none =
         "nothing is steered to the `tap` stage: give the observed destinations in `[transit]`";
     let steered = first_service.is_some() || transit.is_some();
     warn(taps && !steered, here, none.to_string());
 
-    let first_mirror = file.rule.iter().find_map(|rule| rule.get_ref().mirror.as_ref());
     let only = "the `tap` stage transmits nothing, copies neither: leave `mirror` out";
-    warn(taps, first_mirror.map(Spanned::span), only.to_string());
+    warn(taps, first_mirror(file), only.to_string());
 
     let lost = |stage: &str| format!("pipeline `{name}` has no `{stage}` stage");
     let dropped = ": packets to services would be dropped";
@@ -64,6 +65,7 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     warn(!routes && !taps, transit, lost("route") + dropped);
     warn(!shapes, first_qos, lost("shape") + ": the class tree has no effect");
     warn(!classifies, first_rule, lost("classify") + ": rules have no effect");
+    warn(!classifies, first_limit, lost("classify") + ": nothing is limited");
     let first_meter = file.meter.0.first().map(|(key, _)| key.span());
     let none = ": nothing is measured";
     warn(!has(&StageSpec::Meter), first_meter, lost("meter") + none);
@@ -71,18 +73,26 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let none = ": code points stay as they come";
     warn(!has(&StageSpec::Trust), first_trust, lost("trust") + none);
     let times = stages.iter().any(|s| matches!(s, StageSpec::Timing { .. }));
-    let by_times = file
-        .pool
-        .0
-        .iter()
-        .find(|(_, pool)| matches!(pool.get_ref().balance, Some(FileBalance::PeakEwma)));
     let none = ": `peak-ewma` chooses by connections alone";
-    warn(!times, by_times.map(|(key, _)| key.span()), lost("timing") + none);
+    warn(!times, first_by_times(file), lost("timing") + none);
     for r in &file.rule {
         let never = ": no flow has a name to match";
         warn(classifies && !inspects, content_place(r.get_ref()), lost("inspect") + never);
     }
+    let of_requests = file.limit.0.iter().find(|(_, limit)| limit.get_ref().requests.is_some());
+    let none = ": no request is seen that could be limited";
+    warn(!inspects, of_requests.map(|(key, _)| key.span()), lost("inspect") + none);
     check_rule_vips(b, file, config, routes || taps);
+}
+
+fn first_mirror(file: &FileConfig) -> Option<Range<usize>> {
+    file.rule.iter().find_map(|rule| rule.get_ref().mirror.as_ref()).map(Spanned::span)
+}
+
+/// The first pool that chooses by how soon backends answer.
+fn first_by_times(file: &FileConfig) -> Option<Range<usize>> {
+    let by = |pool: &FilePool| matches!(pool.balance, Some(FileBalance::PeakEwma));
+    file.pool.0.iter().find(|(_, pool)| by(pool.get_ref())).map(|(key, _)| key.span())
 }
 
 /// Where a rule asks for what is said in a flow.
@@ -96,7 +106,7 @@ fn content_place(r: &FileRule) -> Option<Range<usize>> {
         r.authority.as_ref().map(Spanned::span),
         r.method.as_ref().map(Spanned::span),
         r.path.as_ref().map(Spanned::span),
-        r.header.0.first().map(|(key, _)| key.span()),
+        r.header.as_ref().map(Spanned::span),
         r.grpc.as_ref().map(Spanned::span),
         r.provider.as_ref().map(Spanned::span),
         r.operation.as_ref().map(Spanned::span),

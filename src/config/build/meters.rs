@@ -8,7 +8,7 @@ use toml::Spanned;
 use super::classes::Classes;
 use super::{Build, index};
 use crate::base::diag::advice;
-use crate::base::tomlfile::Atom;
+use crate::base::tomlfile::{Atom, texts};
 use crate::base::units::{BitRate, ByteSize};
 use crate::config::atoms::{Bytes, Dscp, Rate};
 use crate::config::file::{FileConfig, FileMeter, FileTrust, Noted};
@@ -83,7 +83,7 @@ fn measured(
         b.error(&list.span(), "the list is empty: the meter measures nothing");
     }
     let mut leaves = Vec::new();
-    for name in list.get_ref() {
+    for name in &texts(&table.get_ref().classes) {
         let Some(class) = classes.id(name.get_ref()) else {
             let advice = advice(name.get_ref(), classes.leaves());
             b.error(&name.span(), format!("no class is named `{}`{advice}", name.get_ref()));

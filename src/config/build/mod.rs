@@ -10,6 +10,7 @@ mod fit;
 mod forward;
 mod health;
 mod leaf;
+mod limits;
 mod meters;
 mod mirror;
 mod outliers;
@@ -57,6 +58,8 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let catalogue = catalogue(b, file);
     let (rules, names) = rules::rules(b, file, classes, (&catalogue, &ports));
     let metering = meters::metering(b, file, &ports, &qos, &names.classes);
+    catalogue_classes(b, file, &names.classes);
+    let limits = limits::limits(b, file, &rules);
     let announce = announce::announce(b, file);
     let admin = admin::admin(b, file);
     let mut config = Config {
@@ -72,6 +75,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         rules,
         tenant_names: names.tenants,
         metering,
+        limits,
         catalogue,
         announce,
         pipeline,
@@ -88,6 +92,24 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
 /// The catalogue of LLM APIs, as the file changes it.
 fn catalogue(b: &mut Build<'_>, file: &FileConfig) -> Catalogue {
     Catalogue::changed(&file.catalogue, b.source, b.out)
+}
+
+/// Whether there are the classes that the file has the catalogue give.
+fn catalogue_classes(b: &mut Build<'_>, file: &FileConfig, classes: &classes::Classes) {
+    for name in file.catalogue.classes() {
+        let text = name.get_ref();
+        match classes.id(text) {
+            Some(id) if classes.is_inner(id) => {
+                let what = format!("class `{text}` has classes below it, so it carries no packets");
+                b.error(&name.span(), what);
+            }
+            Some(_) => {}
+            None => {
+                let advice = advice(text, classes.leaves());
+                b.error(&name.span(), format!("no class is named `{text}`{advice}"));
+            }
+        }
+    }
 }
 
 /// Has the pipeline read the header fields that rules ask for.

@@ -56,6 +56,7 @@ pub fn ending(b: &mut Build<'_>, r: &FileRule) -> Option<ClassId> {
         ("pool", r.pool.is_some()),
         ("set_dscp", r.set_dscp.is_some()),
         ("mirror", r.mirror.is_some()),
+        ("limit", r.limit.is_some()),
     ];
     for (key, _) in others.iter().filter(|(_, given)| *given) {
         let what = format!("what is dropped has no `{key}`: leave one of the two out");
@@ -66,7 +67,11 @@ pub fn ending(b: &mut Build<'_>, r: &FileRule) -> Option<ClassId> {
 
 fn headers(b: &mut Build<'_>, r: &FileRule) -> Vec<HeaderSpec> {
     let mut headers: Vec<HeaderSpec> = Vec::new();
-    for (key, values) in &r.header.0 {
+    let Some(given) = &r.header else { return headers };
+    if given.get_ref().0.is_empty() && !b.faulty.any_in(&given.span()) {
+        b.error(&given.span(), "names no header: leave `header` out, or write `header.NAME = …`");
+    }
+    for (key, values) in &given.get_ref().0 {
         let name = key.get_ref().to_ascii_lowercase();
         let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(token) {

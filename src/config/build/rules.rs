@@ -111,7 +111,7 @@ fn name(b: &mut Build<'_>, i: usize, r: &FileRule) -> String {
 /// Whether all of a rule could be read.
 fn is_whole(b: &Build<'_>, table: &Spanned<FileRule>) -> bool {
     let r = table.get_ref();
-    !b.faulty.any_in(&table.span()) && r.time.is_none() && r.header.0.is_empty()
+    !b.faulty.any_in(&table.span()) && r.time.is_none() && r.header.is_none()
 }
 
 /// A flow's first packet says nothing of its content, so what it decides can't depend on it.
@@ -189,6 +189,10 @@ fn check_limits(b: &mut Build<'_>, file: &FileConfig, specs: &[RuleSpec]) {
     }
 }
 
+/// What a rule may do with the flows that it matches.
+const ACTIONS: [&str; 8] =
+    ["class", "pool", "tenant", "limit", "set_dscp", "mirror", "drop", "reset"];
+
 fn class(
     b: &mut Build<'_>,
     table: &Spanned<FileRule>,
@@ -196,9 +200,11 @@ fn class(
     free_names: bool,
 ) -> ClassId {
     let r = table.get_ref();
-    let acts = r.pool.is_some() || r.tenant.is_some();
+    let acts = r.pool.is_some() || r.tenant.is_some() || r.limit.is_some();
     let acts = acts || r.set_dscp.is_some() || r.mirror.is_some();
-    if r.class.is_none() && acts {
+    // One that could not be read is told already.
+    let told = ACTIONS.iter().any(|action| b.faulty.contains(&table.span(), action));
+    if r.class.is_none() && (acts || told) {
         return ClassId::UNSET;
     }
     let what = "the class of the flows that it matches";

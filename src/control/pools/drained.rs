@@ -60,12 +60,41 @@ impl Drained {
             || self.targets.contains(&DrainTarget::Service(name.to_string()))
     }
 
+    /// What else is drained of that which leads to `target`, or to which it leads.
+    pub fn beside(&self, config: &Config, target: &DrainTarget) -> Vec<String> {
+        let mine = pools_of(config, target);
+        // Of two backends, or two services, neither leads to the other.
+        let alike =
+            |other: &DrainTarget| std::mem::discriminant(other) == std::mem::discriminant(target);
+        let meets = |other: &&DrainTarget| {
+            !alike(other) && pools_of(config, other).iter().any(|pool| mine.contains(pool))
+        };
+        self.targets.iter().filter(meets).map(ToString::to_string).collect()
+    }
+
     /// Forgets what a new configuration no longer has; gives it back.
     pub fn keep_known(&mut self, config: &Config) -> Vec<DrainTarget> {
         let gone = |t: &DrainTarget| flows_of(config, t).is_err();
         let gone: Vec<_> = self.targets.iter().filter(|t| gone(t)).cloned().collect();
         self.targets.retain(|t| !gone.contains(t));
         gone
+    }
+}
+
+/// The pools that a target is of, or leads to.
+fn pools_of(config: &Config, target: &DrainTarget) -> Vec<usize> {
+    let forward = &config.forward;
+    let of_services = |wanted: Option<&str>| {
+        let of = forward.services.iter().filter(|s| wanted.is_none_or(|name| s.name == name));
+        of.flat_map(|s| forward.pools_of(s)).map(|pool| usize::from(pool.id.0)).collect()
+    };
+    match target {
+        DrainTarget::Backend { pool: name, .. } | DrainTarget::Pool(name) => {
+            let named = forward.pools.iter().filter(|pool| pool.name == *name);
+            named.map(|pool| usize::from(pool.id.0)).collect()
+        }
+        DrainTarget::Service(name) => of_services(Some(name)),
+        DrainTarget::Appliance => of_services(None),
     }
 }
 

@@ -231,7 +231,12 @@ fn pools_services_and_all_can_be_drained() {
         assert_eq!(drained(DrainTarget::Pool("a".into()), false), (false, true));
         assert_eq!(drained(DrainTarget::Service("s".into()), true), (true, true));
         w.pools.drained.set(&DrainTarget::Appliance, true);
+        let beside = |w: &World, target| w.pools.drained.beside(&w.config, &target);
+        let both = vec!["service s".to_string(), "the appliance".to_string()];
+        assert_eq!(beside(&w, backend("b1")), both);
+        assert_eq!(beside(&w, DrainTarget::Appliance), both[..1]);
         w.pools.drained.set(&DrainTarget::Service("s".into()), false);
+        assert_eq!(beside(&w, DrainTarget::Pool("b".into())), Vec::<String>::new());
         assert!(w.pools.renewed(Nanos(0), &w.config, Seed(1)).is_none(), "drained either way");
         for (target, said) in [
             (DrainTarget::Pool("b".into()), "there is no pool `b`"),

@@ -1,5 +1,6 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
+use super::admission;
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
 use super::errors::pass_on;
 use super::inspect::Inspect;
@@ -14,7 +15,8 @@ use crate::forward::tunnel::Encap;
 use crate::forward::{Backend, Choosing, Service, mss, nat};
 use crate::graph::{Cx, Snapshot, Stage};
 use crate::packet::{
-    Batch, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketMut, tcp, udp,
+    Batch, ClassId, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketMut,
+    tcp, udp,
 };
 
 /// The balancer. It keeps nothing itself but the connections that are being bound: flows are in the
@@ -274,6 +276,9 @@ fn first(
         return Err(DropReason::ServiceDrained);
     }
     may_cross(meta)?;
+    if key.proto == udp::PROTOCOL {
+        admission::begin(cx, key, meta.dscp()).map_err(ClassId::refusal)?;
+    }
     let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };
     let backend = *tables.choose(service.pool, key, by)?;
     if backend.addr.is_v4() != key.dst.is_v4() && !service.mode.is_tunnel() {

@@ -1,13 +1,17 @@
 //! Gives each flow its class by the rules, and has what they say come true of its packets.
 
+use super::admission;
 use super::ending::end_connection;
 use super::mirror::mirror;
 use super::verdict::Deciding;
 use crate::flow::Treatment;
 use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
-use crate::packet::{Batch, ClassId, PacketMeta, PacketMut, Verdict, ip};
+use crate::packet::batch::BATCH_MAX;
+use crate::packet::tcp::flag::{ACK, RST, SYN};
+use crate::packet::{Batch, FlowRef, PacketMeta, PacketMut, Verdict, ip, tcp};
 use crate::policy::Facts;
+use crate::qos::limits::Event;
 
 /// The classifier. A flow is decided about on its first packet, which of QUIC may hold the whole
 /// ClientHello; the inspector decides again when it knows more, and in between a packet only takes
@@ -20,27 +24,42 @@ use crate::policy::Facts;
 pub struct Classify {
     /// The pipeline sends packets, so that connections can be reset.
     transmits: bool,
+    /// Connections whose handshake packets of this batch complete, and whose token is taken.
+    begun: Vec<FlowRef>,
 }
 
 impl Classify {
     /// A classifier of a pipeline that sends packets, or of one that only watches.
     pub fn new(transmits: bool) -> Classify {
-        Classify { transmits }
+        Classify { transmits, begun: Vec::with_capacity(BATCH_MAX) }
     }
 }
 
 impl Stage for Classify {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
         Deciding::of(cx).complete();
+        let limits = self.transmits && cx.snapshot.limits.has(Event::Connection);
+        self.begun.clear();
         let (frames, metas) = batch.parts_mut();
         for (at, (frame, meta)) in frames.iter_mut().zip(metas).enumerate() {
             if meta.verdict != Verdict::Next {
                 continue;
             }
-            let treatment = if meta.flow.is_some() { known(cx, meta) } else { first(cx, at, meta) };
+            let treatment = match meta.flow {
+                FlowRef::NONE => first(cx, at, meta, limits),
+                flow => {
+                    if limits
+                        && admission::completes(cx.flows.get(flow), meta)
+                        && !self.begin(cx, meta)
+                    {
+                        continue;
+                    }
+                    known(cx, meta)
+                }
+            };
             if meta.class.is_refused() {
                 let mut packet = PacketMut { frame, meta };
-                match packet.meta.class != ClassId::REFUSED && self.transmits {
+                match packet.meta.class.is_reset() && self.transmits {
                     true => end_connection(cx, &mut packet),
                     false => packet.meta.drop_for(packet.meta.class.refusal()),
                 }
@@ -48,6 +67,28 @@ impl Stage for Classify {
                 treat(cx, &mut PacketMut { frame, meta }, treatment);
             }
         }
+    }
+}
+
+impl Classify {
+    /// Has a connection begin, if its client has a token for it. `false`: it has none and is not
+    /// told so; the connection may still begin with a later packet.
+    #[cold]
+    fn begin(&mut self, cx: &mut Cx<'_>, meta: &mut PacketMeta) -> bool {
+        let flow = cx.flows.get(meta.flow);
+        if flow.class.is_refused() || self.begun.contains(&meta.flow) {
+            return true;
+        }
+        let key = flow.key[0];
+        match admission::begin(cx, &key, meta.dscp()) {
+            Ok(()) => self.begun.push(meta.flow),
+            Err(class) if class.is_reset() => admission::end(cx.flows, meta.flow, class),
+            Err(class) => {
+                meta.drop_for(class.refusal());
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -63,7 +104,7 @@ pub(super) fn treat(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, treatment: Trea
 }
 
 /// Decides about a packet that belongs to no flow yet. Returns what is to be done with it.
-fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> Treatment {
+fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta, limits: bool) -> Treatment {
     // Told by value: what is sighted lies beside what is decided.
     let sighting = cx.names.sightings.take(at);
     let mut facts = Facts::of(&meta.key, meta.dscp());
@@ -74,7 +115,18 @@ fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta) -> Treatment {
     }
     let decision = Deciding::of(cx).decide_first(meta, &facts);
     meta.class = decision.class;
+    if limits
+        && opens(meta)
+        && !decision.class.is_refused()
+        && let Err(class) = admission::may_try(cx, meta, decision.rule)
+    {
+        meta.class = class;
+    }
     Treatment { dscp: decision.mark, mirror: decision.mirror }
+}
+
+fn opens(meta: &PacketMeta) -> bool {
+    meta.key.proto == tcp::PROTOCOL && meta.tcp_flags & (SYN | ACK | RST) == SYN
 }
 
 /// Gives a packet its flow's class. Returns what is to be done with it.

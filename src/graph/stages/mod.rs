@@ -1,5 +1,6 @@
 //! The stages, a file each.
 
+mod admission;
 pub mod balance;
 pub mod classify;
 mod egress;

@@ -128,6 +128,7 @@ impl Rig {
                 seed,
                 worker_count: 2,
                 meters: Default::default(),
+                limits: Default::default(),
                 shared_ports: Default::default(),
             },
             routes,

@@ -8,6 +8,7 @@ use toml::Spanned;
 use super::pattern::{HostPattern, PathPattern};
 use super::{Api, Catalogue, Class, Provider};
 use crate::base::diag::{Diagnostics, Source};
+use crate::base::tomlfile::{Texts, texts};
 use crate::packet::ClassId;
 
 /// Class of a provider's connections whose operation is not seen, unless the file says otherwise.
@@ -64,9 +65,9 @@ impl Operation {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileCatalogue {
-    class: BTreeMap<Operation, String>,
+    class: BTreeMap<Operation, Spanned<String>>,
     api: BTreeMap<String, FileApi>,
-    provider: BTreeMap<String, FileProvider>,
+    provider: BTreeMap<String, Spanned<FileProvider>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -80,9 +81,9 @@ struct FileApi {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct FileProvider {
-    host: Vec<Spanned<String>>,
-    api: Vec<Spanned<String>>,
-    class: Option<String>,
+    host: Option<Spanned<Texts>>,
+    api: Option<Spanned<Texts>>,
+    class: Option<Spanned<String>>,
 }
 
 impl FileCatalogue {
@@ -98,11 +99,24 @@ impl FileCatalogue {
                 }
             }
         }
-        for host in self.provider.values().flat_map(|provider| &provider.host) {
+        for provider in self.provider.values() {
+            let host = &provider.get_ref().host;
+            if host.as_ref().is_none_or(|given| given.get_ref().is_empty()) {
+                let at = host.as_ref().map_or(provider.span(), Spanned::span);
+                faults.error(source, &at, "`host` is missing: names of its servers");
+            }
+        }
+        for host in self.provider.values().flat_map(|provider| texts(&provider.get_ref().host)) {
             if let Err(what) = HostPattern::new(host.as_ref()) {
                 faults.error(source, &host.span(), format!("host {:?} {what}", host.as_ref()));
             }
         }
+    }
+
+    /// Names of classes, where they stand.
+    pub fn classes(&self) -> impl Iterator<Item = &Spanned<String>> {
+        let of_providers = self.provider.values().filter_map(|p| p.get_ref().class.as_ref());
+        self.class.values().chain(of_providers)
     }
 
     /// What `more` names anew takes the place of what is here.
@@ -114,7 +128,7 @@ impl FileCatalogue {
 
     /// Whether the APIs that providers name are there; `source` is the file read last.
     pub(super) fn check_apis(&self, source: &Source, faults: &mut Diagnostics) {
-        for api in self.provider.values().flat_map(|provider| &provider.api) {
+        for api in self.provider.values().flat_map(|provider| texts(&provider.get_ref().api)) {
             if !self.api.contains_key(api.as_ref()) {
                 let known: Vec<&str> = self.api.keys().map(String::as_str).collect();
                 let what = format!("unknown API {:?}; known: {}", api.as_ref(), known.join(", "));
@@ -128,14 +142,16 @@ impl FileCatalogue {
         let index = |name: &str| self.api.keys().position(|known| known == name);
         let (mut providers, mut hosts) = (Vec::new(), HashMap::<Box<[u8]>, Vec<_>>::new());
         for (name, provider) in &self.provider {
-            let patterns = provider.host.iter().map(|host| HostPattern::new(host.as_ref()));
+            let provider = provider.get_ref();
+            let hosts_of = texts(&provider.host);
+            let patterns = hosts_of.iter().map(|host| HostPattern::new(host.as_ref()));
             for pattern in patterns.flatten() {
                 hosts.entry(pattern.tail()).or_default().push((pattern, providers.len()));
             }
             providers.push(Provider {
                 name: name.clone(),
-                class: class(provider.class.clone().unwrap_or_else(|| CLASS_DEFAULT.to_owned())),
-                apis: provider.api.iter().filter_map(|api| index(api.as_ref())).collect(),
+                class: class(provider.class.as_ref().map_or(CLASS_DEFAULT, |c| c.get_ref())),
+                apis: texts(&provider.api).iter().filter_map(|api| index(api.as_ref())).collect(),
             });
         }
         hosts.values_mut().for_each(|patterns| patterns.sort_by_key(|(p, _)| p.looseness()));
@@ -145,13 +161,14 @@ impl FileCatalogue {
             host_paths: compile_paths(&api.host_path),
         });
         let apis = apis.collect();
-        let classes = self.class.into_iter().map(|(operation, name)| (operation, class(name)));
+        let classes =
+            self.class.into_iter().map(|(operation, name)| (operation, class(name.get_ref())));
         Catalogue { providers, apis, hosts, classes: classes.collect() }
     }
 }
 
-fn class(name: String) -> Class {
-    Class { name, id: ClassId::UNSET }
+fn class(name: &str) -> Class {
+    Class { name: name.to_owned(), id: ClassId::UNSET }
 }
 
 fn compile_paths(paths: &BTreeMap<String, Spanned<Operation>>) -> Vec<(PathPattern, Operation)> {

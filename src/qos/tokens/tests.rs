@@ -1,3 +1,5 @@
+//! Buckets against exact ones, alone, in a crowd and by several workers.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -58,6 +58,7 @@ impl Rig {
             seed: SEED,
             worker_count: workers,
             meters: Default::default(),
+            limits: Default::default(),
             shared_ports: Default::default(),
         };
         let mut rig = Rig {

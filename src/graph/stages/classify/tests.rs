@@ -439,3 +439,5 @@ fn what_stays_unknown_says_why() {
     assert_eq!((note.app, note.unknown), ("", "head-malformed"));
     assert_eq!((c.rig.counters.unknown_head_malformed, c.inspection()), (1, DONE));
 }
+
+mod limits;

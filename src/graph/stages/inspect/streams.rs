@@ -3,9 +3,11 @@
 use super::{
     DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens, payload_of,
 };
+use crate::base::Nanos;
 use crate::flow::reassembly::Pushed;
 use crate::flow::{Flow, FlowKind, Note};
 use crate::graph::Cx;
+use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
 use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
 use crate::packet::tcp::flag;
@@ -129,6 +131,7 @@ impl Inspect {
             Direction::Reply => Side::Server,
         };
         let mut teller = Teller {
+            now: cx.now,
             deciding: Deciding::of(cx),
             flow: meta.flow,
             key: slot.key,
@@ -177,7 +180,7 @@ impl Inspect {
                 note.app = inspector.app().name();
             }
         }
-        let follows = cx.snapshot.rules.follows_requests();
+        let follows = admission::follows(cx.snapshot);
         if let Some(why) = over(slot, inspector, follows) {
             if let Some(hello) = inspector.server_hello()
                 && let Some(version) = hello.version()
@@ -221,6 +224,9 @@ fn over(slot: &Slot, inspector: &Inspector, follows: bool) -> Option<Given> {
 /// The ClientHello was read: the rules decide, and what it says is kept.
 fn read_hello(cx: &mut Cx<'_>, meta: &PacketMeta, key: FlowKey, inspector: &Inspector) {
     let Some(hello) = inspector.client_hello() else { return };
+    if cx.flows.get(meta.flow).class.is_refused() {
+        return; // what has ended stays ended
+    }
     let ja4 = inspector.ja4();
     let ja4 = ja4.as_ref().map(|ja4| ja4.as_str().as_bytes());
     let alpn = hello.alpn();
@@ -242,6 +248,7 @@ pub(super) fn keep_hello(cx: &mut Cx<'_>, at: FlowRef, facts: &Facts<'_>) {
 
 /// Hears of messages of HTTP, and has the rules decide.
 struct Teller<'a> {
+    now: Nanos,
     deciding: Deciding<'a>,
     flow: FlowRef,
     key: FlowKey,
@@ -260,7 +267,11 @@ impl Teller<'_> {
                 }
                 let request = Some(request);
                 let facts = Facts { request, ..Facts::of(&self.key, self.dscp) };
-                self.deciding.decide(self.flow, &facts);
+                let rule = self.deciding.decide(self.flow, &facts).rule;
+                let Deciding { snapshot, flows, .. } = &mut self.deciding;
+                if let Err(class) = admission::ask(snapshot, self.now, &self.key, rule) {
+                    admission::end(flows, self.flow, class);
+                }
             }
             Event::Response { status, event_stream } => {
                 self.deciding.counters.responses_read += 1;

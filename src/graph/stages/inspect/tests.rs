@@ -60,6 +60,7 @@ impl Rig {
                 seed: SEED,
                 worker_count: 1,
                 meters: Default::default(),
+                limits: Default::default(),
                 shared_ports: Default::default(),
             },
             counters: Counters::default(),

@@ -13,6 +13,7 @@ use crate::forward::spec::{Delay, PoolId};
 use crate::forward::splice::Slots;
 use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::{Backend, Choosing, Service};
+use crate::graph::stages::admission;
 use crate::graph::stages::balance::{forward, open};
 use crate::graph::stages::classify::treat;
 use crate::graph::stages::egress::may_cross;
@@ -24,7 +25,7 @@ use crate::inspect::tls::{Carrier, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::packet::frame::HEADROOM;
 use crate::packet::{
-    Direction, DropReason, FlowKey, FlowRef, Packet, PacketMeta, PacketMut, Verdict,
+    ClassId, Direction, DropReason, FlowKey, FlowRef, Packet, PacketMeta, PacketMut, Verdict,
 };
 use crate::policy::Facts;
 
@@ -304,6 +305,7 @@ fn bind(
     if decision.class.is_refused() {
         return Err(DropReason::PolicyDrop);
     }
+    admission::begin(cx, &meta.key, meta.dscp()).map_err(ClassId::refusal)?;
     let pool = decision.pool.map_or(service.pool, PoolId);
     let tables = &cx.snapshot.forward;
     let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };

@@ -3,6 +3,7 @@
 
 use super::Splice;
 use crate::forward::splice::Out;
+use crate::graph::stages::admission;
 use crate::graph::stages::inspect::Inspect;
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::packet::{FlowRef, PacketMeta};
@@ -10,7 +11,7 @@ use crate::packet::{FlowRef, PacketMeta};
 impl Splice {
     /// Whether the inspector follows the connection once it has a backend.
     pub(super) fn is_followed(&self, cx: &Cx<'_>, slot: usize) -> bool {
-        cx.snapshot.rules.follows_requests() && self.speech.may_ask(slot)
+        admission::follows(cx.snapshot) && self.speech.may_ask(slot)
     }
 
     /// The connection has a flow: before the next batch is looked at, it is followed.

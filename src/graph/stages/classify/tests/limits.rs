@@ -1,0 +1,199 @@
+//! Limits of connections and requests, packet by packet.
+
+use super::*;
+use crate::base::{Nanos, Seed};
+use crate::qos::limits::{ClientsSpec, EventCounts, Excess, LimitSpec, Limits, LimitsSpec};
+use crate::qos::tokens::Pace;
+
+const OVER: Verdict = Verdict::Drop(DropReason::OverLimit);
+const SECOND: u64 = 1_000_000_000;
+
+/// Two connections and three requests at once for each client, then one a second.
+fn limit(excess: Excess) -> LimitSpec {
+    let pace = |burst| Some(Pace { count: 1, per_ns: SECOND, burst });
+    let clients = Some(ClientsSpec { v4_len: 32, v6_len: 64, max: 64 });
+    let (connections, requests) = (pace(2), pace(3));
+    LimitSpec { name: "l".into(), connections, requests, clients, excess }
+}
+
+/// A router on which the first rule has this limit.
+fn limited(family: &'static Family, rules: &[RuleSpec], excess: Excess) -> Connection {
+    let mut c = Connection::new(family, rules, false);
+    let of_rule = vec![Some(0)];
+    let spec = LimitsSpec { limits: vec![limit(excess)], of_rule, ..LimitsSpec::default() };
+    c.rig.snapshot.limits = Arc::new(Limits::build(&spec, Seed(1), None, c.rig.now));
+    c
+}
+
+fn all() -> RuleSpec {
+    RuleSpec { class: CHAT, ..RuleSpec::default() }
+}
+
+/// Connections, then requests.
+fn counts(c: &Connection) -> [EventCounts; 2] {
+    let limits = &c.rig.snapshot.limits;
+    let counted = limits.counts(c.rig.now).next().expect("one limit");
+    counted.events.map(|event| event.expect("limited"))
+}
+
+/// What becomes of a segment of the client's connection from this port.
+fn from_port(
+    c: &mut Connection,
+    port: u16,
+    from_client: bool,
+    flags: u8,
+) -> (Outcome, Vec<Outcome>) {
+    let end = |(host, port): Endpoint| (addr(host), port);
+    let (client, server) = ((addr(c.family.client.0), port), end(c.family.backend));
+    let (src, dst) = if from_client { (client, server) } else { (server, client) };
+    let mut spec = TcpSpec::new(src, dst, flags, b"");
+    (spec.seq, spec.ack) = match (from_client, flags & SYN != 0) {
+        (true, true) => (ISN.0, 0),
+        (true, false) => (ISN.0 + 1, ISN.1 + 1),
+        (false, true) => (ISN.1, ISN.0 + 1),
+        (false, false) => (ISN.1 + 1, ISN.0 + 1),
+    };
+    let macs = [(CLIENT_SIDE, CLIENT_MAC), (BACKEND_SIDE, BACKEND_MAC)];
+    (spec.link.destination, spec.link.source) = macs[usize::from(!from_client)];
+    let (mut out, replies) = c.rig.run_with(&mut c.whole, &[tcp_packet(&spec)], |_| {});
+    (out.remove(0), replies)
+}
+
+/// A whole handshake; what became of its three packets.
+fn handshake(c: &mut Connection, port: u16) -> [Verdict; 3] {
+    [(true, SYN), (false, SYN | ACK), (true, ACK)]
+        .map(|(from_client, flags)| from_port(c, port, from_client, flags).0.verdict)
+}
+
+#[test]
+fn a_client_has_its_burst_and_its_rate() {
+    for family in [&V4, &V6] {
+        let mut c = limited(family, &[all()], Excess::Drop);
+        for port in [1, 2] {
+            assert_eq!(handshake(&mut c, port), [Verdict::Output; 3]);
+        }
+        assert_eq!(from_port(&mut c, 3, true, SYN).0.verdict, OVER, "not even tried");
+        assert_eq!(c.rig.flows.len(), 2);
+        // A SYN that comes again a second later is as good as any.
+        c.rig.now = c.rig.now.saturating_add(SECOND);
+        assert_eq!(handshake(&mut c, 3), [Verdict::Output; 3]);
+        let [connections, _] = counts(&c);
+        assert_eq!((connections.passed, connections.refused), (3, 1));
+        // Whoever has begun goes on.
+        assert_eq!(from_port(&mut c, 1, true, ACK).0.verdict, Verdict::Output);
+        assert_eq!(from_port(&mut c, 1, false, ACK).0.verdict, Verdict::Output);
+    }
+}
+
+/// Whoever does not see the answers to its SYNs takes nobody's tokens.
+#[test]
+fn syns_alone_cost_nothing() {
+    let mut c = limited(&V4, &[all()], Excess::Reset);
+    for port in 1..=12 {
+        assert_eq!(from_port(&mut c, port, true, SYN).0.verdict, Verdict::Output);
+        assert_eq!(from_port(&mut c, port, true, SYN).0.verdict, Verdict::Output, "again");
+        assert_eq!(from_port(&mut c, port, false, SYN | ACK).0.verdict, Verdict::Output);
+    }
+    let [connections, _] = counts(&c);
+    assert_eq!((connections.passed, connections.refused, connections.clients), (0, 0, 0));
+    // All have been let try; two have a token.
+    let verdicts: Vec<_> = (1..=12).map(|port| from_port(&mut c, port, true, ACK)).collect();
+    let passed = |(out, replies): &(Outcome, Vec<Outcome>)| {
+        (out.verdict == Verdict::Output && out.meta.tcp_flags == ACK, replies.len())
+    };
+    assert!(verdicts[..2].iter().all(|v| passed(v) == (true, 0)));
+    for (out, replies) in &verdicts[2..] {
+        // The reset that goes on to the server, and the one that the client gets.
+        assert_eq!(
+            (out.verdict, out.meta.tcp_flags & RST, replies.len()),
+            (Verdict::Output, RST, 1)
+        );
+    }
+    assert_eq!(c.rig.counters.resets_sent, 20);
+    // What still comes of them is dropped, also when there are tokens again.
+    c.rig.now = c.rig.now.saturating_add(60 * SECOND);
+    assert_eq!(from_port(&mut c, 9, true, ACK).0.verdict, OVER);
+    assert_eq!(from_port(&mut c, 2, true, ACK).0.verdict, Verdict::Output);
+}
+
+/// Where more have been let try than have a token, those that are not told may begin later.
+#[test]
+fn what_is_dropped_begins_when_there_is_a_token() {
+    let mut c = limited(&V4, &[all()], Excess::Drop);
+    for port in 1..=3 {
+        from_port(&mut c, port, true, SYN);
+        from_port(&mut c, port, false, SYN | ACK);
+    }
+    let acks = |c: &mut Connection| [1, 2, 3].map(|p| from_port(c, p, true, ACK).0.verdict);
+    assert_eq!(acks(&mut c), [Verdict::Output, Verdict::Output, OVER]);
+    assert_eq!(acks(&mut c), [Verdict::Output, Verdict::Output, OVER]);
+    c.rig.now = c.rig.now.saturating_add(SECOND);
+    assert_eq!(acks(&mut c), [Verdict::Output; 3]);
+    assert_eq!(counts(&c)[0].passed, 3);
+}
+
+#[test]
+fn packets_that_come_together_cost_one_token() {
+    let mut c = limited(&V4, &[all()], Excess::Reset);
+    c.segment(true, SYN, b"");
+    c.segment(false, SYN | ACK, b"");
+    let packets = [c.packet(true, ACK, b""), c.packet(true, ACK, b"GET / HTTP/1.1\r\n")];
+    let (out, _) = c.rig.run_with(&mut c.whole, &packets, |_| {});
+    assert!(out.iter().all(|out| out.verdict == Verdict::Output));
+    assert_eq!(counts(&c)[0].passed, 1);
+}
+
+#[test]
+fn each_request_of_a_connection_takes_a_token() {
+    for (family, excess) in [(&V4, Excess::Reset), (&V6, Excess::Drop)] {
+        let mut c = limited(family, &[by_path("/v1/*", BULK)], excess);
+        c.segment(true, SYN, b"");
+        c.segment(false, SYN | ACK, b"");
+        c.segment(true, ACK, b"");
+        for _ in 0..3 {
+            assert_eq!(c.say(&get("/v1/a")), BULK);
+            c.hear(OK);
+            assert_eq!(c.say(&get("/free")), ClassId::UNSET, "another rule's, or none");
+            c.hear(OK);
+        }
+        let (out, replies) = c.segment(true, ACK, &get("/v1/a"));
+        match excess {
+            Excess::Reset => {
+                let told = (out.verdict, out.meta.tcp_flags & RST, replies.len());
+                assert_eq!(told, (Verdict::Output, RST, 1));
+            }
+            Excess::Drop => assert_eq!((out.verdict, replies.len()), (OVER, 0)),
+        }
+        assert_eq!(c.segment(false, ACK, OK).0.verdict, OVER);
+        assert_eq!(c.segment(true, ACK, &get("/free")).0.verdict, OVER, "the connection is over");
+        let [_, requests] = counts(&c);
+        assert_eq!((requests.passed, requests.refused), (3, 1));
+    }
+}
+
+#[test]
+fn requests_are_followed_for_a_limit_alone() {
+    let mut c = limited(&V4, &[all()], Excess::Reset);
+    c.segment(true, SYN, b"");
+    c.segment(false, SYN | ACK, b"");
+    c.segment(true, ACK, b"");
+    let pipelined = get("/a").repeat(3);
+    assert_eq!(c.say(&pipelined), CHAT);
+    c.hear(OK);
+    assert_eq!(counts(&c)[1].passed, 3);
+    let (out, _) = c.segment(true, ACK, &get("/b"));
+    assert_eq!(out.meta.tcp_flags & RST, RST);
+}
+
+#[test]
+fn a_tap_limits_nothing() {
+    let mut c = limited(&V4, &[all()], Excess::Reset);
+    (c.whole.tap, c.whole.classify) = (true, Classify::new(false));
+    for port in 1..=9 {
+        for verdict in handshake(&mut c, port) {
+            assert_eq!(verdict, Verdict::Drop(DropReason::TapOnly));
+        }
+    }
+    assert_eq!(counts(&c)[0].passed, 0);
+    assert_eq!(c.rig.now, Nanos(SECOND));
+}

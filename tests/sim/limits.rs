@@ -1,0 +1,95 @@
+//! Limits of connections over several workers, which see the packets of each client mixed.
+
+use std::time::Duration;
+
+use tidegate::base::Seed;
+use tidegate::forward::spec::{BindAt, ForwardMode};
+use tidegate::graph::spec::StageSpec;
+use tidegate::packet::DropReason;
+use tidegate::qos::limits::{Excess, LimitSpec, LimitsSpec};
+use tidegate::qos::tokens::Pace;
+use tidegate::sim::{LinkSpec, Setup, Spread};
+
+use crate::binding;
+use crate::world::{
+    Family, TCP_PORT, World, add_clients, finish, for_seeds, serve_all, setup, stages, world,
+};
+
+const SEEDS: u64 = 6;
+const CLIENTS: usize = 40;
+const RATE: u32 = 10;
+const BURST: u32 = 5;
+const DELAY: Duration = Duration::from_millis(2);
+
+fn limited(mut setup: Setup, workers: u16, spread: Spread) -> Setup {
+    (setup.workers, setup.spread) = (workers, spread);
+    let pace = Pace { count: RATE, per_ns: 1_000_000_000, burst: BURST };
+    let all = LimitSpec {
+        name: "all".into(),
+        connections: Some(pace),
+        requests: None,
+        clients: None,
+        excess: Excess::Drop,
+    };
+    let of_service = vec![Some(0)];
+    setup.limits = LimitsSpec { limits: vec![all], of_service, ..LimitsSpec::default() };
+    setup
+}
+
+fn passed(net: &World) -> u64 {
+    let counted = net.appliance.limits().counts(net.now).next().expect("one limit");
+    counted.events[0].expect("of connections").passed
+}
+
+/// Runs until all are served: never more have begun than the rate and the burst allow, and as many
+/// once they are over.
+fn all_in_turn(mut net: World) {
+    let begun = net.now;
+    let mut last = (begun, 0);
+    for _ in 0..200 {
+        net.run_for(Duration::from_millis(25));
+        let passed = passed(&net);
+        let most = |since| u64::from(RATE) * net.now.since(since) / 1_000_000_000;
+        assert!(passed <= u64::from(BURST) + most(begun) + 1, "{passed} at {:?}", net.now);
+        assert!(passed - last.1 <= u64::from(BURST) + most(last.0) + 1, "{passed} after {last:?}");
+        last = (net.now, passed);
+    }
+    serve_all(&mut net);
+    assert_eq!(passed(&net), CLIENTS as u64, "each connection has taken one token");
+    let counters = finish(net);
+    assert!(counters.drops[DropReason::OverLimit as usize] > 0, "{counters:?}");
+}
+
+#[test]
+fn workers_share_a_limit_to_the_connection() {
+    for workers in [1, 2, 4] {
+        for (family, spread) in [(Family::V4, Spread::Hash), (Family::V6, Spread::Random)] {
+            for_seeds(SEEDS, |seed| {
+                let mode = ForwardMode::Nat;
+                let mut setup = limited(setup(seed, family, mode), workers, spread);
+                setup.pipeline = stages(&[StageSpec::Classify, StageSpec::Balance]);
+                let mut net = world(setup, family, mode, LinkSpec::bad(1.0, DELAY));
+                add_clients(&mut net, family, family.vip(), TCP_PORT, CLIENTS);
+                all_in_turn(net);
+            });
+        }
+    }
+}
+
+/// Where nothing is kept of a SYN, the cookie that comes back takes the token.
+#[test]
+fn connections_that_are_bound_later_take_theirs_with_the_cookie() {
+    let (family, mode) = (Family::V4, ForwardMode::Nat);
+    for at in [BindAt::Hello, BindAt::Request] {
+        let setup = binding::delayed(Seed(1), family, mode, at);
+        let setup = limited(setup, 2, Spread::Hash);
+        let mut net = world(setup, family, mode, LinkSpec::default());
+        add_clients(&mut net, family, family.vip(), TCP_PORT, CLIENTS);
+        net.run_for(Duration::from_millis(1_500));
+        let (passed, begun) = (passed(&net), net.appliance.counters().bindings_begun);
+        assert_eq!(passed, begun, "{at:?}");
+        assert!((u64::from(BURST)..=u64::from(BURST + 15)).contains(&passed), "{at:?}: {passed}");
+        let counters = net.appliance.counters();
+        assert!(counters.drops[DropReason::OverLimit as usize] > 0, "{at:?}: {counters:?}");
+    }
+}

@@ -164,13 +164,17 @@ fn survive_the_death_of_one(mode: &str) {
             site.net.server.ip(&back).expect("route");
         }
         let out = downloads.join().expect("thread").expect("curl");
-        (out, before, site.flows(1))
+        (out, before)
     });
-    let (out, before, after) = results;
+    let (out, before) = results;
     assert_eq!(out.lines().count(), DOWNLOADS, "{out}");
     assert!(out.lines().all(|l| l == "200 1048576"), "{mode}:\n{out}");
-    // With `dnat` the servers' answers have come by both before.
-    assert!(mode == "dnat" || after > before, "nothing was taken over: {before}, {after}");
+    // With `dnat` the servers' answers have come by both before. A short file may be in the
+    // client's buffers when one dies: then what is taken over is the end, just now.
+    if mode != "dnat" {
+        wait_for(Duration::from_secs(20), "flows taken over", || site.flows(1) > before)
+            .unwrap_or_else(|_| panic!("nothing was taken over: {before} before"));
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod classes;
 mod crew;
 mod draining;
 mod fib_thread;
+#[cfg(test)]
+pub(crate) mod fuse;
 mod latency;
 mod limits;
 mod listing;

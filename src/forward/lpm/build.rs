@@ -11,9 +11,24 @@ use crate::base::{Addr, Prefix};
 const RUNS_FROM: usize = 1_024;
 /// With so many IPv4 prefixes a table begins with two bytes at once, in 256 KiB.
 const DIRECT_FROM: usize = 8_192;
+/// With so many IPv6 prefixes a table begins with ranges, and with no more, because their lines
+/// would be more than entries can number.
+const RANGES_FROM: usize = 8_192;
+const RANGES_TO: usize = 1 << 21;
 const DIRECT_LEN: u32 = 1 << 16;
 /// The byte that IPv4 addresses begin at.
 const V4_START: u8 = 12;
+
+/// How a table is stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// Nodes may list runs.
+    pub lists_runs: bool,
+    /// IPv4 begins with two bytes at once.
+    pub direct: bool,
+    /// IPv6 begins with ranges.
+    pub ranges: bool,
+}
 
 impl Lpm {
     /// Of equal prefixes the last one given counts.
@@ -22,11 +37,17 @@ impl Lpm {
     /// On more than [`PREFIXES_MAX`]: whoever collects them stops there.
     pub fn build(prefixes: &[(Prefix, u32)]) -> Lpm {
         let v4 = prefixes.iter().filter(|(p, _)| p.is_v4()).count();
-        Lpm::build_as(prefixes, prefixes.len() >= RUNS_FROM, v4 >= DIRECT_FROM)
+        let v6 = prefixes.len() - v4;
+        let form = Form {
+            lists_runs: prefixes.len() >= RUNS_FROM,
+            direct: v4 >= DIRECT_FROM,
+            ranges: (RANGES_FROM..=RANGES_TO).contains(&v6),
+        };
+        Lpm::build_as(prefixes, form)
     }
 
-    /// As told: whether nodes may list runs, and IPv4 begins with two bytes at once.
-    pub(super) fn build_as(prefixes: &[(Prefix, u32)], lists_runs: bool, direct: bool) -> Lpm {
+    /// In the form that is told.
+    pub(super) fn build_as(prefixes: &[(Prefix, u32)], form: Form) -> Lpm {
         assert!(prefixes.len() <= PREFIXES_MAX, "{} prefixes", prefixes.len());
         let mut lpm = Lpm::default();
         let mut sorted: Vec<_> = prefixes.to_vec();
@@ -34,10 +55,15 @@ impl Lpm {
         sorted.sort_by_key(|&(p, _)| (!p.is_v4(), p));
         let split = sorted.partition_point(|(p, _)| p.is_v4());
         let (v4, v6) = sorted.split_at(split);
-        let mut trie = Builder { lpm: &mut lpm, lists_runs };
+        let mut trie = Builder { lpm: &mut lpm, lists_runs: form.lists_runs };
         trie.lpm.root_v4 = trie.root(v4, V4_START);
-        trie.lpm.root_v6 = trie.root(v6, 0);
-        if direct {
+        if form.ranges {
+            trie.lpm.ranges = trie.ranges(v6);
+            trie.lpm.root_v6 = Entry(Entry::NODE | Entry::DIRECT);
+        } else {
+            trie.lpm.root_v6 = trie.root(v6, 0);
+        }
+        if form.direct {
             lpm.go_direct();
         }
         // Exactly as large as needed, and on huge pages.
@@ -76,8 +102,8 @@ fn moved<T: Copy>(from: &[T]) -> Vec<T> {
     to
 }
 
-struct Builder<'a> {
-    lpm: &'a mut Lpm,
+pub(super) struct Builder<'a> {
+    pub lpm: &'a mut Lpm,
     lists_runs: bool,
 }
 
@@ -96,7 +122,7 @@ impl Builder<'_> {
 
     /// The trie of prefixes that are longer than `byte` bytes and agree in them. `inherited`
     /// answers where none of them does.
-    fn subtree(&mut self, list: &[(Prefix, u32)], byte: u8, inherited: Entry) -> Entry {
+    pub(super) fn subtree(&mut self, list: &[(Prefix, u32)], byte: u8, inherited: Entry) -> Entry {
         let [(first, _), ..] = list else { return inherited };
         let at = branching_byte(list, byte);
         let mut answers = [inherited; FANOUT];
@@ -158,13 +184,20 @@ impl Builder<'_> {
     }
 }
 
+impl Entry {
+    /// A bucket of so many lines of ends; none: of a single line.
+    pub(super) fn bucket(index: usize, lines: usize) -> Entry {
+        node(index, Entry::DIRECT, lines as u8, true)
+    }
+}
+
 fn node(index: usize, kind: u32, byte: u8, skipped: bool) -> Entry {
     assert!(index <= Entry::INDEX_MASK as usize, "a trie of a gigabyte");
     let skipped = if skipped { Entry::SKIPPED } else { 0 };
     Entry(Entry::NODE | skipped | kind | u32::from(byte) << Entry::BYTE_SHIFT | index as u32)
 }
 
-fn leaf(value: u32) -> Entry {
+pub(super) fn leaf(value: u32) -> Entry {
     debug_assert!(value <= VALUE_MAX);
     Entry(value + 1)
 }

@@ -9,12 +9,14 @@
 //! runs, or few routes in all, it lists every answer (1 KiB); else its runs, in two to five cache
 //! lines (64 B) or in one. A million IPv4 routes take 12 MiB, most of which a third-level cache
 //! holds; listing every answer they took 57 MiB. Tables of many IPv4 routes begin with both first
-//! bytes at once.
+//! bytes at once, those of many IPv6 routes with [`ranges`].
 
 mod build;
+mod ranges;
 
 use crate::base::Addr;
 use crate::base::mem::prefetch;
+use ranges::Ranges;
 
 /// Values stored at most: an entry keeps one bit for itself, and 0 means none.
 pub const VALUE_MAX: u32 = (1 << 31) - 2;
@@ -47,6 +49,8 @@ pub struct Lpm {
     lines: Vec<Line>,
     /// Empty, or the entry for each value of an IPv4 address's first two bytes.
     direct: Vec<Entry>,
+    /// Empty, or where IPv6 addresses begin.
+    ranges: Ranges,
 }
 
 /// A cache line: of a node's run ends, then entries; of entries alone; or of what a node skips.
@@ -78,7 +82,7 @@ impl Entry {
     const NARROW: u32 = 1 << 29;
     /// A line of run ends, then lines of entries; index of the first.
     const WIDE: u32 = 1 << 28;
-    /// [`Lpm::direct`].
+    /// [`Lpm::direct`], or of IPv6 [`Lpm::ranges`]; with [`Entry::SKIPPED`] a bucket of these.
     const DIRECT: u32 = Entry::NARROW | Entry::WIDE;
     /// What does not list every answer.
     const OTHER: u32 = Entry::NARROW | Entry::WIDE;
@@ -95,10 +99,16 @@ impl Entry {
         (self.0 & Entry::INDEX_MASK) as usize
     }
 
-    /// The byte of an address that a node decides.
+    /// The byte that a node decides.
+    #[inline(always)]
+    fn byte(self) -> usize {
+        (self.0 >> Entry::BYTE_SHIFT & 15) as usize
+    }
+
+    /// That byte of an address.
     #[inline(always)]
     fn byte_of(self, addr: Addr) -> u8 {
-        let byte = self.0 >> Entry::BYTE_SHIFT & 15;
+        let byte = self.byte();
         let word = if byte < 8 { addr.hi } else { addr.lo };
         (word >> (56 - 8 * (byte & 7))) as u8
     }
@@ -132,6 +142,7 @@ impl Lpm {
         entries * size_of::<Entry>()
             + self.skips.capacity() * size_of::<Skip>()
             + self.lines.capacity() * LINE_BYTES
+            + self.ranges.memory_bytes()
     }
 
     /// The entry that a node of [`Entry::OTHER`] kinds has for an address. Apart from the loop, so
@@ -139,7 +150,11 @@ impl Lpm {
     #[inline(never)]
     fn behind(&self, node: Entry, addr: Addr) -> Entry {
         if node.0 & Entry::OTHER == Entry::DIRECT {
-            return self.direct[(addr.v4_bits() >> 16) as usize];
+            return match node.0 & Entry::SKIPPED != 0 {
+                true => self.of_bucket(node, addr),
+                false if addr.is_v4() => self.direct[(addr.v4_bits() >> 16) as usize],
+                false => self.ranges.slot(addr),
+            };
         }
         if node.0 & Entry::SKIPPED != 0 {
             let skip = Skip::read(&self.lines[node.index() - 1]);

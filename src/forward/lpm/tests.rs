@@ -1,5 +1,6 @@
 //! Every form of a node against a linear search.
 
+use super::build::Form;
 use super::*;
 use proptest::prelude::*;
 
@@ -86,7 +87,10 @@ proptest! {
             hits.max_by_key(|(p, i)| (p.len(), *i)).map(|&(_, i)| i)
         };
         // Beginning with two bytes at once takes long to build; other tests do that.
-        for lpm in [false, true].map(|lists_runs| Lpm::build_as(&list, lists_runs, false)) {
+        let forms = [(false, false), (true, false), (true, true)];
+        for lpm in forms.map(|(lists_runs, ranges)| {
+            Lpm::build_as(&list, Form { lists_runs, direct: false, ranges })
+        }) {
             for (random, index, bit) in &probes {
                 prop_assert_eq!(lpm.lookup(*random), naive(*random));
                 // Near a prefix: its address with one bit turned over.
@@ -105,7 +109,9 @@ proptest! {
 /// Every way to store a table.
 fn all_forms(list: &[(Prefix, u32)]) -> impl Iterator<Item = Lpm> {
     let forms = [(false, false), (true, false), (false, true), (true, true)];
-    forms.into_iter().map(|(lists_runs, direct)| Lpm::build_as(list, lists_runs, direct))
+    forms
+        .into_iter()
+        .map(|(lists_runs, direct)| Lpm::build_as(list, Form { lists_runs, direct, ranges: false }))
 }
 
 /// Nodes of every number of runs: one prefix of each of `n` values of a byte.
@@ -135,11 +141,53 @@ fn many_routes_take_little_memory() {
     let list: Vec<_> = (0..40_000u32)
         .map(|i| (Prefix::new(Addr::v4(i.wrapping_mul(0x9e37_79b1)), 24).expect("a length"), i))
         .collect();
-    let (lists_all, as_runs) = (Lpm::build_as(&list, false, false), Lpm::build(&list));
+    let all = Form { lists_runs: false, direct: false, ranges: false };
+    let (lists_all, as_runs) = (Lpm::build_as(&list, all), Lpm::build(&list));
     assert!(lists_all.memory_bytes() > 20 << 20, "{}", lists_all.memory_bytes());
     assert!(as_runs.memory_bytes() < 4 << 20, "{}", as_runs.memory_bytes());
     for i in 0..200_000u32 {
         let addr = Addr::v4(i.wrapping_mul(0x85eb_ca6b));
         assert_eq!(as_runs.lookup(addr), lists_all.lookup(addr), "{addr}");
+    }
+}
+
+/// Slots of one range, of a line's, of many lines', and of too many for a bucket; with prefixes
+/// around them and, longer than any range, within them.
+#[test]
+fn ranges_of_any_number() {
+    let net = |hi: u64, len: u8| Prefix::new(Addr { hi, lo: 0 }, len).expect("a length");
+    let mut list = vec![(net(0x2001 << 48, 20), 1), (net(0x2001_0d00 << 32, 24), 2)];
+    for (provider, count) in [
+        (0x2001_0d00u64, 3u64),
+        (0x2001_0d01, 9),
+        (0x2001_0d02, 60),
+        (0x2001_0d03, 119),
+        (0x2001_0d04, 120),
+        (0x2001_0d05, 300),
+        (0x2001_0d06, 65_536),
+        (0x2a00_0000, 1),
+    ] {
+        let step = 65_536 / count;
+        list.push((net(provider << 32, 32), 3));
+        for i in 0..count {
+            let site = provider << 32 | (i * step) << 16;
+            list.push((net(site, 48), 10 + (i % 5) as u32));
+            if i % 7 == 0 {
+                list.push((net(site | 1, 64), 20));
+                list.push((Prefix::host(Addr { hi: site | 1, lo: 5 }), 21));
+            }
+        }
+    }
+    let form = Form { lists_runs: true, direct: false, ranges: true };
+    let (by_ranges, by_trie) =
+        (Lpm::build_as(&list, form), Lpm::build_as(&list, Form { ranges: false, ..form }));
+    assert_eq!(Lpm::build(&list).root_v6, by_ranges.root_v6, "used where there are many");
+    let near = list.iter().flat_map(|(p, _)| {
+        let (a, last) = (p.addr(), u64::MAX >> p.len128().min(63));
+        [(0, 0), (0, 5), (0, 6), (1, 5), (last, 1)].map(|(hi, lo)| Addr { hi: a.hi | hi, lo })
+    });
+    let beside = list.iter().map(|(p, _)| Addr { hi: p.addr().hi.wrapping_sub(1), lo: 0 });
+    for addr in near.chain(beside) {
+        assert_eq!(by_ranges.lookup(addr), by_trie.lookup(addr), "{addr}");
     }
 }

@@ -28,7 +28,11 @@ struct Site {
 
 impl Site {
     fn new(far_router: bool) -> Site {
-        let mut net = Net::new(1);
+        Site::of_queues(1, far_router)
+    }
+
+    fn of_queues(queues: u16, far_router: bool) -> Site {
+        let mut net = Net::new(queues);
         net.kernel_forwards(true);
         let client = Namespace::new("far-client").expect("namespace");
         link(
@@ -155,7 +159,11 @@ fn routes(ns: &Namespace) {
 /// Services of both families with one server. No SYN is changed: the links of the appliance itself
 /// are as large as the ends think.
 fn config(net: &Net, pipeline: &str, mode: &str, more: &str) -> String {
-    let mut text = net.config_head(pipeline, "") + &nat();
+    config_of_workers(net, "", pipeline, mode, more)
+}
+
+fn config_of_workers(net: &Net, workers: &str, pipeline: &str, mode: &str, more: &str) -> String {
+    let mut text = net.config_head(pipeline, workers) + &nat();
     for (name, vip, server) in [("four", VIP4, SERVERS4[0]), ("six", VIP6, SERVERS6[0])] {
         text += &service(name, vip, HTTP, name, mode);
         text += more;
@@ -202,4 +210,30 @@ fn gue_tells_both_sides() {
 #[test]
 fn spliced_connections_tell_both_sides() {
     served(true, "nat", "bind = \"request\"\n");
+}
+
+/// A router's errors all arrive at one queue, because they are from it and to one address, while
+/// connections belong to either worker: half of the errors must go to the other one, else a
+/// connection stalls whose sender isn't told.
+#[test]
+fn errors_find_the_worker_of_their_flow() {
+    const UPLOADS: usize = 10;
+    let site = Site::of_queues(2, true);
+    let net = &site.net;
+    let _nginx = net.start_nginx();
+    let _edge = net.start(&config_of_workers(net, "count = 2", "l4-balancer", "nat", ""));
+    let file = net.write("noise", "");
+    std::fs::write(&file, noise(FILE_BYTES / 3, 7)).expect("write");
+    for i in 0..UPLOADS {
+        let (host, family) =
+            if i % 2 == 0 { (VIP4.to_string(), "-4") } else { (format!("[{VIP6}]"), "-6") };
+        let before = counted(&net.ask_json(&["show", "ports"]).to_string());
+        // What the client has learnt with the upload before, it is to be told again.
+        net.client.ip(&format!("{family} route flush cache")).expect("flush");
+        let url = format!("http://{host}:{HTTP}/put/workers{i}");
+        let file = file.to_str().expect("path");
+        let got = net.client.run("curl", &["-sSf", "-m", "60", "-T", file, &url]);
+        let told = counted(&net.ask_json(&["show", "ports"]).to_string()) - before;
+        assert!(got.is_ok() && told > 0, "upload {i}, told {told} times: {got:?}");
+    }
 }

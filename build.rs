@@ -10,7 +10,7 @@ const PROGRAMS: [&str; 2] = ["steer", "flood"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=CLANG");
-    for header in ["offload.h", "splice.h"] {
+    for header in ["fragments.h", "offload.h", "parse.h", "splice.h"] {
         println!("cargo:rerun-if-changed={FOLDER}/{header}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());

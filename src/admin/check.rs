@@ -23,7 +23,8 @@ pub fn check(path: &Path, json: bool) -> Result<(), Failure> {
                 }));
             }
             tell(config.warnings.iter());
-            print_text(&summary(&config))
+            print_text(&summary(&config));
+            Ok(())
         }
         Err(faults) => {
             if json {

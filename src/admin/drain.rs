@@ -51,7 +51,8 @@ pub fn run(
             if json {
                 return print_json(&answer);
             }
-            return print_text(&sentence(&view));
+            print_text(&sentence(&view));
+            return Ok(());
         }
         if told != Some(view.flows) {
             let _ = writeln!(std::io::stderr(), "{}: flows left: {}", view.target, view.flows);

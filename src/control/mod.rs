@@ -7,8 +7,6 @@ mod classes;
 mod crew;
 mod draining;
 mod fib_thread;
-#[cfg(test)]
-pub(crate) mod fuse;
 mod latency;
 mod limits;
 mod listing;

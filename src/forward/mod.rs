@@ -3,6 +3,7 @@
 pub mod choice;
 pub mod errors;
 pub mod fib;
+pub mod fragments;
 pub mod icmp;
 pub mod link;
 pub mod load;
@@ -23,6 +24,7 @@ pub mod tables;
 pub mod tunnel;
 
 pub use choice::{Choosing, Turns};
+pub use fragments::Fragments;
 pub use icmp::{IcmpError, IcmpLimiter};
 pub use parking::Parking;
 pub use routes::{Egress, PortLink, Resolved, RouteKind, RouteSpec, Routes, RoutesBuilder};

@@ -6,11 +6,12 @@
 use crate::flow::SumChange;
 use crate::packet::checksum::{FoldedDelta, complete_checksum};
 use crate::packet::field::{put_addr, put_u16, put_u32};
-use crate::packet::{DropReason, FlowKey, PacketMeta, eth, ipv4, ipv6, tcp, udp};
+use crate::packet::{DropReason, FlowKey, PacketFlags, PacketMeta, eth, ipv4, ipv6, tcp, udp};
 
 /// Gives a TCP or UDP packet the addresses and ports of what `other` is the answer to, and one hop
 /// less to live. `change` is [`SumChange::between`] the packet's key and `other`. The families must
-/// agree, and the caller has seen that the TTL is above 1. `meta` keeps the key as received.
+/// agree, and the caller has seen that the TTL is above 1. `meta` keeps the key as received. Later
+/// fragments have no ports, and no checksum: the first one's covers them, too.
 ///
 /// # Errors
 /// [`DropReason::Truncated`] where `meta`'s offsets leave the packet, and
@@ -25,10 +26,12 @@ pub fn rewrite(
     debug_assert_eq!(meta.key.dst.is_v4(), other.src.is_v4());
     complete_checksum(bytes, meta);
     let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
+    let later = meta.flags.has(PacketFlags::LATER_FRAGMENT);
     if meta.is_v4() {
         // The usual packet, at constant offsets: one look at its length is enough.
         if let (ETH, USUAL_L4_V4) = (l3, l4)
             && meta.key.proto == tcp::PROTOCOL
+            && !later
             && let Some(head) = bytes.first_chunk_mut::<{ USUAL_L4_V4 + tcp::HEADER_LEN }>()
         {
             let (ip, segment) = head.split_at_mut(USUAL_L4_V4);
@@ -39,6 +42,7 @@ pub fn rewrite(
     let (head, segment) = bytes.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
     let ip = head.get_mut(l3..).ok_or(DropReason::Truncated)?;
     match meta.key.proto {
+        tcp::PROTOCOL | udp::PROTOCOL if later => {}
         tcp::PROTOCOL if segment.len() >= tcp::HEADER_LEN => {}
         udp::PROTOCOL if segment.len() >= udp::HEADER_LEN => {}
         tcp::PROTOCOL | udp::PROTOCOL => return Err(DropReason::Truncated),
@@ -48,6 +52,9 @@ pub fn rewrite(
         addresses_v4(ip, other, change)?;
     } else {
         addresses_v6(ip, other)?;
+    }
+    if later {
+        return Ok(());
     }
     ports(segment, meta.key.proto, other, change)
 }
@@ -134,7 +141,7 @@ mod tests {
     use super::*;
     use crate::base::{Addr, Seed};
     use crate::packet::build::{ChecksumFill, TcpSpec, UdpSpec, tcp_packet, udp_packet};
-    use crate::packet::{PacketFlags, ParseOptions, parse};
+    use crate::packet::{ParseOptions, parse};
     use proptest::prelude::*;
 
     const OPTIONS: ParseOptions = ParseOptions { verify_transport_checksum: true };

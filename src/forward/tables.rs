@@ -3,7 +3,6 @@
 
 use crate::base::hash::{hash_endpoint, pick};
 use crate::base::{Addr, Seed};
-use crate::packet::meta::PacketFlags;
 use crate::packet::{DropReason, FlowKey, PacketMeta};
 
 use super::choice::{Choosing, PoolChoice, Seeker};
@@ -66,6 +65,8 @@ pub struct Tables {
     splits: Vec<Split>,
     /// Backends of `dnat` services, and the first of these: packets from them are replies.
     returns: AddrTable,
+    /// Their addresses alone.
+    answering: AddrTable,
     nat: Option<NatPorts>,
     tunnels: Tunnels,
 }
@@ -102,12 +103,14 @@ impl Tables {
             let specs = spec.pools_of(s).flat_map(|p| &p.backends);
             returns.extend(specs.map(|b| (b.addr, tag(b.port, s.proto), i)));
         }
+        let answering: Vec<_> = returns.iter().map(|&(addr, _, i)| (addr, 0, i)).collect();
         let name = |pool: PoolId| spec.pools.get(usize::from(pool.0)).map_or("", |p| &p.name);
         Tables {
             seed,
             by_vip: AddrTable::new(seed, &by_vip),
             vips: AddrTable::new(seed, &vips),
             returns: AddrTable::new(seed, &returns),
+            answering: AddrTable::new(seed, &answering),
             nat: spec.nat.as_ref().and_then(|n| NatPorts::new(n, workers)),
             tunnels: Tunnels::new(&spec.tunnel),
             services,
@@ -236,18 +239,21 @@ impl Tables {
     /// A service's flows follow from the client's endpoint, which every packet shows: toward the
     /// VIP as its source, from a `dnat` backend as its destination, and from a `nat` backend
     /// through the slice its port was taken from. Flows of no service follow from both endpoints
-    /// alike, fragments from both addresses.
+    /// alike. Fragments have been put to their datagrams before.
     #[inline]
     pub fn owner(&self, meta: &PacketMeta, workers: u16) -> u16 {
         if workers <= 1 {
             return 0;
         }
-        let k = &meta.key;
-        if meta.flags.has(PacketFlags::FRAGMENT) {
-            let hash = self.endpoint(k.src, 0) ^ self.endpoint(k.dst, 0);
-            return pick(hash, u32::from(workers)) as u16;
-        }
-        self.owner_of(k, workers)
+        self.owner_of(&meta.key, workers)
+    }
+
+    /// Whether a packet can't be forwarded without its ports: it may be for a service, or an answer
+    /// for a client of one.
+    pub fn needs_ports(&self, key: &FlowKey) -> bool {
+        self.is_vip(key.dst)
+            || self.nat.as_ref().is_some_and(|nat| nat.is_source(key.dst))
+            || self.answering.contains(key.src, 0)
     }
 
     /// As [`Tables::owner`], for an ICMP error: the worker of the flow that it is about.
@@ -466,13 +472,15 @@ mod tests {
     }
 
     #[test]
-    fn fragments_of_a_datagram_have_one_owner() {
+    fn what_needs_ports_is_for_services_or_from_their_backends() {
         let t = Tables::build(&spec(), 4, Seed(1));
-        let mut first = meta("198.51.100.7", 9, "203.0.113.1", 80);
-        first.flags.set(PacketFlags::FRAGMENT);
-        let mut later = meta("198.51.100.7", 0, "203.0.113.1", 0);
-        later.flags.set(PacketFlags::FRAGMENT);
-        assert_eq!(t.owner(&first, 4), t.owner(&later, 4));
-        assert_eq!(t.owner(&first, 1), 0);
+        for (src, dst, needs) in [
+            ("198.51.100.7", "192.0.2.1", true),
+            ("10.0.0.0", "198.51.100.7", false),
+            ("10.1.0.0", "198.51.100.7", true),
+            ("198.51.100.7", "203.0.113.1", false),
+        ] {
+            assert_eq!(t.needs_ports(&meta(src, 0, dst, 0).key), needs, "{src} to {dst}");
+        }
     }
 }

@@ -46,12 +46,11 @@ struct State {
     changes: Vec<Change>,
 }
 
-/// What this process has changed. Dropping it changes everything back; see [`Changes::leave`].
+/// What this process has changed. Dropping it changes everything back.
 #[derive(Debug)]
 pub struct Changes {
     path: PathBuf,
     state: State,
-    left: bool,
 }
 
 /// One interface that was set back.
@@ -77,7 +76,7 @@ impl Changes {
         let started = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
         let path = state_dir.join(format!("{PREFIX}{namespace}-{pid}{SUFFIX}"));
         let state = State { boot: boot()?, namespace, pid, started, changes: Vec::new() };
-        Ok(Changes { path, state, left: false })
+        Ok(Changes { path, state })
     }
 
     /// Switches off those of `offloads` that are on, and returns which those were.
@@ -114,11 +113,6 @@ impl Changes {
         self.write()
     }
 
-    /// Dropping it changes nothing: all that is left to the next start.
-    pub fn leave(&mut self) {
-        self.left = true;
-    }
-
     fn change(&mut self, interface: &str) -> io::Result<&mut Change> {
         let index = link::index_of(interface)?;
         let changes = &mut self.state.changes;
@@ -144,9 +138,6 @@ impl Changes {
 
 impl Drop for Changes {
     fn drop(&mut self) {
-        if self.left {
-            return;
-        }
         // The programs are detached by their owner, which drops before this.
         for change in &self.state.changes {
             undo(change, false);

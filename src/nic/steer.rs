@@ -64,7 +64,7 @@ impl SteerStats {
     }
 }
 
-/// The programs of all interfaces. Dropping it detaches them; see [`Steer::leave`].
+/// The programs of all interfaces. Dropping it detaches them.
 pub struct Steer {
     workers: u16,
     offload: bool,
@@ -103,11 +103,6 @@ impl Steer {
         self.programs.push(program);
         self.targets.push(None);
         Ok(result)
-    }
-
-    /// Programs that were attached to outlive the process stay when this is dropped.
-    pub fn leave(&mut self) {
-        self.programs.iter_mut().for_each(Program::leave);
     }
 
     /// Sets when a worker counts as dead, what happens to our packets then, and which share of
@@ -230,7 +225,8 @@ impl Steer {
     /// # Errors
     /// As [`Steer::set_vips`].
     pub fn set_returns(&mut self, backends: &[VipEntry]) -> Result<(), NicError> {
-        let wanted = endpoints(backends);
+        let mut wanted = endpoints(backends);
+        wanted.extend(fragments_of(backends));
         self.programs.iter_mut().try_for_each(|p| p.set_returns(&wanted))
     }
 
@@ -284,6 +280,18 @@ fn endpoints(list: &[VipEntry]) -> HashMap<Endpoint, u32> {
     map
 }
 
+/// What later fragments of backends' answers look like, which have no ports: steered where all of a
+/// backend's are.
+fn fragments_of(list: &[VipEntry]) -> HashMap<Endpoint, u32> {
+    let mut map = HashMap::new();
+    for e in list.iter().filter(|e| u32::from(e.canary_share) != SHARE_TUNNEL) {
+        let key = Endpoint { addr: e.addr, port: 0, proto: e.proto, pad: [0; 5] };
+        let share = map.entry(key).or_insert(SHARE_ALL);
+        *share = u32::from(e.canary_share).min(*share);
+    }
+    map
+}
+
 fn addr_infos(local: &[Addr], vips: &[VipEntry], nat: &[NatRange]) -> HashMap<Addr, AddrInfo> {
     let fresh = AddrInfo { fragment_share: SHARE_ALL, ..AddrInfo::default() };
     let mut map: HashMap<Addr, AddrInfo> = HashMap::new();
@@ -324,6 +332,14 @@ mod tests {
         assert_eq!(info.flags, ADDR_LOCAL | ADDR_VIP | ADDR_NAT);
         assert_eq!((info.nat_first, info.nat_last), (40_000, 49_999));
         assert_eq!(info.fragment_share, 500, "fragments follow the smallest share");
+    }
+
+    #[test]
+    fn later_fragments_of_backends_have_no_port_and_the_smallest_share() {
+        let tunnel = vip("10.0.0.2", 0, SHARE_TUNNEL as u16);
+        let map = fragments_of(&[vip("10.0.0.1", 80, 500), vip("10.0.0.1", 443, 9_000), tunnel]);
+        let list: Vec<_> = map.iter().map(|(e, share)| (e.port, *share)).collect();
+        assert_eq!(list, [(0, 500)], "and none of tunnels' ends");
     }
 
     #[test]

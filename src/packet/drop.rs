@@ -63,8 +63,16 @@ drop_reasons! {
     /// TTL or hop limit used up; an ICMP answer was sent unless the rate limit forbade it (none to
     /// a packet that arrives with 0, which no router may send).
     TtlExceeded = "ttl_exceeded",
-    /// A fragment of a flow that needs its ports to be forwarded.
+    /// A fragment where rules or a delayed binding go by what clients say, a later one whose first
+    /// was dropped, or one that would overwrite TCP's flags.
     Fragment = "fragment",
+    /// A later fragment whose first one did not come in time, or while too many others waited.
+    FragmentAlone = "fragment_alone",
+    /// A fragment that overlaps others of its datagram or contradicts them, or one behind such a
+    /// one.
+    FragmentOverlap = "fragment_overlap",
+    /// A fragment that brings nothing, or one of more than a datagram may have.
+    FragmentTiny = "fragment_tiny",
     /// A packet of a service's protocol that opens no flow and belongs to none.
     NoFlow = "no_flow",
     /// A TCP packet to a service with delayed binding that belongs to no connection and brings

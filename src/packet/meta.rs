@@ -97,7 +97,7 @@ impl Direction {
 }
 
 /// The 5-tuple as it stands on the wire. ICMP echo has its identifier in both ports; other
-/// protocols and later fragments have ports 0.
+/// protocols have ports 0, and later fragments until they are put to their first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey {
@@ -179,6 +179,9 @@ impl PacketFlags {
     pub const OTHER_HOST: PacketFlags = PacketFlags(32);
     /// A copy of it is to be made as it leaves.
     pub const MIRRORED: PacketFlags = PacketFlags(64);
+    /// A fragment that was put to the others of its datagram: where their first one is known it has
+    /// that one's ports.
+    pub const JOINED: PacketFlags = PacketFlags(128);
 
     #[inline]
     pub fn has(self, flag: PacketFlags) -> bool {

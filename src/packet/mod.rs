@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod drop;
 pub mod eth;
 pub mod field;
+pub mod fragment;
 pub mod frame;
 pub mod gre;
 pub mod icmp;
@@ -27,6 +28,7 @@ mod usual;
 pub use batch::{Batch, Packet, PacketMut, PacketRef};
 pub use checksum::complete_checksum;
 pub use drop::DropReason;
+pub use fragment::Fragment;
 pub use frame::{Frame, FramePool};
 pub use meta::{
     ClassId, CopyTo, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PortId, Verdict,

@@ -398,6 +398,7 @@ impl<P: Port> Worker<P> {
             counters.drop(DropReason::Shutdown);
             parts.pool.put(packet.frame);
         }
+        self.drop_fragments();
         self.close_handover();
         self.phase = Phase::Stopped;
         self.publish(Nanos::MAX);

@@ -7,6 +7,7 @@ pub mod count;
 mod cut;
 pub mod egress;
 pub mod handover;
+mod joining;
 pub mod offload;
 mod openings;
 pub mod runner;

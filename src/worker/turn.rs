@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::command::{ControlLink, Phase};
 use super::handover::Handover;
+use super::joining::{Joining, unjoined};
 use super::offload::Offload;
 use super::openings::{followers, set_aside};
 use super::side::Side;
@@ -57,7 +58,8 @@ pub struct Worker<P> {
     pub(super) arena: Arc<Arena>,
     pub(super) counters: Counters,
     pub(super) phase: Phase,
-    batch: Batch,
+    pub(super) batch: Batch,
+    pub(super) joining: Joining,
     /// What follows a SYN of its own batch.
     later: Vec<Packet>,
     received: Vec<Frame>,
@@ -78,7 +80,9 @@ impl<P: Port> Worker<P> {
     pub fn new(parts: WorkerParts<P>) -> Worker<P> {
         let port_gauges = vec![PortGauges::default(); parts.sides.len()];
         let unparked = Vec::with_capacity(parts.parking.capacity());
+        let joining = Joining::new(parts.snapshot.seed);
         Worker {
+            joining,
             arena: Arc::clone(parts.pool.arena()),
             parts,
             counters: Counters::default(),
@@ -136,7 +140,7 @@ impl<P: Port> Worker<P> {
     }
 
     fn receive(&mut self, now: Nanos, port: usize) -> usize {
-        let Worker { parts, arena, counters, batch, received, .. } = self;
+        let Worker { parts, arena, counters, batch, received, joining, .. } = self;
         let side = &mut parts.sides[port];
         side.port.rx_burst(now, &mut parts.pool, received, BATCH_MAX);
         let count = received.len();
@@ -167,6 +171,10 @@ impl<P: Port> Worker<P> {
                 batch.pop().into_iter().for_each(|p| parts.pool.put(p.frame));
                 continue;
             }
+            if meta.flags.has(PacketFlags::FRAGMENT) {
+                joining.apart.extend(batch.pop());
+                continue;
+            }
             parts.flows.prefetch(meta.hash);
             let tables = &parts.snapshot.forward;
             let owner = match meta.flags.has(PacketFlags::ICMP_ERROR) {
@@ -180,7 +188,11 @@ impl<P: Port> Worker<P> {
         }
         drop(frames);
         counters.rx_bytes += bytes_received;
+        let apart = !joining.apart.is_empty();
         self.process(now);
+        if apart {
+            self.join_fragments(now);
+        }
         count
     }
 
@@ -190,7 +202,14 @@ impl<P: Port> Worker<P> {
             let taken = self.parts.handover.take(worker, &mut self.batch);
             if taken > 0 {
                 self.counters.taken_over += taken as u64;
+                let apart = unjoined(&self.batch);
+                if apart != 0 {
+                    set_aside(&mut self.batch, apart, &mut self.joining.apart);
+                }
                 self.process(now);
+                if apart != 0 {
+                    self.join_fragments(now);
+                }
                 moved += taken;
             }
         }
@@ -198,7 +217,7 @@ impl<P: Port> Worker<P> {
     }
 
     /// Runs the batch through the pipeline and sends each packet its way.
-    fn process(&mut self, now: Nanos) {
+    pub(super) fn process(&mut self, now: Nanos) {
         let Worker { parts, arena, counters, batch, later, replies, copies, offload, .. } = self;
         let mut opens = parts.make_room(batch, counters) > 0;
         loop {
@@ -263,6 +282,9 @@ impl<P: Port> Worker<P> {
             counters.drop(DropReason::NeighbourUnresolved);
             parts.pool.put(packet.frame);
         }
+        if !self.joining.fragments.is_empty() {
+            self.expire_fragments(now);
+        }
         self.ask_for_neighbours();
     }
 
@@ -307,9 +329,10 @@ impl<P: Port> Worker<P> {
         &self.counters
     }
 
-    /// Packets waiting here: in queues, in front of ports, for a neighbour.
+    /// Packets waiting here: in queues, in front of ports, for a neighbour, for a first fragment.
     pub fn held(&self) -> usize {
-        self.parts.sides.iter().map(Side::held).sum::<usize>() + self.parts.parking.len()
+        let queued: usize = self.parts.sides.iter().map(Side::held).sum();
+        queued + self.parts.parking.len() + self.joining.fragments.len()
     }
 
     /// Connections that are being bound after what their client says.
@@ -407,7 +430,7 @@ impl<P: Port> WorkerParts<P> {
     }
 
     #[cold]
-    fn hand_over(&mut self, counters: &mut Counters, owner: u16, packet: Packet) {
+    pub(super) fn hand_over(&mut self, counters: &mut Counters, owner: u16, packet: Packet) {
         match self.handover.give(owner, packet) {
             Ok(()) => counters.handed_over += 1,
             Err(packet) => {
@@ -454,7 +477,7 @@ impl<P: Port> WorkerParts<P> {
         self.discard(counters, reason, packet.frame);
     }
 
-    fn discard(&mut self, counters: &mut Counters, reason: DropReason, frame: Frame) {
+    pub(super) fn discard(&mut self, counters: &mut Counters, reason: DropReason, frame: Frame) {
         counters.drop(reason);
         self.pool.put(frame);
     }

@@ -170,10 +170,10 @@ fn what_belongs_to_no_flow() {
         ip.fragment = 50;
         ip.extensions = vec![(44, vec![0, 0, 1, 0x90, 0, 0, 0, 1])];
         ip.dst = addr(family.vip);
-        let fragment = Dropped(DropReason::Fragment);
-        check(&[("a fragment to a VIP", ip_packet(&link(), &ip, 17, &[0; 16]), fragment)]);
+        let alone = Dropped(DropReason::FragmentAlone);
+        check(&[("a fragment to a VIP", ip_packet(&link(), &ip, 17, &[0; 16]), alone)]);
         ip.dst = addr(family.nat);
-        check(&[("a fragment to a NAT address", ip_packet(&link(), &ip, 17, &[0; 16]), fragment)]);
+        check(&[("a fragment to a NAT address", ip_packet(&link(), &ip, 17, &[0; 16]), alone)]);
     });
 }
 

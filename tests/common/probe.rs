@@ -14,7 +14,7 @@ pub const INTERVAL: Duration = Duration::from_millis(2);
 /// For what is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers datagrams in a namespace until dropped.
+/// Answers datagrams, of any size, in a namespace until dropped.
 pub struct Echo {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -31,7 +31,7 @@ impl Echo {
                 socket.set_read_timeout(Some(Duration::from_millis(50))).expect("timeout");
                 let stop = Arc::clone(&stop);
                 std::thread::spawn(move || {
-                    let mut buf = [0; 64];
+                    let mut buf = vec![0; 1 << 16];
                     while !stop.load(Ordering::Relaxed) {
                         if let Ok((n, from)) = socket.recv_from(&mut buf) {
                             let _ = socket.send_to(&buf[..n], from);

@@ -4,6 +4,7 @@
 
 mod binding;
 mod followed;
+mod fragments;
 mod hostile;
 mod inspection;
 mod limits;

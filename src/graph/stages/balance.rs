@@ -23,8 +23,9 @@ use crate::packet::{
 /// worker's table, the rest in the snapshot.
 ///
 /// A packet of one of its flows goes out with the flow's other addresses. A TCP SYN or UDP packet
-/// to a service opens a flow; other TCP packets to a service are dropped ([`DropReason::NoFlow`]),
-/// and fragments too ([`DropReason::Fragment`]), because later ones don't show where they belong.
+/// to a service opens a flow; other TCP packets to a service are dropped ([`DropReason::NoFlow`]).
+/// Fragments go the way of their datagram's first one; they are dropped ([`DropReason::Fragment`])
+/// where that one was, and where a connection is bound by what its client says.
 /// What is not for a service is left to the stages behind.
 #[derive(Default)]
 pub struct Balance {
@@ -116,10 +117,10 @@ fn established(
     if kind == FlowKind::Transit {
         return Ok(());
     }
-    if packet.meta.flags.has(PacketFlags::FRAGMENT) {
-        return Err(DropReason::Fragment);
-    }
     match (kind, splice) {
+        (FlowKind::Spliced, _) if packet.meta.flags.has(PacketFlags::FRAGMENT) => {
+            Err(DropReason::Fragment)
+        }
         (FlowKind::Spliced, Some(splice)) => splice.bound(cx, packet, flow),
         _ => forward(cx, packet, flow),
     }
@@ -241,10 +242,6 @@ fn first(
     let tables = &cx.snapshot.forward;
     let meta = &packet.meta;
     let key = &meta.key;
-    if meta.flags.has(PacketFlags::FRAGMENT) {
-        let ours = tables.is_vip(key.dst) || tables.nat().is_some_and(|n| n.is_source(key.dst));
-        return if ours { Err(DropReason::Fragment) } else { Ok(()) };
-    }
     if meta.flags.has(PacketFlags::ICMP_ERROR) {
         return pass_on(cx, packet, splice);
     }
@@ -252,6 +249,10 @@ fn first(
     if let Some((flow, direction)) = cx.flows.lookup(key, meta.hash) {
         (packet.meta.flow, packet.meta.direction) = (flow, direction);
         return established(cx, packet, flow, splice);
+    }
+    if meta.flags.has(PacketFlags::LATER_FRAGMENT) {
+        let ours = tables.is_vip(key.dst) || tables.nat().is_some_and(|n| n.is_source(key.dst));
+        return if ours { Err(DropReason::Fragment) } else { Ok(()) };
     }
     let Some(&service) = tables.service(key.dst, key.dport, key.proto) else {
         return match adopt_answer(cx, meta)? {
@@ -263,6 +264,9 @@ fn first(
         };
     };
     if let (Some(delay), Some(splice)) = (service.delay, splice) {
+        if meta.flags.has(PacketFlags::FRAGMENT) {
+            return Err(DropReason::Fragment);
+        }
         return match key.proto {
             udp::PROTOCOL => splice.datagram(cx, packet, &service, &delay),
             _ if service.drained && opens(meta.tcp_flags) => Err(DropReason::ServiceDrained),

@@ -19,10 +19,12 @@ use crate::packet::{
 use crate::policy::{Decision, Facts, Steps};
 
 mod datagrams;
+mod hiding;
 mod openings;
 mod streams;
 
 use datagrams::Places;
+use hiding::hides;
 use openings::Openings;
 pub(super) use streams::keep_request;
 
@@ -323,10 +325,14 @@ impl Stage for Inspect {
         cx.names.sightings.clear();
         Deciding::of(cx).complete();
         self.sweep(cx);
-        let (mut early, mut ahead) = (0_u64, 0_u64);
+        let (mut early, mut ahead, mut hidden) = (0_u64, 0_u64, 0_u64);
         for (at, packet) in batch.iter().enumerate() {
             let meta = packet.meta;
-            if meta.verdict != Verdict::Next || meta.flags.has(PacketFlags::FRAGMENT) {
+            if meta.verdict != Verdict::Next {
+                continue;
+            }
+            if meta.flags.has(PacketFlags::FRAGMENT) {
+                hidden |= u64::from(hides(cx, &packet)) << at;
                 continue;
             }
             if meta.key.proto == udp::PROTOCOL && meta.direction == Direction::Forward {
@@ -350,7 +356,11 @@ impl Stage for Inspect {
                 ahead |= u64::from(self.segment(cx, packet)) << at;
             }
         }
-        for (mut packets, why) in [(early, DropReason::SynData), (ahead, DropReason::TooFarAhead)] {
+        for (mut packets, why) in [
+            (early, DropReason::SynData),
+            (ahead, DropReason::TooFarAhead),
+            (hidden, DropReason::Fragment),
+        ] {
             while packets != 0 {
                 batch.metas_mut()[packets.trailing_zeros() as usize].drop_for(why);
                 packets &= packets - 1;

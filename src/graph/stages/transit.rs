@@ -5,11 +5,14 @@ use crate::flow::{FlowKind, InsertError, NewFlow};
 use crate::graph::Cx;
 use crate::packet::{FlowRef, PacketFlags, PacketMeta, icmp, tcp, udp};
 
-/// Whether a packet belongs to a flow: fragments, errors and other protocols don't show which.
+/// Whether a packet belongs to a flow: errors, other protocols and most fragments don't show which.
+/// Of datagrams in fragments the first one does, and those that come behind it.
 pub(super) fn has_flow(meta: &PacketMeta) -> bool {
-    let apart = PacketFlags(PacketFlags::FRAGMENT.0 | PacketFlags::ICMP_ERROR.0);
+    let flags = meta.flags;
+    let joined = flags.has(PacketFlags::JOINED) && meta.key.proto == udp::PROTOCOL;
     let echo = meta.key.sport != 0;
-    !meta.flags.has(apart)
+    !flags.has(PacketFlags::ICMP_ERROR)
+        && (!flags.has(PacketFlags::FRAGMENT) || joined && meta.key.sport != 0)
         && match meta.key.proto {
             tcp::PROTOCOL => meta.tcp_flags & tcp::flag::RST == 0,
             udp::PROTOCOL => true,

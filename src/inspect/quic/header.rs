@@ -88,6 +88,15 @@ impl<'a> LongHeader<'a> {
         let packet = &bytes[..end];
         Some(LongHeader { kind, version, edition, dcid, scid, packet, number_at, rest })
     }
+
+    /// Whether a packet that begins with these bytes, of which more follow, may have a long header
+    /// of a version that is known.
+    pub fn may_begin(start: &[u8]) -> bool {
+        let Some(&[first, ref version @ ..]) = start.first_chunk::<5>() else { return true };
+        let version = u32::from_be_bytes(*version);
+        let kind = kind(first, version, Edition::of(version));
+        first & 0x80 != 0 && kind.is_some_and(|kind| kind != Kind::VersionNegotiation)
+    }
 }
 
 fn kind(first: u8, version: u32, edition: Option<&Edition>) -> Option<Kind> {

@@ -124,6 +124,11 @@ pub fn may_be_quic(datagram: &[u8]) -> bool {
     LongHeader::parse(datagram).is_some_and(|h| h.kind != Kind::VersionNegotiation)
 }
 
+/// The same of a datagram of which only the first bytes are seen: whether that may be so.
+pub fn may_begin_quic(start: &[u8]) -> bool {
+    LongHeader::may_begin(start)
+}
+
 /// What a client's datagram is, as far as one that knows no connection can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start<'a> {

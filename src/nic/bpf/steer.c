@@ -16,25 +16,21 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "parse.h"
+
 #define MAX_QUEUES 64
 #define MAX_WORKERS 64
 #define MAX_SERVICES 4096
-#define MAX_RETURNS 16384
+#define MAX_RETURNS 32768
 #define MAX_ADDRS 16384
 #define MAX_PREFIXES 65536
 #define MAX_VLAN_TAGS 2
-#define MAX_EXTENSION_HEADERS 6
 #define SHARE_ALL 10000
 // In place of a share: where our tunnels lead. What comes from there is nothing of ours.
 #define SHARE_TUNNEL 65535
 
-// Both families in 16 bytes, IPv4 as ::ffff:a.b.c.d; the big-endian halves as native integers.
-struct tg_addr {
-	__u64 hi;
-	__u64 lo;
-};
-
-// An address, port and protocol: of a service (destination) or of a DNAT backend (source).
+// An address, port and protocol: of a service (destination) or of a DNAT backend (source), whose
+// later fragments have port 0.
 struct tg_endpoint {
 	struct tg_addr addr;
 	__u16 port;
@@ -100,6 +96,7 @@ enum tg_reason {
 	TG_NO_SOCKET,
 	TG_OFFLOADED,
 	TG_ERROR,
+	TG_FRAGMENT_PASS,
 	TG_REASONS,
 };
 
@@ -163,21 +160,6 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
-struct packet {
-	struct tg_addr src;
-	struct tg_addr dst;
-	__u16 sport;
-	__u16 dport;
-	__u8 proto;
-	__u8 pad[3];
-	// Offset > 0: the transport header is in another packet.
-	__u8 later_fragment;
-	// Neighbour or router discovery, which is always the kernel's.
-	__u8 discovery;
-	// Of an ICMP error: the packet that it quotes.
-	void *quoted;
-};
-
 static __always_inline int count(__u32 reason, int action)
 {
 	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
@@ -187,136 +169,10 @@ static __always_inline int count(__u32 reason, int action)
 	return action;
 }
 
-static __always_inline __u64 mix(__u64 h)
-{
-	h ^= h >> 33;
-	h *= 0xff51afd7ed558ccdULL;
-	h ^= h >> 33;
-	h *= 0xc4ceb9fe1a85ec53ULL;
-	return h ^ (h >> 33);
-}
-
-static __always_inline __u64 hash_endpoint(const struct tg_addr *addr, __u16 port)
-{
-	return mix(mix(mix(addr->hi ^ 0x9e3779b97f4a7c15ULL) ^ addr->lo) ^ port);
-}
-
 // True for `share` hundredths of a percent of all hashes.
 static __always_inline int in_share(__u64 hash, __u32 share)
 {
 	return share >= SHARE_ALL || (((hash >> 32) * SHARE_ALL) >> 32) < share;
-}
-
-static __always_inline struct tg_addr mapped(__be32 addr)
-{
-	struct tg_addr a = { 0, 0xffff00000000ULL | bpf_ntohl(addr) };
-
-	return a;
-}
-
-static __always_inline struct tg_addr from_in6(const struct in6_addr *in6)
-{
-	const __be32 *w = in6->in6_u.u6_addr32;
-	struct tg_addr a = {
-		(__u64)bpf_ntohl(w[0]) << 32 | bpf_ntohl(w[1]),
-		(__u64)bpf_ntohl(w[2]) << 32 | bpf_ntohl(w[3]),
-	};
-
-	return a;
-}
-
-// Multicast, the limited broadcast, and link-local: never routed, always the kernel's.
-static __always_inline int is_link_scope(const struct tg_addr *a)
-{
-	if (a->hi == 0 && a->lo >> 32 == 0xffff) {
-		__u32 v4 = (__u32)a->lo;
-
-		return v4 >> 28 == 0xe || v4 == 0xffffffff || v4 >> 16 == 0xa9fe;
-	}
-	return a->hi >> 56 == 0xff || a->hi >> 54 == 0xfe80 >> 6;
-}
-
-// Unreachable (too big among them), time exceeded, parameter problem.
-static __always_inline int is_error(__u8 proto, __u8 type)
-{
-	if (proto == IPPROTO_ICMP)
-		return type == 3 || type == 11 || type == 12;
-	return type >= 1 && type <= 4;
-}
-
-// Ports of TCP and UDP; the identifier of an ICMP echo in both. Returns 0 where the packet is too
-// short.
-static __always_inline int parse_transport(struct packet *p, void *l4, void *end)
-{
-	if (p->later_fragment)
-		return 1;
-	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
-		__be16 *ports = l4;
-
-		if ((void *)(ports + 2) > end)
-			return 0;
-		p->sport = bpf_ntohs(ports[0]);
-		p->dport = bpf_ntohs(ports[1]);
-	} else if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6) {
-		__u8 *icmp = l4;
-
-		if (icmp + 8 > (__u8 *)end)
-			return 0;
-		if (p->proto == IPPROTO_ICMPV6 && icmp[0] >= 133 && icmp[0] <= 137)
-			p->discovery = 1;
-		if (is_error(p->proto, icmp[0]))
-			p->quoted = icmp + 8;
-		if ((p->proto == IPPROTO_ICMP && (icmp[0] == 0 || icmp[0] == 8)) ||
-		    (p->proto == IPPROTO_ICMPV6 && (icmp[0] == 128 || icmp[0] == 129))) {
-			p->sport = (__u16)icmp[4] << 8 | icmp[5];
-			p->dport = p->sport;
-		}
-	}
-	return 1;
-}
-
-static __always_inline int parse_ipv4(struct packet *p, void *l3, void *end)
-{
-	struct iphdr *ip = l3;
-
-	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
-		return 0;
-	p->src = mapped(ip->saddr);
-	p->dst = mapped(ip->daddr);
-	p->proto = ip->protocol;
-	p->later_fragment = (ip->frag_off & bpf_htons(0x1fff)) != 0;
-	return parse_transport(p, l3 + ip->ihl * 4, end);
-}
-
-static __always_inline int parse_ipv6(struct packet *p, void *l3, void *end)
-{
-	struct ipv6hdr *ip = l3;
-	__u8 *next = l3 + sizeof(*ip);
-	__u8 kind;
-
-	if ((void *)(ip + 1) > end || ip->version != 6)
-		return 0;
-	p->src = from_in6(&ip->saddr);
-	p->dst = from_in6(&ip->daddr);
-	kind = ip->nexthdr;
-	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
-		__u32 len;
-
-		if (kind != IPPROTO_HOPOPTS && kind != IPPROTO_ROUTING &&
-		    kind != IPPROTO_DSTOPTS && kind != IPPROTO_FRAGMENT)
-			break;
-		if (next + 8 > (__u8 *)end)
-			return 0;
-		len = kind == IPPROTO_FRAGMENT ? 8 : (next[1] + 1) * 8;
-		if (kind == IPPROTO_FRAGMENT && (next[2] || next[3] & 0xf8))
-			p->later_fragment = 1;
-		kind = next[0];
-		if (p->later_fragment)
-			break;
-		next += len;
-	}
-	p->proto = kind;
-	return parse_transport(p, next, end);
 }
 
 static __always_inline int is_stale(const struct tg_config *cfg, __u32 worker, __u64 now)
@@ -328,6 +184,7 @@ static __always_inline int is_stale(const struct tg_config *cfg, __u32 worker, _
 }
 
 #include "offload.h"
+#include "fragments.h"
 
 // Hands a packet of ours to the queue's socket, unless its worker has stopped beating.
 static __always_inline int steer(struct xdp_md *ctx, struct tg_config *cfg, __u32 reason)
@@ -452,6 +309,9 @@ static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
 			return action;
 	}
 	share = bpf_map_lookup_elem(&returns, &key);
+	if (share && *share != SHARE_TUNNEL && p->later_fragment)
+		return *share >= SHARE_ALL ?
+			steer(ctx, cfg, TG_FRAGMENT) : count(TG_CANARY, XDP_PASS);
 	if (share && *share != SHARE_TUNNEL)
 		// The client's endpoint is hashed, as on its way in.
 		return in_share(hash_endpoint(&p->dst, p->dport), *share) ?
@@ -472,7 +332,7 @@ int tidegate_steer(struct xdp_md *ctx)
 	__u32 zero = 0;
 	struct tg_config *cfg = bpf_map_lookup_elem(&config, &zero);
 	__be16 proto;
-	int whole;
+	int whole, action;
 
 	if (!cfg || (void *)(eth + 1) > end)
 		return count(TG_MALFORMED, XDP_PASS);
@@ -495,9 +355,18 @@ int tidegate_steer(struct xdp_md *ctx)
 		return count(TG_NOT_IP, XDP_PASS);
 	if (!whole)
 		return count(TG_MALFORMED, XDP_PASS);
-	if (offload_enabled && offload(ctx, cfg, &p))
+	if (p.later_fragment) {
+		int steered = follows(&p);
+
+		if (steered >= 0)
+			return steered ? steer(ctx, cfg, TG_FRAGMENT) : count(TG_FRAGMENT_PASS, XDP_PASS);
+	} else if (offload_enabled && offload(ctx, cfg, &p)) {
 		return count(TG_OFFLOADED, XDP_REDIRECT);
-	return decide(ctx, cfg, &p, end);
+	}
+	action = decide(ctx, cfg, &p, end);
+	if (p.fragment && !p.later_fragment)
+		leads(&p, action);
+	return action;
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -530,7 +399,7 @@ const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) 
 	NUMBER(TG_FRAGMENT), NUMBER(TG_NOT_IP), NUMBER(TG_NOT_OURS), NUMBER(TG_LOCAL),
 	NUMBER(TG_CANARY), NUMBER(TG_GROUP), NUMBER(TG_ICMP), NUMBER(TG_MALFORMED),
 	NUMBER(TG_STALE_PASS), NUMBER(TG_STALE_DROP), NUMBER(TG_NO_SOCKET), NUMBER(TG_OFFLOADED),
-	NUMBER(TG_ERROR), NUMBER(TG_REASONS), NUMBER(SHARE_TUNNEL),
+	NUMBER(TG_ERROR), NUMBER(TG_FRAGMENT_PASS), NUMBER(TG_REASONS), NUMBER(SHARE_TUNNEL),
 	WHOLE(tg_offload_key), FIELD(tg_offload_key, src), FIELD(tg_offload_key, dst),
 	FIELD(tg_offload_key, sport), FIELD(tg_offload_key, dport), FIELD(tg_offload_key, proto),
 	WHOLE(tg_offload), FIELD(tg_offload, src), FIELD(tg_offload, dst),

@@ -109,7 +109,7 @@ reasons! {
     DnatReturn = "dnat_return", "TG_DNAT_RETURN",
     /// To a transit prefix: steered to us.
     Transit = "transit", "TG_TRANSIT",
-    /// A later fragment to a service or NAT address: steered to us, which drops and counts it.
+    /// A later fragment, whose first one was steered to us or is yet to come: steered to us.
     Fragment = "fragment", "TG_FRAGMENT",
     /// Neither IPv4 nor IPv6 (ARP, LLDP): passed to the kernel.
     NotIp = "not_ip", "TG_NOT_IP",
@@ -135,6 +135,8 @@ reasons! {
     Offloaded = "offloaded", "TG_OFFLOADED",
     /// An ICMP error about a packet of ours: steered to us.
     Error = "icmp_error", "TG_ERROR",
+    /// A later fragment whose first one went to the kernel: passed to the kernel.
+    FragmentPass = "fragment_pass", "TG_FRAGMENT_PASS",
 }
 
 impl SteerReason {

@@ -274,11 +274,17 @@ fn what_is_refused_and_why() {
     }
 }
 
+/// As the worker hands them over: put to their datagram, the later one with the first one's ports.
+fn in_fragments(meta: &mut PacketMeta, later: bool) {
+    meta.flags.set(PacketFlags::FRAGMENT);
+    meta.flags.set(PacketFlags::JOINED);
+    if later {
+        meta.flags.set(PacketFlags::LATER_FRAGMENT);
+    }
+}
+
 #[test]
-fn fragments_of_services_are_refused() {
-    let mut rig = Rig::new(LIMITS);
-    let stage = &mut Balance::new();
-    let fragment = |meta: &mut PacketMeta| meta.flags.set(PacketFlags::FRAGMENT);
+fn later_fragments_go_where_the_first_one_went() {
     let packets = [
         Shape::udp().between(V4.client, (V4.vip, 80)),
         Shape::udp().between(V4.client, (V4.vip, 9)),
@@ -288,11 +294,22 @@ fn fragments_of_services_are_refused() {
     let refused = dropped(DropReason::Fragment);
     let verdicts =
         |(out, _): (Vec<Outcome>, _)| -> Vec<_> { out.iter().map(|o| o.verdict).collect() };
-    let got = verdicts(rig.run_with(stage, &packets, fragment));
-    assert_eq!(got, [refused, refused, refused, Verdict::Next]);
-    assert_eq!(rig.run(stage, packets[0].clone()).verdict, OUT);
-    let got = verdicts(rig.run_with(stage, &packets[..1], fragment));
-    assert_eq!(got, [refused], "also of a flow that exists");
+    let mut rig = Rig::new(LIMITS);
+    let stage = &mut Balance::new();
+    let got = verdicts(rig.run_with(stage, &packets, |meta| in_fragments(meta, true)));
+    assert_eq!(got, [refused, refused, refused, Verdict::Next], "whose first one is not known");
+    let twice = [packets[0].clone(), packets[0].clone()];
+    let number = std::cell::Cell::new(0);
+    let (out, _) = rig.run_with(stage, &twice, |meta| {
+        in_fragments(meta, number.replace(1) > 0);
+    });
+    let [first, later] = &out[..] else { panic!("{out:?}") };
+    assert_eq!((first.verdict, later.verdict), (OUT, OUT));
+    assert_eq!(first.bytes[..24], later.bytes[..24]);
+    assert_eq!(first.bytes[26..34], later.bytes[26..34], "both addresses");
+    assert_eq!(later.bytes[34..], packets[0][34..], "what is no header stays as it is");
+    assert_ne!(first.bytes[34..], later.bytes[34..]);
+    assert_eq!(rig.flows.len(), 1);
 }
 
 #[test]

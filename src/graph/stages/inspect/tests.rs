@@ -20,6 +20,7 @@ use crate::packet::{ClassId, FramePool, Packet, ParseOptions, parse};
 use crate::policy::Rules;
 use crate::policy::spec::{NamePattern, RuleSpec};
 
+mod hiding;
 mod quic;
 #[allow(dead_code, reason = "other tests use it")]
 #[path = "../../../../tests/quic_support/mod.rs"]

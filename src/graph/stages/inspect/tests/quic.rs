@@ -3,7 +3,7 @@
 use super::quic_support::{Initial, V1, crypto};
 use super::*;
 
-fn datagrams(cut: usize) -> Vec<Vec<u8>> {
+pub(super) fn datagrams(cut: usize) -> Vec<Vec<u8>> {
     // Behind the record's header.
     let message = &hello()[5..];
     let (a, b) = message.split_at(cut.min(message.len()));

@@ -1,0 +1,28 @@
+//! Fragments, which are not read.
+
+use super::{DONE, payload_of};
+use crate::graph::Cx;
+use crate::inspect::inspector::Said;
+use crate::inspect::quic::may_begin_quic;
+use crate::packet::{Direction, PacketFlags, PacketRef, tcp, udp};
+use crate::policy::Facts;
+
+/// Whether a client's fragment may hold what rules refuse, since fragments are not read. No TCP
+/// that looks for its path's MTU sends any, and no QUIC may (RFC 9000, section 14).
+#[cold]
+pub(super) fn hides(cx: &Cx<'_>, packet: &PacketRef<'_>) -> bool {
+    let meta = packet.meta;
+    let flow = meta.flow.is_some().then(|| cx.flows.get(meta.flow));
+    let may_hold = match meta.key.proto {
+        tcp::PROTOCOL => true,
+        udp::PROTOCOL if meta.flags.has(PacketFlags::LATER_FRAGMENT) => false,
+        udp::PROTOCOL => {
+            flow.is_none_or(|flow| flow.inspection != DONE)
+                && may_begin_quic(payload_of(cx, packet))
+        }
+        _ => false,
+    };
+    let facts = Facts::of(flow.map_or(&meta.key, |flow| &flow.key[0]), meta.dscp());
+    let client = meta.direction == Direction::Forward;
+    may_hold && client && cx.snapshot.rules.may_refuse(&facts, Said::Anything)
+}

@@ -365,17 +365,25 @@ impl FlowTable {
         Ok(FlowRef(at))
     }
 
-    /// Notes a packet of a flow: its state, when it was seen, and the counters. Returns the flow.
+    /// Notes a packet of a flow: its state, when it was seen, and the counters. Returns the flow,
+    /// and leaves in [`PacketMeta::nth`] which of its packets it is.
     ///
     /// # Panics
     /// As [`FlowTable::get`].
     #[inline(always)]
-    pub fn touch(&mut self, now: Nanos, r: FlowRef, meta: &PacketMeta, bytes: u32) -> &mut Flow {
+    pub fn touch(
+        &mut self,
+        now: Nanos,
+        r: FlowRef,
+        meta: &mut PacketMeta,
+        bytes: u32,
+    ) -> &mut Flow {
         let flow = &mut self.flows[r.0 as usize];
         let direction = meta.direction as usize;
         flow.last_seen = tick(now);
         flow.packets[direction] = flow.packets[direction].saturating_add(1);
         flow.bytes[direction] += u64::from(bytes);
+        meta.nth = flow.packets[direction] as u16;
         // Established, and neither SYN, FIN nor RST: nothing can change.
         if flow.tcp != TcpState::Established || meta.tcp_flags & 0x07 != 0 {
             self.advance(r.0, meta);

@@ -223,6 +223,9 @@ pub struct PacketMeta {
     pub end: u16,
     /// Tag control information of the outermost VLAN tag; 0 without a tag.
     pub vlan_tci: u16,
+    /// Which packet of its flow's direction this is, counted from 1, its lower 16 bits; 0 before it
+    /// was counted. The flow's own count is that of the last one in the batch.
+    pub nth: u16,
     pub tcp_flags: u8,
     /// IPv4 TOS or IPv6 traffic class: DSCP in the upper six bits, ECN in the lower two.
     pub tos: u8,
@@ -261,6 +264,7 @@ impl PacketMeta {
         payload: 0,
         end: 0,
         vlan_tci: 0,
+        nth: 0,
         tcp_flags: 0,
         tos: 0,
         ttl: 0,
@@ -275,7 +279,7 @@ impl PacketMeta {
     pub fn begin(&mut self, in_port: PortId) {
         let unread = const { &PacketMeta::UNREAD };
         (self.flow, self.class, self.verdict) = (unread.flow, unread.class, Verdict::Next);
-        (self.in_port, self.out_port) = (in_port, unread.out_port);
+        (self.in_port, self.out_port, self.nth) = (in_port, unread.out_port, unread.nth);
     }
 
     #[inline]

@@ -27,10 +27,10 @@ const ORDERS_MAX: usize = 4_096;
 const ORDERS_RESERVED: usize = ORDERS_MAX / 2;
 /// A flow's direction is looked at with this packet, and from then on with every so many: a power
 /// of two. Most short ones end before, and cost the program's tables nothing.
-const LOOK_FIRST: u32 = 4;
-const LOOK_EVERY: u32 = 16;
+const LOOK_FIRST: u16 = 4;
+const LOOK_EVERY: u16 = 16;
 /// An order that got lost is given again after so many packets that came by here.
-const REPEAT_EVERY: u32 = 64 * LOOK_EVERY;
+const REPEAT_EVERY: u16 = 64 * LOOK_EVERY;
 /// Slots looked at each time that timers are.
 const FOLLOW_BUDGET: usize = 256;
 /// Flows that may be idle for less than this are not handed down: slots are looked at once in a
@@ -159,13 +159,6 @@ impl Offload {
         [Direction::Forward, Direction::Reply].map(|way| self.slot_of(at, way) != NONE)
     }
 
-    /// Whether a packet that has passed the stages is a reason to look at its flow: a few of many
-    /// are, and those that change its state.
-    #[inline(always)]
-    pub fn is_due(&self, flow: &Flow, meta: &PacketMeta) -> bool {
-        flow.packets[meta.direction as usize] & (LOOK_EVERY - 1) == LOOK_FIRST || ends(meta)
-    }
-
     /// Takes a flow back: a packet has changed its state, or it leaves the table.
     pub fn take_back(&mut self, now: Nanos, at: FlowRef, flow: &mut Flow) {
         for direction in [Direction::Forward, Direction::Reply] {
@@ -195,8 +188,7 @@ impl Offload {
             if known.key != key || known.port != meta.in_port {
                 self.end(now, slot, Some(&mut *flow));
                 slot = NONE;
-            } else if known.generation == generation
-                && flow.packets[direction as usize] & (REPEAT_EVERY - 1) != LOOK_FIRST
+            } else if known.generation == generation && meta.nth & (REPEAT_EVERY - 1) != LOOK_FIRST
             {
                 // On its way to the program; if it got lost there, it comes by here again.
                 return;
@@ -314,9 +306,7 @@ impl<P: Port> WorkerParts<P> {
     /// back, where there is a reason to.
     #[inline(always)]
     pub(super) fn offload(&mut self, now: Nanos, offload: &mut Offload, meta: &PacketMeta) {
-        if let Some(flow) = self.flows.at(meta.flow)
-            && offload.is_due(flow, meta)
-        {
+        if is_due(meta) && self.flows.at(meta.flow).is_some() {
             self.reconsider(now, offload, meta);
         }
     }
@@ -357,6 +347,14 @@ impl<P: Port> WorkerParts<P> {
         let splice = splice.map(|translation| translation.shift(meta.direction));
         may_go.then_some(Way { hop, egress: *egress, own_mac: own.mac, generation, splice })
     }
+}
+
+/// Whether a packet that has passed the stages is a reason to look at its flow: a few of many are,
+/// and those that change its state. By the packet's own number: the flow's count is that of the
+/// batch's last one, and a batch that is always full would always leave it at the same place.
+#[inline(always)]
+fn is_due(meta: &PacketMeta) -> bool {
+    meta.nth & (LOOK_EVERY - 1) == LOOK_FIRST || ends(meta)
 }
 
 /// Whether a packet changes its connection's state.

@@ -50,8 +50,8 @@ fn open(t: &mut FlowTable, now: Nanos, n: u32) -> Result<FlowRef, InsertError> {
 }
 
 fn establish(t: &mut FlowTable, now: Nanos, r: FlowRef) {
-    t.touch(now, r, &meta(SYN_ACK, Direction::Reply), 60);
-    t.touch(now, r, &meta(ACK, Direction::Forward), 60);
+    t.touch(now, r, &mut meta(SYN_ACK, Direction::Reply), 60);
+    t.touch(now, r, &mut meta(ACK, Direction::Forward), 60);
     assert_eq!(t.get(r).tcp, TcpState::Established);
 }
 
@@ -94,7 +94,7 @@ fn idle_flows_go_when_their_state_says_so() {
     // Seen again after an hour: the two hours begin anew.
     let hour = start + Duration::from_secs(3600);
     t.expire(hour, 10_000, |_, _| panic!("established"));
-    t.touch(hour, full, &meta(ACK, Direction::Forward), 60);
+    t.touch(hour, full, &mut meta(ACK, Direction::Forward), 60);
     let mut at = hour;
     for _ in 0..(2 * 60) {
         at += Duration::from_secs(60);
@@ -232,7 +232,7 @@ proptest! {
                 Op::Touch(n, flags, reply) => {
                     if let Some(r) = model.get(&n) {
                         let d = if reply { Direction::Reply } else { Direction::Forward };
-                        t.touch(now, *r, &meta(flags, d), 60);
+                        t.touch(now, *r, &mut meta(flags, d), 60);
                     }
                 }
                 Op::Wait(s) => {

@@ -133,9 +133,8 @@ pub(super) fn forward(
     packet: &mut PacketMut<'_>,
     flow: FlowRef,
 ) -> Result<(), DropReason> {
-    let meta = &packet.meta;
-    let known = cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
-    match known.hop(meta.direction, cx.snapshot.routes.generation()) {
+    let known = cx.flows.touch(cx.now, flow, packet.meta, packet.frame.len() as u32);
+    match known.hop(packet.meta.direction, cx.snapshot.routes.generation()) {
         Some(hop) => translate(cx, packet, flow, hop, |_| ()),
         None => forward_anew(cx, packet, flow, |_| ()),
     }

@@ -38,15 +38,14 @@ fn established(
     packet: &mut PacketMut<'_>,
     flow: FlowRef,
 ) -> Result<(), DropReason> {
-    let meta = &packet.meta;
     if cx.flows.get(flow).kind != FlowKind::Transit {
         // A service's flow in a pipeline that does not balance.
         return Err(DropReason::NotHandled);
     }
-    let known = cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
+    let known = cx.flows.touch(cx.now, flow, packet.meta, packet.frame.len() as u32);
     let routes = &cx.snapshot.routes;
-    match known.hop(meta.direction, routes.generation()) {
-        Some(hop) if routes.table_of(meta.in_port) == 0 => leave(cx, packet, hop),
+    match known.hop(packet.meta.direction, routes.generation()) {
+        Some(hop) if routes.table_of(packet.meta.in_port) == 0 => leave(cx, packet, hop),
         _ => find_way(cx, packet, flow),
     }
 }

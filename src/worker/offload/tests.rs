@@ -56,8 +56,8 @@ impl Rig {
         };
         let at = self.flows.insert(START, &new, &PacketMeta::default()).expect("room");
         for direction in [Direction::Forward, Direction::Reply] {
-            let meta = PacketMeta { direction, ..PacketMeta::default() };
-            self.flows.touch(START, at, &meta, 100);
+            let mut meta = PacketMeta { direction, ..PacketMeta::default() };
+            self.flows.touch(START, at, &mut meta, 100);
         }
         at
     }
@@ -134,6 +134,20 @@ fn what_the_program_forwards_counts_for_the_flow_and_keeps_it() {
     assert_eq!((rig.expire(now), rig.flows.len()), (1, 0));
     assert_eq!((rig.orders(), rig.slots.stamp(LAN, slot)), (vec![(key, None)], 0));
     assert!(rig.offload.is_empty());
+}
+
+/// The flow's count is the same for all packets of a batch by the time that they are looked at.
+#[test]
+fn batches_that_are_always_full_are_looked_into() {
+    let mut rig = Rig::new();
+    let at = rig.open(1);
+    for _ in 0..8 {
+        let mut batch = vec![PacketMeta::default(); 4 * usize::from(LOOK_EVERY)];
+        batch.iter_mut().for_each(|meta| {
+            rig.flows.touch(START, at, meta, 100);
+        });
+        assert_eq!(batch.iter().filter(|meta| is_due(meta)).count(), 4);
+    }
 }
 
 #[test]
@@ -233,8 +247,8 @@ fn a_spliced_flow_with_early_echoes_is_looked_at_again() {
         let at = rig.open(1);
         rig.hand_down(START, at, Direction::Reply, LAN);
         let later = START + EARLY_LIFE;
-        let seen = PacketMeta { direction: Direction::Reply, ..PacketMeta::default() };
-        rig.flows.touch(later, at, &seen, 100);
+        let mut seen = PacketMeta { direction: Direction::Reply, ..PacketMeta::default() };
+        rig.flows.touch(later, at, &mut seen, 100);
         rig.follow(Nanos(later.0 - 1));
         assert_eq!(rig.offload.len(), 1);
         rig.follow(later);

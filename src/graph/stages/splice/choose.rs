@@ -128,8 +128,8 @@ impl Splice {
         if self.bound[slot].binding.is_finished() {
             let direction = Direction::Forward;
             let flags = tcp::flag::FIN | tcp::flag::ACK;
-            let fin = PacketMeta { tcp_flags: flags, direction, ..PacketMeta::default() };
-            cx.flows.touch(cx.now, flow, &fin, 0);
+            let mut fin = PacketMeta { tcp_flags: flags, direction, ..PacketMeta::default() };
+            cx.flows.touch(cx.now, flow, &mut fin, 0);
         }
     }
 

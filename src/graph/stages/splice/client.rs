@@ -123,7 +123,7 @@ impl Splice {
         let held = (&mut self.held, slot);
         let from = bound.binding.client(&seen, payload, stamp, held, &mut out);
         if let Some(flow) = bound.flow {
-            cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
+            cx.flows.touch(cx.now, flow, packet.meta, packet.frame.len() as u32);
         }
         match from {
             FromClient::Pass => {

@@ -234,8 +234,8 @@ impl Splice {
     fn kill(&mut self, cx: &mut Cx<'_>, slot: usize) {
         if let Some(flow) = self.bound[slot].flow {
             self.links[flow.0 as usize].state = LinkState::Dead;
-            let reset = PacketMeta { tcp_flags: tcp::flag::RST, ..PacketMeta::default() };
-            cx.flows.touch(cx.now, flow, &reset, 0);
+            let mut reset = PacketMeta { tcp_flags: tcp::flag::RST, ..PacketMeta::default() };
+            cx.flows.touch(cx.now, flow, &mut reset, 0);
         }
         self.release(slot);
     }

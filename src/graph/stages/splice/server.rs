@@ -41,7 +41,7 @@ impl Splice {
                 Ok(())
             }
             FromServer::Taken | FromServer::Opened => {
-                cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
+                cx.flows.touch(cx.now, flow, packet.meta, packet.frame.len() as u32);
                 if from == FromServer::Opened {
                     self.links[flow.0 as usize].translation =
                         self.bound[slot].binding.translation();
@@ -50,7 +50,7 @@ impl Splice {
                 self.answer(cx, packet, slot, &out)
             }
             FromServer::PassAs { acknowledgment, window } => {
-                cx.flows.touch(cx.now, flow, meta, packet.frame.len() as u32);
+                cx.flows.touch(cx.now, flow, packet.meta, packet.frame.len() as u32);
                 self.send_all(cx, slot, &out);
                 self.arm(slot);
                 let translation = self.links[flow.0 as usize].translation;

@@ -106,6 +106,12 @@ impl Fib {
         self.way_by(&self.main, dst, flow)
     }
 
+    /// Asks the cache for what look-ups of these destinations by the main table will read.
+    #[inline]
+    pub fn ask(&self, dsts: impl Iterator<Item = Addr> + Clone) {
+        self.main.ask(dsts);
+    }
+
     /// The same by another table: 1 is the first of those that the builder was given.
     ///
     /// # Errors

@@ -135,10 +135,16 @@ impl Routes {
         self.reach(self.fib.way(dst, flow)?, dst)
     }
 
-    /// The same for a transit packet that came in by a port, which may have a table of its own.
+    /// Asks the cache for what look-ups of these destinations will read.
+    #[inline]
+    pub fn ask(&self, dsts: impl Iterator<Item = Addr> + Clone) {
+        self.fib.ask(dsts);
+    }
+
+    /// The way of a transit packet that came in by a port, which may have a table of its own.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Routes::resolve`].
     #[inline]
     pub fn resolve_transit(
         &self,

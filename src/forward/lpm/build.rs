@@ -11,10 +11,12 @@ use crate::base::{Addr, Prefix};
 const RUNS_FROM: usize = 1_024;
 /// With so many IPv4 prefixes a table begins with two bytes at once, in 256 KiB.
 const DIRECT_FROM: usize = 8_192;
-/// With so many IPv6 prefixes a table begins with ranges, and with no more, because their lines
-/// would be more than entries can number.
+/// With so many IPv6 prefixes a table begins with ranges.
 const RANGES_FROM: usize = 8_192;
-const RANGES_TO: usize = 1 << 21;
+/// Lines that a prefix takes at most: two ends of ranges, each in a bucket of its own, and a node
+/// behind; in a trie alone two nodes.
+const LINES_WITH_RANGES: usize = 9;
+const LINES: usize = 4;
 const DIRECT_LEN: u32 = 1 << 16;
 /// The byte that IPv4 addresses begin at.
 const V4_START: u8 = 12;
@@ -41,7 +43,8 @@ impl Lpm {
         let form = Form {
             lists_runs: prefixes.len() >= RUNS_FROM,
             direct: v4 >= DIRECT_FROM,
-            ranges: (RANGES_FROM..=RANGES_TO).contains(&v6),
+            ranges: v6 >= RANGES_FROM
+                && LINES * v4 + LINES_WITH_RANGES * v6 <= Entry::INDEX_MASK as usize,
         };
         Lpm::build_as(prefixes, form)
     }

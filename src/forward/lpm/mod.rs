@@ -84,6 +84,7 @@ impl Entry {
     const WIDE: u32 = 1 << 28;
     /// [`Lpm::direct`], or of IPv6 [`Lpm::ranges`]; with [`Entry::SKIPPED`] a bucket of these.
     const DIRECT: u32 = Entry::NARROW | Entry::WIDE;
+    const BUCKET: u32 = Entry::NODE | Entry::SKIPPED | Entry::DIRECT;
     /// What does not list every answer.
     const OTHER: u32 = Entry::NARROW | Entry::WIDE;
     const BYTE_SHIFT: u32 = 24;

@@ -14,12 +14,10 @@ const HEAD_BITS: u8 = 16;
 const KEY_BITS: u8 = 48;
 /// Slots of one head at most, as bits.
 const SLOT_BITS_MAX: u8 = 16;
-/// Ranges that one line holds, with their ends.
-const LINE_RANGES: usize = LINE_BYTES / (size_of::<Entry>() + size_of::<u32>());
 /// Lines of ends that a bucket may have; a slot that would need more goes on in the trie.
 const END_LINES_MAX: usize = 15;
-/// Lines of answers that are asked for before the right one is known.
-const ASKED_LINES_MAX: usize = 4;
+/// Lines that most buckets have at most.
+const FEW_LINES: usize = 3;
 
 // They stand in an entry where others name a byte, and all entries of a line have their own end.
 const _: () = assert!(END_LINES_MAX < 16 && ENTRIES_A_LINE == LINE_BYTES / size_of::<u32>());
@@ -47,66 +45,94 @@ impl Ranges {
         self.heads.capacity() * size_of::<Head>() + self.slots.capacity() * size_of::<Entry>()
     }
 
+    fn ask(&self, addr: Addr) {
+        let head = self.head(addr);
+        prefetch(&self.slots, head.slot(addr).unwrap_or(0));
+    }
+
     /// The entry of an address's slot.
     #[inline(always)]
     pub fn slot(&self, addr: Addr) -> Entry {
-        let head = self.heads[(addr.hi >> (64 - HEAD_BITS)) as usize];
-        match head.bits.checked_sub(1) {
-            None => Entry(head.at),
-            Some(bits) => {
-                let slot = (u64::from(key(addr)) << bits) >> 32;
-                self.slots[head.at as usize + slot as usize]
-            }
-        }
+        let head = self.head(addr);
+        head.slot(addr).map_or(Entry(head.at), |slot| self.slots[slot])
+    }
+
+    #[inline(always)]
+    fn head(&self, addr: Addr) -> Head {
+        self.heads[(addr.hi >> (64 - HEAD_BITS)) as usize]
+    }
+}
+
+impl Head {
+    /// Which of the slots is an address's; `None` where all have the same entry.
+    #[inline(always)]
+    fn slot(self, addr: Addr) -> Option<usize> {
+        let bits = self.bits.checked_sub(1)?;
+        Some(self.at as usize + ((u64::from(key(addr)) << bits) >> 32) as usize)
     }
 }
 
 impl Lpm {
+    /// Asks the cache for what look-ups of these addresses will read, where IPv6 begins with
+    /// ranges: of each first the slot, then what lies in it. A look-up alone waits for one read of
+    /// memory after the other.
+    #[inline]
+    pub fn ask(&self, addrs: impl Iterator<Item = Addr> + Clone) {
+        if self.root_v6 != Entry(Entry::NODE | Entry::DIRECT) {
+            return;
+        }
+        let addrs = addrs.filter(|addr| !addr.is_v4());
+        addrs.clone().for_each(|addr| self.ranges.ask(addr));
+        for slot in addrs.map(|addr| self.ranges.slot(addr)) {
+            if slot.0 & Entry::BUCKET == Entry::BUCKET {
+                let (first, lines) = (slot.index(), slot.byte());
+                for at in 0..lines.min(FEW_LINES) {
+                    prefetch(&self.lines, first + at);
+                    prefetch(&self.lines, first + lines + at);
+                }
+            }
+        }
+    }
+
     /// The answer of the range that an address lies in.
     #[inline(always)]
     pub(super) fn of_bucket(&self, bucket: Entry, addr: Addr) -> Entry {
-        let (first, lines) = (bucket.index(), bucket.byte());
-        let key = key(addr);
-        if lines == 0 {
-            let line = &self.lines[first];
-            return line.entry(LINE_RANGES + ends_before(&line.0[..LINE_BYTES / 2], key));
+        let (first, lines, key) = (bucket.index(), bucket.byte(), key(addr));
+        // All that will be read is asked for at once.
+        (0..FEW_LINES).for_each(|at| prefetch(&self.lines, first + lines + at));
+        if lines <= FEW_LINES {
+            // So many are mostly enough, and buckets differ: a branch less that can't be foretold.
+            let run = (0..FEW_LINES).map(|at| {
+                let counts = if at < lines { u32::MAX } else { 0 };
+                ends_before(&self.lines[first + at.min(lines - 1)], key) & counts
+            });
+            let run = run.sum::<u32>() as usize;
+            return self.lines[first + lines + run / ENTRIES_A_LINE].entry(run);
         }
-        (1..lines.min(ASKED_LINES_MAX)).for_each(|at| prefetch(&self.lines, first + at));
-        (0..lines.min(ASKED_LINES_MAX)).for_each(|at| prefetch(&self.lines, first + lines + at));
         let ends = &self.lines[first..first + lines];
-        let run: usize = ends.iter().map(|line| ends_before(&line.0, key)).sum();
+        let run = ends.iter().map(|line| ends_before(line, key)).sum::<u32>() as usize;
         self.lines[first + lines + run / ENTRIES_A_LINE].entry(run)
     }
 
     fn bucket(&mut self, runs: &[Run]) -> Entry {
-        let (first, end_of) = (self.lines.len(), |next: &Run| Entry(next.0 - 1));
-        let lines = if runs.len() <= LINE_RANGES {
-            let mut line = Line::UNUSED;
-            runs[1..].iter().enumerate().for_each(|(i, next)| line.set_entry(i, end_of(next)));
-            runs.iter().enumerate().for_each(|(i, run)| line.set_entry(LINE_RANGES + i, run.1));
-            self.lines.push(line);
-            0
-        } else {
-            let lines = runs.len().div_ceil(ENTRIES_A_LINE);
-            self.lines.resize(first + 2 * lines, Line::UNUSED);
-            for (i, run) in runs.iter().enumerate() {
-                let (line, at) = (i / ENTRIES_A_LINE, i % ENTRIES_A_LINE);
-                self.lines[first + lines + line].set_entry(at, run.1);
-                if let Some(next) = runs.get(i + 1) {
-                    self.lines[first + line].set_entry(at, end_of(next));
-                }
+        let (first, lines) = (self.lines.len(), runs.len().div_ceil(ENTRIES_A_LINE));
+        self.lines.resize(first + 2 * lines, Line::UNUSED);
+        for (i, run) in runs.iter().enumerate() {
+            let (line, at) = (first + i / ENTRIES_A_LINE, i % ENTRIES_A_LINE);
+            self.lines[line + lines].set_entry(at, run.1);
+            if let Some(next) = runs.get(i + 1) {
+                self.lines[line].set_entry(at, Entry(next.0 - 1));
             }
-            lines
-        };
+        }
         Entry::bucket(first, lines)
     }
 }
 
 /// How many ends lie before a key. Unused ones are the largest number, before nothing.
 #[inline(always)]
-fn ends_before(ends: &[u8], key: u32) -> usize {
-    let (words, _) = ends.as_chunks::<4>();
-    words.iter().map(|end| u32::from(u32::from_le_bytes(*end) < key)).sum::<u32>() as usize
+fn ends_before(line: &Line, key: u32) -> u32 {
+    let (words, _) = line.0.as_chunks::<4>();
+    words.iter().map(|end| u32::from(u32::from_le_bytes(*end) < key)).sum()
 }
 
 /// The bits of an address that ranges are cut by.

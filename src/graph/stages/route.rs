@@ -7,7 +7,7 @@ use super::transit::{has_flow, open};
 use crate::flow::{FlowKind, Hop};
 use crate::forward::{Egress, nat};
 use crate::graph::{Cx, Stage};
-use crate::packet::{Batch, Direction, DropReason, FlowRef, PacketMut};
+use crate::packet::{Batch, Direction, DropReason, FlowRef, PacketMeta, PacketMut, Verdict};
 
 /// The router. It keeps nothing itself.
 ///
@@ -25,6 +25,8 @@ impl Route {
 
 impl Stage for Route {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        let new = |meta: &&PacketMeta| meta.verdict == Verdict::Next && !meta.flow.is_some();
+        cx.snapshot.routes.ask(batch.metas().iter().filter(new).map(|meta| meta.key.dst));
         each_undecided(cx, batch, |cx, packet| match packet.meta.flow {
             FlowRef::NONE => first(cx, packet),
             flow => established(cx, packet, flow),
@@ -126,7 +128,7 @@ mod tests {
         ChecksumFill, IcmpSpec, IpSpec, LinkSpec, UdpSpec, icmp_packet, ip_packet, udp_packet,
     };
     use crate::packet::tcp::flag::{ACK, RST, SYN};
-    use crate::packet::{ClassId, PacketFlags, PacketMeta, Verdict};
+    use crate::packet::{ClassId, PacketFlags};
 
     const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 16 };
     const OUT: Verdict = Verdict::Output;

@@ -391,38 +391,6 @@ impl FlowTable {
         &mut self.flows[r.0 as usize]
     }
 
-    /// The state after a packet that may change it.
-    #[inline(never)]
-    fn advance(&mut self, at: u32, meta: &PacketMeta) {
-        let flow = &self.flows[at as usize];
-        let (before, tcp) = (flow.tcp, flow.key[0].proto == TCP);
-        let after = before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key());
-        match before.taken(after, meta.tcp_flags, meta.direction) {
-            Some(true) => self.serving.took(flow.backend),
-            Some(false) => self.serving.failed(flow.backend),
-            None => {}
-        }
-        if after != before {
-            self.change_state(at, after);
-        }
-    }
-
-    fn change_state(&mut self, at: u32, after: TcpState) {
-        let flow = &mut self.flows[at as usize];
-        let (before, backend) = (std::mem::replace(&mut flow.tcp, after), flow.backend);
-        match (before.has_ended(), after.has_ended()) {
-            (false, true) => self.serving.end(backend),
-            (true, false) => self.serving.begin(backend),
-            _ => {}
-        }
-        match (before.is_half_open(), after.is_half_open()) {
-            (true, true) => return, // keeps its place: its time runs from the SYN
-            (true, false) => self.half_open -= 1,
-            _ => {}
-        }
-        self.schedule(at);
-    }
-
     /// Puts a flow where its state's time ends.
     fn schedule(&mut self, at: u32) {
         if self.flows[at as usize].tcp.is_half_open() {
@@ -497,6 +465,7 @@ impl FlowTable {
     }
 }
 
+mod advance;
 mod serves;
 
 #[cfg(test)]

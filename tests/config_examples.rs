@@ -67,7 +67,7 @@ fn the_edge_example() {
     assert_eq!((c.workers.count, c.workers.cores.as_slice()), (2, [2, 3].as_slice()));
     assert_eq!(c.workers.heartbeat_limit, Duration::from_millis(100));
     let names: Vec<&str> = c.forward.services.iter().map(|s| s.name.as_str()).collect();
-    assert_eq!(names, ["chat", "chat6", "files"], "ids follow the file's order");
+    assert_eq!(names, ["chat", "chat6", "internal", "files"], "ids follow the file's order");
     assert!(c.forward.services.iter().all(|s| s.canary_share == 10_000));
     assert_eq!(c.forward.services[0].idle_established, Duration::from_secs(7_440));
     let backends: Vec<(&str, u16, u16)> = c
@@ -83,8 +83,15 @@ fn the_edge_example() {
             ("gpu-1", 8443, 2),
             ("gpu-2", 8443, 1),
             ("[2001:db8:1::1]:8443", 8443, 1),
+            ("10.0.1.1:8080", 8080, 1),
+            ("10.0.1.9:8080", 8080, 1),
             ("10.0.2.1:443", 443, 1)
         ]
+    );
+    let shadow = c.forward.services[2].shadow.expect("one");
+    assert_eq!(
+        (c.forward.pools[usize::from(shadow.pool.0)].name.as_str(), shadow.share),
+        ("plain-next", 500)
     );
     assert_eq!(c.class_names, ["interactive", "batch", "bulk", "other"]);
     assert_eq!(c.qos.len(), 2);

@@ -5,6 +5,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,9 @@ const IN_A_ROW: u32 = 2;
 enum Fault {
     /// The process is gone: the kernel refuses connections.
     Killed,
+    /// The process lives and listens no more: the kernel refuses connections, and those that there
+    /// are go on.
+    Refusing,
     /// The process stands still: the kernel accepts connections, and nobody answers.
     Hung,
     /// The host is gone: nothing comes back.
@@ -52,7 +56,7 @@ fn config(net: &Net) -> String {
              bind = \"{bind}\"\n{}\
              [pool.{name}.health]\ntype = \"http\"\ntls = {}\npath = \"/health\"\n\
              interval = \"{INTERVAL:?}\"\ntimeout = \"{TIMEOUT:?}\"\n\
-             fall = {IN_A_ROW}\nrise = {IN_A_ROW}\n",
+             fall = {IN_A_ROW}\nrise = {IN_A_ROW}\nflap_window = \"0s\"\n",
             pool(name, SERVERS4, server_port),
             name == "tls",
         );
@@ -63,6 +67,23 @@ fn config(net: &Net) -> String {
 /// An nginx on one of the servers' addresses. It fails while a file `sick-ADDRESS` exists, and
 /// crawls while there is a `slow-ADDRESS`.
 fn nginx(net: &Net, address: &str) -> Process {
+    let dir = nginx_files(net, address, [HTTP, HTTPS]);
+    let mut command = Command::new("nginx");
+    command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(&dir);
+    command.arg("-c").arg(dir.join("nginx.conf"));
+    let mut process = net.server.spawn(command).expect("nginx");
+    let url = format!("http://{address}:{HTTP}/");
+    let up = wait_for(SOON, "nginx", || {
+        !process.is_running() || net.server.run("curl", &["-sf", &url]).is_ok()
+    });
+    if up.is_err() || !process.is_running() {
+        panic!("nginx did not start: {}", process.kill_and_read_stderr());
+    }
+    process
+}
+
+/// Its directory, with the configuration to listen on these ports.
+fn nginx_files(net: &Net, address: &str, [clear, tls]: [u16; 2]) -> PathBuf {
     let dir = net.path(address);
     std::fs::create_dir_all(&dir).expect("mkdir");
     if !dir.join("cert.pem").exists() {
@@ -76,7 +97,7 @@ fn nginx(net: &Net, address: &str) -> Process {
          keepalive_requests 1000000;\n keepalive_timeout 3600;\n client_body_temp_path {d}/body;\n\
          proxy_temp_path {d}/proxy;\n fastcgi_temp_path {d}/fcgi;\n\
          uwsgi_temp_path {d}/uwsgi;\n scgi_temp_path {d}/scgi;\n\
-         server {{\n listen {address}:{HTTP};\n listen {address}:{HTTPS} ssl http2;\n\
+         server {{\n listen {address}:{clear};\n listen {address}:{tls} ssl http2;\n\
          ssl_certificate {d}/cert.pem;\n ssl_certificate_key {d}/key.pem;\n root {d};\n\
          if (-f {}) {{ return 500; }}\n if (-f {}) {{ set $limit_rate 1; }}\n\
          location = /health {{ return 200 \"well\\n\"; }}\n\
@@ -85,18 +106,7 @@ fn nginx(net: &Net, address: &str) -> Process {
         slow.display(),
     );
     std::fs::write(dir.join("nginx.conf"), text).expect("write");
-    let mut command = Command::new("nginx");
-    command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(&dir);
-    command.arg("-c").arg(dir.join("nginx.conf"));
-    let mut process = net.server.spawn(command).expect("nginx");
-    let url = format!("http://{address}:{HTTP}/");
-    let up = wait_for(SOON, "nginx", || {
-        !process.is_running() || net.server.run("curl", &["-sf", &url]).is_ok()
-    });
-    if up.is_err() || !process.is_running() {
-        panic!("nginx did not start: {}", process.kill_and_read_stderr());
-    }
-    process
+    dir
 }
 
 impl Site {
@@ -115,6 +125,7 @@ impl Site {
         let address = SERVERS4[server];
         match fault {
             Fault::Killed => self.servers[server].signal(Signal::SIGKILL).expect("kill"),
+            Fault::Refusing => self.listen(server, [HTTP + 1_000, HTTPS + 1_000]),
             Fault::Hung => self.servers[server].signal(Signal::SIGSTOP).expect("stop"),
             Fault::Gone => {
                 self.net.server.ip(&format!("addr del {address}/24 dev eth0")).expect("ip");
@@ -130,6 +141,7 @@ impl Site {
             |file: String| std::fs::remove_file(self.net.path(&file)).expect("it is there");
         match fault {
             Fault::Killed => self.servers[server] = nginx(&self.net, address),
+            Fault::Refusing => self.listen(server, [HTTP, HTTPS]),
             Fault::Hung => self.servers[server].signal(Signal::SIGCONT).expect("continue"),
             Fault::Gone => {
                 self.net.server.ip(&format!("addr add {address}/24 dev eth0")).expect("ip");
@@ -137,6 +149,12 @@ impl Site {
             Fault::Failing => remove(format!("sick-{address}")),
             Fault::Slow => remove(format!("slow-{address}")),
         }
+    }
+
+    /// Has a server listen on these ports and no others.
+    fn listen(&self, server: usize, ports: [u16; 2]) {
+        nginx_files(&self.net, SERVERS4[server], ports);
+        self.servers[server].signal(Signal::SIGHUP).expect("told");
     }
 
     /// Waits until exactly these are up, in both pools; how long that took.
@@ -190,8 +208,8 @@ fn ask(stream: &mut TcpStream) -> String {
 fn each_fault_is_found_and_survived() {
     let mut site = Site::new();
     let [a, b, c] = SERVERS4;
-    use Fault::{Failing, Gone, Hung, Killed, Slow};
-    for fault in [Killed, Hung, Gone, Failing, Slow] {
+    use Fault::{Failing, Gone, Hung, Killed, Refusing, Slow};
+    for fault in [Killed, Refusing, Hung, Gone, Failing, Slow] {
         let mut held: Vec<(String, TcpStream)> = (0..9).map(|_| site.connect()).collect();
         site.befall(0, fault);
         if fault == Killed {
@@ -200,7 +218,8 @@ fn each_fault_is_found_and_survived() {
         }
         let found = site.until_up(&[b, c]);
         site.nobody_notices(&format!("{fault:?}"));
-        for (server, stream) in held.iter_mut().filter(|(server, _)| server != a) {
+        let lives = |server: &str| server != a || fault == Refusing;
+        for (server, stream) in held.iter_mut().filter(|(server, _)| lives(server)) {
             assert_eq!(ask(stream), *server, "{fault:?}: its server is well");
         }
         drop(held);
@@ -220,7 +239,7 @@ fn each_fault_is_found_and_survived() {
 fn faults_that_come_together_leave_the_one_that_is_well() {
     let mut site = Site::new();
     let [a, b, c] = SERVERS4;
-    for (first, second) in [(Fault::Killed, Fault::Hung), (Fault::Slow, Fault::Failing)] {
+    for (first, second) in [(Fault::Killed, Fault::Hung), (Fault::Slow, Fault::Refusing)] {
         site.befall(0, first);
         site.befall(1, second);
         site.until_up(&[c]);

@@ -85,7 +85,7 @@ proptest! {
         for &len in &lens {
             link.offer(ClassId(1), 0, len);
         }
-        link.scheduler.reconfigure(link.now, &of(after));
+        link.reconfigure(&of(after));
         let way = counting([(Some(0), Some(0)), (None, None), after]);
         let bytes: u64 = lens.iter().map(|&len| u64::from(way.counted(len))).sum();
         prop_assert_eq!(link.scheduler.backlog_bytes(), bytes);

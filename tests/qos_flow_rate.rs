@@ -145,7 +145,7 @@ fn a_reload_keeps_what_flows_have_used() {
     let (begin, mut next, mut out) = (link.now, 0, Vec::new());
     for step in 1..=500u64 {
         link.now = begin.saturating_add(step * 1_000_000);
-        link.scheduler.reconfigure(link.now, if step % 2 == 0 { &spec } else { &other });
+        link.reconfigure(if step % 2 == 0 { &spec } else { &other });
         link.dequeue(64, u64::MAX, &mut out);
         for frame in out.drain(..) {
             assert_eq!(qos_support::tag(&frame, &link.pool).2, next);

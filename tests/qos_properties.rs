@@ -319,7 +319,7 @@ fn reconfiguring_keeps_packets_and_tokens() {
     let mut after =
         port(100.0, &[class(3, 10.0), class(4, 40.0), class(1, 5.0).below(4).ceil(5.0)]);
     after.burst = 100_000;
-    link.scheduler.reconfigure(link.now, &after);
+    link.reconfigure(&after);
     assert_eq!(link.scheduler.len(), held);
     assert_eq!(link.scheduler.class_stats(ClassId(1)), stats);
     assert!(link.scheduler.class_stats(ClassId(3)).backlog_packets > stats.backlog_packets);

@@ -10,7 +10,7 @@ use tidegate::base::hash::Rng;
 use tidegate::base::{Nanos, Seed};
 use tidegate::packet::{ClassId, Frame, FramePool};
 use tidegate::qos::spec::PortQosSpec;
-use tidegate::qos::{Queued, Scheduler, Shared};
+use tidegate::qos::{Queued, Scheduler, Shared, Successor};
 
 const W: u16 = 1;
 const O: u16 = 2;
@@ -285,20 +285,24 @@ fn a_new_tree_finds_packets_and_tokens_where_they_were() {
     let mut workers = Workers::new(&before, 2);
     let spread: Spread<'_> = &[(W, &[3, 2]), (B, &[1, 4])];
     workers.run(100_000_000, spread);
+    let succeed = |worker: &mut Worker, now, both| {
+        let mut next = Successor::new(now, both, FRAMES - 64, Seed(1));
+        worker.scheduler.succeed(now, &mut next);
+    };
     for round in 0..20 {
-        let spec = if round % 2 == 0 { &after } else { &before };
+        let (old, spec) = if round % 2 == 0 { (&before, &after) } else { (&after, &before) };
         workers.shared.reconfigure(spec);
         // One hears of it later than the other.
         for i in 0..2 {
             let held = workers.all[i].scheduler.len();
-            workers.all[i].scheduler.reconfigure(workers.now, spec);
+            succeed(&mut workers.all[i], workers.now, (old, spec));
             assert_eq!(workers.all[i].scheduler.len(), held);
             workers.run(1_000_000, spread);
         }
     }
     workers.shared.reconfigure(&after);
     for worker in &mut workers.all {
-        worker.scheduler.reconfigure(workers.now, &after);
+        succeed(worker, workers.now, (&before, &after));
     }
     workers.run(100_000_000, spread);
     let sent = workers.run(500_000_000, spread);

@@ -80,6 +80,7 @@ fn forward() -> ForwardSpec {
             mss_clamp: Default::default(),
             delay: None,
             rule_pools: Vec::new(),
+            shadow: None,
         }],
         pools: vec![PoolSpec {
             id: PoolId(0),

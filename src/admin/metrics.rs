@@ -26,6 +26,9 @@ use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges};
 use crate::packet::DropReason;
 
+mod copies;
+mod groups;
+
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves the pages on a bound address for as long as it is polled.
@@ -90,9 +93,12 @@ impl Collector for Page {
         self.workers(e)?;
         self.ports(e)?;
         self.backends(e)?;
+        self.groups(e)?;
         self.classes(e)?;
         self.limits(e)?;
-        self.latencies(e)
+        self.latencies(e)?;
+        self.shadows(e)?;
+        self.files(e)
     }
 }
 
@@ -319,7 +325,9 @@ fn sentence(help: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::view::{ClassView, PortView, ProcessView, WorkerView};
+    use crate::control::view::{
+        ClassView, FilesView, GroupView, PoolView, PortView, ProcessView, ShadowView, WorkerView,
+    };
 
     fn overview() -> Overview {
         let worker = WorkerView {
@@ -352,6 +360,20 @@ mod tests {
             ports: vec![port],
             classes: vec![ClassView::default()],
             latencies: vec![latency],
+            pools: vec![PoolView {
+                name: "gpu".into(),
+                groups: vec![GroupView { priority: 2, spills_percent: 35, waits: true }],
+                ..PoolView::default()
+            }],
+            shadows: vec![ShadowView {
+                service: "chat".into(),
+                pool: "new".into(),
+                size_different: 4,
+                shadow_bytes: 77,
+                cut: [("slow".to_string(), 2)].into(),
+                ..ShadowView::default()
+            }],
+            files: vec![FilesView { collector: "box".into(), failed: 3, ..FilesView::default() }],
             limits: vec![LimitView {
                 name: "chat".into(),
                 of: "connections".into(),
@@ -369,6 +391,13 @@ mod tests {
             "tidegate_worker_rx_packets_total{worker=\"1\"} 12",
             "tidegate_drops_total{worker=\"1\",reason=\"no_route\"} 3",
             "tidegate_drops_total{worker=\"1\",reason=\"martian\"} 0",
+            "tidegate_pool_spill_percent{pool=\"gpu\",priority=\"2\"} 35",
+            "tidegate_pool_group_waits{pool=\"gpu\",priority=\"2\"} 1",
+            "tidegate_shadow_compared_total{service=\"chat\",pool=\"new\",of=\"size\",\
+             result=\"different\"} 4",
+            "tidegate_shadow_bytes_total{service=\"chat\",pool=\"new\",side=\"shadow\"} 77",
+            "tidegate_shadow_cut_total{service=\"chat\",pool=\"new\",reason=\"slow\"} 2",
+            "tidegate_collector_packets_total{collector=\"box\",result=\"failed\"} 3",
             "tidegate_worker_flows{worker=\"1\"} 4",
             "tidegate_port_tx_bytes_total{port=\"up\\\"link\",worker=\"1\"} 99",
             "tidegate_steered_total{port=\"up\\\"link\",reason=\"vip\"} 8",

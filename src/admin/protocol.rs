@@ -85,6 +85,8 @@ pub enum What {
     Limits,
     /// Time to the first record of answers and between records, from the `timing` stage
     Latency,
+    /// Answers of shadows against those of the services they stand beside
+    Shadow,
 }
 
 /// A line to the client.

@@ -201,6 +201,7 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
                 What::Qos => ok(&json!({ "classes": o.classes })),
                 What::Limits => ok(&json!({ "limits": o.limits })),
                 What::Latency => ok(&json!({ "latencies": o.latencies })),
+                What::Shadow => ok(&json!({ "shadows": o.shadows })),
                 What::Ports => ok(&super::show::PortsAnswer::of(&o)),
                 What::Drops => ok(&super::show::DropsAnswer::of(&o)),
                 What::Counters | What::Flows => ok(&super::show::CountersAnswer::of(o)),

@@ -18,6 +18,7 @@ mod classes;
 mod flows;
 mod limits;
 mod pools;
+mod shadows;
 
 use classes::classes;
 use pools::{connections, pools, weight};
@@ -142,6 +143,7 @@ pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
         What::Pools => pools(&list("pools", answer)?),
         What::Limits => limits::limits(&list("limits", answer)?),
         What::Latency => latencies(&list("latencies", answer)?),
+        What::Shadow => shadows::shadows(&list("shadows", answer)?),
         What::Ports => ports(&serde_json::from_value(answer)?),
         What::Neighbours => neighbours(&list("neighbours", answer)?),
         What::Qos => classes(&list("classes", answer)?),

@@ -61,7 +61,7 @@ impl Atom for Rate {
 }
 
 /// A number of bytes, plain or with a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
 impl Atom for Bytes {

@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::atoms::{
     Alpn, Bytes, Dscp, Metrics, PortNumber, PortRange, Rate, ServerName, SocketMode, StatusRange,
 };
+use super::copies::{FileCollector, FileShadow};
 use super::limit_atoms::Often;
 use super::meter_atoms::ColourAction;
 use super::rule_atoms::{
@@ -159,6 +160,7 @@ pub struct FileService {
     pub mss_clamp: Noted<MssClamp>,
     pub announce: Option<bool>,
     pub limit: Plain<String>,
+    pub shadow: Plain<FileShadow>,
 }
 
 /// What clients are told before their backend is known.
@@ -421,12 +423,6 @@ pub struct FileTrust {
 }
 
 /// A host that copies of packets are sent to.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FileCollector {
-    pub address: Noted<Addr>,
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileRule {

@@ -6,6 +6,7 @@
 
 mod atoms;
 mod build;
+mod copies;
 pub mod engines;
 mod file;
 pub mod health;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use crate::forward::spec::{ForwardSpec, ServiceId};
 use crate::graph::spec::PipelineSpec;
 use crate::nic::spec::PortSpec;
+use crate::packet::FilesId;
 use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::RuleSpec;
 use crate::qos::limits::LimitsSpec;
@@ -63,11 +65,26 @@ pub struct Config {
     pub tenant_names: Vec<String>,
     /// The catalogue of LLM APIs, with the configuration's changes.
     pub catalogue: Catalogue,
+    /// Collectors that keep copies in files.
+    pub files: Vec<FilesSpec>,
     pub announce: AnnounceSpec,
     pub pipeline: PipelineSpec,
     pub admin: AdminSpec,
     /// What is allowed but probably not meant, to be told to the operator.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// Files that copies of packets are kept in: the oldest goes where a new one is begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilesSpec {
+    pub id: FilesId,
+    /// The collector's; files are named after it.
+    pub name: String,
+    pub dir: PathBuf,
+    /// Files at most.
+    pub count: u32,
+    /// Bytes of one at most.
+    pub size: u64,
 }
 
 /// What is told to a routing daemon.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::announce::{self, Announcer};
+use super::copies::Copies;
 use super::crew::{Crew, Seat};
 use super::netlink::{self, Keeper, Netlink, NetlinkError, NetlinkOptions};
 use super::pools::Pools;
@@ -63,6 +64,7 @@ pub struct Appliance {
     pub(super) pools: Pools,
     pub(super) crew: Crew,
     announcer: Announcer,
+    pub(super) copies: Copies,
     pub(super) modes: Vec<PortMode>,
     /// By port, as last logged.
     links_up: Vec<bool>,
@@ -133,6 +135,7 @@ impl Appliance {
             pools: standing,
             crew: Crew::default(),
             announcer,
+            copies: Copies::new(clock.clone()),
             modes,
             links_up,
             offload: Vec::new(),
@@ -147,6 +150,7 @@ impl Appliance {
         appliance.log_links();
         appliance.refresh_kept();
         appliance.spawn_workers(ports, pools)?;
+        appliance.copies.set_config(&appliance.config).map_err(BootError::Thread)?;
         appliance.steering.set_local(appliance.netlink.mirror())?;
         appliance.steering.set_tables(SteerTables::of(&appliance.config))?;
         appliance.refresh_offload();
@@ -186,6 +190,7 @@ impl Appliance {
                 sleeper,
             };
             let mut worker = blueprint.worker(own);
+            worker.set_copy_ring(self.copies.ring(spec.frame_size as usize));
             let ring = slots.clone().map(|slots| {
                 let (ring, flows) = (OffloadRing::new(), spec.flows_max as usize);
                 worker.set_offload(Offload::new(id, spec.count, flows, ring.clone(), slots));
@@ -284,7 +289,7 @@ impl Appliance {
         let backends = pools.flat_map(|p| p.backends.iter().map(|b| b.addr));
         let collectors = self.config.rules.iter().filter_map(|rule| match rule.mirror?.to {
             CopyTo::Host(host) => Some(host),
-            CopyTo::Port(_) => None,
+            CopyTo::Port(_) | CopyTo::Files(_) => None,
         });
         let kept = kept_neighbours(&self.snapshot.routes, backends.chain(collectors));
         self.keeper.set_kept(kept);

@@ -47,7 +47,8 @@ fn name(config: &Config, series: Series) -> Option<(&'static str, String)> {
     }
 }
 
-fn times(histogram: &Histogram) -> LatencyTimes {
+/// A histogram as it is told.
+pub fn times(histogram: &Histogram) -> LatencyTimes {
     let ms = |share| histogram.quantile_us(share).map(|us| (us / 10.0).round() / 100.0);
     let bounds = BOUNDS_US.iter().map(|us| Some(*us as f64 / 1e6)).chain([None]);
     let bucket = |(le_secs, &count): (Option<f64>, &u64)| LatencyBucket { le_secs, count };

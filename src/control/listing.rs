@@ -158,11 +158,13 @@ fn seen_view(row: &FlowRow, config: &Config) -> SeenView {
     }
 }
 
-/// A port's name, or a collector's address: its name may have changed since.
+/// A port's name, that of a collector that keeps files, or another's address: its name may have
+/// changed since.
 fn copies_name(config: &Config, to: CopyTo) -> Option<String> {
     match to {
         CopyTo::Port(id) => config.ports.iter().find(|p| p.id == id).map(|p| p.name.clone()),
         CopyTo::Host(host) => Some(host.to_string()),
+        CopyTo::Files(id) => config.files.iter().find(|f| f.id == id).map(|f| f.name.clone()),
     }
 }
 

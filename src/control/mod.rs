@@ -4,6 +4,7 @@ mod announce;
 mod appliance;
 pub mod ask;
 mod classes;
+mod copies;
 mod crew;
 mod draining;
 mod fib_thread;

@@ -30,6 +30,8 @@ impl Control {
             neighbours: neighbours(a),
             classes: self.classes.view(&a.config),
             limits: limits(&a.snapshot.limits, a.clock.now()),
+            shadows: a.copies.shadows(&a.config),
+            files: a.copies.files(&a.config),
             latencies: latencies(&a.config, a.crew.seats.iter().map(|s| s.latencies())),
         }
     }

@@ -157,7 +157,7 @@ impl Control {
         for (worker, event) in events.drain(..) {
             match event {
                 WorkerEvent::Old(update) => drop(update),
-                WorkerEvent::Blocked(ns) => self.taken_over(worker, ns),
+                WorkerEvent::Blocked(blocked) => self.taken_over(worker, blocked),
                 WorkerEvent::OldRoutes(routes) => drop(routes),
                 WorkerEvent::OldTables(tables) => drop(tables),
                 WorkerEvent::Counted(count) => self.flows_counted(worker, &count),

@@ -25,7 +25,7 @@ use crate::config::{self, Config};
 use crate::graph::Snapshot;
 use crate::qos::limits::Limits;
 use crate::qos::meters::Meters;
-use crate::worker::WorkerCommand;
+use crate::worker::{Blocked, WorkerCommand};
 
 /// A worker takes a new configuration within a few polls, unless it hangs.
 const TAKE_OVER_WITHIN: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ pub(super) struct TakeOver {
     deadline: Nanos,
     steer: SteerTables,
     done: ReloadView,
-    blocked_ns: u64,
+    blocked: Blocked,
     reply: ReloadReply,
 }
 
@@ -118,10 +118,17 @@ impl Control {
         };
         let new = blueprint(&wanted, &snapshot);
         let old = blueprint(&a.config, &a.snapshot);
-        for seat in &mut a.crew.seats {
-            seat.send(WorkerCommand::Update(Box::new(new.update(&old))));
+        // All is made before anybody has to wait for it.
+        let updates: Vec<_> =
+            a.crew.seats.iter().map(|_| Box::new(new.update(now, &old))).collect();
+        new.share();
+        for (seat, update) in a.crew.seats.iter_mut().zip(updates) {
+            seat.send(WorkerCommand::Update(update));
         }
         let done = view(&wanted, warnings(&a.config, &wanted));
+        if let Err(error) = a.copies.set_config(&wanted) {
+            tracing::error!(%error, "copies are not taken: no thread can be started");
+        }
         a.snapshot = snapshot;
         a.config = wanted;
         a.refresh_kept();
@@ -132,16 +139,18 @@ impl Control {
             deadline: self.appliance.clock.now() + TAKE_OVER_WITHIN,
             steer,
             done,
-            blocked_ns: 0,
+            blocked: Blocked::default(),
             reply: None,
         }))
     }
 
-    /// A worker has swapped its snapshot, in a turn that took so long.
-    pub(super) fn taken_over(&mut self, worker: u16, ns: u64) {
+    /// A worker has swapped its snapshot, which has cost so much.
+    pub(super) fn taken_over(&mut self, worker: u16, blocked: Blocked) {
         if let Some(take_over) = &mut self.take_over {
             take_over.awaited.remove(&worker);
-            take_over.blocked_ns = take_over.blocked_ns.max(ns);
+            let most = &mut take_over.blocked;
+            most.ns = most.ns.max(blocked.ns);
+            most.worked_ns = most.worked_ns.max(blocked.worked_ns);
         }
     }
 
@@ -168,12 +177,10 @@ impl Control {
         for warning in &take_over.done.warnings {
             tracing::warn!("{warning}");
         }
-        let done = ReloadView { blocked_us: take_over.blocked_ns / 1_000, ..take_over.done };
-        tracing::info!(
-            config = done.config,
-            blocked_us = done.blocked_us,
-            "configuration taken over"
-        );
+        let Blocked { ns, worked_ns } = take_over.blocked;
+        let (blocked_us, worked_us) = (ns / 1_000, worked_ns / 1_000);
+        let done = ReloadView { blocked_us, worked_us, ..take_over.done };
+        tracing::info!(config = done.config, blocked_us, worked_us, "configuration taken over");
         answer(take_over.reply, Ok(done));
     }
 }
@@ -194,6 +201,7 @@ fn view(config: &Config, warnings: Vec<String>) -> ReloadView {
         unchanged: false,
         confirm_within_secs: None,
         blocked_us: 0,
+        worked_us: 0,
         warnings,
     }
 }

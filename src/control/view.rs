@@ -23,6 +23,10 @@ pub struct Overview {
     pub classes: Vec<ClassView>,
     pub latencies: Vec<LatencyView>,
     pub limits: Vec<LimitView>,
+    #[serde(default)]
+    pub shadows: Vec<ShadowView>,
+    #[serde(default)]
+    pub files: Vec<FilesView>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -258,6 +262,46 @@ pub struct LimitView {
     pub crowded: u64,
 }
 
+/// How a shadow's answers compare with the original's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShadowView {
+    pub service: String,
+    /// That hears requests besides.
+    pub pool: String,
+    /// Share of the connections, in percent.
+    pub percent: f64,
+    /// Begun to the pool, and those that go on.
+    pub connections: u64,
+    pub open: u64,
+    /// Sent to the pool.
+    pub requests: u64,
+    /// Requests with both answers, by whether their status is the same.
+    pub status_same: u64,
+    pub status_different: u64,
+    /// The same by the sizes of their bodies.
+    pub size_same: u64,
+    pub size_different: u64,
+    /// Of those bodies, together.
+    pub original_bytes: u64,
+    pub shadow_bytes: u64,
+    /// Connections to the pool that were cut, by reason.
+    pub cut: Values,
+    /// From a request's last byte to the first of the answer's body, of the same requests.
+    pub original_first: LatencyTimes,
+    pub shadow_first: LatencyTimes,
+}
+
+/// Files of a collector.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FilesView {
+    pub collector: String,
+    pub dir: String,
+    /// Frames written.
+    pub packets: u64,
+    /// Frames that could not be.
+    pub failed: u64,
+}
+
 /// A class of one port, all workers together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClassView {
@@ -407,6 +451,9 @@ pub struct ReloadView {
     /// How long packets waited at most while a worker took it over, microseconds.
     #[serde(default)]
     pub blocked_us: u64,
+    /// Of that, what workers took at most; in the rest others had their cores.
+    #[serde(default)]
+    pub worked_us: u64,
     pub warnings: Vec<String>,
 }
 

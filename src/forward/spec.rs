@@ -111,6 +111,16 @@ pub struct ServiceSpec {
     pub delay: Option<Delay>,
     /// Pools that rules may choose instead of `pool`, none of them a split; empty without delay.
     pub rule_pools: Vec<PoolId>,
+    pub shadow: Option<ShadowSpec>,
+}
+
+/// Who hears a service's requests beside the one that answers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShadowSpec {
+    /// No split.
+    pub pool: PoolId,
+    /// Share of the connections, in hundredths of a percent.
+    pub share: u16,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

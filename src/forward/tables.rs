@@ -38,6 +38,8 @@ pub struct Service {
     pub delay: Option<Delay>,
     /// It gets no new flows.
     pub drained: bool,
+    /// Share of its connections that are shadowed, in hundredths of a percent.
+    pub shadow_share: u16,
 }
 
 /// A backend, as much of it as packets need.
@@ -69,6 +71,8 @@ pub struct Tables {
     answering: AddrTable,
     nat: Option<NatPorts>,
     tunnels: Tunnels,
+    /// Connections of some service are shadowed.
+    has_shadows: bool,
 }
 
 impl Tables {
@@ -113,6 +117,7 @@ impl Tables {
             answering: AddrTable::new(seed, &answering),
             nat: spec.nat.as_ref().and_then(|n| NatPorts::new(n, workers)),
             tunnels: Tunnels::new(&spec.tunnel),
+            has_shadows: services.iter().any(|s| s.shadow_share > 0),
             services,
             backends,
             pools,
@@ -132,6 +137,19 @@ impl Tables {
     pub fn service(&self, dst: Addr, port: u16, proto: u8) -> Option<&Service> {
         let index = self.by_vip.get(dst, tag(port, proto))?;
         self.services.get(index as usize)
+    }
+
+    /// Whether any connection may be shadowed.
+    #[inline]
+    pub fn has_shadows(&self) -> bool {
+        self.has_shadows
+    }
+
+    /// Whether this one is, by the key as the client sends.
+    #[inline]
+    pub fn shadows(&self, key: &FlowKey) -> bool {
+        let share = || self.service(key.dst, key.dport, key.proto).map_or(0, |s| s.shadow_share);
+        self.has_shadows && key.is_among(share())
     }
 
     /// Whether any service has this address.
@@ -299,6 +317,7 @@ impl Service {
             mss_clamp: s.mss_clamp,
             delay: s.delay,
             drained: false,
+            shadow_share: s.shadow.map_or(0, |shadow| shadow.share),
         }
     }
 }
@@ -339,6 +358,7 @@ mod tests {
             mss_clamp: MssClamp::Mtu,
             delay: None,
             rule_pools: Vec::new(),
+            shadow: None,
         }
     }
 

@@ -170,6 +170,8 @@ impl Pipeline {
             StageKind::Timing(timing) => timing.lets_go(meta.flow, flow),
             // Of `dsr` and tunnels only what clients send is seen; what is not joined yet, or is
             // bound by its datagrams, has more done to it.
+            // What shadowed connections say is copied here.
+            StageKind::Balance(_) if snapshot.forward.shadows(&flow.key[0]) => false,
             StageKind::Balance(balance) => match flow.kind {
                 FlowKind::Nat | FlowKind::Dnat | FlowKind::Transit => true,
                 FlowKind::Spliced => {

@@ -6,6 +6,7 @@ use crate::base::mem::Arena;
 use crate::base::{Addr, Nanos, Seed};
 use crate::flow::{FlowTable, Names};
 use crate::forward::{IcmpLimiter, Routes, Tables, Turns};
+use crate::observe::copies::CopyRing;
 use crate::observe::{Counters, Latencies};
 use crate::packet::{Batch, FramePool, Packet, PacketMeta, PortId, Verdict};
 use crate::policy::Rules;
@@ -19,17 +20,18 @@ pub const REPLIES_MAX: usize = crate::packet::batch::BATCH_MAX;
 /// Copies of packets made for one batch at most.
 pub const COPIES_MAX: usize = crate::packet::batch::BATCH_MAX;
 
-/// Copies of packets that leave by mirrors' ports, as `replies` of [`Cx`] do.
-#[derive(Debug)]
+/// Copies of packets: those that leave by mirrors' ports go as `replies` of [`Cx`] do.
 pub struct Copies {
     pub packets: Vec<Packet>,
+    /// For those that a thread of the control plane takes.
+    pub ring: Option<Arc<CopyRing>>,
     /// Packets of this batch are to be copied as they leave.
     pub later: bool,
 }
 
 impl Default for Copies {
     fn default() -> Copies {
-        Copies { packets: Vec::with_capacity(COPIES_MAX), later: false }
+        Copies { packets: Vec::with_capacity(COPIES_MAX), ring: None, later: false }
     }
 }
 

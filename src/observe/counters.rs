@@ -93,8 +93,13 @@ counters! {
     mirrored,
     /// Copies of which only as much was sent as fits the way to the collector.
     mirror_cut,
-    /// Copies that were not made, because frames were scarce or the port takes no packet so large.
+    /// Copies that were not made, because frames were scarce, the port takes no packet so large, or
+    /// files are not written as fast.
     mirror_missed,
+    /// Segments of shadowed connections that were copied for their shadows.
+    shadow_copied,
+    /// Segments that were not, because shadows are not served as fast; their shadows are cut.
+    shadow_missed,
     /// Flows whose packets are not treated as their rule says, because rules have said too many
     /// different things.
     treatments_refused,

@@ -172,6 +172,13 @@ impl Histogram {
         read
     }
 
+    /// Counts one time.
+    pub fn record(&mut self, ns: u64) {
+        let us = ns / 1_000;
+        self.buckets[BOUNDS_US.partition_point(|bound| *bound < us)] += 1;
+        self.sum_us += us;
+    }
+
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }

@@ -1,5 +1,6 @@
 //! What the appliance tells of itself: counters, gauges, and how they reach the control plane.
 
+pub mod copies;
 pub mod counters;
 pub mod latency;
 pub mod shared;

@@ -1,6 +1,6 @@
 //! What is known of a packet once its headers were read, and what was decided about it.
 
-use crate::base::hash::hash5;
+use crate::base::hash::{hash5, pick};
 use crate::base::{Addr, Seed};
 use crate::packet::DropReason;
 
@@ -15,7 +15,13 @@ pub enum CopyTo {
     Port(PortId),
     /// To a host that collects them, in GRE.
     Host(Addr),
+    /// Into files that the control plane writes.
+    Files(FilesId),
 }
+
+/// Files of copies: a hash of their collector's name, which a reload leaves as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FilesId(pub u64);
 
 /// A QoS class: its index in the configuration's order, the same on every port and worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +102,11 @@ impl Direction {
     }
 }
 
+/// All flows, as a share.
+pub const SHARE_ALL: u16 = 10_000;
+/// Draws the flows of a share: a constant, so that appliances and restarts draw the same.
+const SHARE_SEED: Seed = Seed(0x6d69_7272_6f72_7631);
+
 /// The 5-tuple as it stands on the wire. ICMP echo has its identifier in both ports; other
 /// protocols have ports 0, and later fragments until they are put to their first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -128,6 +139,12 @@ impl FlowKey {
             | (self.dport ^ other.dport)
             | u16::from(self.proto ^ other.proto);
         addresses | u64::from(rest) == 0
+    }
+
+    /// Whether a flow is among a share of all, in hundredths of a percent, up to [`SHARE_ALL`]: one
+    /// that is stays among every larger share. All appliances draw the same.
+    pub fn is_among(&self, share: u16) -> bool {
+        share >= SHARE_ALL || pick(self.hash(SHARE_SEED), SHARE_ALL.into()) < share.into()
     }
 
     /// The key of the packets that answer, where nothing is translated.

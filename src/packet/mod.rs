@@ -31,6 +31,7 @@ pub use drop::DropReason;
 pub use fragment::Fragment;
 pub use frame::{Frame, FramePool};
 pub use meta::{
-    ClassId, CopyTo, Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PortId, Verdict,
+    ClassId, CopyTo, Direction, FilesId, FlowKey, FlowRef, PacketFlags, PacketMeta, PortId,
+    SHARE_ALL, Verdict,
 };
 pub use parse::{ParseOptions, parse};

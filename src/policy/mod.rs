@@ -22,12 +22,12 @@ mod tests;
 mod unread;
 mod values;
 
-use crate::base::hash::{hash_bytes, hash_endpoint, hash1, pick};
-use crate::base::{Addr, Seed};
+use crate::base::Addr;
+use crate::base::hash::{hash_bytes, hash_endpoint, hash1};
 use crate::inspect::fields::{NameId, Wanted};
 use crate::inspect::grpc;
 use crate::inspect::inspector::Request;
-use crate::packet::{ClassId, FlowKey};
+use crate::packet::ClassId;
 use catalogue::{Catalogue, Known, bare_path, without_port};
 use kinds::{Hits, Kind, Kinds};
 use names::NameTable;
@@ -202,7 +202,7 @@ impl Rules {
         let mut decision = Decision::NONE;
         if let Some(rule) = rule {
             let Rule { class, pool, tenant, mark, mirror, .. } = self.rules[usize::from(rule)];
-            let mirror = mirror.filter(|mirror| is_among(mirror.share, facts.key));
+            let mirror = mirror.filter(|mirror| facts.key.is_among(mirror.share));
             let mirror = mirror.map(|mirror| mirror.to);
             decision = Decision { rule: Some(rule), class, pool, tenant, mark, mirror };
         }
@@ -245,15 +245,6 @@ impl Rules {
     fn known(&self, facts: &Facts<'_>) -> Option<Known<'_>> {
         self.catalogue.as_ref()?.find(facts.host(), facts.path())
     }
-}
-
-/// Draws the flows that are copied: a constant, so that appliances and restarts draw the same.
-const SHARE_SEED: Seed = Seed(0x6d69_7272_6f72_7631);
-
-/// Whether a flow is among a share of all, in hundredths of a percent: one that is stays among
-/// every larger share.
-fn is_among(share: u16, key: &FlowKey) -> bool {
-    share >= Mirror::ALL || pick(key.hash(SHARE_SEED), Mirror::ALL.into()) < share.into()
 }
 
 const NO_RULE: u16 = u16::MAX;

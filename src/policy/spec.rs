@@ -2,7 +2,7 @@
 
 use super::catalogue::Operation;
 use crate::base::{Addr, Prefix};
-use crate::packet::{ClassId, CopyTo};
+use crate::packet::{ClassId, CopyTo, SHARE_ALL};
 
 pub use super::paths::{PathPattern, SEGMENTS_MAX, SHAPES_MAX, shapes};
 pub use super::schedule::{Hours, TimeSpec, Weekdays, Zone};
@@ -98,7 +98,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    pub const ALL: u16 = 10_000;
+    pub const ALL: u16 = SHARE_ALL;
 }
 
 impl RuleSpec {

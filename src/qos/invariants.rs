@@ -10,10 +10,12 @@ use super::queues::Queues;
 use super::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use super::tree::ROOT;
 use super::wheel::NIL;
-use super::{Queued, Scheduler};
+use super::{Queued, Scheduler, Successor};
 use crate::base::units::BitRate;
 use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
+
+const SEED: Seed = Seed(3);
 
 impl Scheduler {
     fn check_invariants(&mut self) {
@@ -175,6 +177,9 @@ fn queue(any: u32) -> QueueSpec {
 /// The scheduler with what a run keeps beside it.
 struct Run {
     scheduler: Scheduler,
+    /// Which of the specifications it goes by.
+    tree: usize,
+    packets_max: u32,
     pool: FramePool,
     now: Nanos,
     next_seq: u32,
@@ -224,7 +229,11 @@ impl Run {
             Step::Wait { ns } => self.now = self.now.saturating_add(ns),
             Step::Reconfigure { tree } => {
                 let before = self.scheduler.len();
-                self.scheduler.reconfigure(self.now, &specs[tree]);
+                let (now, packets_max) = (self.now, self.packets_max);
+                let both = (&specs[self.tree], &specs[tree]);
+                let mut next = Successor::new(now, both, packets_max, SEED);
+                self.scheduler.succeed(now, &mut next);
+                self.tree = tree;
                 assert_eq!(self.scheduler.len(), before);
                 // What waits of a class may now lie in another leaf than what is still to come.
                 self.ordered = false;
@@ -289,7 +298,9 @@ proptest! {
         packets_max in prop_oneof![0..4u32, 20..60u32],
     ) {
         let mut run = Run {
-            scheduler: Scheduler::new(&specs[0], packets_max, Seed(3)),
+            scheduler: Scheduler::new(&specs[0], packets_max, SEED),
+            tree: 0,
+            packets_max,
             pool: FramePool::standalone(packets_max + 1, 16_384),
             now: Nanos::ZERO,
             next_seq: 1,

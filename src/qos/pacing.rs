@@ -80,6 +80,11 @@ impl Pacing {
         }
     }
 
+    /// Time begins then; nothing is held yet.
+    pub fn begin(&mut self, now: Nanos) {
+        self.wheel = Wheel::new(now);
+    }
+
     /// Forgets all flows.
     pub fn clear(&mut self) {
         for flow in 0..self.timers.len() as u32 {

@@ -2,13 +2,11 @@
 
 use super::codel::Above;
 use super::flows::{Flow, Flows, Standing};
-use super::pacing::{Due, Pacing};
+use super::pacing::Due;
 use super::queues::{Leaf, Losses, Queues};
-use super::settings::{LeafSettings, lay_out};
-use super::sojourn::Sojourn;
+use super::settings::LeafSettings;
 use super::wheel::NIL;
-use crate::base::mem::huge_vec;
-use crate::base::{Nanos, Seed};
+use crate::base::Seed;
 use crate::packet::Frame;
 
 /// Where the flows of an old leaf go.
@@ -36,24 +34,17 @@ impl Queues {
         }
     }
 
-    /// Puts `leaves` in the place of the old ones; flows of old leaf `i` move to leaf `map[i]` in
-    /// their order. A flow that the target has already gets the
-    /// packets behind its own. Nothing is dropped, even over a limit. Allocates.
-    pub fn rehouse(&mut self, now: Nanos, leaves: &[LeafSettings], map: &[Move], seed: Seed) {
-        let (manners, fresh) = lay_out(leaves);
-        self.has_paces = manners.iter().any(|manner| manner.pace.is_set());
-        self.manners = manners;
-        let old_leaves: Vec<Leaf> = std::mem::replace(&mut self.leaves, fresh);
-        let fresh = huge_vec(leaves.len(), Losses::NONE);
-        let old_losses: Vec<Losses> = std::mem::replace(&mut self.losses, fresh);
-        let fresh = huge_vec(leaves.len(), Sojourn::default());
-        let old_sojourns = std::mem::replace(&mut self.sojourns, fresh);
-        let fresh = Flows::new(self.flows.capacity(), seed);
-        let old_flows = std::mem::replace(&mut self.flows, fresh);
-        let fresh = Pacing::new(self.has_paces, old_flows.capacity(), leaves.len(), now);
-        let old_pacing = std::mem::replace(&mut self.pacing, fresh);
-        (self.bytes, self.empty) = (0, 0);
-        (self.fattest, self.donor_scan) = (0, 0);
+    /// Puts the leaves of `next`, which holds nothing, in the place of the old ones; flows of old
+    /// leaf `i` move to leaf `map[i]` in their order. A flow that the target has already gets the
+    /// packets behind its own. Nothing is dropped, even over a limit. `next` gets what was here.
+    pub fn rehouse(&mut self, next: &mut Queues, map: &[Move]) {
+        use std::mem::swap;
+        // All but the packets, which stay where they are.
+        swap(self, next);
+        swap(&mut self.packets, &mut next.packets);
+        self.empty_max = next.empty_max;
+        let Queues { leaves: old_leaves, losses: old_losses, sojourns: old_sojourns, .. } = next;
+        let (old_flows, old_pacing) = (&next.flows, &next.pacing);
         for (i, (from, to)) in old_leaves.iter().zip(map).enumerate() {
             let at = to.leaf as usize;
             if to.keeps_counters {

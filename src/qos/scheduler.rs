@@ -9,7 +9,6 @@ use super::flows::Key;
 use super::member::Member;
 use super::packets::Note;
 use super::queues::{Exit, NEW, Queues};
-use super::rehouse::Move;
 use super::shared::Shared;
 use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
@@ -45,7 +44,7 @@ pub struct Queued {
 
 /// A hierarchical token bucket over queues by flow.
 ///
-/// All memory is taken by [`Scheduler::new`] and [`Scheduler::reconfigure`]. Must be
+/// All memory is taken by [`Scheduler::new`] and [`Successor::new`](super::Successor::new). Must be
 /// [drained](Scheduler::drain) before it is dropped: frames don't like to be lost.
 ///
 /// Any class sends, over any time `t`, at most `ceil * t + cburst`, and beyond its guarantee only
@@ -54,18 +53,18 @@ pub struct Queued {
 pub struct Scheduler {
     pub(super) tree: Tree,
     pub(super) queues: Queues,
-    leaf_of: Vec<u32>,
-    default_leaf: u32,
+    pub(super) leaf_of: Vec<u32>,
+    pub(super) default_leaf: u32,
     /// By class.
-    ids: Vec<ClassId>,
+    pub(super) ids: Vec<ClassId>,
     /// Of the largest frame, as counted.
-    largest: u32,
+    pub(super) largest: u32,
     seed: Seed,
     /// Where several workers share a tree; `tree` then only tells who stands below whom.
-    member: Option<Member>,
+    pub(super) member: Option<Member>,
     /// The latest time seen: a clock that steps back is ignored.
     now: Nanos,
-    ahead: Ahead,
+    pub(super) ahead: Ahead,
 }
 
 impl Scheduler {
@@ -90,8 +89,8 @@ impl Scheduler {
     }
 
     /// One of several workers' schedulers for a port, with the limits of `spec` for all of them
-    /// together. `shared` was made for the same `spec`. Where this one is later reconfigured, it
-    /// sends nothing until `shared` was too.
+    /// together. `shared` was made for the same `spec`. Where this one has a successor later, it
+    /// sends nothing until `shared` was reconfigured, too.
     pub fn member(
         spec: &PortQosSpec,
         packets_max: u32,
@@ -364,6 +363,12 @@ impl Scheduler {
         (first..self.ids.len()).map(|at| (self.ids[at], self.stats_of(at)))
     }
 
+    /// Takes all packets out, in no order, and leaves the rest as it is: no more may come.
+    /// Allocates only where `out` lacks room.
+    pub fn take_all(&mut self, out: &mut Vec<Frame>) {
+        self.queues.packets.drain(out);
+    }
+
     /// Takes all packets out, in no order, whatever the rates say. Allocates.
     pub fn drain(&mut self, out: &mut Vec<Frame>) {
         self.queues.drain(self.seed, out);
@@ -373,39 +378,6 @@ impl Scheduler {
                 if let Some(member) = &mut self.member {
                     member.changed(at);
                 }
-            }
-        }
-    }
-
-    /// Changes to another tree. Classes are matched by id: they keep their packets, their tokens
-    /// (the new burst at most) and their counters. Packets of leaves that are gone, or now have
-    /// classes below them, move to the default leaf, behind packets there of the same flow; nothing
-    /// is dropped, and limits count again with the next arrival. How many packets may be held stays
-    /// as it is. Allocates, and takes time in proportion to classes and packets.
-    pub fn reconfigure(&mut self, now: Nanos, spec: &PortQosSpec) {
-        let now = self.advance(now);
-        let Compiled { mut tree, leaf_of, default_leaf, leaves, ids, largest } = compile(spec, now);
-        tree.inherit(now, &ids, &mut self.tree, &self.ids);
-        let mut moves = vec![Move { leaf: default_leaf, keeps_counters: false }; self.ids.len()];
-        for (from, id) in self.ids.iter().enumerate().skip(1) {
-            let to = leaf_of.get(usize::from(id.0)).copied().unwrap_or(default_leaf);
-            let both = self.tree.classes[from].traits.is_leaf() && ids[to as usize] == *id;
-            if both {
-                moves[from] = Move { leaf: to, keeps_counters: true };
-            }
-        }
-        self.queues.quantum = largest;
-        self.queues.rehouse(now, &leaves, &moves, self.seed);
-        (self.tree, self.leaf_of, self.default_leaf) = (tree, leaf_of, default_leaf);
-        (self.ids, self.largest) = (ids, largest);
-        self.ahead = Ahead::new();
-        if let Some(member) = &mut self.member {
-            member.reconfigure(spec, &self.queues);
-            return;
-        }
-        for leaf in 0..self.ids.len() as u32 {
-            if self.queues.has_ready(leaf) {
-                self.tree.activate(now, leaf);
             }
         }
     }
@@ -422,7 +394,7 @@ impl Scheduler {
     }
 
     #[inline]
-    fn advance(&mut self, now: Nanos) -> Nanos {
+    pub(super) fn advance(&mut self, now: Nanos) -> Nanos {
         self.now = self.now.max(now);
         self.now
     }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::build::{Compiled, compile};
 use super::spec::PortQosSpec;
+use super::succession::predecessors;
 use super::tree::{ROOT, Tree};
 use crate::base::Nanos;
 use crate::packet::ClassId;
@@ -177,7 +178,7 @@ impl Global {
     /// Puts a new tree in this one's place; the old one is left in `new`, to be freed elsewhere.
     fn replace(&mut self, new: &mut Global) {
         new.now = self.now;
-        new.tree.inherit(self.now, &new.ids, &mut self.tree, &self.ids);
+        new.tree.inherit(self.now, &predecessors(&new.ids, &self.ids), &mut self.tree);
         for member in std::mem::take(&mut self.members) {
             new.members.push(member.map(|_| Account::new(new.ids.len())));
         }

@@ -24,7 +24,6 @@ use super::spec::{DEPTH_MAX, PRIORITIES};
 use super::wheel::{NIL, Timer, Wheel};
 use crate::base::Nanos;
 use crate::base::mem::{huge_table, prefetch};
-use crate::packet::ClassId;
 
 /// The port itself.
 pub(super) const ROOT: u32 = 0;
@@ -150,17 +149,12 @@ impl Tree {
         self.inners.push(Inner { rounds, first, early, owes: 0, has_leaves_only });
     }
 
-    /// Takes over the tokens of the classes of another tree that are in this one too. `ids`: by
-    /// class, of this tree and of the old one; the port's is [`ClassId::UNSET`].
-    pub fn inherit(&mut self, now: Nanos, ids: &[ClassId], old: &mut Tree, old_ids: &[ClassId]) {
-        let mut old_by_id = vec![None; usize::from(u16::MAX) + 1];
-        for (at, id) in old_ids.iter().enumerate() {
-            old_by_id[usize::from(id.0)].get_or_insert(at);
-        }
-        for (class, id) in self.classes.iter_mut().zip(ids) {
+    /// Takes over the tokens of the classes of another tree that are in this one too. `from`: by
+    /// class, the one that it was there; beyond the end where there was none.
+    pub fn inherit(&mut self, now: Nanos, from: &[u32], old: &mut Tree) {
+        for (class, from) in self.classes.iter_mut().zip(from) {
             class.settled = now;
-            if let Some(from) = old_by_id[usize::from(id.0)] {
-                let old = &mut old.classes[from];
+            if let Some(old) = old.classes.get_mut(*from as usize) {
                 old.settle(now);
                 class.inherit(old);
             }

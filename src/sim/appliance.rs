@@ -262,8 +262,9 @@ impl Appliance {
             qos: &old.qos,
             snapshot: &old_snapshot,
         };
+        new.share();
         for link in &self.links {
-            let update = Box::new(new.update(&old));
+            let update = Box::new(new.update(Nanos::ZERO, &old));
             assert!(link.send(WorkerCommand::Update(update)).is_ok(), "a worker doesn't obey");
         }
     }

@@ -8,6 +8,7 @@ use super::handover::Handover;
 use super::side::Side;
 use super::spec::WorkersSpec;
 use super::turn::{Worker, WorkerParts};
+use crate::base::Nanos;
 use crate::flow::{FlowLimits, FlowTable, Names, Timeouts};
 use crate::forward::spec::BindAt;
 use crate::forward::{IcmpLimiter, Parking, Turns};
@@ -19,8 +20,8 @@ use crate::nic::spec::PortSpec;
 use crate::observe::SharedStats;
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{FramePool, ParseOptions, udp};
-use crate::qos::Scheduler;
 use crate::qos::spec::PortQosSpec;
+use crate::qos::{Scheduler, Successor};
 
 /// Server names that one worker remembers.
 const NAMES_MAX: u32 = 16_384;
@@ -88,7 +89,7 @@ impl Blueprint<'_> {
 
     /// What makes a running worker like a new one: `old` is what it was built from. The pipeline
     /// stays where its stages are the same.
-    pub fn update(&self, old: &Blueprint<'_>) -> Update {
+    pub fn update(&self, now: Nanos, old: &Blueprint<'_>) -> Update {
         let same = self.pipeline.stages == old.pipeline.stages
             && self
                 .splice()
@@ -98,15 +99,27 @@ impl Blueprint<'_> {
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
                 (None, None) => EgressUpdate::Keep,
                 (Some(new), Some(old)) if new == old => EgressUpdate::Keep,
-                (Some(new), Some(_)) => {
-                    if self.shares() {
-                        self.snapshot.shared_ports.tree(port, new);
-                    }
-                    EgressUpdate::Reconfigure(new.clone())
+                (Some(new), Some(of)) => {
+                    let (packets, seed) = (self.queue_packets_max() as u32, self.snapshot.seed);
+                    let next = Successor::new(now, (of, new), packets, seed);
+                    EgressUpdate::Succeed(Box::new(next))
                 }
-                _ => EgressUpdate::Replace(self.egress(port)),
+                _ => {
+                    let frames = Vec::with_capacity(old.queue_packets_max());
+                    EgressUpdate::Replace(self.egress(port), frames)
+                }
             });
         Update { snapshot: self.snapshot.clone(), pipeline, egress: egress.collect() }
+    }
+
+    /// Changes the class trees that workers share, just before they get their updates: until then
+    /// what they hold waits.
+    pub fn share(&self) {
+        for port in (0..self.ports.len()).filter(|_| self.shares()) {
+            if let Some(spec) = self.shaper(port) {
+                self.snapshot.shared_ports.tree(port, spec);
+            }
+        }
     }
 
     fn compile(&self) -> Pipeline {

@@ -15,9 +15,8 @@ use crate::forward::{Routes, Tables};
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::wake::Waker;
-use crate::packet::{ClassId, DropReason, FlowRef, Packet, PortId};
-use crate::qos::spec::PortQosSpec;
-use crate::qos::{ClassStats, Queued};
+use crate::packet::{ClassId, DropReason, FlowRef, Frame, Packet, PortId};
+use crate::qos::{ClassStats, Queued, Successor};
 
 /// Commands that wait for one worker at most.
 const COMMANDS_MAX: usize = 64;
@@ -54,8 +53,8 @@ pub enum WorkerCommand {
 pub enum WorkerEvent {
     /// What an update replaced, to be freed.
     Old(Box<Update>),
-    /// How long the turn took in which that happened, nanoseconds: packets waited so long at most.
-    Blocked(u64),
+    /// How long the turn took that did this and nothing else.
+    Blocked(Blocked),
     /// What new routes replaced, to be freed.
     OldRoutes(Arc<Routes>),
     /// What new weights replaced, to be freed.
@@ -68,6 +67,15 @@ pub enum WorkerEvent {
     Cut(Box<FlowCount>),
     /// A packet waits for this neighbour: have the kernel resolve it.
     Wanted(PortId, Addr),
+}
+
+/// What a new configuration has cost a worker's packets, nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Blocked {
+    /// For so long the worker did not look for packets.
+    pub ns: u64,
+    /// That it worked itself: less, where its core was given to others meanwhile.
+    pub worked_ns: u64,
 }
 
 /// A new configuration for one worker.
@@ -83,9 +91,10 @@ pub struct Update {
 pub enum EgressUpdate {
     Keep,
     /// The class tree changes and keeps its packets and tokens.
-    Reconfigure(PortQosSpec),
-    /// Another kind of queue. Packets move over, into the default class.
-    Replace(EgressQueue),
+    Succeed(Box<Successor>),
+    /// Another kind of queue. Packets move over, into the default class, by a list with room for
+    /// them.
+    Replace(EgressQueue, Vec<Frame>),
 }
 
 /// A listing of flows, in parts where there are many.
@@ -246,7 +255,8 @@ impl<P: Port> Worker<P> {
             }
             let Some(command) = self.parts.control.rings.commands.pop() else { return };
             match command {
-                WorkerCommand::Update(update) => self.update(now, update),
+                // What it takes is told of this turn, which does nothing else.
+                WorkerCommand::Update(update) => return self.update(now, update),
                 WorkerCommand::Routes(routes) => self.reroute(now, routes),
                 WorkerCommand::Forward(tables) => {
                     let old = std::mem::replace(&mut self.parts.snapshot.forward, tables);
@@ -291,17 +301,15 @@ impl<P: Port> Worker<P> {
         let Some(side) = self.parts.sides.get_mut(port) else { return };
         match change {
             EgressUpdate::Keep => {}
-            EgressUpdate::Reconfigure(spec) => {
+            EgressUpdate::Succeed(next) => {
                 if let EgressQueue::Tree(tree) = &mut side.egress {
-                    tree.reconfigure(now, spec);
+                    tree.succeed(now, next);
                 }
             }
-            EgressUpdate::Replace(egress) => {
+            EgressUpdate::Replace(egress, frames) => {
                 std::mem::swap(&mut side.egress, egress);
-                // Rare, and between packets: the one place where a worker allocates.
-                let mut frames = Vec::with_capacity(egress.len());
-                egress.drain(&mut frames);
-                for frame in frames {
+                egress.take_all(frames);
+                for frame in frames.drain(..) {
                     let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 };
                     side.enqueue(now, packet, &mut self.parts.pool, &mut self.counters);
                 }
@@ -324,6 +332,11 @@ impl<P: Port> Worker<P> {
         }
     }
 
+    /// Whether something is asked that is not done yet.
+    pub(super) fn has_commands(&self) -> bool {
+        self.parts.control.is_called()
+    }
+
     /// Whether the last turn took a new configuration.
     pub(super) fn has_updated(&self) -> bool {
         self.updated
@@ -331,9 +344,8 @@ impl<P: Port> Worker<P> {
 
     /// Tells how long the last turn took, in which it took a new configuration.
     #[cold]
-    pub(super) fn tell_blocked(&mut self, ns: u64) {
-        self.updated = false;
-        self.parts.control.tell(WorkerEvent::Blocked(ns));
+    pub(super) fn tell_blocked(&mut self, blocked: Blocked) {
+        self.parts.control.tell(WorkerEvent::Blocked(blocked));
     }
 
     /// Tells the control plane which neighbours packets wait for.

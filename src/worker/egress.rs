@@ -121,6 +121,14 @@ impl EgressQueue {
             EgressQueue::Tree(tree) => tree.drain(out),
         }
     }
+
+    /// The same for the last time: no more packets may come.
+    pub fn take_all(&mut self, out: &mut Vec<Frame>) {
+        match self {
+            EgressQueue::Fifo(_) => self.drain(out),
+            EgressQueue::Tree(tree) => tree.take_all(out),
+        }
+    }
 }
 
 impl Fifo {

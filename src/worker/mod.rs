@@ -17,7 +17,7 @@ pub mod turn;
 
 pub use build::{Blueprint, Own};
 pub use clock::Clock;
-pub use command::{ControlLink, Phase, Update, WorkerCommand, WorkerEvent, WorkerLink};
+pub use command::{Blocked, ControlLink, Phase, Update, WorkerCommand, WorkerEvent, WorkerLink};
 pub use count::{FlowCount, FlowsOf};
 pub use egress::EgressQueue;
 pub use handover::Handover;

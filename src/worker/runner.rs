@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
 use super::clock::Clock;
-use super::command::Phase;
+use super::command::{Blocked, Phase};
 use super::spec::IdleStrategy;
 use super::turn::Worker;
 use crate::base::Nanos;
@@ -114,9 +114,12 @@ fn run<P: Port>(worker: &mut Worker<P>, mut parts: RunnerParts) {
     let mut moved_at = parts.clock.now();
     loop {
         let now = parts.clock.now();
+        let worked = worker.has_commands().then(processor_time);
         let moved = worker.poll(now);
         if worker.has_updated() {
-            worker.tell_blocked(parts.clock.now().since(now));
+            let ns = parts.clock.now().since(now);
+            let worked_ns = worked.map_or(ns, |from| processor_time().saturating_sub(from)).min(ns);
+            worker.tell_blocked(Blocked { ns, worked_ns });
         }
         if worker.phase() == Phase::Stopped {
             return;
@@ -136,6 +139,13 @@ fn run<P: Port>(worker: &mut Worker<P>, mut parts: RunnerParts) {
             rest(worker, &mut parts.sleeper, now);
         }
     }
+}
+
+/// What this thread has had of a processor, nanoseconds. Where it can't be told, all is the
+/// worker's.
+fn processor_time() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 fn rest<P: Port>(worker: &mut Worker<P>, sleeper: &mut Sleeper, now: Nanos) {

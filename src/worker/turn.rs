@@ -14,6 +14,7 @@ use crate::flow::{FlowTable, Names};
 use crate::forward::{IcmpLimiter, Parking, Turns};
 use crate::graph::{Copies, Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
+use crate::observe::copies::CopyRing;
 use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{
@@ -108,11 +109,21 @@ impl<P: Port> Worker<P> {
         self.offload = Some(Box::new(offload));
     }
 
-    /// One turn of the loop: receives a burst from each port and from each other worker, sends what
+    /// Has copies go where a thread of the control plane takes them.
+    pub fn set_copy_ring(&mut self, ring: Arc<CopyRing>) {
+        self.copies.ring = Some(ring);
+    }
+
+    /// One turn of the loop: takes a new configuration where there is one, and does nothing else
+    /// then; receives a burst from each port and from each other worker, sends what
     /// may go, and keeps the house. Returns how many packets moved; 0 means that there was nothing
     /// to do.
     pub fn poll(&mut self, now: Nanos) -> usize {
+        self.updated = false;
         self.obey(now);
+        if self.updated {
+            return 1;
+        }
         let mut moved = 0;
         if self.phase == Phase::Running {
             for port in 0..self.parts.sides.len() {

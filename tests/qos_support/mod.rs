@@ -8,7 +8,7 @@ use tidegate::base::units::BitRate;
 use tidegate::base::{Nanos, Seed};
 use tidegate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
 use tidegate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
-use tidegate::qos::{Queued, Scheduler};
+use tidegate::qos::{Queued, Scheduler, Successor};
 
 /// Nanoseconds longer than any run: sources that keep a class busy are not to be told.
 const NEVER: u64 = 1 << 40;
@@ -131,6 +131,8 @@ pub struct Sent {
 
 pub struct Link {
     pub scheduler: Scheduler,
+    spec: PortQosSpec,
+    packets_max: u32,
     pub pool: FramePool,
     pub now: Nanos,
     /// Nanoseconds a byte, times 2^16.
@@ -143,10 +145,21 @@ pub struct Link {
 }
 
 impl Link {
+    /// Changes to another tree, as a reload does.
+    #[allow(dead_code, reason = "not every test reloads")]
+    pub fn reconfigure(&mut self, spec: &PortQosSpec) {
+        let both = (&self.spec, spec);
+        let mut next = Successor::new(self.now, both, self.packets_max, Seed(1));
+        self.scheduler.succeed(self.now, &mut next);
+        self.spec = spec.clone();
+    }
+
     /// A link of `rate_mb` after a scheduler of `spec`.
     pub fn new(spec: &PortQosSpec, rate_mb: f64, packets_max: u32) -> Link {
         Link {
             scheduler: Scheduler::new(spec, packets_max, Seed(1)),
+            spec: spec.clone(),
+            packets_max,
             pool: FramePool::standalone(packets_max + 64, 16_384),
             now: Nanos::from_secs(1),
             ns_per_byte: (1e3 * 65_536.0 / rate_mb) as u64,

@@ -137,6 +137,7 @@ fn forward(family: Family, mode: ForwardMode) -> ForwardSpec {
         mss_clamp: Default::default(),
         delay: None,
         rule_pools: Vec::new(),
+        shadow: None,
     };
     let backend = |pool: usize, i: usize| BackendSpec {
         id: BackendId((pool * 3 + i) as u16),

@@ -8,7 +8,7 @@ use toml::Spanned;
 use super::services::{Draft, check_unicast, services};
 use super::splits::target;
 use super::tunnel::tunnel;
-use super::{Build, id16, zones};
+use super::{Build, id16, shadow, zones};
 use crate::base::tomlfile::ROOT;
 use crate::base::{Addr, Prefix};
 use crate::config::atoms::PortRange;
@@ -53,7 +53,9 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
             given.is_some_and(|p| p.get_ref().names().any(|name| name == key.get_ref()))
         };
         let by_rules = file.rule.iter().any(named);
-        let mut list = Pool { name: key.get_ref(), table, users, by_rules }.backends(b, backends);
+        let by_shadow = shadow::uses(file, key.get_ref());
+        let pool = Pool { name: key.get_ref(), table, users, by_rules, by_shadow };
+        let mut list = pool.backends(b, backends);
         backends += list.len();
         let (id, name) = (PoolId(id16(i)), key.get_ref().clone());
         let balance = balance(table.get_ref().balance);
@@ -81,6 +83,7 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
         }
         forward.services.push(draft.spec);
     }
+    shadow::check(b, file, &forward);
     forward
 }
 
@@ -108,6 +111,8 @@ struct Pool<'a> {
     users: Vec<&'a Draft>,
     /// A rule chooses it.
     by_rules: bool,
+    /// It hears a service's requests besides.
+    by_shadow: bool,
 }
 
 impl Pool<'_> {
@@ -125,7 +130,7 @@ impl Pool<'_> {
         } else if first_id + list.len() > BACKENDS_MAX {
             b.error(&at, format!("there are {BACKENDS_MAX} backends at most in all pools"));
         }
-        if self.users.is_empty() && !self.by_rules {
+        if self.users.is_empty() && !self.by_rules && !self.by_shadow {
             b.warning(&at, format!("no service uses pool `{}`", self.name));
         }
         let mut names: HashMap<String, u32> = HashMap::new();
@@ -195,6 +200,8 @@ impl Pool<'_> {
         let Some((port, first)) = ports.next() else {
             if self.by_rules {
                 b.error(at, "`port` is missing: rules choose this pool, but it is no service's");
+            } else if self.by_shadow {
+                b.error(at, "`port` is missing: a service has this pool for its `shadow` only");
             }
             return 0;
         };

@@ -19,6 +19,7 @@ mod qos;
 mod rule;
 mod rules;
 mod services;
+mod shadow;
 mod splits;
 mod tenants;
 mod tunnel;
@@ -60,6 +61,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let metering = meters::metering(b, file, &ports, &qos, &names.classes);
     catalogue_classes(b, file, &names.classes);
     let limits = limits::limits(b, file, &rules);
+    let files = mirror::files(b, file);
     let announce = announce::announce(b, file);
     let admin = admin::admin(b, file);
     let mut config = Config {
@@ -77,6 +79,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         metering,
         limits,
         catalogue,
+        files,
         announce,
         pipeline,
         admin,

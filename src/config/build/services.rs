@@ -108,6 +108,7 @@ fn service(
             mss_clamp: s.mss_clamp.as_ref().map_or(MssClamp::Mtu, |m| m.get_ref().0),
             delay,
             rule_pools: Vec::new(),
+            shadow: super::shadow::shadow(b, s, (proto, mode), (&parts, pools)),
         },
         vip: vip_addr,
         port: port_number,

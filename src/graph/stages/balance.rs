@@ -5,6 +5,7 @@ use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, w
 use super::errors::pass_on;
 use super::inspect::Inspect;
 use super::severing::severed;
+use super::shadow::copy_shadowed;
 use super::splice::Splice;
 use super::tunnel::send_within;
 use crate::base::Seed;
@@ -94,6 +95,7 @@ impl Balance {
 
 impl Stage for Balance {
     fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        copy_shadowed(cx, batch);
         let mut splice = self.splice.as_deref_mut();
         each_undecided(cx, batch, |cx, packet| {
             let splice = splice.as_deref_mut();

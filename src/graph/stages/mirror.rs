@@ -1,11 +1,12 @@
-//! Copies of packets that leave by a port of their own, or in GRE to a host that collects them:
-//! `mirror` of rules.
+//! Copies of packets that leave by a port of their own, in GRE to a host that collects them, or go
+//! into files: `mirror` of rules.
 //!
 //! A copy is what the client's side sees: a client's packet as it came, a server's as it goes on to
 //! the client. What becomes of the packet itself does not depend on it.
 
 use crate::base::Addr;
 use crate::graph::{COPIES_MAX, Cx};
+use crate::observe::copies::CopyAbout;
 use crate::packet::gre::Envelope;
 use crate::packet::{
     Batch, ClassId, CopyTo, Direction, Packet, PacketFlags, PacketMeta, PacketMut, PortId, Verdict,
@@ -57,12 +58,20 @@ fn copy_leaving(cx: &mut Cx<'_>, batch: &mut Batch) {
 }
 
 fn copy(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, to: CopyTo) {
+    if let CopyTo::Files(files) = to {
+        let ring = cx.copies.ring.as_ref();
+        return match ring.is_some_and(|ring| ring.push(cx.now, CopyAbout::Frame(files), bytes)) {
+            true => cx.counters.mirrored += 1,
+            false => cx.counters.mirror_missed += 1,
+        };
+    }
     let is_rich = cx.pool.available() > cx.pool.owned() / FREE_PART;
     let has_room = cx.copies.packets.len() < COPIES_MAX;
     let made = match to {
         _ if !(is_rich && has_room) => None,
         CopyTo::Port(port) => as_it_is(cx, bytes, meta, port),
         CopyTo::Host(host) => in_gre(cx, bytes, meta, host),
+        CopyTo::Files(_) => None,
     };
     match made {
         Some(packet) => {
@@ -137,6 +146,8 @@ mod tests {
     use crate::graph::stages::balance::Balance;
     use crate::graph::stages::classify::Classify;
     use crate::graph::stages::rig::*;
+    use crate::observe::copies::CopyRing;
+    use crate::packet::FilesId;
     use crate::packet::tcp::flag::{ACK, SYN};
     use crate::policy::Rules;
     use crate::policy::spec::{Mirror, RuleSpec};
@@ -258,5 +269,31 @@ mod tests {
         assert!(kept.len() >= owned / FREE_PART - 2, "{}", kept.len());
         assert!(rig.pool.available() >= owned / FREE_PART, "{}", rig.pool.available());
         kept.into_iter().for_each(|copy| rig.pool.put(copy.frame));
+    }
+
+    #[test]
+    fn files_get_both_sides_and_cost_copies_only_where_they_are_not_written() {
+        let files = FilesId(9);
+        let (mut rig, mut whole) = rig(CopyTo::Files(files));
+        let syn = || Shape::syn().between(V4.client, (V4.vip, dnat()));
+        assert_eq!(rig.run(&mut whole, syn()).verdict, Verdict::Output);
+        assert_eq!(
+            (rig.counters.mirrored, rig.counters.mirror_missed),
+            (0, 1),
+            "nobody takes them"
+        );
+        rig.copies.ring = Some(Arc::new(CopyRing::new(2, 2_048)));
+        let sent = syn();
+        rig.run(&mut whole, sent.clone());
+        let answer = Shape::tcp(SYN | ACK).at_backend();
+        let out = rig.run(&mut whole, answer.between(V4.backend, V4.client));
+        assert_eq!(rig.run(&mut whole, syn()).verdict, Verdict::Output);
+        assert_eq!((rig.counters.mirrored, rig.counters.mirror_missed), (2, 2), "both wait");
+        let ring = rig.copies.ring.as_ref().expect("one");
+        for wanted in [&sent, &out.bytes] {
+            let record = ring.take().expect("a copy");
+            assert_eq!(record.about, CopyAbout::Frame(files));
+            assert!(record.bytes() == wanted.as_slice(), "as the client's side sees it");
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod mirror;
 mod rig;
 pub mod route;
 pub mod severing;
+mod shadow;
 pub mod splice;
 pub mod tap;
 pub mod timing;

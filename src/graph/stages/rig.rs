@@ -358,6 +358,7 @@ fn add_service(
         mss_clamp: Default::default(),
         delay: None,
         rule_pools: Vec::new(),
+        shadow: None,
     });
 }
 

@@ -33,6 +33,7 @@ impl Half {
                 let n = self.left.min(input.len() as u64);
                 *input = &input[n as usize..];
                 self.left -= n;
+                self.content += n;
                 if self.left == 0 {
                     let last = self.step == Step::Bytes;
                     self.step = if last { Step::Start } else { Step::ChunkReturn };
@@ -40,6 +41,7 @@ impl Half {
                 return Ok(());
             }
             Step::UntilClose => {
+                self.content += input.len() as u64;
                 *input = &[];
                 return Ok(());
             }

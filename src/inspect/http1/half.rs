@@ -63,6 +63,8 @@ pub struct Half {
     /// Bytes left of a body or chunk, or the chunk's size as far as it was read.
     pub(super) left: u64,
     messages: u64,
+    /// Bytes of all bodies so far, without what frames them.
+    pub(super) content: u64,
     /// Of all of the name; only what fits is kept.
     name_len: u32,
     name: [u8; NAME_BYTES_MAX],
@@ -85,6 +87,7 @@ impl Half {
             head_bytes: 0,
             left: 0,
             messages: 0,
+            content: 0,
             name_len: 0,
             name: [0; NAME_BYTES_MAX],
         }

@@ -66,6 +66,8 @@ pub enum Event<'a> {
         status: u16,
         minor_version: u8,
         framing: Framing,
+        /// Bytes of the bodies of all answers before.
+        content_before: u64,
         fields: &'a Fields,
     },
 }
@@ -173,6 +175,14 @@ impl Connection {
         self.responses
     }
 
+    /// Bytes of all bodies of one side so far, without what frames them.
+    pub fn content(&self, side: Side) -> u64 {
+        match side {
+            Side::Client => self.client.content,
+            Side::Server => self.server.content,
+        }
+    }
+
     /// Whether this direction is between two messages.
     pub fn is_idle(&self, side: Side) -> bool {
         match side {
@@ -245,7 +255,8 @@ impl Connection {
             _ if kind.head || tunnel => Framing::Empty,
             _ => framing::of_response(fields, minor_version),
         };
-        on(Event::Response { number, status, minor_version, framing, fields });
+        let content_before = self.server.content;
+        on(Event::Response { number, status, minor_version, framing, content_before, fields });
         if informational {
             return self.server.enter_body(Framing::Empty);
         }

@@ -90,7 +90,9 @@ fn read_http1(segments: &[(Side, &[u8])], lengths: &[u8]) -> Vec<String> {
                     let fields = told(&wanted, fields);
                     all.push(format!("{number} 1.{minor_version} {framing:?} {fields}"));
                 }
-                http1::Event::Response { number, status, minor_version, framing, fields } => {
+                http1::Event::Response {
+                    number, status, minor_version, framing, fields, ..
+                } => {
                     assert!(number.is_none_or(|n| n < requests) && status < 1_000);
                     let fields = told(&wanted, fields);
                     all.push(format!("{number:?} {status} 1.{minor_version} {framing:?} {fields}"));

@@ -177,9 +177,10 @@ impl Rig {
         self.variant = Variant { verify_checksums: self.variant.verify_checksums, ..variant };
         self.snapshot.forward = tables(self.variant.services, workers);
         let parts = Parts::new(self.variant, workers);
+        parts.blueprint(&self.snapshot).share();
         for worker in 0..self.links.len() {
             let (new, old) = (parts.blueprint(&self.snapshot), old_parts.blueprint(&old_snapshot));
-            let update = Box::new(new.update(&old));
+            let update = Box::new(new.update(Nanos::ZERO, &old));
             self.command(worker, WorkerCommand::Update(update));
         }
     }

@@ -262,6 +262,7 @@ fn forward(variant: usize) -> ForwardSpec {
                     mss_clamp: Default::default(),
                     delay: None,
                     rule_pools: Vec::new(),
+                    shadow: None,
                 });
             };
             MODES.iter().for_each(|(port, mode)| add(*port, *mode, first));

@@ -41,6 +41,7 @@ pub fn add_services(spec: &mut ForwardSpec) {
                 mss_clamp: Default::default(),
                 delay: Some(Delay { at, timeout_ms: 10_000, promise }),
                 rule_pools: vec![PoolId(pool + 1)],
+                shadow: None,
             });
         }
     }

@@ -16,6 +16,7 @@ use super::table::AddrTable;
 use super::tunnel::Tunnels;
 
 mod joining;
+mod shadows;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
 /// flow. The price is that clients can compute where their own flows go.
@@ -137,19 +138,6 @@ impl Tables {
     pub fn service(&self, dst: Addr, port: u16, proto: u8) -> Option<&Service> {
         let index = self.by_vip.get(dst, tag(port, proto))?;
         self.services.get(index as usize)
-    }
-
-    /// Whether any connection may be shadowed.
-    #[inline]
-    pub fn has_shadows(&self) -> bool {
-        self.has_shadows
-    }
-
-    /// Whether this one is, by the key as the client sends.
-    #[inline]
-    pub fn shadows(&self, key: &FlowKey) -> bool {
-        let share = || self.service(key.dst, key.dport, key.proto).map_or(0, |s| s.shadow_share);
-        self.has_shadows && key.is_among(share())
     }
 
     /// Whether any service has this address.

@@ -13,6 +13,7 @@ mod openings;
 pub mod runner;
 pub mod side;
 pub mod spec;
+mod standing;
 pub mod turn;
 
 pub use build::{Blueprint, Own};

@@ -14,7 +14,6 @@ use crate::flow::{FlowTable, Names};
 use crate::forward::{IcmpLimiter, Parking, Turns};
 use crate::graph::{Copies, Cx, Pipeline, REPLIES_MAX, Snapshot};
 use crate::nic::Port;
-use crate::observe::copies::CopyRing;
 use crate::observe::{Counters, Gauges, PortGauges, SharedStats};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{
@@ -107,11 +106,6 @@ impl<P: Port> Worker<P> {
     /// Has the XDP program forward flows of which there is nothing more to decide.
     pub fn set_offload(&mut self, offload: Offload) {
         self.offload = Some(Box::new(offload));
-    }
-
-    /// Has copies go where a thread of the control plane takes them.
-    pub fn set_copy_ring(&mut self, ring: Arc<CopyRing>) {
-        self.copies.ring = Some(ring);
     }
 
     /// One turn of the loop: takes a new configuration where there is one, and does nothing else
@@ -344,22 +338,6 @@ impl<P: Port> Worker<P> {
     pub fn held(&self) -> usize {
         let queued: usize = self.parts.sides.iter().map(Side::held).sum();
         queued + self.parts.parking.len() + self.joining.fragments.len()
-    }
-
-    /// Connections that are being bound after what their client says.
-    pub fn bindings(&self) -> usize {
-        self.parts.pipeline.bindings()
-    }
-
-    /// Packets in hand-over rings toward this worker.
-    pub fn handover_backlog(&self) -> usize {
-        self.parts.handover.backlog()
-    }
-
-    /// Frames of this worker's share that are not in its pool; negative where it has others'
-    /// frames.
-    pub fn frames_outstanding(&self) -> isize {
-        self.parts.pool.outstanding()
     }
 
     /// Every packet that came is sent, dropped, handed over or held (debug builds).

@@ -385,6 +385,28 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(Path::new(&file).exists());
 }
 
+#[test]
+fn what_can_not_be_written_is_a_failure() {
+    let place = Place::new();
+    let file = place.write(&place.text("eth7", "false"));
+    let capture_file = place.path("a.pcap");
+    std::fs::write(&capture_file, capture()).expect("write");
+    let capture_file = capture_file.to_str().expect("UTF-8");
+    let scenario = concat!(env!("CARGO_MANIFEST_DIR"), "/config/scenarios/evening-rush.toml");
+    for args in [
+        &["check", "-c", &file][..],
+        &["check", "-c", &file, "--json"],
+        &["inspect", capture_file],
+        &["inspect", capture_file, "--json"],
+        &["simulate", scenario, "--set", "duration=1100ms"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+        let output = command(args).stdout(full).output().expect("start");
+        assert_eq!(code(&output), 1, "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("standard output: No space left"), "{args:?}");
+    }
+}
+
 /// A capture of one request over IPv4, Ethernet.
 fn capture() -> Vec<u8> {
     let client = (Addr::v4(0x0a00_0001), 40_000);

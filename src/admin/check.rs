@@ -23,8 +23,7 @@ pub fn check(path: &Path, json: bool) -> Result<(), Failure> {
                 }));
             }
             tell(config.warnings.iter());
-            print_text(&summary(&config));
-            Ok(())
+            print_text(&summary(&config))
         }
         Err(faults) => {
             if json {

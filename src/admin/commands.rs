@@ -1,6 +1,7 @@
 //! What each command does, and the exit code that it ends with.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -57,14 +58,21 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let (code, words) = match execute(cli) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Told(code)) => return ExitCode::from(code),
+    ExitCode::from(ended(|| execute(cli)))
+}
+
+/// Does the work, says why it did not succeed, and returns the exit code. A panic has said by then
+/// where it came from, and what it unwound through is set back.
+pub(super) fn ended(work: impl FnOnce() -> Result<(), Failure>) -> u8 {
+    let bug = || Failure::Failed("it panicked, as said above: a bug; please report it".into());
+    let (code, words) = match catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(bug())) {
+        Ok(()) => return 0,
+        Err(Failure::Told(code)) => return code,
         Err(Failure::Failed(words)) => (1, words),
         Err(Failure::Usage(words)) => (2, words),
     };
     let _ = writeln!(std::io::stderr(), "tidegate: {words}");
-    ExitCode::from(code)
+    code
 }
 
 fn execute(cli: Cli) -> Result<(), Failure> {
@@ -78,8 +86,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Reload { confirm, socket, output } => reload(&socket.socket, confirm, output.json),
         Command::Confirm { socket } => {
             client::ask(&socket.socket, Ask::Confirm)?;
-            print_text("confirmed\n");
-            Ok(())
+            print_text("confirmed\n")
         }
         Command::Drain { what, flush, wait, socket, output } => {
             let target = drain::target(what).map_err(Failure::Usage)?;
@@ -99,8 +106,15 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             inspect::run(&file, &catalogue, output.json)
         }
         Command::Simulate(args) => simulate::run(&args),
-        Command::Pktgen(args) => Ok(pktgen::run(args)?),
-        Command::Demo(args) => Ok(demo::run(&args)?),
+        Command::Pktgen(args) => print_text(&pktgen::run(&args)?),
+        Command::Demo(args) => {
+            let (text, errors) = demo::run(&args)?;
+            print_text(&text)?;
+            match errors {
+                0 => Ok(()),
+                n => Err(Failure::Failed(format!("{n} interactive requests failed"))),
+            }
+        }
     }
 }
 
@@ -112,8 +126,7 @@ fn show_what(what: What, limit: usize, socket: &SocketArgs, json: bool) -> Resul
     }
     let text = show::print(what, answer)
         .map_err(|e| Failure::Failed(format!("the appliance is of another version: {e}")))?;
-    print_text(&text);
-    Ok(())
+    print_text(&text)
 }
 
 fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Failure> {
@@ -140,9 +153,9 @@ fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Fa
             "{}: taken over: pipeline {}, {} services, {} backends, {} rules\n",
             done.config, done.pipeline, done.services, done.backends, done.rules
         ),
-    });
+    })?;
     if let Some(secs) = done.confirm_within_secs {
-        print_text(&format!("undone in {secs} s, unless `tidegate confirm` comes first\n"));
+        print_text(&format!("undone in {secs} s, unless `tidegate confirm` comes first\n"))?;
     }
     Ok(())
 }
@@ -158,19 +171,28 @@ fn examine(interfaces: &[String], restore: bool, json: bool) -> Result<(), Failu
     let report = doctor::examine(interfaces, restore);
     match json {
         true => print_json(&serde_json::to_value(&report).unwrap_or_default())?,
-        false => print_text(&doctor::print(&report)),
+        false => print_text(&doctor::print(&report))?,
     }
     if report.ready { Ok(()) } else { Err(Failure::Told(1)) }
 }
 
-/// A reader that has gone, such as `head`, is no error.
-pub(super) fn print_text(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Writes to standard output. A reader that has gone, such as `head`, is no error; a full disk is.
+pub(super) fn print_text(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// What became of writing to standard output.
+pub(super) fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::Failed(format!("standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Failed(e.to_string()))?;
-    print_text(&text);
-    print_text("\n");
-    Ok(())
+    print_text(&(text + "\n"))
 }

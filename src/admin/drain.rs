@@ -51,8 +51,7 @@ pub fn run(
             if json {
                 return print_json(&answer);
             }
-            print_text(&sentence(&view));
-            return Ok(());
+            return print_text(&sentence(&view));
         }
         if told != Some(view.flows) {
             let _ = writeln!(std::io::stderr(), "{}: flows left: {}", view.target, view.flows);

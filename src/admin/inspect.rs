@@ -1,10 +1,10 @@
 //! `tidegate inspect`: what a capture's connections are, one line each.
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use super::check::tell;
-use super::commands::Failure;
+use super::commands::{Failure, written};
 use super::progress::Bar;
 use super::table::Table;
 use crate::capture::{CaptureFile, FlowRecord, inspect};
@@ -30,11 +30,13 @@ pub fn run(path: &Path, catalogue: &Catalogue, json: bool) -> Result<(), Failure
     let mut file = CaptureFile::open(path, bar).map_err(|error| failed(&error))?;
     let mut table = Table::new(&HEADINGS);
     let (mut out, mut rows) = (BufWriter::new(std::io::stdout().lock()), 0);
+    let mut told: io::Result<()> = Ok(());
     let end = inspect(&mut file, catalogue, |record| {
         rows += 1;
         if json {
-            // A reader that has gone, such as `head`, is no error.
-            let _ = serde_json::to_writer(&mut out, &record).map(|()| out.write_all(b"\n"));
+            if told.is_ok() {
+                told = line(&mut out, &record);
+            }
         } else if rows <= ROWS_MAX {
             table.row(cells(&record));
         }
@@ -42,13 +44,19 @@ pub fn run(path: &Path, catalogue: &Catalogue, json: bool) -> Result<(), Failure
     // The bar's line is cleared.
     drop(file);
     if !json && !table.is_empty() {
-        let _ = write!(out, "{table}");
-        if rows > ROWS_MAX {
-            let _ = writeln!(out, "... {} more: use --json", rows - ROWS_MAX);
+        told = write!(out, "{table}");
+        if rows > ROWS_MAX && told.is_ok() {
+            told = writeln!(out, "... {} more: use --json", rows - ROWS_MAX);
         }
     }
-    let _ = out.flush();
+    written(told.and_then(|()| out.flush()))?;
     end.map_err(|error| failed(&format!("{error}; {rows} flows were read before")))
+}
+
+/// A connection as an object of its own.
+fn line(out: &mut impl Write, record: &FlowRecord) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, record)?;
+    out.write_all(b"\n")
 }
 
 /// The catalogue of a file, or of a configuration; without either the built-in one.

@@ -137,22 +137,20 @@ pub enum Attach {
     Generic,
 }
 
-/// Runs until the time or the count is reached, or a signal comes; prints the result.
+/// Runs until the time or the count is reached, or a signal comes; returns what is to be printed.
 ///
 /// # Errors
 /// Arguments that contradict each other (a [`clap::Error`]), or a port that can't be opened.
-pub fn run(args: PktgenArgs) -> anyhow::Result<()> {
+pub fn run(args: &PktgenArgs) -> anyhow::Result<String> {
     let signals = catch_signals()?;
-    let report = measure(&args, Some(&signals))?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    let report = measure(args, Some(&signals))?;
+    Ok(match args.json {
+        true => serde_json::to_string_pretty(&report)? + "\n",
+        false => report.to_string(),
+    })
 }
 
-/// As [`run`], but returns the result. Runs in the network namespace of the calling thread.
+/// As [`run`], but returns the result itself. Runs in the network namespace of the calling thread.
 ///
 /// # Errors
 /// As [`run`].

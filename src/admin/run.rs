@@ -75,3 +75,109 @@ async fn pages(
 fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Output};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::admin::client;
+    use crate::admin::commands::ended;
+    use crate::admin::protocol::Ask;
+    use crate::control::fuse::{self, BURNT};
+    use crate::nic::ethtool::{Ethtool, Offload};
+    use crate::nic::link::{index_of, xdp_program_id};
+    use crate::nic::restore::{STATE_DIR, restore_leftovers};
+
+    const ROLE: &str = "TIDEGATE_BUG_IN";
+    const FOLDER: &str = "TIDEGATE_BUG_FOLDER";
+    const STARTS_WITHIN: Duration = Duration::from_secs(30);
+    const ENDS_WITHIN: Duration = Duration::from_secs(30);
+
+    fn config(folder: &Path, on_failure: &str) -> String {
+        let socket = folder.join("socket");
+        format!(
+            "pipeline = \"router\"\n[workers]\non_failure = \"{on_failure}\"\nflows_max = 1000\n\
+             [admin]\nsocket = \"{}\"\nmetrics = false\n[port.a]\ninterface = \"v0\"\n\
+             [transit]\nprefixes = [\"10.0.0.0/8\"]\n",
+            socket.display()
+        )
+    }
+
+    /// Of the calling thread's network namespace.
+    fn program_and_gro() -> (bool, Option<bool>) {
+        let program = xdp_program_id(index_of("v0").expect("v0")).expect("netlink");
+        let ethtool = Ethtool::open().expect("a socket");
+        (program.is_some(), ethtool.offload("v0", Offload::Gro).expect("v0"))
+    }
+
+    /// Not a test: a process with a bug. `run` as it is, until one of its threads panics.
+    #[test]
+    #[ignore = "run by another test, in a process of its own"]
+    fn child() {
+        let (Ok(role), Ok(folder)) = (std::env::var(ROLE), std::env::var(FOLDER)) else { return };
+        let folder = std::path::PathBuf::from(folder);
+        let (socket, start) = (folder.join("socket"), Instant::now());
+        std::thread::spawn(move || {
+            while client::ask(&socket, Ask::Ping).is_err() {
+                if start.elapsed() > STARTS_WITHIN {
+                    std::process::exit(97);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(program_and_gro(), (true, Some(false)), "in use");
+            fuse::light(if role == "worker" { fuse::WORKER } else { fuse::CONTROL });
+            std::thread::sleep(ENDS_WITHIN);
+            std::process::exit(98);
+        });
+        std::process::exit(i32::from(ended(|| run(&folder.join("edge.toml")))));
+    }
+
+    fn run_child(role: &str, on_failure: &str, folder: &Path) -> Output {
+        std::fs::write(folder.join("edge.toml"), config(folder, on_failure)).expect("written");
+        Command::new(std::env::current_exe().expect("own path"))
+            .args(["--ignored", "--exact", "admin::run::tests::child", "--nocapture"])
+            .env(ROLE, role)
+            .env(FOLDER, folder)
+            .output()
+            .expect("a process")
+    }
+
+    fn a_bug(role: &str, on_failure: &str, says: &str) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ended = run_child(role, on_failure, folder.path());
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{role}, {on_failure}: {told}");
+        assert!(told.contains(BURNT), "{told}");
+        assert_eq!(told.lines().last(), Some(says), "{role}, {on_failure}");
+        assert!(!folder.path().join("socket").exists(), "the control socket is left");
+        let closed = on_failure == "drop";
+        assert_eq!(program_and_gro(), (closed, Some(!closed)), "{role}, {on_failure}");
+        let restored = restore_leftovers(Path::new(STATE_DIR)).expect("readable");
+        let restored: Vec<_> = restored.iter().map(|r| (r.detached, &r.switched_on[..])).collect();
+        assert_eq!(restored, Vec::from_iter(closed.then_some((true, &[Offload::Gro][..]))));
+        assert_eq!(program_and_gro(), (false, Some(true)), "after the next start");
+    }
+
+    /// A real interface, all that `run` does, and a panic: the interface is as it was found, or
+    /// with `drop` stays closed until the next start.
+    #[test]
+    fn a_panic_leaves_the_interface_as_it_was_found_or_closed() {
+        let body = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            let words = ["link", "add", "v0", "type", "veth", "peer", "name", "v1"];
+            assert!(Command::new("ip").args(words).status().expect("ip").success());
+            let ethtool = Ethtool::open().expect("a socket");
+            ethtool.set_offload("v0", Offload::Gro, true).expect("GRO on");
+            let worker = "tidegate: worker 0 ended: panicked: ";
+            let worker = format!("{worker}{BURNT}; traffic goes by `on_failure` now");
+            let control = "tidegate: it panicked, as said above: a bug; please report it";
+            for on_failure in ["pass", "drop"] {
+                a_bug("worker", on_failure, &worker);
+                a_bug("control", on_failure, control);
+            }
+        };
+        std::thread::spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+}

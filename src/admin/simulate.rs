@@ -79,7 +79,7 @@ pub fn run(args: &SimulateArgs) -> Result<(), Failure> {
         print_text(&match &against {
             Some(against) => side_by_side(&outcome, against),
             None => told(&outcome),
-        });
+        })?;
     }
     if outcome.is_as_expected() { Ok(()) } else { Err(Failure::Told(1)) }
 }

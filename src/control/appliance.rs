@@ -297,11 +297,10 @@ impl Appliance {
 
     /// Lets the XDP programs outlive this process, where the configuration wants our traffic
     /// dropped rather than passed on: for an end that nobody asked for. The next start clears up.
-    pub(super) fn abandon(self) {
-        let Appliance { config, steering, changes, .. } = self;
-        if config.workers.on_failure == OnFailure::Drop {
-            std::mem::forget(steering);
-            std::mem::forget(changes);
+    pub(super) fn abandon(&mut self) {
+        if self.config.workers.on_failure == OnFailure::Drop {
+            self.steering.leave();
+            self.changes.leave();
         }
     }
 }
@@ -351,6 +350,8 @@ struct Beat(steer::Heartbeat);
 
 impl Heartbeat for Beat {
     fn beat(&mut self) {
+        #[cfg(test)]
+        super::fuse::burn(super::fuse::WORKER);
         self.0.stamp(kernel_now());
     }
 }

@@ -8,6 +8,8 @@ mod copies;
 mod crew;
 mod draining;
 mod fib_thread;
+#[cfg(test)]
+pub(crate) mod fuse;
 mod latency;
 mod limits;
 mod listing;

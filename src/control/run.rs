@@ -97,7 +97,7 @@ pub async fn run(
     }
 }
 
-/// The appliance and what is under way with it.
+/// The appliance and what is under way with it. Where a panic drops it, the appliance is abandoned.
 pub(super) struct Control {
     pub(super) appliance: Appliance,
     pub(super) take_over: Option<TakeOver>,
@@ -107,6 +107,14 @@ pub(super) struct Control {
     pub(super) classes: Classes,
     events: Vec<(u16, WorkerEvent)>,
     due: Vec<(u32, crate::base::Addr)>,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.appliance.abandon();
+        }
+    }
 }
 
 impl Control {
@@ -152,6 +160,8 @@ impl Control {
 
     /// Hears what workers have to tell, and whether they live.
     fn listen(&mut self) -> Result<(), RunError> {
+        #[cfg(test)]
+        super::fuse::burn(super::fuse::CONTROL);
         let mut events = std::mem::take(&mut self.events);
         self.appliance.crew.poll(&mut events);
         for (worker, event) in events.drain(..) {
@@ -316,60 +326,4 @@ fn died(worker: u16, exit: Exit) -> RunError {
         Exit::Panicked(words) => format!("panicked: {words}"),
     };
     RunError::WorkerDied { worker, reason }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::process::Command;
-
-    use super::*;
-    use crate::config;
-    use crate::control::ask;
-    use crate::control::crew::tests::{Bomb, crew};
-
-    const TEXT: &str = "pipeline = \"router\"\n[workers]\nframes = 16384\nflows_max = 1000\n\
-                        [port.a]\ninterface = \"v0\"\n[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
-
-    /// Runs a program in the calling thread's network namespace.
-    fn output(words: &str) -> String {
-        let words: Vec<&str> = words.split(' ').collect();
-        let output = Command::new(words[0]).args(&words[1..]).output().expect(words[0]);
-        assert!(output.status.success(), "{words:?}");
-        String::from_utf8(output.stdout).expect("UTF-8")
-    }
-
-    fn has_program_and_gro() -> (bool, bool) {
-        let gro = "generic-receive-offload: on";
-        (output("ip -d link show v0").contains("xdp"), output("ethtool -k v0").contains(gro))
-    }
-
-    /// A real interface, a real worker, and beside it one with a bug.
-    #[test]
-    fn a_workers_panic_ends_the_run_and_restores_the_interface() {
-        let body = || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
-            output("ip link add v0 type veth peer name v1");
-            output("ethtool -K v0 gro on");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(async {
-                let config = config::load_text(Path::new("t.toml"), TEXT).expect("a good file");
-                let mut appliance = Appliance::boot(config).await.expect("it starts");
-                assert_eq!(has_program_and_gro(), (true, false), "in use");
-                let (bombs, _) = crew(Bomb, &appliance.clock);
-                appliance.crew.seats.extend(bombs.seats);
-                // Not the signals that end the tests.
-                let unused = || signal(SignalKind::user_defined1()).expect("a handler");
-                let signals =
-                    Signals { terminate: unused(), interrupt: unused(), hang_up: unused() };
-                let (_asker, asks) = ask::channel();
-                let error = run(appliance, asks, signals).await.expect_err("it can't go on");
-                let said = "worker 0 ended: panicked: the fuse burnt down; traffic goes by \
-                            `on_failure` now";
-                assert_eq!(error.to_string(), said);
-                assert_eq!(has_program_and_gro(), (false, true), "as it was found");
-            });
-        };
-        std::thread::spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    }
 }

@@ -110,6 +110,11 @@ impl Steering {
         &self.steer
     }
 
+    /// See [`Steer::leave`].
+    pub fn leave(&mut self) {
+        self.steer.leave();
+    }
+
     /// The tables that the programs have.
     pub fn tables(&self) -> &SteerTables {
         &self.tables

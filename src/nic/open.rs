@@ -27,7 +27,7 @@ const KERNEL_MIN_TEXT: &str = "5.10";
 /// Frames of a worker that must remain when the receive rings are full.
 const FRAMES_SPARE: u32 = 64;
 /// Of `frame_size`.
-const FRAME_SIZE_MAX: u32 = 4_096;
+pub const FRAME_SIZE_MAX: u32 = 4_096;
 /// Bytes of the kernel's send buffer for each descriptor of the transmit ring: in copy mode it
 /// holds a packet's copy and its `sk_buff`.
 const SEND_BUFFER_PER_DESCRIPTOR: u32 = 2_304;
@@ -128,12 +128,16 @@ fn check_ports(
     Ok(all)
 }
 
+/// The largest IP packet that frames of this size hold, with a VLAN tag.
+pub const fn mtu_max(frame_size: u32) -> u32 {
+    frame_size.saturating_sub((HEADROOM + eth::HEADER_LEN + eth::TAG_LEN) as u32)
+}
+
 /// A packet takes one frame: larger ones would be lost, each and silently, by the kernel.
 fn check_mtu(interface: &str, index: u32, frame_size: u32) -> Result<(), NicError> {
-    const LINK_HEADER: u32 = (eth::HEADER_LEN + eth::TAG_LEN) as u32;
     let what = || format!("reading the MTU of {interface}");
     let mtu = link::mtu_of(index).map_err(|e| NicError::from_io(what(), e))?;
-    let fits = frame_size.saturating_sub(HEADROOM as u32 + LINK_HEADER);
+    let fits = mtu_max(frame_size);
     if mtu <= fits {
         return Ok(());
     }

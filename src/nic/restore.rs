@@ -46,11 +46,12 @@ struct State {
     changes: Vec<Change>,
 }
 
-/// What this process has changed. Dropping it changes everything back.
+/// What this process has changed. Dropping it changes everything back; see [`Changes::leave`].
 #[derive(Debug)]
 pub struct Changes {
     path: PathBuf,
     state: State,
+    left: bool,
 }
 
 /// One interface that was set back.
@@ -76,7 +77,7 @@ impl Changes {
         let started = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
         let path = state_dir.join(format!("{PREFIX}{namespace}-{pid}{SUFFIX}"));
         let state = State { boot: boot()?, namespace, pid, started, changes: Vec::new() };
-        Ok(Changes { path, state })
+        Ok(Changes { path, state, left: false })
     }
 
     /// Switches off those of `offloads` that are on, and returns which those were.
@@ -113,6 +114,11 @@ impl Changes {
         self.write()
     }
 
+    /// Dropping it changes nothing: all that is left to the next start.
+    pub fn leave(&mut self) {
+        self.left = true;
+    }
+
     fn change(&mut self, interface: &str) -> io::Result<&mut Change> {
         let index = link::index_of(interface)?;
         let changes = &mut self.state.changes;
@@ -138,6 +144,9 @@ impl Changes {
 
 impl Drop for Changes {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         // The programs are detached by their owner, which drops before this.
         for change in &self.state.changes {
             undo(change, false);

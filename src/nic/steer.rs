@@ -64,7 +64,7 @@ impl SteerStats {
     }
 }
 
-/// The programs of all interfaces. Dropping it detaches them.
+/// The programs of all interfaces. Dropping it detaches them; see [`Steer::leave`].
 pub struct Steer {
     workers: u16,
     offload: bool,
@@ -103,6 +103,11 @@ impl Steer {
         self.programs.push(program);
         self.targets.push(None);
         Ok(result)
+    }
+
+    /// Programs that were attached to outlive the process stay when this is dropped.
+    pub fn leave(&mut self) {
+        self.programs.iter_mut().for_each(Program::leave);
     }
 
     /// Sets when a worker counts as dead, what happens to our packets then, and which share of

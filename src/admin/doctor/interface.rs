@@ -4,12 +4,16 @@ use super::{Finding, System};
 use crate::control::netlink::{Link, Mirror};
 use crate::nic::ethtool::{Channels, Ethtool, Offload};
 use crate::nic::link;
+use crate::nic::open::{FRAME_SIZE_MAX, mtu_max};
 use crate::nic::steer::{PROGRAM_NAME, program_name};
 
-/// Largest IP packet that fits a frame of 2 KiB behind the headroom that XDP keeps.
-const MTU_OF_2K_FRAMES: u32 = 1774;
-/// The same for 4 KiB, a page, which native mode is bounded by, too.
-const MTU_OF_4K_FRAMES: u32 = 3498;
+/// Largest IP packet that fits a frame as configured by default.
+const MTU_OF_2K_FRAMES: u32 = mtu_max(2_048);
+/// The same for the larger ones.
+const MTU_OF_4K_FRAMES: u32 = mtu_max(FRAME_SIZE_MAX);
+/// Drivers that receive into pages refuse native XDP beyond about this: a page holds XDP's headroom
+/// and `struct skb_shared_info` besides (`veth_xdp_set`, drivers/net/veth.c).
+const MTU_OF_PAGES: u32 = 3_498;
 
 /// Drivers known to run XDP programs natively (Documentation/networking, and their sources).
 const NATIVE: [&str; 22] = [
@@ -166,18 +170,17 @@ fn mtu(mtu: u32, name: &str, subject: &str) -> Finding {
     if mtu <= MTU_OF_2K_FRAMES {
         return Finding::ok(subject, found);
     }
-    if mtu <= MTU_OF_4K_FRAMES {
-        let advice = "Needs `frame_size = 4096`: larger packets are lost otherwise.";
+    if mtu <= MTU_OF_PAGES {
+        let advice = "Needs `frame_size = 4096`: `tidegate run` refuses it otherwise.";
         return Finding::note(subject, found, advice);
     }
-    Finding::warn(
-        subject,
-        found,
-        format!(
-            "Packets of over {MTU_OF_4K_FRAMES} bytes fit no frame, and native XDP is refused: ip \
-             link set dev {name} mtu {MTU_OF_4K_FRAMES} or less."
-        ),
-    )
+    let advice = |fits| format!("ip link set dev {name} mtu {fits} or less.");
+    if mtu <= MTU_OF_4K_FRAMES {
+        let why = "Needs `frame_size = 4096`, and most drivers refuse native XDP";
+        return Finding::warn(subject, found, format!("{why}: {}", advice(MTU_OF_PAGES)));
+    }
+    let why = "Fits no frame, so that `tidegate run` refuses it";
+    Finding::fail(subject, found, format!("{why}: {}", advice(MTU_OF_4K_FRAMES)))
 }
 
 fn merges(on: &[Offload], subject: &str) -> Option<Finding> {
@@ -291,13 +294,30 @@ mod tests {
         assert_eq!(find(&all, "fast9: link").found, "up, 25000 Mbit/s");
         assert_eq!(find(&all, "fast9: driver").found, "ice: native XDP, zero-copy");
         assert_eq!(find(&all, "fast9: queues").found, "2 receive, 2 transmit");
-        assert_eq!(find(&all, "fast9: mtu").verdict, Verdict::Warn);
+        assert_eq!(find(&all, "fast9: mtu").verdict, Verdict::Fail);
         assert_eq!(find(&all, "fast9: receive merging").found, "gro on");
         assert_eq!(find(&all, "fast9: NUMA node").found, "1, cores 8-15");
         assert_eq!(find(&all, "fast9: interrupts").found, "2 on cores 0 1");
         // Another namespace's folder of the same name is not read.
         facts.link.ifindex = 10;
         assert_eq!(find(&judge(&system, &facts), "fast9: link").found, "up");
+    }
+
+    #[test]
+    fn an_mtu_is_judged_as_run_would() {
+        let judged = |size: u32| mtu(size, "v9", "v9: mtu");
+        for (size, verdict, advice) in [
+            (1_774, Verdict::Ok, ""),
+            (1_775, Verdict::Note, "frame_size = 4096"),
+            (3_498, Verdict::Note, "frame_size = 4096"),
+            (3_499, Verdict::Warn, "mtu 3498 or less"),
+            (3_822, Verdict::Warn, "mtu 3498 or less"),
+            (3_823, Verdict::Fail, "mtu 3822 or less"),
+        ] {
+            let finding = judged(size);
+            assert_eq!(finding.verdict, verdict, "{size}");
+            assert!(finding.advice.unwrap_or_default().contains(advice), "{size}");
+        }
     }
 
     #[test]

@@ -72,8 +72,8 @@ pub(super) struct Program {
     counters: PerCpuArray<MapData, u64>,
     /// `None` where nothing is to be offloaded: the maps are as small as can be then.
     pub(super) offload: Option<Offloads>,
-    // Detach before the program's own descriptor goes.
-    _lasting: Option<LastingXdp>,
+    // Detached before the program's own descriptor goes.
+    lasting: Option<LastingXdp>,
     _ebpf: Ebpf,
 }
 
@@ -148,9 +148,14 @@ impl Program {
             transit: take(&mut ebpf, "transit")?,
             counters: take(&mut ebpf, "counters")?,
             offload,
-            _lasting: lasting,
+            lasting,
             _ebpf: ebpf,
         })
+    }
+
+    /// What was attached to outlive the process stays when this is dropped.
+    pub(super) fn leave(&mut self) {
+        std::mem::forget(self.lasting.take());
     }
 
     pub(super) fn set_config(&mut self, config: Config) -> Result<(), NicError> {

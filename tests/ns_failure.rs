@@ -9,10 +9,12 @@ use std::time::Duration;
 use common::probe::{Echo, Probe, longest_silence, lost};
 use common::{Net, SERVERS4};
 use nix::sys::signal::Signal;
-use tidegate::lab::Process;
+use tidegate::lab::{Process, wait_for};
 
 /// The XDP program bypasses a worker whose heartbeat is older.
 const HEARTBEAT_LIMIT: Duration = Duration::from_millis(100);
+/// For what takes no time on an idle machine.
+const LIMIT: Duration = Duration::from_secs(20);
 /// Where no heartbeat is to be missed, however busy the machine is.
 const PATIENT: Duration = Duration::from_secs(10);
 /// What a loaded machine of two cores may add to any of it: silence that lasts is longer.
@@ -135,6 +137,48 @@ fn a_graceful_stop_leaves_the_interface_as_it_was() {
     assert!(!net.socket().exists(), "the control socket is left");
     let link = net.appliance.ip("-d link show wan").expect("ip");
     assert!(!link.contains("xdp"), "{link}");
+}
+
+/// The port is not what another interface of its name is: packets that it would lose are dropped
+/// with a reason, `show ports` says so, and the end is in order.
+#[test]
+fn an_interface_that_is_replaced_is_told_of() {
+    let net = Net::new(1);
+    let mut edge = net.start(&config(&net, "pass", PATIENT));
+    let state = || {
+        let ports = net.ask_json(&["show", "ports"]);
+        let shown = net.ask(&["show", "ports"]).expect("ports");
+        let lan = shown.lines().find(|line| line.starts_with("lan")).unwrap_or_default();
+        let words = ["up", "down", "gone", "replaced"];
+        let word = lan.split_whitespace().find(|w| words.contains(w)).unwrap_or_default();
+        (word.to_owned(), ports["ports"][1]["replaced"] == true)
+    };
+    let becomes = |word: &str| {
+        let is = || state() == (word.to_owned(), word == "replaced");
+        wait_for(LIMIT, word, is).unwrap_or_else(|_| panic!("{word}: {:?}", state()));
+    };
+    becomes("up");
+    net.appliance.ip("link del lan").expect("ip");
+    becomes("gone");
+    net.appliance.ip("link add lan type veth peer name lan-peer").expect("ip");
+    for link in ["lan", "lan-peer"] {
+        net.appliance.ip(&format!("link set {link} up")).expect("ip");
+    }
+    net.appliance.ip("addr add 10.0.2.1/24 dev lan").expect("ip");
+    becomes("replaced");
+    let drops = || net.ask_json(&["show", "drops"])["total"].as_u64().expect("a number");
+    let before = drops();
+    let send = || {
+        let sent = net.client.enter(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bind");
+            socket.send_to(b"lost", (SERVERS4[0], 9)).expect("send");
+        });
+        sent.expect("thread");
+        drops() > before
+    };
+    wait_for(LIMIT, "a reason", send).expect("dropped");
+    edge.signal(Signal::SIGTERM).expect("term");
+    assert!(edge.wait(LIMIT).expect("ends").success());
 }
 
 /// A worker that drains receives nothing more: what arrives is the kernel's from the first moment.

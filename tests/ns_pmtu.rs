@@ -108,11 +108,14 @@ impl Site {
             let size = "%{http_code} %{size_download} %{size_upload}";
             let file = file.to_str().expect("path");
             let name = format!("{url}/put/{what}{i}");
+            let at_once = format!("{name}-at-once");
             for (args, want) in [
-                (["-o", "/dev/null", &get], "200 1048576 0".to_string()),
-                (["-T", file, &name], format!("201 0 {FILE_BYTES}")),
+                (&["-o", "/dev/null", &get][..], "200 1048576 0".to_string()),
+                (&["-T", file, &name], format!("201 0 {FILE_BYTES}")),
+                // The body comes with the head, and with delayed binding is held as it is.
+                (&["-H", "Expect:", "-T", file, &at_once], format!("201 0 {FILE_BYTES}")),
             ] {
-                let all = [&["-sS", "-m", "60", "-w", size][..], &args].concat();
+                let all = [&["-sS", "-m", "60", "-w", size][..], args].concat();
                 let got = self.net.client.run("curl", &all);
                 let got = got.unwrap_or_else(|e| {
                     let state =

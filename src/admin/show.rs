@@ -150,6 +150,15 @@ pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
     })
 }
 
+fn link_state(port: &PortView) -> &'static str {
+    match port {
+        p if p.up => "up",
+        p if p.replaced => "replaced",
+        p if p.ifindex == 0 => "gone",
+        _ => "down",
+    }
+}
+
 /// What is under `key`: lists are answered as `{"services": […]}`, so that they can grow fields.
 fn list<T: DeserializeOwned>(key: &str, mut answer: Value) -> Result<Vec<T>, serde_json::Error> {
     serde_json::from_value(answer.get_mut(key).map(Value::take).unwrap_or_default())
@@ -335,7 +344,7 @@ fn ports(a: &PortsAnswer) -> String {
         table.row([
             p.name.clone(),
             p.interface.clone(),
-            if p.up { "up".into() } else { "down".into() },
+            link_state(p).into(),
             p.attach.clone(),
             p.copy.clone(),
             if p.busy_poll { "on".into() } else { "off".into() },

@@ -68,6 +68,8 @@ pub struct Appliance {
     pub(super) modes: Vec<PortMode>,
     /// By port, as last logged.
     links_up: Vec<bool>,
+    /// By port: another interface has its name, which was logged.
+    replaced: Vec<bool>,
     /// By port: whether flows are offloaded to it, as shown. Empty before it is known.
     pub(super) offload: Vec<String>,
     pub(super) clock: Clock,
@@ -125,7 +127,8 @@ impl Appliance {
             limits: Arc::new(Limits::build(&config.limits, seed, None, clock.now())),
             shared_ports: Default::default(),
         };
-        let links_up = vec![true; config.ports.len()];
+        let (links_up, replaced) =
+            (vec![true; config.ports.len()], vec![false; config.ports.len()]);
         let mut appliance = Appliance {
             config,
             netlink,
@@ -138,6 +141,7 @@ impl Appliance {
             copies: Copies::new(clock.clone()),
             modes,
             links_up,
+            replaced,
             offload: Vec::new(),
             clock,
             started: Instant::now(),
@@ -271,14 +275,20 @@ impl Appliance {
 
     /// Says when a port's link goes or comes back.
     fn log_links(&mut self) {
-        for (port, was_up) in self.config.ports.iter().zip(&mut self.links_up) {
-            let link = self.netlink.mirror().link_named(&port.interface);
+        let (feed, mirror) = (&self.feed, self.netlink.mirror());
+        for (at, (port, was_up)) in self.config.ports.iter().zip(&mut self.links_up).enumerate() {
+            let link = feed.link(at, mirror);
             let up = link.is_some_and(|l| l.up && l.carrier);
             let gone = link.is_none();
             match (std::mem::replace(was_up, up), up) {
                 (true, false) => tracing::warn!(port = port.name, gone, "link down"),
                 (false, true) => tracing::info!(port = port.name, "link up"),
                 _ => {}
+            }
+            let replaced = feed.is_replaced(at, mirror);
+            if !std::mem::replace(&mut self.replaced[at], replaced) && replaced {
+                let (port, interface) = (&port.name, &port.interface);
+                tracing::error!(port, interface, "another interface has this name now: start anew");
             }
         }
     }

@@ -77,7 +77,8 @@ fn ports(a: &Appliance) -> Vec<PortView> {
     let ports = a.config.ports.iter().zip(&a.modes).enumerate();
     ports
         .map(|(at, (port, mode))| {
-            let link = a.netlink.mirror().link_named(&port.interface);
+            let (mirror, feed) = (a.netlink.mirror(), &a.feed);
+            let link = feed.link(at, mirror);
             let counts = steered.iter().find(|s| s.interface == port.interface);
             let reasons = SteerReason::ALL
                 .iter()
@@ -89,6 +90,7 @@ fn ports(a: &Appliance) -> Vec<PortView> {
                 mac: link.and_then(|l| l.mac).map(mac_text),
                 mtu: link.map_or(0, |l| l.mtu),
                 up: link.is_some_and(|l| l.up && l.carrier),
+                replaced: feed.is_replaced(at, mirror),
                 attach: attach_text(mode).into(),
                 copy: copy_text(mode).into(),
                 busy_poll: mode.busy_poll,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::base::{Addr, Seed};
 use crate::control::fib_thread::{Built, FibThread};
-use crate::control::netlink::{Changes, Mirror, TablePrefix};
+use crate::control::netlink::{Changes, Link, Mirror, TablePrefix};
 use crate::forward::fib::Fib;
 use crate::forward::{PortLink, Routes};
 use crate::nic::spec::PortSpec;
@@ -23,6 +23,8 @@ pub struct RouteFeed {
     seed: Seed,
     /// By port.
     ports: Vec<PortSpec>,
+    /// By port: the interface that it was opened on, which a later one of that name is not.
+    devices: Vec<Option<u32>>,
     /// The kernel's tables beside the usual ones, in the order of their own numbers from 1 on.
     tables: Vec<u32>,
     generation: u32,
@@ -42,6 +44,7 @@ impl RouteFeed {
         Ok(RouteFeed {
             seed,
             ports: ports.to_vec(),
+            devices: vec![None; ports.len()],
             generation: 0,
             thread: FibThread::start(tables.len())?,
             tables,
@@ -52,8 +55,24 @@ impl RouteFeed {
         })
     }
 
+    /// The link of a port; `None` while its interface is gone.
+    pub fn link<'a>(&self, port: usize, mirror: &'a Mirror) -> Option<&'a Link> {
+        match self.devices.get(port).copied().flatten() {
+            Some(device) => mirror.link(device),
+            None => mirror.link_named(&self.ports.get(port)?.interface),
+        }
+    }
+
+    /// Whether a port's interface is gone for good: another one has its name now.
+    pub fn is_replaced(&self, port: usize, mirror: &Mirror) -> bool {
+        let named = self.ports.get(port).and_then(|p| mirror.link_named(&p.interface));
+        named.is_some() && self.link(port, mirror).is_none()
+    }
+
     /// Has a forwarding table built of all that the mirror holds, and waits for it.
     pub async fn start(&mut self, mirror: &Mirror) {
+        let index = |port: &PortSpec| mirror.link_named(&port.interface).map(|l| l.ifindex);
+        self.devices = self.ports.iter().map(index).collect();
         self.order(mirror, mirror.places());
         self.built().await;
     }
@@ -109,7 +128,8 @@ impl RouteFeed {
     }
 
     fn links(&self, mirror: &Mirror) -> Vec<PortLink> {
-        self.ports.iter().map(|port| link(port, mirror)).collect()
+        let of = |(at, port)| link(port, self.link(at, mirror), mirror);
+        self.ports.iter().enumerate().map(of).collect()
     }
 }
 
@@ -125,7 +145,7 @@ pub fn other_tables(ports: &[PortSpec]) -> Vec<u32> {
 }
 
 /// The link of a port; one that leads nowhere where the interface is gone.
-fn link(port: &PortSpec, mirror: &Mirror) -> PortLink {
+fn link(port: &PortSpec, found: Option<&Link>, mirror: &Mirror) -> PortLink {
     let mut link = PortLink {
         id: port.id,
         ifindex: 0,
@@ -134,7 +154,7 @@ fn link(port: &PortSpec, mirror: &Mirror) -> PortLink {
         mtu: 0,
         addrs: Vec::new(),
     };
-    if let Some(found) = mirror.link_named(&port.interface) {
+    if let Some(found) = found {
         link.ifindex = found.ifindex;
         link.mac = found.mac.unwrap_or_default();
         link.mtu = u16::try_from(found.mtu).unwrap_or(u16::MAX);
@@ -238,6 +258,25 @@ mod tests {
             feed.update(&m, Changes { rest: true, ..Changes::default() });
             feed.built().await;
             assert_eq!(to(&feed.routes(&m), "198.51.100.1"), Err(DropReason::NotOurPort));
+        });
+    }
+
+    /// Its sockets and its program are those of the interface that it was opened on.
+    #[test]
+    fn a_port_does_not_go_over_to_another_interface_of_its_name() {
+        run(async {
+            let mut m = mirror();
+            let feed = feed(&m, &[port(0, "e7")]).await;
+            let known = m.link(7).cloned().expect("the link");
+            assert_eq!(feed.link(0, &m), Some(&known));
+            let renamed = Link { name: "other".into(), ..known.clone() };
+            m.apply(Fact::Link(renamed.clone()));
+            assert_eq!((feed.link(0, &m), feed.is_replaced(0, &m)), (Some(&renamed), false));
+            m.apply(Fact::LinkGone(7));
+            assert_eq!((feed.link(0, &m), feed.is_replaced(0, &m)), (None, false));
+            m.apply(Fact::Link(Link { ifindex: 8, ..known }));
+            assert_eq!((feed.link(0, &m), feed.is_replaced(0, &m)), (None, true));
+            assert!(feed.ifindexes(&m).is_empty());
         });
     }
 

@@ -74,6 +74,8 @@ pub struct PortView {
     pub mtu: u32,
     /// Administratively up and with a carrier.
     pub up: bool,
+    /// The interface is gone, and another one has its name: only a new start uses that.
+    pub replaced: bool,
     /// `native` or `generic`.
     pub attach: String,
     /// `zero-copy` or `copy`.

@@ -372,7 +372,7 @@ impl Port for XskPort {
                 pool.put_slot(unsafe { self.umem.arena.slot_from_raw(index as u32) });
             }
         }
-        (self.in_flight, self.in_flight_bytes) = (0, 0);
+        (self.in_flight, self.in_flight_bytes, self.unsent) = (0, 0, false);
     }
 }
 

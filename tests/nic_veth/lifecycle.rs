@@ -10,7 +10,8 @@ use tidegate::nic::ethtool::{Ethtool, Offload};
 use tidegate::nic::link::{index_of, xdp_program_id};
 use tidegate::nic::restore::{Restored, restore_leftovers, restore_offloads};
 use tidegate::nic::spec::{AttachMode, BusyPoll, CopyMode, PortSpec};
-use tidegate::nic::{NicError, open};
+use tidegate::nic::steer::kernel_now;
+use tidegate::nic::{NicError, Port, open};
 use tidegate::worker::spec::{OnFailure, WorkersSpec};
 
 fn has_program(interface: &str) -> bool {
@@ -68,6 +69,23 @@ fn closing_leaves_nothing() {
         assert_eq!(gro("v0"), Some(true));
         // The queue is free again.
         Side::open("v0", 1, AttachMode::Auto).close();
+    });
+}
+
+/// What the kernel does not take goes with the port, which may be looked after once more.
+#[test]
+fn a_port_whose_link_is_down_closes_with_what_was_not_sent() {
+    with_veth(1, || {
+        let mut a = Side::open("v0", 1, AttachMode::Auto);
+        ip(&["link", "set", "v0", "down"]);
+        let (port, pool) = (&mut a.nic.ports[0][0], &mut a.nic.pools[0]);
+        let packet = udp(([10, 1, 1, 1], 7), ([10, 1, 1, 2], 9));
+        let mut frames = vec![pool.take_with(&packet).expect("a free frame")];
+        assert_eq!(port.tx_burst(kernel_now(), pool, &mut frames), 1);
+        assert!(port.tx_in_flight_bytes() > 0, "it was sent");
+        port.close(pool);
+        port.poll(kernel_now(), pool);
+        assert_eq!((port.tx_in_flight_bytes(), pool.outstanding()), (0, 0));
     });
 }
 

@@ -148,6 +148,7 @@ mod tests {
     use crate::graph::stages::rig::*;
     use crate::observe::copies::CopyRing;
     use crate::packet::FilesId;
+    use crate::packet::build::ChecksumFill;
     use crate::packet::tcp::flag::{ACK, SYN};
     use crate::policy::Rules;
     use crate::policy::spec::{Mirror, RuleSpec};
@@ -239,13 +240,20 @@ mod tests {
                 assert!(copy.bytes[headers..] == **inner, "as the client's side sees it");
                 assert_eq!(usize::from(copy.meta.end), copy.bytes.len());
             }
+            // What a device was to complete is complete.
+            let partial = Shape { sum: ChecksumFill::Partial, ..Shape::syn() };
+            let other = (family.client.0, family.client.1 + 1);
+            rig.run(&mut whole, partial.between(other, (family.vip, dnat())));
+            let whole_one = Shape::syn().between(other, (family.vip, dnat()));
+            let copies = rig.copied();
+            assert!(copies[0].bytes.ends_with(&whole_one), "{:02x?}", copies[0].bytes);
             // A large one is cut to what the link takes; the packet itself is whole.
             let large = Shape { payload: 1_440, ..Shape::udp() };
             rig.run_answered(&mut whole, large.between(family.client, (family.vip, dnat())));
             let copies = rig.copied();
             assert_eq!(copies.len(), 1);
             assert_eq!((copies[0].bytes.len(), rig.counters.mirror_cut), (1_414, 1));
-            assert_eq!((rig.counters.mirrored, rig.counters.mirror_missed), (3, 0));
+            assert_eq!((rig.counters.mirrored, rig.counters.mirror_missed), (4, 0));
 
             let nobody = CopyTo::Host(addr(family.unresolved.0));
             let (mut rig, mut whole) = self::rig(nobody);

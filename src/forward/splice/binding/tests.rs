@@ -10,6 +10,8 @@ const UNTIL: Nanos = Nanos::from_secs(10);
 struct Rig {
     binding: Binding,
     held: Held,
+    /// What the backend takes.
+    mss: u16,
 }
 
 fn rig() -> Rig {
@@ -17,7 +19,7 @@ fn rig() -> Rig {
     let promise = Promise::default();
     let first = client_segment(0, ACK);
     let binding = Binding::accept(&first, agreed, &promise, 8_000, UNTIL);
-    Rig { binding, held: Held::new(1, 8) }
+    Rig { binding, held: Held::new(1, 8), mss: 500 }
 }
 
 fn client_segment(offset: u32, flags: u8) -> Seen {
@@ -44,7 +46,7 @@ impl Rig {
 
     fn server(&mut self, seen: &Seen, payload: u32) -> (FromServer, Vec<Segment>) {
         let mut out = Out::new(12);
-        let offer = Offer { mss: Some(500), window_scale: Some(7), sack: true, stamps: None };
+        let offer = Offer { mss: Some(self.mss), window_scale: Some(7), sack: true, stamps: None };
         let heard = Heard { seen: *seen, offer, payload_len: payload, mss_max: 1_460, stamp: 0 };
         let from = self.binding.server(Nanos::ZERO, &heard, (&mut self.held, 0), &mut out);
         (from, out.segments().to_vec())
@@ -103,6 +105,21 @@ fn the_backends_bytes_are_not_acknowledged_before_the_client_has_them() {
     let has = Seen { acknowledgment: COOKIE + 1 + 300, ..client_segment(600, ACK) };
     assert_eq!(rig.client(&has, b"").0, FromClient::Pass);
     assert_eq!(rig.timer().1[0].acknowledgment, 391);
+}
+
+/// But no smaller than anybody may have them be.
+#[test]
+fn a_path_that_takes_less_gets_what_is_missing_in_smaller_segments() {
+    let mut rig = Rig { mss: 1_000, ..rig() };
+    rig.client(&client_segment(0, ACK), &[1; 900]);
+    rig.open();
+    let (_, out) = rig.server(&server_segment(90, 0, SYN | ACK), 0);
+    assert_eq!(out[0].payload, (0, 900));
+    for (told, sent) in [(600, 600), (1_000, 600), (60, 512)] {
+        rig.binding.send_smaller(told);
+        let (on, out) = rig.timer();
+        assert_eq!((on, out[0].payload), (OnTimer::Nothing, (0, sent)), "{told}");
+    }
 }
 
 #[test]

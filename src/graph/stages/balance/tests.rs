@@ -9,6 +9,8 @@ use crate::packet::build::{ChecksumFill, TcpSpec, tcp_packet};
 use crate::packet::tcp::flag::{ACK, RST, SYN};
 use crate::packet::{ClassId, DropReason, ParseOptions, Verdict, parse};
 
+mod joining;
+
 const LIMITS: FlowLimits = FlowLimits { flows_max: 4096, half_open_max: 64 };
 const OUT: Verdict = Verdict::Output;
 
@@ -168,40 +170,6 @@ fn syns_announce_what_fits_both_links() {
             let reply = rig.run(stage, syn(SYN | ACK, family.backend, source, macs));
             assert_eq!(fits(&reply.bytes, l4), BACKEND_MTU - headers, "{mode:?}, its answer");
         }
-    }
-}
-
-#[test]
-fn packets_in_the_middle_join_where_appliances_agree() {
-    for family in [&V4, &V6] {
-        for (port, joins) in [(80, false), (81, true), (82, true), (83, true), (84, true)] {
-            let mut rig = Rig::new(LIMITS);
-            let stage = &mut Balance::new();
-            let vip = (family.vip, port);
-            let whole = |rig: &mut Rig, stage: &mut Balance, flags| {
-                rig.run(stage, Shape::tcp(flags).between(family.client, vip)).verdict
-            };
-            for flags in [RST, RST | ACK, SYN | ACK] {
-                let got = whole(&mut rig, stage, flags);
-                assert_eq!(got, dropped(DropReason::NoFlow), "{port}: {flags:#x} joins nothing");
-            }
-            let want = if joins { OUT } else { dropped(DropReason::NoFlow) };
-            assert_eq!(whole(&mut rig, stage, ACK), want, "{port}");
-            assert_eq!(rig.flows.len(), usize::from(joins));
-            // As long as half of the table is free.
-            let mut full = Rig::new(FlowLimits { flows_max: 4, half_open_max: 4 });
-            for client_port in 0..4 {
-                let client = (family.client.0, 5_000 + client_port);
-                full.run(stage, Shape::tcp(ACK).between(client, vip));
-            }
-            assert_eq!(full.flows.len(), if joins { 2 } else { 0 }, "{port}");
-        }
-        // A backend's answer shows whose flow it is, too.
-        let mut rig = Rig::new(LIMITS);
-        let answer = Shape::tcp(ACK).at_backend();
-        let got = rig.run(&mut Balance::new(), answer.between(family.backend, family.client));
-        let want = answer.after(CLIENT_MAC, CLIENT_SIDE).between((family.vip, 81), family.client);
-        assert_eq!((got.verdict, got.bytes), (OUT, want));
     }
 }
 

@@ -6,9 +6,12 @@
 //! ```
 //!
 //! Clients and servers have the first core, the router has the second one for all it does: frames
-//! are taken in by threads of the kernel on that core, and what it sends is taken from it by the
-//! first core at once. The far ends send frames as wires carry them; the router's own ends have
-//! what their router can make use of.
+//! are taken in by threads of the kernel on that core (threaded NAPI), and what it sends is taken
+//! from it by the first core at once, by threads there or, where a router sends 64 KB at a time,
+//! which veth does not give to NAPI, by steering (RPS). So no work of the ends counts for a router,
+//! and all of a router's does. The far ends send frames as wires carry them, and merged ones where
+//! a test says so; the router's own ends have what their router can make use of: for those on
+//! sockets merging of what comes in (GRO), segmentation of what goes out, and no checksums.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -72,6 +75,27 @@ impl Bed {
         for interface in ["wan", "lan"] {
             for on in ["rx", "tx", "sg", "tso", "gso", "gro"] {
                 self.router.run("ethtool", &["-K", interface, on, "on"])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has servers and clients send as much at a time as veth takes, or as wires carry it. The
+    /// kernel allows the first only where no XDP program takes the frames.
+    ///
+    /// # Errors
+    /// As `ethtool` says, or the kernel not taking it.
+    pub fn merge(&self, on: bool) -> anyhow::Result<()> {
+        let to = if on { "on" } else { "off" };
+        let pairs = [(&self.clients, "g0", "wan"), (&self.servers, "s0", "lan")];
+        for (ns, interface, routers) in pairs {
+            for feature in ["rx", "tx", "sg", "tso", "gso"] {
+                ns.run("ethtool", &["-K", interface, feature, to])?;
+            }
+            // They don't go by NAPI, and are the router's work all the same.
+            match on {
+                true => napi::steer(&self.router, routers, ROUTER_CORE)?,
+                false => napi::let_go(&self.router, routers)?,
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tidegate::nic::steer::kernel_now;
 
 use crate::bed::ROUTER_CORE;
 use crate::contender::{Contender, Kind};
@@ -21,8 +22,12 @@ const CLIENTS: usize = 64;
 pub enum Test {
     /// New connections, as many as can be.
     Connections,
-    /// One long transfer.
+    /// One long transfer; what arrives at the router is frames as a wire carries them, which its
+    /// own interfaces may merge.
     Download,
+    /// The same where servers send what veth takes, 64 KB at a time; it does not for a router with
+    /// an XDP program, whose frames stay as they are.
+    Merged,
     /// New connections, one after another.
     Opening,
     /// Requests on one connection, one after another.
@@ -30,7 +35,12 @@ pub enum Test {
 }
 
 impl Test {
-    pub const ALL: [Test; 4] = [Test::Connections, Test::Download, Test::Opening, Test::Exchanges];
+    pub const ALL: [Test; 5] =
+        [Test::Connections, Test::Download, Test::Merged, Test::Opening, Test::Exchanges];
+
+    fn is_transfer(self) -> bool {
+        matches!(self, Test::Download | Test::Merged)
+    }
 }
 
 /// What came of it once.
@@ -53,9 +63,16 @@ pub struct Sample {
 /// What goes wrong for any client.
 pub fn measure(c: &mut Contender, test: Test, window: Duration) -> anyhow::Result<Sample> {
     c.work.resume()?;
+    let merges = test == Test::Merged && !c.kind.is_tidegate();
+    if merges {
+        c.bed.merge(true)?;
+    }
     // A worker that has been paused is taken for dead, and bypassed until its heart beats again.
     sleep(WAKE);
     let sample = run(c, test, window).with_context(|| format!("{}, {test:?}", c.kind.name()));
+    if merges {
+        c.bed.merge(false)?;
+    }
     c.work.pause()?;
     sample
 }
@@ -64,35 +81,39 @@ fn run(c: &mut Contender, test: Test, window: Duration) -> anyhow::Result<Sample
     let (ids, routed) = (c.work.process_ids(), c.kind != Kind::Forwarding);
     if test == Test::Connections {
         let mut ends = Ends::open(&c.bed)?;
-        let before = spent_ns(&ids)?;
+        let before = spent_ns(test, &ids)?;
         let seen = ends.connections((CLIENTS, &mut c.opened), routed, window);
-        let spent = spent_ns(&ids)? - before;
+        let spent = spent_ns(test, &ids)? - before;
         ends.close(&c.bed)?;
         return Ok(sample(test, seen?, spent));
     }
-    let before = spent_ns(&ids)?;
+    let before = spent_ns(test, &ids)?;
     let clients = c.bed.clients.thread("clients", move || match test {
         Test::Connections | Test::Opening => ends::run(ends::opening(routed, window)),
-        Test::Download => ends::run(ends::download(routed, window)),
+        Test::Download | Test::Merged => ends::run(ends::download(routed, window)),
         Test::Exchanges => ends::run(ends::exchanges(routed, window)),
     })?;
     let seen = clients.join().map_err(|_| anyhow!("the clients panicked"))??;
-    Ok(sample(test, seen, spent_ns(&ids)? - before))
+    Ok(sample(test, seen, spent_ns(test, &ids)? - before))
 }
 
 fn sample(test: Test, seen: Seen, spent_ns: u64) -> Sample {
     let cpu = spent_ns as f64 / 1e9;
     let Seen { done, bytes, elapsed, mut took } = seen;
     took.sort_unstable();
-    let amount = if test == Test::Download { bytes as f64 * 8.0 } else { done as f64 };
+    let amount = if test.is_transfer() { bytes as f64 * 8.0 } else { done as f64 };
     let seconds = elapsed.as_secs_f64();
     Sample { rate: amount / seconds, per_cpu_second: amount / cpu, busy: cpu / seconds, took }
 }
 
 /// Processor time of all threads of these processes, and of the thread that does what is left over
 /// of the kernel's work on the router's core. (What the kernel does for a device within a thread's
-/// time counts for the thread.)
-fn spent_ns(ids: &[i32]) -> anyhow::Result<u64> {
+/// time counts for the thread.) Frames merged by their sender reach the router in interrupts that
+/// belong to no thread: for those all of the core's time counts that it is not idle.
+fn spent_ns(test: Test, ids: &[i32]) -> anyhow::Result<u64> {
+    if test == Test::Merged {
+        return core_ns();
+    }
     let softirqs = softirq_thread()?;
     let mut sum = 0;
     for id in ids.iter().copied().chain([softirqs]) {
@@ -104,6 +125,19 @@ fn spent_ns(ids: &[i32]) -> anyhow::Result<u64> {
         }
     }
     Ok(sum)
+}
+
+/// Time that the router's core was not idle: the clock, less what proc_stat(5) has of idleness.
+fn core_ns() -> anyhow::Result<u64> {
+    const IDLE: usize = 4;
+    const WAITING_FOR_DISKS: usize = 5;
+    const NS_PER_TICK: u64 = 10_000_000;
+    let stat = fs::read_to_string("/proc/stat")?;
+    let name = format!("cpu{ROUTER_CORE} ");
+    let line = stat.lines().find(|line| line.starts_with(&name)).context("no such core")?;
+    let ticks = |at| line.split_whitespace().nth(at).and_then(|n| n.parse::<u64>().ok());
+    let idle = ticks(IDLE).context("no idle time")? + ticks(WAITING_FOR_DISKS).unwrap_or(0);
+    Ok(kernel_now().0.saturating_sub(idle * NS_PER_TICK))
 }
 
 fn softirq_thread() -> anyhow::Result<i32> {

@@ -74,6 +74,11 @@ impl Results {
                 "download_busy": self.median(kind, Test::Download, |s| s.busy),
                 "download_rounds": rounds(Test::Download, |s| s.per_cpu_second),
                 "ratio_bits": self.ratio(kind, Test::Download),
+                "merged_bits_per_second": self.median(kind, Test::Merged, |s| s.rate),
+                "merged_bits_per_cpu_second":
+                    self.median(kind, Test::Merged, |s| s.per_cpu_second),
+                "merged_rounds": rounds(Test::Merged, |s| s.per_cpu_second),
+                "ratio_merged_bits": self.ratio(kind, Test::Merged),
                 "opening_us": added(Test::Opening),
                 "exchange_us": added(Test::Exchanges),
             })
@@ -93,9 +98,10 @@ impl Results {
         let test = Test::Connections;
         write!(f, "{:>8.0}{:>6.0}%", rate(test), busy(test) * 100.0)?;
         write!(f, "{:>10.0}{:>7}", per_cpu(test), ratio(test))?;
-        let test = Test::Download;
-        write!(f, "{:>8.2}{:>6.0}%", rate(test) / 1e9, busy(test) * 100.0)?;
-        write!(f, "{:>9.2}{:>7}", per_cpu(test) / 1e9, ratio(test))?;
+        for test in [Test::Download, Test::Merged] {
+            write!(f, "{:>8.2}{:>6.0}%", rate(test) / 1e9, busy(test) * 100.0)?;
+            write!(f, "{:>9.2}{:>7}", per_cpu(test) / 1e9, ratio(test))?;
+        }
         for test in [Test::Opening, Test::Exchanges] {
             write!(f, "{:>8.0}{:>8.0}", self.added(kind, test, 0.5), self.added(kind, test, 0.99))?;
         }
@@ -105,10 +111,13 @@ impl Results {
 
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\n{:<26}{:>31}{:>30}", "", "new connections", "one download")?;
+        write!(f, "\n{:<26}{:>31}{:>30}", "", "new connections", "a download in frames")?;
+        write!(f, "{:>30}", "in 64 KB")?;
         writeln!(f, "{:>16}{:>16}", "opening, us", "exchange, us")?;
         write!(f, "{:<26}{:>8}{:>7}{:>10}{:>7}", "", "1/s", "busy", "1/CPU s", "x")?;
-        write!(f, "{:>8}{:>7}{:>9}{:>7}", "Gbit/s", "busy", "/CPU s", "x")?;
+        for _ in [Test::Download, Test::Merged] {
+            write!(f, "{:>8}{:>7}{:>9}{:>7}", "Gbit/s", "busy", "/CPU s", "x")?;
+        }
         writeln!(f, "{:>8}{:>8}{:>8}{:>8}", "p50", "p99", "p50", "p99")?;
         self.kinds.iter().try_for_each(|&kind| self.fmt_row(f, kind))?;
         let rounds = self.of(self.kinds[0], Test::Connections).count();
@@ -118,6 +127,8 @@ impl fmt::Display for Results {
              router on core 1.\n\
              busy: the router's processor time, that of the kernel's threads that take its frames \
              in included; 1/CPU s: work for a second of it.\n\
+             in frames: what arrives at the router is what a wire carries. in 64 KB: what veth \
+             carries instead, but for tidegate; busy: all of core 1's time, as of its interrupts.\n\
              x: work for a second of processor time, to that of HAProxy or nginx, whichever does \
              more.\n\
              us: microseconds until the answer, beyond those without a router.\n\

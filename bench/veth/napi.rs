@@ -43,6 +43,15 @@ pub fn steer(ns: &Namespace, interface: &str, core: usize) -> anyhow::Result<()>
     write_sysfs(ns, &format!("class/net/{interface}/queues/rx-0/rps_cpus"), &mask)
 }
 
+/// No steering any more: packets stay where they are taken in.
+///
+/// # Errors
+/// The kernel not taking it.
+#[allow(dead_code, reason = "not every bench steers for a while only")]
+pub fn let_go(ns: &Namespace, interface: &str) -> anyhow::Result<()> {
+    write_sysfs(ns, &format!("class/net/{interface}/queues/rx-0/rps_cpus"), "0")
+}
+
 /// All threads that poll devices of this name, in any namespace: those that appear when ours is
 /// switched are ours.
 fn threads(interface: &str) -> anyhow::Result<BTreeSet<i32>> {

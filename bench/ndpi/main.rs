@@ -5,7 +5,8 @@
 //! interleave the two. Both read IP packets of one flow at a time, without a table of flows:
 //! headers, order of the stream, protocol, names. Neither checks checksums. Memory is that of one
 //! flow at most: for nDPI its structure and what it allocates meanwhile; for us the slot, and with
-//! HTTP the parsers that the flow borrows for as long as it is followed.
+//! HTTP what of the parsers the flow keeps for as long as it is followed. A head that has come in
+//! part needs 4 KB more until the rest comes, of which there are fewer than flows.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,17 +1,17 @@
 //! One connection's inspection: finds out which protocol it speaks and follows it as far as there
 //! is something to see.
 //!
-//! Sans-io: takes what each side sent, in order, and answers with what is known. The parsers of
-//! HTTP are large, so they come from a [`Pool`] when a connection begins as HTTP does.
+//! Sans-io: takes what each side sent, in order, and answers with what is known. Parsers of HTTP
+//! come from a [`Pool`] when a connection begins as HTTP does.
+
+mod parts;
 
 use super::Peek;
 use super::h2::{self, Start};
 use super::http1::{self, Next};
-use super::quic::{CryptoStream, InitialReader, Proof};
+use super::quic::{self, CryptoStream, InitialReader, Proof};
 use super::tls::{Carrier, Failure, HelloParser, Ja4, ServerHello};
 use crate::flow::reassembly::Reassembler;
-
-mod parts;
 
 pub use super::http1::Side;
 pub use parts::{Event, On, Pool, Request, Rooms};
@@ -204,7 +204,11 @@ impl Inspector {
         match self.initials.datagram(from == Side::Client, bytes, &mut stream, scratch) {
             Peek::NeedMore => return,
             Peek::Found(()) => self.app = App::Quic,
-            Peek::NotThis => self.app = self.unread_quic(),
+            Peek::NotThis => {
+                self.app = self.unread_quic();
+                let other = self.initials.failure() == Some(quic::Failure::NotQuic);
+                self.lost = (!other).then_some(Said::Hello);
+            }
         }
         reassembler.close(slot);
         self.stage = Stage::Done;
@@ -234,7 +238,8 @@ impl Inspector {
             Stage::Done => self.lost,
             Stage::Hello => Some(Said::Hello),
             Stage::Http1 | Stage::Http2 => Some(Said::Requests),
-            Stage::Start | Stage::Answer | Stage::Datagrams | Stage::Tunnel => None,
+            Stage::Datagrams => (self.initials.proof() != Proof::None).then_some(Said::Hello),
+            Stage::Start | Stage::Answer | Stage::Tunnel => None,
         }
     }
 
@@ -256,8 +261,15 @@ impl Inspector {
             _ if self.joined => false,
             Stage::Start => !self.has_parsers(),
             Stage::Http1 => self.app == App::Http1 && between(),
+            // What nobody reads begins anew in a version that its server has.
+            Stage::Datagrams => self.initials.proof() < Proof::Tag && !self.went_on(),
             _ => false,
         }
+    }
+
+    /// Whether a client of QUIC has gone on beyond a hello that was not read.
+    pub fn went_on(&self) -> bool {
+        self.initials.went_on()
     }
 
     /// Whether the protocol is known.
@@ -324,6 +336,11 @@ impl Inspector {
     /// Whether it has taken parsers of HTTP from the pool.
     pub fn has_parsers(&self) -> bool {
         self.http.is_some()
+    }
+
+    /// Whether it keeps a head of HTTP/1 that has come in part.
+    pub fn keeps_head(&self) -> bool {
+        self.http.as_ref().is_some_and(|http| http.keeps_head())
     }
 
     /// Ends, and gives the parsers back.
@@ -393,7 +410,7 @@ impl Inspector {
 
     fn http1(&mut self, pool: &mut Pool, bytes: &[u8], on: On<'_>) {
         let Some(http) = &mut self.http else { return };
-        let fed = http.feed_http1(Side::Client, bytes, pool.wanted(), on);
+        let fed = http.feed_http1(Side::Client, bytes, pool, on);
         if self.app == App::None && http.is_http() {
             self.app = App::Http1;
         }
@@ -420,6 +437,7 @@ impl Inspector {
                         Some(Unknown::HeadMalformed)
                     }
                     http1::Failure::TooLong => Some(Unknown::HeadTooLong),
+                    http1::Failure::NoRoom => Some(Unknown::Crowded),
                 };
                 self.stage = Stage::Done;
             }
@@ -471,7 +489,7 @@ impl Inspector {
             let _ = http.feed_http2(Side::Server, bytes, pool.wanted(), on);
             return;
         }
-        let fed = http.feed_http1(Side::Server, bytes, pool.wanted(), on);
+        let fed = http.feed_http1(Side::Server, bytes, pool, on);
         if fed.next == Some(Next::Http2) && self.stage == Stage::Http1 {
             self.server_http2 = Some(true);
             http.upgrade(pool);

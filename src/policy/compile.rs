@@ -207,6 +207,7 @@ impl Tables {
                 level: s.bytes_over.map_or(0, |size| sizes.partition_point(|s| *s <= size) as u8),
                 time: s.time.as_ref().map(|time| schedule.add(time)),
                 needs,
+                counts_requests: s.counts_requests,
             })
             .collect();
         let wanted = wanted(&self.headers);
@@ -219,6 +220,7 @@ impl Tables {
             schedule,
             by_request: specs.iter().any(RuleSpec::reads_requests),
             guards: unread::guards(specs),
+            counts_requests: specs.iter().any(|spec| spec.counts_requests),
             values,
             sni: self.sni,
             authority: self.authority,

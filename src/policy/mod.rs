@@ -55,8 +55,10 @@ pub struct Rules {
     schedule: Schedule,
     /// Some rule takes requests to tell.
     by_request: bool,
-    /// Rules that refuse flows by what clients say.
+    /// Rules that refuse flows by what clients say, or count it.
     guards: Box<[unread::Guard]>,
+    /// Some rule has a limit of requests.
+    counts_requests: bool,
     values: Values,
     sni: NameTable,
     authority: NameTable,
@@ -87,6 +89,7 @@ struct Rule {
     /// Number in the schedule.
     time: Option<u16>,
     needs: Kinds,
+    counts_requests: bool,
 }
 
 /// A value that is text.

@@ -87,6 +87,8 @@ pub struct RuleSpec {
     pub mark: Option<u8>,
     /// Copies of packets, and where they go.
     pub mirror: Option<Mirror>,
+    /// A limit counts the requests that it matches.
+    pub counts_requests: bool,
 }
 
 /// Copies of some flows' packets.

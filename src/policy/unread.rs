@@ -1,10 +1,10 @@
 //! What a client says in a way that can't be read must not lead around the rules that would have
-//! refused it.
+//! refused it, nor around limits that count what rules match.
 
 use super::catalogue::bare_host;
 use super::kinds::{Kind, Kinds};
 use super::spec::RuleSpec;
-use super::{Facts, NO_RULE, Rules};
+use super::{Facts, NO_RULE, Rule, Rules};
 use crate::inspect::fields::{Fields, NameId};
 use crate::inspect::inspector::Said;
 use crate::packet::ClassId;
@@ -12,7 +12,7 @@ use crate::packet::ClassId;
 /// Guards that are looked at one by one; of more, some is taken to apply.
 const GUARDS_MAX: usize = 64;
 
-/// A rule that refuses flows by what clients say.
+/// A rule that refuses flows by what clients say, or whose limit counts what they say.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Guard {
     rule: u16,
@@ -25,8 +25,10 @@ pub(super) struct Guard {
 pub(super) fn guards(specs: &[RuleSpec]) -> Box<[Guard]> {
     let mut guards: Vec<Guard> = Vec::new();
     for (rule, spec) in specs.iter().enumerate() {
-        let (hello, requests) = (spec.reads_hellos(), spec.reads_requests());
-        if !spec.class.is_refused() || !(hello || requests) || guards.len() > GUARDS_MAX {
+        let refuses = spec.class.is_refused();
+        let hello = refuses && spec.reads_hellos();
+        let requests = (refuses || spec.counts_requests) && spec.reads_requests();
+        if !(hello || requests) || guards.len() > GUARDS_MAX {
             continue;
         }
         let covers = |guard: &Guard| {
@@ -42,16 +44,18 @@ pub(super) fn guards(specs: &[RuleSpec]) -> Box<[Guard]> {
 }
 
 impl Rules {
-    /// Whether a rule might refuse the flow by what its client says, which is not known; by what is
-    /// known besides, it does not rule itself out, and no other comes before it for sure.
-    pub fn may_refuse(&self, facts: &Facts<'_>, said: Said) -> bool {
+    /// Whether a rule might refuse the flow by what its client says, which is not known, or might
+    /// count it; by what is known besides, it does not rule itself out, and no other comes before
+    /// it for sure.
+    pub fn must_read(&self, facts: &Facts<'_>, said: Said) -> bool {
+        let counts = said != Said::Hello && self.counts_requests;
         let by = |guard: &&Guard| match said {
             Said::Hello => guard.hello,
             Said::Requests => guard.requests,
             Said::Anything => true,
         };
         let mut guards = self.guards.iter().filter(by).peekable();
-        if guards.peek().is_none() {
+        if guards.peek().is_none() && !counts {
             return false;
         }
         let hits = self.hits(&Facts::of(facts.key, facts.dscp), None);
@@ -64,18 +68,26 @@ impl Rules {
                 |kind| self.values.any(hits.of(kind), |value| self.values.names(value, guard.rule));
             guard.rule < first && on_time && known.iter().all(named)
         };
-        self.guards.len() > GUARDS_MAX || guards.any(applies)
+        let counted = |rule: &Rule| counts && rule.counts_requests;
+        self.rules.get(usize::from(first)).is_some_and(counted)
+            || self.guards.len() > GUARDS_MAX
+            || guards.any(applies)
+    }
+
+    /// Whether any rule refuses by what a ClientHello says.
+    pub fn refuses_hellos(&self) -> bool {
+        self.guards.len() > GUARDS_MAX || self.guards.iter().any(|guard| guard.hello)
     }
 
     /// What a request is refused for that can't be read as its server may read it: one that is too
-    /// long where rules ask, or that is not clear where they refuse.
+    /// long where rules ask, or that is not clear where they refuse or count.
     pub(super) fn refusal(&self, facts: &Facts<'_>) -> Option<ClassId> {
         let fields = facts.request?.fields?;
         if self.is_too_long(facts) {
             return Some(ClassId::TOO_LONG);
         }
         let unclear = fields.is_malformed() || names_two_hosts(facts) || self.lacks(fields);
-        (unclear && self.may_refuse(facts, Said::Requests)).then_some(ClassId::UNREAD)
+        (unclear && self.must_read(facts, Said::Requests)).then_some(ClassId::UNREAD)
     }
 
     /// Whether something that rules ask for may be among what the client has said in terms of a

@@ -149,6 +149,11 @@ impl Limits {
         self.on[event as usize]
     }
 
+    /// Whether such events of a client are limited at this service, whatever rules say.
+    pub fn holds(&self, client: Addr, service: Option<u16>, event: Event) -> bool {
+        self.has(event) && self.of(client, (None, service)).any(|limit| limit.of(event).is_some())
+    }
+
     /// Whether a client may begin one more, as far as can be told without taking tokens: nobody
     /// has shown yet that the client's address is its own.
     pub fn may(

@@ -10,8 +10,8 @@ use tidegate::forward::spec::{BindAt, ForwardMode, PoolId};
 use tidegate::inspect::Peek;
 use tidegate::observe::Counters;
 use tidegate::packet::build::{LinkSpec as Ends, UdpSpec, udp_packet};
-use tidegate::packet::{ClassId, FlowKey, PacketMeta, ParseOptions, parse};
-use tidegate::policy::spec::RuleSpec;
+use tidegate::packet::{ClassId, DropReason, FlowKey, PacketMeta, ParseOptions, parse};
+use tidegate::policy::spec::{NamePattern, RuleSpec};
 use tidegate::sim::net::{Host, Outbox};
 use tidegate::sim::{Appliance, Endpoint, LinkSpec, Net, Setup, mac_of};
 
@@ -223,6 +223,9 @@ fn quic_setup(seed: Seed, family: Family, mode: ForwardMode) -> Setup {
     let mut setup = delayed(seed, family, mode, BindAt::Hello);
     let service = &mut setup.forward.services[0];
     (service.proto, service.port) = (17, UDP_PORT);
+    // Nobody's name; who can't be read is refused all the same, and nobody else.
+    let sni = vec![NamePattern::Exact("nobody.example".into())];
+    setup.rules.push(RuleSpec { sni, class: ClassId::RESET, ..RuleSpec::default() });
     setup.rules.push(RuleSpec { mark: Some(MARK), class: ClassId(2), ..RuleSpec::default() });
     setup
 }
@@ -383,4 +386,20 @@ fn rules_refuse_and_versions_are_left_to_the_servers() {
     net.run_for(Duration::from_secs(1));
     let counters = net.appliance.finish();
     assert_eq!(counters.flows_opened, 1, "{counters:?}");
+}
+
+/// A hello that its server may read and we can't gets no backend where rules refuse by hellos.
+#[test]
+fn who_cannot_be_read_is_not_bound() {
+    let broken = Initial::new(V1, b"12345678").seal(&crypto(0, &[1, 0, 0, 4, 9, 9, 9, 9]));
+    for (refuses, flows) in [(true, 0), (false, 1)] {
+        let mut setup = quic_setup(Seed(1), Family::V4, ForwardMode::Nat);
+        setup.rules.retain(|rule| refuses || !rule.class.is_refused());
+        let mut net = shower(setup, std::slice::from_ref(&broken));
+        net.run_for(Duration::from_secs(1));
+        let counters = net.appliance.finish();
+        assert_eq!(counters.flows_opened, flows, "{counters:?}");
+        let unread = counters.drops[DropReason::Unread as usize];
+        assert_eq!(unread, 1 - flows, "{counters:?}");
+    }
 }

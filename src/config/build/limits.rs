@@ -22,8 +22,8 @@ const V6_LEN: u8 = 64;
 const CLIENTS: u32 = 16_384;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// All limits, and whom they are for.
-pub fn limits(b: &mut Build<'_>, file: &FileConfig, rules: &[RuleSpec]) -> LimitsSpec {
+/// All limits, and whom they are for; rules are told whether theirs counts requests.
+pub fn limits(b: &mut Build<'_>, file: &FileConfig, rules: &mut [RuleSpec]) -> LimitsSpec {
     if let Some((key, _)) = file.limit.0.get(LIMITS_MAX) {
         b.error(&key.span(), format!("there are {LIMITS_MAX} limits at most"));
     }
@@ -47,6 +47,10 @@ pub fn limits(b: &mut Build<'_>, file: &FileConfig, rules: &[RuleSpec]) -> Limit
         given.as_ref().and_then(|name| b.resolve("limit", name, &known)).map(id16)
     };
     let of_rule: Vec<_> = file.rule.iter().map(|r| of(b, &r.get_ref().limit)).collect();
+    for (rule, of) in rules.iter_mut().zip(&of_rule) {
+        let limit = of.and_then(|at| limits.get(usize::from(at)));
+        rule.counts_requests = limit.is_some_and(|limit| limit.pace(Event::Request).is_some());
+    }
     let of_service: Vec<_> =
         file.service.0.iter().map(|(_, s)| of(b, &s.get_ref().limit)).collect();
     check_rules(b, file, rules, (&limits, &of_rule));

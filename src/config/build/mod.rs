@@ -57,10 +57,10 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let outliers = outliers::outliers(b, file);
     let (qos, classes) = qos::qos(b, file, &ports, workers.frame_size);
     let catalogue = catalogue(b, file);
-    let (rules, names) = rules::rules(b, file, classes, (&catalogue, &ports));
+    let (mut rules, names) = rules::rules(b, file, classes, (&catalogue, &ports));
     let metering = meters::metering(b, file, &ports, &qos, &names.classes);
     catalogue_classes(b, file, &names.classes);
-    let limits = limits::limits(b, file, &rules);
+    let limits = limits::limits(b, file, &mut rules);
     let files = mirror::files(b, file);
     let announce = announce::announce(b, file);
     let admin = admin::admin(b, file);

@@ -7,6 +7,7 @@
 use crate::base::Nanos;
 use crate::flow::{Flow, FlowKind, FlowTable, TcpState};
 use crate::graph::{Cx, Snapshot};
+use crate::inspect::inspector::Said;
 use crate::packet::tcp::flag::{ACK, RST, SYN};
 use crate::packet::{ClassId, Direction, FlowKey, FlowRef, PacketMeta, tcp};
 use crate::policy::Facts;
@@ -49,6 +50,15 @@ pub(super) fn ask(
 /// counted.
 pub(super) fn follows(snapshot: &Snapshot) -> bool {
     snapshot.rules.follows_requests() || snapshot.limits.has(Event::Request)
+}
+
+/// Whether a client must not say anything that can't be read: rules might refuse its connection by
+/// that, or its requests are counted.
+#[cold]
+pub(super) fn must_read(snapshot: &Snapshot, facts: &Facts<'_>, said: Said) -> bool {
+    let (key, limits) = (facts.key, &snapshot.limits);
+    let counted = || limits.holds(key.src, service(snapshot, key), Event::Request);
+    said != Said::Hello && counted() || snapshot.rules.must_read(facts, said)
 }
 
 /// Has the rules' say about a flow end with this one: its packets are dropped.

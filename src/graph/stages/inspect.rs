@@ -5,6 +5,7 @@ use crate::base::Nanos;
 use crate::flow::names::NAME_BYTES_MAX;
 use crate::flow::reassembly::Reassembler;
 use crate::flow::{Flow, Names, sightings};
+use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, Stage};
 use crate::inspect::fields::{self, Wanted};
@@ -18,6 +19,7 @@ use crate::packet::{
 };
 use crate::policy::{Decision, Facts, Steps};
 
+mod crowding;
 mod datagrams;
 mod hiding;
 mod openings;
@@ -37,15 +39,12 @@ pub const FLOWS_MAX: usize = DONE as usize;
 
 /// A flow that is undecided and makes no progress for this long is given up.
 const STALL_NS_MAX: u64 = 10_000_000_000;
-/// Slots looked at for stalled flows with each batch.
-const SWEEP_SLOTS: usize = 2;
-/// Slots among which the one that stalls longest gives way to a new flow.
-const CROWD_SLOTS: usize = 8;
-/// Slots among which the one that is silent for longest gives its parsers to a new flow.
-const PARSER_SLOTS: usize = 64;
 /// Flows under inspection for each page in which early segments wait.
 const FLOWS_PER_PAGE: usize = 4;
 const PAGES_MIN: usize = 64;
+/// Flows that may speak HTTP for each head of theirs that may have come in part.
+const PARSERS_PER_HEAD: usize = 4;
+const HEADS_MIN: usize = 16;
 /// Each flow has two streams.
 const SIDES: usize = 2;
 /// The header table that is kept for each direction of HTTP/2: the protocol's default (RFC 9113,
@@ -125,8 +124,10 @@ impl Inspect {
         let flows = (limits.flows_max as usize).clamp(1, FLOWS_MAX);
         let wanted = Wanted::new(limits.headers.iter().map(String::as_str))
             .unwrap_or_else(|fault| panic!("header names: {fault}"));
-        let rooms = Rooms { target: fields::PATH_BYTES, first_target: 0, table: TABLE_BYTES };
         let parsers = (limits.http_flows_max as usize).clamp(1, flows);
+        let heads = (parsers / PARSERS_PER_HEAD).max(HEADS_MIN.min(SIDES * parsers));
+        let target = fields::PATH_BYTES;
+        let rooms = Rooms { target, first_target: 0, heads, table: TABLE_BYTES };
         let inspectors =
             (0..flows).map(|_| Inspector::with_hello(false, limits.hello_bytes_max)).collect();
         Inspect {
@@ -193,50 +194,17 @@ impl Inspect {
         slot
     }
 
-    /// All slots are taken: of the next few, the flow that stalls longest gives way. Real flows
-    /// say what they are within moments, so that whoever opens flows and sends nothing more can't
-    /// keep others out.
-    fn crowd_out(&mut self, cx: &mut Cx<'_>) -> usize {
-        let from = self.hand;
-        self.hand = (from + CROWD_SLOTS) % self.slots.len();
-        let next = (from..from + CROWD_SLOTS).map(|i| i % self.slots.len());
-        let slot = next.min_by_key(|&slot| self.slots[slot].progress_at).unwrap_or(from);
-        self.give_up(cx, slot, Given::Up(Unknown::Crowded));
-        self.free.pop().map_or(slot, usize::from)
-    }
-
-    /// All parsers of HTTP are in use and another flow begins as HTTP does: of the next flows, the
-    /// one that is silent for longest is let go.
-    fn free_parsers(&mut self, cx: &mut Cx<'_>) {
-        let from = self.hand;
-        self.hand = (from + PARSER_SLOTS) % self.slots.len();
-        let next = (from..from + PARSER_SLOTS.min(self.slots.len())).map(|i| i % self.slots.len());
-        let using = next.filter(|&slot| self.inspectors[slot].has_parsers());
-        if let Some(slot) = using.min_by_key(|&slot| self.slots[slot].progress_at) {
-            self.give_up(cx, slot, Given::Up(Unknown::Crowded));
-        }
-    }
-
-    /// Gives up a few of the flows that stall. Those whose protocol is known may be silent for as
-    /// long as they like.
-    fn sweep(&mut self, cx: &mut Cx<'_>) {
-        for _ in 0..SWEEP_SLOTS.min(self.slots.len()) {
-            self.hand = (self.hand + 1) % self.slots.len();
-            let (slot, inspector) = (&self.slots[self.hand], &self.inspectors[self.hand]);
-            let follows = inspector.knows() && inspector.requests() > 0 && !slot.told;
-            let stalls = cx.now.since(slot.progress_at) > STALL_NS_MAX;
-            if slot.taken && stalls && !(follows && self.flow_of(cx, self.hand).is_some()) {
-                self.give_up(cx, self.hand, Given::Stalled);
-            }
-        }
-    }
-
     /// Frees a slot whose flow is not at hand and may be gone.
     fn give_up(&mut self, cx: &mut Cx<'_>, slot: usize, why: Given) {
         match self.flow_of(cx, slot) {
             Some(flow) => self.end(cx, flow, slot, why),
             None => {
+                let Slot { told, key, hash, .. } = self.slots[slot];
                 count_end(&self.inspectors[slot], &self.slots[slot], why, cx.counters);
+                // What was told of it before it was in the table is all there is to read.
+                if told && let Some((flow, _)) = cx.flows.lookup(&key, hash) {
+                    cx.flows.get_mut(flow).inspection = DONE;
+                }
                 self.release(slot);
             }
         }
@@ -253,7 +221,7 @@ impl Inspect {
     /// its client may say more, it does not get around rules that refuse by that.
     fn end(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize, why: Given) {
         let waits = matches!(why, Given::Stalled | Given::Up(Unknown::Crowded));
-        if waits && self.may_begin_anew(slot) {
+        if waits && self.may_begin_anew(slot, why) {
             return self.put_off(cx, at, slot);
         }
         if self.is_guarded(cx, slot) && !cx.flows.get(at).class.is_refused() {
@@ -276,19 +244,27 @@ impl Inspect {
 
     /// Gives the slot of a flow back that is to be read on, once its client says more.
     fn put_off(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize) {
-        self.openings.note_at(self.slots[slot].hash, self.reassembler.next_seq(SIDES * slot));
+        let Slot { key, hash, .. } = self.slots[slot];
+        if key.proto == tcp::PROTOCOL {
+            self.openings.note_at(hash, self.reassembler.next_seq(SIDES * slot));
+        }
         cx.flows.get_mut(at).inspection = NOT_YET;
         self.release(slot);
     }
 
     /// Whether its client has said nothing that is still to be read, and nothing is lost by reading
     /// it anew from here.
-    fn may_begin_anew(&self, slot: usize) -> bool {
-        let is_tcp = self.slots[slot].key.proto == tcp::PROTOCOL;
-        is_tcp && self.inspectors[slot].may_begin_anew() && !self.reassembler.has_gap(SIDES * slot)
+    fn may_begin_anew(&self, slot: usize, why: Given) -> bool {
+        let is_whole = match self.slots[slot].key.proto {
+            tcp::PROTOCOL => !self.reassembler.has_gap(SIDES * slot),
+            // Whoever is crowded out could begin anew for ever.
+            _ => why == Given::Stalled,
+        };
+        is_whole && self.inspectors[slot].may_begin_anew()
     }
 
-    /// Whether rules might refuse the flow by what its client says and is not read.
+    /// Whether rules might refuse the flow by what its client says and is not read, or that is
+    /// counted.
     #[cold]
     fn is_guarded(&self, cx: &Cx<'_>, slot: usize) -> bool {
         let (inspector, Slot { key, dscp, .. }) = (&self.inspectors[slot], &self.slots[slot]);
@@ -297,8 +273,8 @@ impl Inspect {
             true => Some(Said::Anything),
             false => inspector.unread(),
         };
-        let rules = &cx.snapshot.rules;
-        unread.is_some_and(|said| rules.may_refuse(&Facts::of(key, *dscp), said))
+        let must_read = |said| admission::must_read(cx.snapshot, &Facts::of(key, *dscp), said);
+        unread.is_some_and(must_read)
     }
 
     fn release(&mut self, slot: usize) {
@@ -325,7 +301,7 @@ impl Stage for Inspect {
         cx.names.sightings.clear();
         Deciding::of(cx).complete();
         self.sweep(cx);
-        let (mut early, mut ahead, mut hidden) = (0_u64, 0_u64, 0_u64);
+        let (mut early, mut ahead, mut unread, mut hidden) = (0_u64, 0_u64, 0_u64, 0_u64);
         for (at, packet) in batch.iter().enumerate() {
             let meta = packet.meta;
             if meta.verdict != Verdict::Next {
@@ -336,7 +312,7 @@ impl Stage for Inspect {
                 continue;
             }
             if meta.key.proto == udp::PROTOCOL && meta.direction == Direction::Forward {
-                self.datagram(cx, at, packet);
+                unread |= u64::from(self.datagram(cx, at, packet)) << at;
             }
             if meta.key.proto != tcp::PROTOCOL {
                 continue;
@@ -359,6 +335,7 @@ impl Stage for Inspect {
         for (mut packets, why) in [
             (early, DropReason::SynData),
             (ahead, DropReason::TooFarAhead),
+            (unread, DropReason::Unread),
             (hidden, DropReason::Fragment),
         ] {
             while packets != 0 {

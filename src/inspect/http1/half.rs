@@ -1,6 +1,6 @@
 //! One direction: a state machine over lines and bodies, resumable at every byte.
 
-use super::{Failure, HEAD_BYTES_MAX, METHOD_BYTES_MAX, Next, Side, Switch, whole};
+use super::{Failure, HEAD_BYTES_MAX, METHOD_BYTES_MAX, Next, Side, Switch};
 use crate::inspect::fields::{Fields, NAME_BYTES_MAX, NameId, Sink, Wanted, is_blank, is_token};
 
 /// The version of a message, but for its last digit (RFC 9112, section 2.3).
@@ -55,7 +55,7 @@ pub struct Half {
     /// A field whose value may go on with the next line.
     pub(super) field_open: bool,
     pub(super) wanted: bool,
-    minor_version: u8,
+    pub(super) minor_version: u8,
     /// Bytes matched of a fixed text, or digits read.
     pub(super) matched: u8,
     method_len: u32,
@@ -99,6 +99,11 @@ impl Half {
 
     pub fn is_idle(&self) -> bool {
         self.next.is_none() && self.step == Step::Start
+    }
+
+    /// Whether a head has come in part.
+    pub fn is_amid_head(&self) -> bool {
+        self.next.is_none() && self.step > Step::Start && self.step < Step::Bytes
     }
 
     pub fn fail(&mut self, failure: Failure) {
@@ -201,7 +206,7 @@ impl Half {
         Ok(true)
     }
 
-    fn begin(&mut self, step: Step) {
+    pub(super) fn begin(&mut self, step: Step) {
         (self.head_bytes, self.matched, self.method_len) = (0, 0, 0);
         self.step = step;
     }
@@ -211,16 +216,7 @@ impl Half {
         match self.step {
             Step::Start => {
                 if self.start(part)? {
-                    fields.clear();
-                    self.begin(Step::Method);
-                    match whole::request_line(part) {
-                        Some((line, len)) => {
-                            line.tell(fields);
-                            *part = &part[len..];
-                            (self.minor_version, self.step) = (line.minor_version, Step::LineStart);
-                        }
-                        None => fields.begin(NameId::METHOD),
-                    }
+                    self.begin_request(part, fields);
                 }
             }
             Step::Method => {

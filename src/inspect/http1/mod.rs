@@ -4,6 +4,8 @@
 //! each head once it is complete; bodies are skipped by their framing, so that pipelined requests
 //! and those of a kept connection all count and nothing in a body is taken for a head. Only the
 //! wanted fields are kept, so heads of any length up to [`HEAD_BYTES_MAX`] take the same memory.
+//! Most of it is the room for fields, which a connection may do without but while it reads a head:
+//! see [`Connection::lend`].
 //!
 //! Where two servers might disagree about where a message ends (request smuggling), the head is
 //! still told, marked [`Framing::Ambiguous`], and the direction is given up rather than guessed.
@@ -83,6 +85,8 @@ pub enum Failure {
     Ambiguous,
     /// A head longer than [`HEAD_BYTES_MAX`], or more than [`PENDING_MAX`] unanswered requests.
     TooLong,
+    /// There is none for the fields.
+    NoRoom,
 }
 
 /// What a direction became.
@@ -133,7 +137,8 @@ enum Switch {
 pub struct Connection {
     client: Half,
     server: Half,
-    fields: [Fields; 2],
+    /// By side.
+    fields: [Option<Box<Fields>>; 2],
     /// The requests that wait for their answer: a ring.
     pending: [Kind; PENDING_MAX],
     requests: u64,
@@ -143,10 +148,16 @@ pub struct Connection {
 impl Connection {
     /// Room for the wanted fields, with targets of this many bytes.
     pub fn new(wanted: &Wanted, target_bytes: usize) -> Connection {
+        let fields = [target_bytes, 0].map(|bytes| Some(Box::new(Fields::new(wanted, bytes))));
+        Connection { fields, ..Connection::bare() }
+    }
+
+    /// Without room for fields: that is lent for each call of [`Connection::feed`].
+    pub fn bare() -> Connection {
         Connection {
             client: Half::new(Side::Client),
             server: Half::new(Side::Server),
-            fields: [Fields::new(wanted, target_bytes), Fields::new(wanted, 0)],
+            fields: [None, None],
             pending: [PLAIN; PENDING_MAX],
             requests: 0,
             responses: 0,
@@ -165,9 +176,41 @@ impl Connection {
         self.requests
     }
 
-    /// Method of the request that is read, or was read last, as far as it has come.
+    /// Method of the request that is read, or was read last, as far as it has come, and while there
+    /// is room for it.
     pub fn method(&self) -> Option<&[u8]> {
-        self.fields[0].method()
+        self.fields[0].as_ref()?.method()
+    }
+
+    /// Whether this direction has room for fields.
+    pub fn has_room(&self, side: Side) -> bool {
+        self.fields[side as usize].is_some()
+    }
+
+    /// Lends room for fields, which may hold anything, to a direction.
+    pub fn lend(&mut self, side: Side, room: Box<Fields>) {
+        self.fields[side as usize] = Some(room);
+    }
+
+    /// Takes the room of a direction back, unless it is still needed: amid a head.
+    pub fn take_spare(&mut self, side: Side) -> Option<Box<Fields>> {
+        match self.half(side).is_amid_head() {
+            true => None,
+            false => self.take_room(side),
+        }
+    }
+
+    /// Takes it back in any case: the direction is not read any more.
+    pub fn take_room(&mut self, side: Side) -> Option<Box<Fields>> {
+        self.fields[side as usize].take()
+    }
+
+    /// There is no room for what this direction still says.
+    pub fn give_up(&mut self, side: Side) {
+        match side {
+            Side::Client => self.client.fail(Failure::NoRoom),
+            Side::Server => self.server.fail(Failure::NoRoom),
+        }
     }
 
     /// Final answers whose heads were complete.
@@ -185,9 +228,13 @@ impl Connection {
 
     /// Whether this direction is between two messages.
     pub fn is_idle(&self, side: Side) -> bool {
+        self.half(side).is_idle()
+    }
+
+    fn half(&self, side: Side) -> &Half {
         match side {
-            Side::Client => self.client.is_idle(),
-            Side::Server => self.server.is_idle(),
+            Side::Client => &self.client,
+            Side::Server => &self.server,
         }
     }
 
@@ -201,27 +248,31 @@ impl Connection {
         mut on: impl FnMut(Event<'_>),
     ) -> Fed {
         let mut rest = bytes;
+        // Lent for the call, so that what a head brings about can be entered meanwhile.
+        let Some(mut fields) = self.take_room(side) else {
+            return Fed { used: 0, next: Some(Next::Failed(Failure::NoRoom)) };
+        };
         let next = match side {
             Side::Client => loop {
-                match self.client.run(&mut rest, wanted, &mut self.fields[0]) {
-                    Ok(true) => self.end_request_head(&mut on),
+                match self.client.run(&mut rest, wanted, &mut fields) {
+                    Ok(true) => self.end_request_head(&fields, &mut on),
                     Ok(false) => break None,
                     Err(next) => break Some(next),
                 }
             },
             Side::Server => loop {
-                match self.server.run(&mut rest, wanted, &mut self.fields[1]) {
-                    Ok(true) => self.end_response_head(&mut on),
+                match self.server.run(&mut rest, wanted, &mut fields) {
+                    Ok(true) => self.end_response_head(&fields, &mut on),
                     Ok(false) => break None,
                     Err(next) => break Some(next),
                 }
             },
         };
+        self.lend(side, fields);
         Fed { used: bytes.len() - rest.len(), next }
     }
 
-    fn end_request_head(&mut self, on: &mut impl FnMut(Event<'_>)) {
-        let fields = &self.fields[0];
+    fn end_request_head(&mut self, fields: &Fields, on: &mut impl FnMut(Event<'_>)) {
         let minor_version = self.client.minor_version();
         let kind = kind_of(fields, minor_version);
         let framing = match kind.switch {
@@ -241,8 +292,7 @@ impl Connection {
         }
     }
 
-    fn end_response_head(&mut self, on: &mut impl FnMut(Event<'_>)) {
-        let fields = &self.fields[1];
+    fn end_response_head(&mut self, fields: &Fields, on: &mut impl FnMut(Event<'_>)) {
         let minor_version = self.server.minor_version();
         // The status line had three digits.
         let status = fields.status().unwrap_or_default();

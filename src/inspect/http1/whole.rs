@@ -2,12 +2,26 @@
 //! are left to [`super::half`], byte by byte; what both tell is the same.
 
 use super::METHOD_BYTES_MAX;
-use super::half::Half;
+use super::half::{Half, Step};
 use crate::inspect::fields::{Fields, NAME_BYTES_MAX, NameId, Sink, Wanted, is_blank, is_token};
 
 const VERSION: &[u8] = b" HTTP/1.";
 
 impl Half {
+    /// A request line begins, and mostly has come as a whole.
+    pub(super) fn begin_request(&mut self, part: &mut &[u8], fields: &mut Fields) {
+        fields.clear();
+        self.begin(Step::Method);
+        match request_line(part) {
+            Some((line, len)) => {
+                line.tell(fields);
+                *part = &part[len..];
+                (self.minor_version, self.step) = (line.minor_version, Step::LineStart);
+            }
+            None => fields.begin(NameId::METHOD),
+        }
+    }
+
     /// Takes the fields whose lines have come.
     pub(super) fn whole_fields(&mut self, part: &mut &[u8], wanted: &Wanted, fields: &mut Fields) {
         while let Some((field, len)) = field(part) {
@@ -27,14 +41,14 @@ impl Half {
 }
 
 /// Method, target and version (RFC 9112, section 3).
-pub struct RequestLine<'a> {
+struct RequestLine<'a> {
     method: &'a [u8],
     target: &'a [u8],
-    pub minor_version: u8,
+    minor_version: u8,
 }
 
 impl RequestLine<'_> {
-    pub fn tell(&self, fields: &mut Fields) {
+    fn tell(&self, fields: &mut Fields) {
         for (name, value) in [(NameId::METHOD, self.method), (NameId::PATH, self.target)] {
             fields.begin(name);
             fields.value(value);
@@ -44,7 +58,7 @@ impl RequestLine<'_> {
 }
 
 /// A request line with CR LF, and how long it is.
-pub fn request_line(bytes: &[u8]) -> Option<(RequestLine<'_>, usize)> {
+fn request_line(bytes: &[u8]) -> Option<(RequestLine<'_>, usize)> {
     let end = memchr::memchr(b'\n', bytes)?;
     let (line, last) = bytes[..end].split_at_checked(end.checked_sub(2)?)?;
     let [digit @ b'0'..=b'9', b'\r'] = *last else { return None };

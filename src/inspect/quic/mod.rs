@@ -31,6 +31,9 @@ pub const DATAGRAMS_MAX: u16 = 128;
 pub const STRANGERS_MAX: u16 = 8;
 /// Initial packets that can't be decrypted before a client is given up.
 pub const UNDECRYPTABLE_MAX: u16 = 32;
+/// Packets of a version that can't be read before a client is given up: a server that does not know
+/// it either says so at once (RFC 9000, section 6).
+pub const UNREADABLE_MAX: u16 = 8;
 /// The handshake stream is read up to here.
 pub const CRYPTO_BYTES_MAX: u64 = 1 << 16;
 
@@ -109,6 +112,8 @@ pub struct InitialReader {
     client_cid: ConnectionId,
     server_cid: Option<ConnectionId>,
     largest_number: Option<u64>,
+    /// The client has gone on to what comes behind its hello.
+    went_on: bool,
     datagrams: u16,
     undecryptable: u16,
     initials: u16,
@@ -220,6 +225,12 @@ impl InitialReader {
         self.proof
     }
 
+    /// Whether the client has sent what only follows a hello that its server has read, though it
+    /// was not read here (RFC 9001, section 4.1.4).
+    pub fn went_on(&self) -> bool {
+        self.outcome.is_none() && self.went_on
+    }
+
     /// Version of the first Initial packet that was decrypted.
     pub fn version(&self) -> Option<u32> {
         self.keys.map(|_| self.version)
@@ -257,8 +268,13 @@ impl InitialReader {
             self.proof = self.proof.max(Proof::Header);
             // Packets for someone else are not the server's business (RFC 9000, section 12.2).
             let same = *dcid.get_or_insert(header.dcid) == header.dcid;
-            if same && header.kind == Kind::Initial && self.initial(&header, stream, scratch)? {
-                return Ok(Some(()));
+            match header.kind {
+                Kind::Initial if same && self.initial(&header, stream, scratch)? => {
+                    return Ok(Some(()));
+                }
+                Kind::Handshake => self.went_on = true,
+                Kind::Unreadable => self.undecryptable += UNDECRYPTABLE_MAX / UNREADABLE_MAX,
+                _ => {}
             }
         }
         let strange = self.proof == Proof::None;

@@ -37,30 +37,32 @@ impl Places {
 }
 
 impl Inspect {
-    /// A client's datagram; `at` is its place in the batch.
-    pub(super) fn datagram(&mut self, cx: &mut Cx<'_>, at: usize, packet: PacketRef<'_>) {
+    /// A client's datagram; `at` is its place in the batch. `true`: it can't be read, and must be.
+    pub(super) fn datagram(&mut self, cx: &mut Cx<'_>, at: usize, packet: PacketRef<'_>) -> bool {
         let meta = packet.meta;
         let known = meta.flow.is_some();
         if known && cx.flows.get(meta.flow).inspection == DONE {
-            return;
+            return false;
         }
         let payload = payload_of(cx, &packet);
         let Some(slot) = self.slot_of_packet(cx.flows, meta).or_else(|| {
             let wanted = !payload.is_empty() && may_be_quic(payload);
             wanted.then(|| self.begin_datagrams(cx, meta))
         }) else {
-            if known {
+            // Behind something else a hello must not be overlooked where rules refuse by one.
+            if known && !cx.snapshot.rules.refuses_hellos() {
                 cx.flows.get_mut(meta.flow).inspection = DONE;
             }
-            return;
+            return false;
         };
         if known {
             cx.flows.get_mut(meta.flow).inspection = slot as u16;
         }
         if self.slots[slot].told {
             self.tell(cx, at, meta, slot);
+            false
         } else {
-            self.feed_datagram(cx, at, meta, slot, payload);
+            self.feed_datagram(cx, at, meta, slot, payload)
         }
     }
 
@@ -71,23 +73,28 @@ impl Inspect {
         meta: &PacketMeta,
         slot: usize,
         payload: &[u8],
-    ) {
+    ) -> bool {
         let Inspect { inspectors, reassembler, pool, .. } = self;
         let inspector = &mut inspectors[slot];
         inspector.datagram(pool, reassembler, SIDES * slot, Side::Client, payload);
-        if !inspector.is_done() {
+        let (done, went_on) = (inspector.is_done(), inspector.went_on());
+        if !(done || went_on && self.is_guarded(cx, slot)) {
             self.slots[slot].progress_at = cx.now;
-            return;
+            return false;
         }
-        if inspector.client_hello().is_some() {
+        if self.inspectors[slot].client_hello().is_some() {
             self.slots[slot].progress_at = cx.now;
             self.tell(cx, at, meta, slot);
-            return;
+            return false;
         }
-        match meta.flow.is_some() {
-            true => self.end(cx, meta.flow, slot, Given::Done),
-            false => self.give_up(cx, slot, Given::Done),
+        if meta.flow.is_some() {
+            self.end(cx, meta.flow, slot, Given::Done);
+            return false;
         }
+        // There is no flow yet that could be refused.
+        let refused = self.is_guarded(cx, slot);
+        self.give_up(cx, slot, Given::Done);
+        refused
     }
 
     /// The hello was read: tells the flow, or the packet that the flow will be entered for.

@@ -2,13 +2,14 @@
 
 use super::{DONE, payload_of};
 use crate::graph::Cx;
+use crate::graph::stages::admission;
 use crate::inspect::inspector::Said;
 use crate::inspect::quic::may_begin_quic;
 use crate::packet::{Direction, PacketFlags, PacketRef, tcp, udp};
 use crate::policy::Facts;
 
-/// Whether a client's fragment may hold what rules refuse, since fragments are not read. No TCP
-/// that looks for its path's MTU sends any, and no QUIC may (RFC 9000, section 14).
+/// Whether a client's fragment may hold what rules refuse or limits count, since fragments are not
+/// read. No TCP that looks for its path's MTU sends any, and no QUIC may (RFC 9000, section 14).
 #[cold]
 pub(super) fn hides(cx: &Cx<'_>, packet: &PacketRef<'_>) -> bool {
     let meta = packet.meta;
@@ -24,5 +25,6 @@ pub(super) fn hides(cx: &Cx<'_>, packet: &PacketRef<'_>) -> bool {
     };
     let facts = Facts::of(flow.map_or(&meta.key, |flow| &flow.key[0]), meta.dscp());
     let client = meta.direction == Direction::Forward;
-    may_hold && client && cx.snapshot.rules.may_refuse(&facts, Said::Anything)
+    let said = if meta.key.proto == tcp::PROTOCOL { Said::Anything } else { Said::Hello };
+    may_hold && client && admission::must_read(cx.snapshot, &facts, said)
 }

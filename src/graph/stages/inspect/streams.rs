@@ -45,7 +45,7 @@ impl Inspect {
             (NOT_YET, None) => {
                 // HTTP begins with text.
                 if self.pool.is_empty() && payload.first().is_some_and(u8::is_ascii_graphic) {
-                    self.free_parsers(cx);
+                    self.free_parsers(cx, Inspector::has_parsers);
                 }
                 self.begin(cx, meta)
             }
@@ -55,6 +55,9 @@ impl Inspect {
                 return false;
             }
         };
+        if self.pool.is_out_of_heads() && !self.inspectors[slot].keeps_head() {
+            self.free_parsers(cx, Inspector::keeps_head);
+        }
         if meta.direction == Direction::Reply && !self.slots[slot].server_open {
             self.open_server(slot, meta.tcp_seq);
         }
@@ -71,7 +74,10 @@ impl Inspect {
     ) {
         self.openings.note_at(first.hash, first.tcp_seq);
         if self.pool.is_empty() {
-            self.free_parsers(cx);
+            self.free_parsers(cx, Inspector::has_parsers);
+        }
+        if self.pool.is_out_of_heads() {
+            self.free_parsers(cx, Inspector::keeps_head);
         }
         let slot = self.begin(cx, first);
         for (tcp_seq, piece) in said {
@@ -182,13 +188,7 @@ impl Inspect {
         }
         let follows = admission::follows(cx.snapshot);
         if let Some(why) = over(slot, inspector, follows) {
-            if let Some(hello) = inspector.server_hello()
-                && let Some(version) = hello.version()
-                && let Some(note) = cx.names.notes.of(meta.flow, cx.flows.get_mut(meta.flow))
-            {
-                note.tls_version = version;
-                note.alpn_chosen.set(hello.alpn().unwrap_or_default());
-            }
+            keep_answer(cx, meta.flow, inspector);
             self.end(cx, meta.flow, at, why);
         } else if cx.flows.get(meta.flow).class.is_refused() {
             self.end(cx, meta.flow, at, Given::Done);
@@ -234,6 +234,17 @@ fn read_hello(cx: &mut Cx<'_>, meta: &PacketMeta, key: FlowKey, inspector: &Insp
     count_name(hello.sni(), cx.counters);
     keep_hello(cx, meta.flow, &facts);
     Deciding::of(cx).decide(meta.flow, &facts);
+}
+
+/// Keeps what the server has chosen with its flow.
+fn keep_answer(cx: &mut Cx<'_>, at: FlowRef, inspector: &Inspector) {
+    if let Some(hello) = inspector.server_hello()
+        && let Some(version) = hello.version()
+        && let Some(note) = cx.names.notes.of(at, cx.flows.get_mut(at))
+    {
+        note.tls_version = version;
+        note.alpn_chosen.set(hello.alpn().unwrap_or_default());
+    }
 }
 
 /// Keeps what a hello says with its flow.

@@ -364,6 +364,25 @@ fn a_silent_connection_gives_its_parsers_to_a_new_one() {
 }
 
 #[test]
+fn a_head_that_does_not_end_gives_its_room_to_a_new_one() {
+    let mut rig = Rig::new(64, 8);
+    let clients: Vec<Client> = (1..=HEADS_MIN as u16 + 2).map(client).collect();
+    let flows: Vec<FlowRef> = clients.iter().map(|c| rig.open(c)).collect();
+    let (part, rest) = (&b"GET /x HTTP/1.1\r\nHost"[..], b": a\r\n\r\n");
+    for c in &clients {
+        rig.now = rig.now.saturating_add(1_000);
+        rig.run(&[c.data(0, part)]);
+    }
+    let left: Vec<bool> = flows.iter().map(|&flow| rig.inspection(flow) == DONE).collect();
+    assert_eq!(left.iter().filter(|left| **left).count(), 2, "{left:?}");
+    assert!(left[0] && left[1], "those that have waited longest");
+    for c in &clients {
+        rig.run(&[c.data(part.len(), rest)]);
+    }
+    assert_eq!(rig.counters.requests_read, HEADS_MIN as u64);
+}
+
+#[test]
 fn a_gap_that_stays_ends_it() {
     let mut rig = Rig::new(2, 8);
     let c = client(1);

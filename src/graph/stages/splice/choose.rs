@@ -138,7 +138,7 @@ impl Splice {
         let from = self.bound[slot].binding.beginning();
         let said = self.held.pieces(slot, from, self.held.len(slot));
         let begun = Facts::of(self.slots.key(slot).0, self.bound[slot].dscp);
-        let decided = self.speech.decide(slot, said, &begun, &cx.snapshot.rules);
+        let decided = self.speech.decide(slot, said, &begun, cx.snapshot);
         cx.counters.classifications += u64::from(decided.0.rule.is_some());
         cx.counters.flows_unread += u64::from(decided.0.class == ClassId::UNREAD);
         cx.counters.requests_too_long += u64::from(decided.0.class == ClassId::TOO_LONG);

@@ -20,7 +20,8 @@ use crate::graph::stages::egress::may_cross;
 use crate::graph::stages::inspect::intern;
 use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, REPLIES_MAX};
-use crate::inspect::quic::{Answer, CryptoStream, InitialReader, Scratch, Start};
+use crate::inspect::inspector::Said;
+use crate::inspect::quic::{Answer, CryptoStream, Failure, InitialReader, Scratch, Start};
 use crate::inspect::tls::{Carrier, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::packet::frame::HEADROOM;
@@ -259,6 +260,13 @@ impl Quic {
         let hello = &self.hellos[slot];
         let mut facts = Facts::of(&meta.key, meta.dscp());
         let ja4 = hello.is_complete().then(|| hello.ja4(Carrier::Quic)).flatten();
+        let is_other = self.readers[slot].failure() == Some(Failure::NotQuic);
+        if !(is_other || hello.is_complete())
+            && admission::must_read(cx.snapshot, &facts, Said::Hello)
+        {
+            cx.counters.flows_unread += 1;
+            return Err(DropReason::Unread);
+        }
         if hello.is_complete() {
             facts.sni = hello.sni();
             facts.alpn = AlpnList::from_wire(hello.alpn().wire());

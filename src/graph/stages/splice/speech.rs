@@ -3,6 +3,8 @@
 use crate::flow::Note;
 use crate::flow::notes::PATH_BYTES_MAX;
 use crate::forward::spec::BindAt;
+use crate::graph::Snapshot;
+use crate::graph::stages::admission;
 use crate::graph::stages::inspect::{
     TABLE_BYTES, count_app, count_failure, count_name, count_unknown, keep_request,
 };
@@ -12,7 +14,7 @@ use crate::inspect::tls::{Carrier, Failure, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::observe::Counters;
 use crate::packet::ClassId;
-use crate::policy::{Decision, Facts, Rules, Steps};
+use crate::policy::{Decision, Facts, Steps};
 
 /// Readers of requests, where any service waits for those.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +47,10 @@ impl Speech {
     pub fn new(slots: usize, read_bytes_max: u32, heads: Option<&HeadLimits>) -> Speech {
         let names = heads.iter().flat_map(|h| h.headers.iter().map(String::as_str));
         let wanted = Wanted::new(names).unwrap_or_else(|fault| panic!("header names: {fault}"));
-        let rooms = Rooms { target: PATH_BYTES, first_target: PATH_BYTES_MAX, table: TABLE_BYTES };
         let parsers = heads.map_or(0, |h| (h.connections_max as usize).clamp(1, slots));
+        let (first_target, heads_kept) = (PATH_BYTES_MAX, parsers);
+        let rooms =
+            Rooms { target: PATH_BYTES, first_target, heads: heads_kept, table: TABLE_BYTES };
         let inspectors = if heads.is_some() { slots } else { 0 };
         Speech {
             read_bytes_max,
@@ -120,8 +124,9 @@ impl Speech {
         slot: usize,
         said: impl Iterator<Item = &'a [u8]>,
         begun: &Facts<'_>,
-        rules: &Rules,
+        snapshot: &Snapshot,
     ) -> (Decision, Steps) {
+        let rules = &snapshot.rules;
         let of = |facts: &Facts<'_>| (rules.decide(facts), rules.steps(facts));
         if self.kinds[slot] == BindAt::Request && self.heads.get(slot).is_some() {
             let mut decided = None;
@@ -139,14 +144,15 @@ impl Speech {
             }
             // What follows a request that was read is of the flow.
             let unread = unread.filter(|_| decided.is_none() || heads[slot].is_done());
-            if unread.is_some_and(|said| rules.may_refuse(begun, said)) && unknown != TOO_LONG {
+            let minds = unread.is_some_and(|said| admission::must_read(snapshot, begun, said));
+            if minds && unknown != TOO_LONG {
                 return UNREAD;
             }
             if let Some(decided) = decided {
                 return decided;
             }
-            // A head that is too long to be read must not lead around rules that ask for it.
-            if unknown == TOO_LONG && rules.follows_requests() {
+            // A head that is too long to be read must not lead around who asks for it.
+            if unknown == TOO_LONG && (minds || rules.follows_requests()) {
                 let class = ClassId::TOO_LONG;
                 return (Decision { class, ..Decision::NONE }, Steps::NONE);
             }
@@ -159,7 +165,7 @@ impl Speech {
             },
         };
         let is_other = hello.is_complete() || hello.failure() == Some(Failure::NotTls);
-        if !is_other && rules.may_refuse(begun, Said::Hello) {
+        if !is_other && admission::must_read(snapshot, begun, Said::Hello) {
             return UNREAD;
         }
         let alpn = AlpnList::from_wire(hello.alpn().wire());

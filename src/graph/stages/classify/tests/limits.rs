@@ -185,6 +185,56 @@ fn requests_are_followed_for_a_limit_alone() {
     assert_eq!(out.meta.tcp_flags & RST, RST);
 }
 
+/// Of what `unread::table` has: requests that are read, if not for sure as their server does.
+const UNCLEAR: [&str; 5] = [
+    "two hosts",
+    "two hosts of HTTP/2",
+    "a forbidden name",
+    "a value of two lines",
+    "the forgotten of a large table",
+];
+
+/// Of the same: requests that are read, and refused there for what they say.
+const ALL_READ: &str = "a method of one's own, then a request";
+
+/// Whoever says what can't be read has as many requests as it likes, if that passed.
+#[test]
+fn what_cannot_be_read_is_refused_where_requests_are_counted() {
+    let counted = |rule| RuleSpec { counts_requests: true, ..rule };
+    let elsewhere = RuleSpec { vip: vec![addr("192.0.2.99")], ..all() };
+    // Rules of which the first is limited; whether that may be by requests, and is by any.
+    let cases = [
+        (vec![counted(all())], true, false),
+        (vec![counted(by_path("/v1/*", BULK))], true, false),
+        (vec![counted(by_name(BULK))], false, false),
+        (vec![counted(elsewhere)], false, false),
+        (vec![], true, true),
+    ];
+    for (name, said, refused) in unread::table() {
+        for (i, (rules, counts, by_client)) in cases.iter().enumerate() {
+            let mut c = limited(&V4, rules, Excess::Drop);
+            if *by_client {
+                let all = "0.0.0.0/0".parse().expect("a prefix");
+                let of_clients = vec![(all, 0)];
+                let limits = vec![LimitSpec { connections: None, ..limit(Excess::Drop) }];
+                let spec = LimitsSpec { limits, of_clients, ..LimitsSpec::default() };
+                let limits = Limits::build(&spec, Seed(1), None, c.rig.now);
+                c.rig.snapshot.limits = Arc::new(limits);
+            }
+            for (from_client, flags) in [(true, SYN), (false, SYN | ACK), (true, ACK)] {
+                c.segment(from_client, flags, b"");
+            }
+            for part in said.chunks(1_000) {
+                c.segment(true, ACK, part);
+            }
+            let is_out = c.rig.flows.iter().all(|(_, flow)| !flow.class.is_refused());
+            let read = name == ALL_READ || *by_client && UNCLEAR.contains(&name);
+            let refused = refused && *counts && !read;
+            assert_eq!(!is_out, refused, "{name}, case {i}");
+        }
+    }
+}
+
 #[test]
 fn a_tap_limits_nothing() {
     let mut c = limited(&V4, &[all()], Excess::Reset);

@@ -47,8 +47,8 @@ fn large_table() -> [Vec<u8>; 3] {
     [first, fill, by_index]
 }
 
-/// What clients say, and whether that is refused.
-fn table() -> Vec<(&'static str, Vec<u8>, bool)> {
+/// What clients say, and whether that is refused where it must be read.
+pub(super) fn table() -> Vec<(&'static str, Vec<u8>, bool)> {
     let ok = "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n";
     let after = |rest: &str| format!("{ok}{rest}").into_bytes();
     let plain = |text: &str| text.as_bytes().to_vec();

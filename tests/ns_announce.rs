@@ -5,15 +5,9 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
-
+use common::daemons::{SOON, bird, frr, shipped};
 use common::{HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, service};
-use tidegate::lab::{Process, wait_for};
-
-/// For what takes a second or so on a machine of its own.
-const SOON: Duration = Duration::from_secs(60);
+use tidegate::lab::wait_for;
 
 const UPSTREAM: &str = "
 router id 10.0.1.2;
@@ -36,46 +30,12 @@ protocol bgp edge6 from edge {
 }
 ";
 
-fn shipped(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{file}: {e}"));
-    // The example's upstream router, as it is called here.
+/// A shipped configuration, whose upstream router is called as it is here.
+fn adapted(file: &str) -> String {
+    let text = shipped(file);
     let (v4, v6) = (text.replace("192.0.2.1 ", "10.0.1.2 "), "2001:db8::1 ");
     assert_ne!(v4, text, "{file} names its neighbour");
     v4.replace(v6, "fd00:1::2 ")
-}
-
-fn bird(net: &Net, ns: &tidegate::lab::Namespace, name: &str, config: &str) -> Process {
-    let file = net.write(&format!("{name}.conf"), config);
-    let mut command = Command::new("bird");
-    command.arg("-f").arg("-c").arg(file);
-    command.arg("-s").arg(net.path(&format!("{name}.ctl")));
-    command.arg("-P").arg(net.path(&format!("{name}.pid")));
-    ns.spawn(command).expect("bird")
-}
-
-fn frr(net: &Net, config: &str) -> Vec<Process> {
-    use std::os::unix::fs::{PermissionsExt, chown};
-    let file = net.write("frr.conf", config);
-    let dir = net.path("frr");
-    std::fs::create_dir_all(&dir).expect("mkdir");
-    // Its daemons give up root.
-    std::fs::set_permissions(net.dir.path(), PermissionsExt::from_mode(0o755)).expect("chmod");
-    let id = |flag| {
-        let out = Command::new("id").args([flag, "frr"]).output().expect("id");
-        String::from_utf8_lossy(&out.stdout).trim().parse::<u32>().expect("the user frr")
-    };
-    chown(&dir, Some(id("-u")), Some(id("-g"))).expect("chown");
-    let start = |daemon: &str| {
-        let mut command = Command::new(format!("/usr/lib/frr/{daemon}"));
-        command.arg("-f").arg(&file).args(["-P", "0", "--log", "stdout"]);
-        command.arg("-z").arg(dir.join("zserv.api")).arg("--vty_socket").arg(&dir);
-        command.arg("-i").arg(dir.join(format!("{daemon}.pid")));
-        net.appliance.spawn(command).expect(daemon)
-    };
-    let zebra = start("zebra");
-    wait_for(SOON, "zebra", || dir.join("zserv.api").exists()).expect("zebra");
-    vec![zebra, start("bgpd")]
 }
 
 fn config(net: &Net, announce: &str) -> String {
@@ -157,7 +117,7 @@ fn announced_while_served(net: &Net, announce: &str, table: &str) {
 fn bird_announces_what_is_served() {
     let net = Net::new(1);
     let _upstream = bird(&net, &net.client, "upstream", UPSTREAM);
-    let _daemon = bird(&net, &net.appliance, "edge", &shipped("bird.conf"));
+    let _daemon = bird(&net, &net.appliance, "edge", &adapted("bird.conf"));
     announced_while_served(&net, "", "200");
 }
 
@@ -165,6 +125,6 @@ fn bird_announces_what_is_served() {
 fn frr_announces_what_is_served() {
     let net = Net::new(1);
     let _upstream = bird(&net, &net.client, "upstream", UPSTREAM);
-    let _daemons = frr(&net, &shipped("frr.conf"));
+    let _daemons = frr(&net, &adapted("frr.conf"), &["bgpd"]);
     announced_while_served(&net, "table = 254\n", "254");
 }

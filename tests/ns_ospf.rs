@@ -5,15 +5,12 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use common::daemons::{SOON, bird, frr, shipped};
 use common::{HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, service};
-use tidegate::lab::{Namespace, Process, wait_for};
+use tidegate::lab::{Namespace, wait_for};
 
-/// For what takes seconds on a machine of its own.
-const SOON: Duration = Duration::from_secs(90);
 /// Behind the upstream router, from some time on.
 const NEWS: [(&str, &str); 2] = [("198.51.100.1", "32"), ("2001:db8:99::1", "128")];
 
@@ -41,44 +38,6 @@ balance = {}
 [[stage]]
 route = {}
 ";
-
-fn shipped(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file);
-    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{file}: {e}"))
-}
-
-fn bird(net: &Net, ns: &Namespace, name: &str, config: &str) -> Process {
-    let file = net.write(&format!("{name}.conf"), config);
-    let mut command = Command::new("bird");
-    command.arg("-f").arg("-c").arg(file);
-    command.arg("-s").arg(net.path(&format!("{name}.ctl")));
-    command.arg("-P").arg(net.path(&format!("{name}.pid")));
-    ns.spawn(command).expect("bird")
-}
-
-fn frr(net: &Net, config: &str) -> Vec<Process> {
-    use std::os::unix::fs::{PermissionsExt, chown};
-    let file = net.write("frr.conf", config);
-    let dir = net.path("frr");
-    std::fs::create_dir_all(&dir).expect("mkdir");
-    // Its daemons give up root.
-    std::fs::set_permissions(net.dir.path(), PermissionsExt::from_mode(0o755)).expect("chmod");
-    let id = |flag| {
-        let out = Command::new("id").args([flag, "frr"]).output().expect("id");
-        String::from_utf8_lossy(&out.stdout).trim().parse::<u32>().expect("the user frr")
-    };
-    chown(&dir, Some(id("-u")), Some(id("-g"))).expect("chown");
-    let start = |daemon: &str| {
-        let mut command = Command::new(format!("/usr/lib/frr/{daemon}"));
-        command.arg("-f").arg(&file).args(["-P", "0", "--log", "stdout"]);
-        command.arg("-z").arg(dir.join("zserv.api")).arg("--vty_socket").arg(&dir);
-        command.arg("-i").arg(dir.join(format!("{daemon}.pid")));
-        net.appliance.spawn(command).expect(daemon)
-    };
-    let zebra = start("zebra");
-    wait_for(SOON, "zebra", || dir.join("zserv.api").exists()).expect("zebra");
-    vec![zebra, start("ospfd"), start("ospf6d")]
-}
 
 /// A balancer that also routes, so that what is learnt is used by what passes.
 fn config(net: &Net, announce: &str) -> String {
@@ -166,6 +125,6 @@ fn bird_learns_and_announces() {
 fn frr_learns_and_announces() {
     let net = Net::new(1);
     let _upstream = bird(&net, &net.client, "upstream", UPSTREAM);
-    let _daemons = frr(&net, &shipped("frr-ospf.conf"));
+    let _daemons = frr(&net, &shipped("frr-ospf.conf"), &["ospfd", "ospf6d"]);
     spoken_with(&net, "table = 254\n");
 }

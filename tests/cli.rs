@@ -237,6 +237,33 @@ fn without_privileges_those_needed_are_named() {
     assert_eq!(place.left(), ["edge.toml", "tidegate"]);
 }
 
+/// Those that the message names are all that it takes.
+#[test]
+fn with_the_privileges_that_are_named_it_runs() {
+    const NOBODY: u32 = 65534;
+    let (place, ns) = (Place::new(), Namespace::new("capable").expect("root"));
+    ns.ip("link add v0 type veth peer name v1").expect("veth");
+    let file = place.write(&place.text("v0", "false"));
+    let program = place.path("tidegate");
+    std::fs::copy(BIN, &program).expect("copy");
+    let folder = program.parent().expect("a folder");
+    std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY)).expect("chown");
+    std::fs::create_dir_all("/run/tidegate").expect("the folder for what is changed");
+    let all = "+net_admin,+net_raw,+bpf,+perfmon,+ipc_lock";
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    command.args(["--inh-caps", all, "--ambient-caps", all, "--"]);
+    command.arg(&program).args(["run", "-c", &file]);
+    let mut process = ns.spawn(command).expect("start");
+    let socket = place.socket();
+    let socket = socket.to_str().expect("UTF-8");
+    let answers = || code(&tidegate(&["show", "ports", "--socket", socket])) == 0;
+    let up = wait_for(ENDS_WITHIN, "an answer", || !process.is_running() || answers());
+    assert!(up.is_ok() && process.is_running(), "{}", process.kill_and_read_stderr());
+    process.signal(nix::sys::signal::Signal::SIGTERM).expect("term");
+    assert_eq!(code(&finish(process)), 0);
+}
+
 #[test]
 fn an_old_kernel_is_named() {
     let (place, ns) = (Place::new(), Namespace::new("old").expect("root"));

@@ -11,7 +11,8 @@ pub enum NicError {
     QueueTaken { interface: String, queue: u32 },
     #[error(
         "{what}: not permitted; run as root or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW, \
-         CAP_BPF and CAP_IPC_LOCK (or a `ulimit -l` that covers all frames)"
+         CAP_BPF, CAP_PERFMON and CAP_IPC_LOCK (or a `ulimit -l` that covers all frames), and a \
+         folder /run/tidegate to write to"
     )]
     Privileges { what: String },
     #[error(

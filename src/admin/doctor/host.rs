@@ -9,9 +9,16 @@ const LOCKED_KB_USUAL: u64 = 64 << 10;
 const RMEM_MAX_USUAL: u64 = 4 << 20;
 
 /// Bits of `CapEff` (linux/capability.h).
-const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (39, "CAP_BPF")];
+const NEEDED: [(u32, &str); 4] = [
+    (12, "CAP_NET_ADMIN"),
+    (13, "CAP_NET_RAW"),
+    // The XDP program compares pointers as only its holders' may (kernel/bpf/verifier.c).
+    (CAP_PERFMON, "CAP_PERFMON"),
+    (CAP_BPF, "CAP_BPF"),
+];
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
 pub fn examine(system: &System) -> Vec<Finding> {
@@ -76,8 +83,9 @@ fn rights(capabilities: u64) -> Finding {
     let missing: Vec<_> = NEEDED
         .iter()
         .filter(|(bit, _)| {
-            // CAP_BPF was split off CAP_SYS_ADMIN, which still includes it.
-            let by_admin = *bit == CAP_BPF && has(capabilities, CAP_SYS_ADMIN);
+            // Both were split off CAP_SYS_ADMIN, which still includes them.
+            let split_off = matches!(*bit, CAP_BPF | CAP_PERFMON);
+            let by_admin = split_off && has(capabilities, CAP_SYS_ADMIN);
             !has(capabilities, *bit) && !by_admin
         })
         .map(|(_, name)| *name)
@@ -89,7 +97,7 @@ fn rights(capabilities: u64) -> Finding {
     Finding::fail(
         "privileges",
         format!("without {missing}"),
-        "Run as root, or grant CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK \
+        "Run as root, or grant CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_IPC_LOCK \
          (AmbientCapabilities= in a systemd unit): they open AF_XDP sockets and load the XDP \
          program.",
     )
@@ -274,12 +282,12 @@ mod tests {
             assert_eq!(verdict(&found, subject), want, "{subject}");
         }
         let rights = found.iter().find(|f| f.subject == "privileges").expect("listed");
-        assert_eq!(rights.found, "without CAP_NET_RAW, CAP_BPF");
+        assert_eq!(rights.found, "without CAP_NET_RAW, CAP_PERFMON, CAP_BPF");
         assert!(found.iter().filter(|f| f.verdict != Verdict::Ok).all(|f| f.advice.is_some()));
     }
 
     #[test]
-    fn cap_sys_admin_includes_cap_bpf() {
+    fn cap_sys_admin_includes_what_was_split_off() {
         let bits = 1 << 12 | 1 << 13 | 1 << 21;
         assert_eq!(rights(bits).verdict, Verdict::Ok);
     }

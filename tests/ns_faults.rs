@@ -25,7 +25,7 @@ const IN_A_ROW: u32 = 2;
 enum Fault {
     /// The process is gone: the kernel refuses connections.
     Killed,
-    /// The process lives and listens no more: the kernel refuses connections, and those that there
+    /// As where a process listens no more but lives: connections are refused, and those that there
     /// are go on.
     Refusing,
     /// The process stands still: the kernel accepts connections, and nobody answers.
@@ -67,7 +67,7 @@ fn config(net: &Net) -> String {
 /// An nginx on one of the servers' addresses. It fails while a file `sick-ADDRESS` exists, and
 /// crawls while there is a `slow-ADDRESS`.
 fn nginx(net: &Net, address: &str) -> Process {
-    let dir = nginx_files(net, address, [HTTP, HTTPS]);
+    let dir = nginx_files(net, address);
     let mut command = Command::new("nginx");
     command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(&dir);
     command.arg("-c").arg(dir.join("nginx.conf"));
@@ -82,8 +82,8 @@ fn nginx(net: &Net, address: &str) -> Process {
     process
 }
 
-/// Its directory, with the configuration to listen on these ports.
-fn nginx_files(net: &Net, address: &str, [clear, tls]: [u16; 2]) -> PathBuf {
+/// Its directory, with its configuration.
+fn nginx_files(net: &Net, address: &str) -> PathBuf {
     let dir = net.path(address);
     std::fs::create_dir_all(&dir).expect("mkdir");
     if !dir.join("cert.pem").exists() {
@@ -97,7 +97,7 @@ fn nginx_files(net: &Net, address: &str, [clear, tls]: [u16; 2]) -> PathBuf {
          keepalive_requests 1000000;\n keepalive_timeout 3600;\n client_body_temp_path {d}/body;\n\
          proxy_temp_path {d}/proxy;\n fastcgi_temp_path {d}/fcgi;\n\
          uwsgi_temp_path {d}/uwsgi;\n scgi_temp_path {d}/scgi;\n\
-         server {{\n listen {address}:{clear};\n listen {address}:{tls} ssl http2;\n\
+         server {{\n listen {address}:{HTTP};\n listen {address}:{HTTPS} ssl http2;\n\
          ssl_certificate {d}/cert.pem;\n ssl_certificate_key {d}/key.pem;\n root {d};\n\
          if (-f {}) {{ return 500; }}\n if (-f {}) {{ set $limit_rate 1; }}\n\
          location = /health {{ return 200 \"well\\n\"; }}\n\
@@ -125,7 +125,7 @@ impl Site {
         let address = SERVERS4[server];
         match fault {
             Fault::Killed => self.servers[server].signal(Signal::SIGKILL).expect("kill"),
-            Fault::Refusing => self.listen(server, [HTTP + 1_000, HTTPS + 1_000]),
+            Fault::Refusing => self.refuse(address),
             Fault::Hung => self.servers[server].signal(Signal::SIGSTOP).expect("stop"),
             Fault::Gone => {
                 self.net.server.ip(&format!("addr del {address}/24 dev eth0")).expect("ip");
@@ -141,7 +141,9 @@ impl Site {
             |file: String| std::fs::remove_file(self.net.path(&file)).expect("it is there");
         match fault {
             Fault::Killed => self.servers[server] = nginx(&self.net, address),
-            Fault::Refusing => self.listen(server, [HTTP, HTTPS]),
+            Fault::Refusing => {
+                self.net.server.run("nft", &["delete table ip refusing"]).expect("nft");
+            }
             Fault::Hung => self.servers[server].signal(Signal::SIGCONT).expect("continue"),
             Fault::Gone => {
                 self.net.server.ip(&format!("addr add {address}/24 dev eth0")).expect("ip");
@@ -151,10 +153,18 @@ impl Site {
         }
     }
 
-    /// Has a server listen on these ports and no others.
-    fn listen(&self, server: usize, ports: [u16; 2]) {
-        nginx_files(&self.net, SERVERS4[server], ports);
-        self.servers[server].signal(Signal::SIGHUP).expect("told");
+    /// Has a server's host answer what begins a connection as if nobody listened.
+    fn refuse(&self, address: &str) {
+        for words in [
+            "add table ip refusing".to_string(),
+            "add chain ip refusing input { type filter hook input priority 0; }".to_string(),
+            format!(
+                "add rule ip refusing input ip daddr {address} \
+                 tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset"
+            ),
+        ] {
+            self.net.server.run("nft", &[&words]).expect("nft");
+        }
     }
 
     /// Waits until exactly these are up, in both pools; how long that took.

@@ -12,8 +12,8 @@ use crate::packet::ClassId;
 
 /// Bytes a class may borrow before its siblings' turn: what the heaviest of them gets a round.
 pub(super) const QUANTUM_MAX: u32 = 64 << 10;
-/// The least a class gets a round. Weights up to 256 times apart are honoured exactly.
-pub(super) const QUANTUM_MIN: u32 = 256;
+/// The least a class gets a round. Weights up to 1,024 times apart are honoured exactly.
+pub(super) const QUANTUM_MIN: u32 = 64;
 
 /// The most that may be configured: deficits must stay far from the ends of their range.
 const QUANTUM_MOST: u32 = 1 << 28;

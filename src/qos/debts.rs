@@ -8,9 +8,11 @@
 //!
 //! That is put right afterwards: what a priority below a class was lent from above it, the class
 //! owes, up to a burst, and before it lends to a later priority it pays that from its tokens, and
-//! the classes above it that did not pay either, up to the one that did. So lasting demand of a
-//! priority is met by the class itself as far as its rate goes, and order in time does not matter.
-//! Own rates below a class are no loans, and pay nothing of this.
+//! the classes above it that did not pay either, up to the one that did. How much of its debts its
+//! parent did not pay for is kept beside them, since the parent may owe for others, too. What is
+//! paid was no loan after all, and is given back to the class's round among its siblings. So
+//! lasting demand of a priority is met by the class itself as far as its rate goes, and order in
+//! time does not matter. Own rates below a class are no loans, and pay nothing of this.
 
 use super::class::Mode;
 use super::spec::PRIORITIES;
@@ -21,16 +23,22 @@ const REPAID_BEYOND: u32 = 1_538;
 
 impl Tree {
     /// Notes that not the tokens of an inner class paid for something below it, but those of one
-    /// above it.
+    /// above it. `is_deep`: those of its parent did not pay either.
     #[inline(always)]
-    pub(super) fn owe(&mut self, at: u32, priority: usize, bytes: u32) {
-        let most = self.classes[at as usize].rate.cap();
+    pub(super) fn owe(&mut self, at: u32, priority: usize, bytes: u32, is_deep: bool) {
         let inner = &mut self.inners[self.inner_of[at as usize] as usize];
         if inner.early & (1 << priority) == 0 {
             return;
         }
-        let debt = &mut inner.rounds[priority].debt;
-        *debt = debt.saturating_add(bytes).min(most);
+        let most = self.classes[at as usize].rate.cap();
+        let (debt, deep) = (&mut inner.rounds[priority].debt, &mut inner.deep[priority]);
+        let all = debt.saturating_add(bytes);
+        *deep = deep.saturating_add(if is_deep { bytes } else { 0 });
+        if all > most {
+            // What is forgotten is of either kind.
+            *deep = share(*deep, most, all);
+        }
+        *debt = all.min(most);
         inner.owes |= 1 << priority;
     }
 
@@ -71,19 +79,28 @@ impl Tree {
         }
     }
 
-    /// Takes off a class's debts what is in `debts`, and leaves there how much that was: the class
-    /// above pays no more than this one. Returns the sum.
+    /// Takes off a class's debts what is in `debts`, and leaves there what of that the class above
+    /// owes, too. Returns the sum.
     fn settle_debts(&mut self, at: u32, debts: &mut [u32; PRIORITIES]) -> u32 {
         let inner = &mut self.inners[self.inner_of[at as usize] as usize];
         let mut bytes = 0u32;
         for (priority, (part, round)) in debts.iter_mut().zip(&mut inner.rounds).enumerate() {
-            *part = round.debt.min(*part);
-            round.debt -= *part;
-            bytes = bytes.saturating_add(*part);
+            let (paid, deep) = (round.debt.min(*part), &mut inner.deep[priority]);
+            *part = share(*deep, paid, round.debt);
+            *deep -= *part;
+            round.debt -= paid;
+            // It is no loan any more, and so takes nothing of the class's share in those.
+            round.deficit = round.deficit.saturating_add_unsigned(paid);
+            bytes = bytes.saturating_add(paid);
             if round.debt == 0 {
                 inner.owes &= !(1 << priority);
             }
         }
         bytes
     }
+}
+
+/// `whole` parts of a number, of `of`; no more than it.
+fn share(number: u32, whole: u32, of: u32) -> u32 {
+    (u64::from(number) * u64::from(whole)).checked_div(u64::from(of)).unwrap_or(0) as u32
 }

@@ -68,6 +68,8 @@ pub(super) struct Inner {
     pub owes: u8,
     /// No child has children.
     has_leaves_only: bool,
+    /// By priority: of its debts, what the class above it did not pay for either.
+    pub deep: [u32; PRIORITIES],
 }
 
 /// One priority below an inner class.
@@ -78,7 +80,7 @@ pub(super) struct Round {
     /// Whose turn it is, as a distance from the first child.
     cursors: [u32; 2],
     /// Bytes left in its own round among its siblings.
-    deficit: i32,
+    pub deficit: i32,
     /// Bytes that it owes; see [`super::debts`].
     pub debt: u32,
 }
@@ -145,8 +147,8 @@ impl Tree {
         let last = priorities.checked_ilog2().unwrap_or(0);
         let children = &self.classes[first as usize..][..count as usize];
         let has_leaves_only = children.iter().all(|child| child.traits.is_leaf());
-        let early = priorities & !(1 << last);
-        self.inners.push(Inner { rounds, first, early, owes: 0, has_leaves_only });
+        let (early, deep) = (priorities & !(1 << last), [0; PRIORITIES]);
+        self.inners.push(Inner { rounds, first, early, owes: 0, has_leaves_only, deep });
     }
 
     /// Takes over the tokens of the classes of another tree that are in this one too. `from`: by
@@ -241,7 +243,8 @@ impl Tree {
             if turn.is_loan() {
                 self.pay_round(parent, at, turn.priority(), bytes);
                 if depth < choice.depth {
-                    self.owe(at, turn.priority(), bytes);
+                    let is_deep = choice.lender_depth + 1 < depth;
+                    self.owe(at, turn.priority(), bytes, is_deep);
                 }
             }
             let wanted_above = self.classes[parent as usize].want;

@@ -6,7 +6,8 @@
 //! is a TCP segment of 64 B (with FCS) of a random one of the flows, half of them from clients and
 //! half from servers; `l4-balancer` translates both ends (full NAT). A figure holds everything from
 //! a port's receive burst to its transmit burst, and what it takes to write the packet and to
-//! choose its flow: that part is shown apart as "(port alone)" and is not taken off.
+//! choose its flow: that part is shown apart as "(port alone)" and is not taken off. `--only
+//! threads`: what it costs when 1, 2 and 4 workers are at it at once.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -14,6 +15,7 @@ mod memory;
 mod parts;
 #[allow(dead_code, reason = "shared with another measurement")]
 mod rig;
+mod threads;
 mod traffic;
 
 use std::collections::BTreeSet;
@@ -94,7 +96,9 @@ fn main() -> ExitCode {
     costs.print(flow_counts);
     memory.print();
     costs.print_targets(&memory);
-    cli.write("pipeline", costs.json(&memory))
+    let mut json = costs.json(&memory);
+    json["threads"] = threads::print(&cli, packets).into();
+    cli.write("pipeline", json)
 }
 
 impl Costs {

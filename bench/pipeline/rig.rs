@@ -24,6 +24,7 @@ use tidegate::packet::build::LinkSpec;
 use tidegate::packet::{ClassId, FramePool, PortId, tcp};
 use tidegate::policy::Rules;
 use tidegate::policy::spec::RuleSpec;
+use tidegate::qos::SharedPorts;
 use tidegate::qos::spec::{ClassSpec, PortQosSpec};
 use tidegate::worker::command::control_link;
 use tidegate::worker::spec::{IdleStrategy, OnFailure, WorkersSpec};
@@ -184,9 +185,9 @@ pub fn timing() -> StageSpec {
     StageSpec::Timing { flows_max: 65_536, one_in: 1 }
 }
 
-fn workers(flows: u32) -> WorkersSpec {
+fn workers(count: u16, flows: u32) -> WorkersSpec {
     WorkersSpec {
-        count: 1,
+        count,
         cores: vec![],
         idle: IdleStrategy::Busy,
         on_failure: OnFailure::Pass,
@@ -220,6 +221,23 @@ pub struct Rig<P> {
 
 /// A worker whose pipeline is `stages`, with `flows` flows open.
 pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + use<>> {
+    rig_beside(stages, flows, flows_max, Others { workers: 1, shared: SharedPorts::default() })
+}
+
+/// Workers that shape the same ports.
+pub struct Others {
+    /// How many there are in all.
+    pub workers: u16,
+    pub shared: SharedPorts,
+}
+
+/// As [`rig`], one of several workers. Each gets packets of flows of its own only.
+pub fn rig_beside(
+    stages: &[StageSpec],
+    flows: u32,
+    flows_max: u32,
+    others: Others,
+) -> Rig<impl Port + use<>> {
     let traffic = Rc::new(RefCell::new(Traffic::new(flows, is_balanced(stages))));
     let snapshot = Snapshot {
         forward: Arc::new(Tables::build(&forward(), 1, SEED)),
@@ -229,10 +247,11 @@ pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + 
         worker_count: 1,
         meters: Default::default(),
         limits: Default::default(),
-        shared_ports: Default::default(),
+        shared_ports: others.shared,
     };
     let pipeline = PipelineSpec { name: "bench".into(), stages: stages.to_vec() };
-    let (workers, ports) = (workers(flows_max.max(flows)), [port_spec(0), port_spec(1)]);
+    let (workers, ports) =
+        (workers(others.workers, flows_max.max(flows)), [port_spec(0), port_spec(1)]);
     let qos = [qos(0), qos(1)];
     let blueprint = Blueprint {
         workers: &workers,
@@ -278,15 +297,19 @@ impl<P: Port> Rig<P> {
 
     /// Nanoseconds a packet, over `packets` packets at least; also their number.
     pub fn measure(&mut self, packets: u64) -> f64 {
-        let before = self.worker.counters().rx_packets;
         let start = self.clock.now();
-        let mut now = start;
+        let done = self.run(packets);
+        self.clock.now().since(start) as f64 / done as f64
+    }
+
+    /// Moves `packets` packets at least. Returns how many.
+    pub fn run(&mut self, packets: u64) -> u64 {
+        let before = self.worker.counters().rx_packets;
         while self.worker.counters().rx_packets - before < packets {
+            let now = self.clock.now();
             self.worker.poll(now);
-            now = self.clock.now();
         }
-        let done = self.worker.counters().rx_packets - before;
-        now.since(start) as f64 / done as f64
+        self.worker.counters().rx_packets - before
     }
 
     /// The longest turns of the worker's loop over so many packets, longest first, in nanoseconds.

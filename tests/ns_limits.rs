@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{H2C, HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, pool, service};
 use serde_json::Value;
@@ -17,6 +17,8 @@ const LIMITS: &str = "\
     [limit.late]\nconnections = \"1/h\"\nconnections_burst = 2\naction = \"reset\"\nper = \"all\"\n\
     [limit.first]\nrequests = \"1/h\"\nrequests_burst = 3\naction = \"reset\"\n\
     [limit.slow]\nconnections = \"20/s\"\nconnections_burst = 5\n\
+    [limit.waits]\nconnections = \"20/s\"\nconnections_burst = 1\naction = \"delay\"\n\
+    requests = \"20/s\"\nrequests_burst = 1\ndelay_max = \"3s\"\n\
     [[rule]]\npath = \"/v1/*\"\nlimit = \"asks\"\n";
 
 fn config(net: &Net) -> String {
@@ -28,6 +30,8 @@ fn config(net: &Net) -> String {
         ("asks6", VIP6, H2C, SERVERS6, ""),
         ("late", VIP4, 90, SERVERS4, "limit = \"late\"\nbind = \"request\"\n"),
         ("slow", VIP4, 91, SERVERS4, "limit = \"slow\"\n"),
+        ("waits4", VIP4, 93, SERVERS4, "limit = \"waits\"\n"),
+        ("waits6", VIP6, 94, SERVERS6, "limit = \"waits\"\nbind = \"request\"\n"),
         ("first", VIP4, 92, SERVERS4, "limit = \"first\"\nbind = \"request\"\n"),
     ];
     for (name, vip, port, servers, more) in services {
@@ -90,7 +94,32 @@ fn clients_are_held_to_their_limits() {
     let url = format!("http://{VIP4}:91/");
     assert_eq!(load(&net, &["--h1", "-n", "12", "-c", "12"], &url), (12, 0));
     assert_eq!(told(&net, "slow").0, 12);
+    they_wait(&net);
     are_told(&net);
+}
+
+/// Connections, then requests of one connection, that wait: none is lost.
+fn they_wait(net: &Net) {
+    for (i, (vip, port)) in [(VIP4.to_string(), 93), (format!("[{VIP6}]"), 94)].iter().enumerate() {
+        let url = format!("http://{vip}:{port}/");
+        let begun = Instant::now();
+        assert_eq!(load(net, &["--h1", "-n", "12", "-c", "6"], &url), (12, 0));
+        // The last of 12 requests waits for 11 others' tokens.
+        assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+        let served = 6 * (i as u64 + 1);
+        assert_eq!(told_of(net, "waits", "connections"), (served, 0));
+        assert_eq!(told_of(net, "waits", "requests"), (2 * served, 0));
+    }
+}
+
+/// What of a limit passed, and what was refused.
+fn told_of(net: &Net, limit: &str, of: &str) -> (u64, u64) {
+    let limits = net.ask_json(&["show", "limits"])["limits"].clone();
+    let is_it = |l: &&Value| l["name"] == limit && l["of"] == of;
+    let found = limits.as_array().into_iter().flatten().find(is_it).cloned();
+    let found = found.unwrap_or_else(|| panic!("no {limit}: {limits:#}"));
+    assert!(found["delayed"].as_u64() > Some(0), "none waited: {found:#}");
+    (found["passed"].as_u64().unwrap_or_default(), found["refused"].as_u64().unwrap_or_default())
 }
 
 /// Requests over one connection: HTTP/2, then HTTP/1 by the other family.

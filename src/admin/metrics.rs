@@ -111,6 +111,8 @@ impl Page {
         };
         let passed = "Connections or requests that had a token.";
         counter(e, "limit_passed", passed, &lines(|l| l.passed))?;
+        let delayed = "Of those, the ones that waited for it.";
+        counter(e, "limit_delayed", delayed, &lines(|l| l.delayed))?;
         let refused = "Packets that would have begun a connection, SYNs among them, or requests.";
         counter(e, "limit_refused", refused, &lines(|l| l.refused))?;
         let clients = "Clients that lack tokens.";

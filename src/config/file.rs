@@ -397,6 +397,7 @@ pub struct FileLimit {
     pub client_len_v6: Plain<i64>,
     pub clients_max: Plain<i64>,
     pub action: Option<FileExcess>,
+    pub delay_max: Noted<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -411,6 +412,7 @@ pub enum FilePer {
 pub enum FileExcess {
     Drop,
     Reset,
+    Delay,
 }
 
 /// What becomes of code points of packets that come in by a port.

@@ -20,8 +20,10 @@ pub(super) fn limits(all: &Limits, now: Nanos) -> Vec<LimitView> {
                 action: match limit.spec.excess {
                     Excess::Drop => "drop".into(),
                     Excess::Reset => "reset".into(),
+                    Excess::Delay(_) => "delay".into(),
                 },
                 passed: counts.passed,
+                delayed: counts.delayed,
                 refused: counts.refused,
                 clients: counts.clients,
                 crowded: counts.crowded,

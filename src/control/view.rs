@@ -252,10 +252,13 @@ pub struct LimitView {
     pub per: String,
     pub per_sec: f64,
     pub burst: u32,
-    /// `drop` or `reset`.
+    /// `drop`, `reset` or `delay`.
     pub action: String,
     /// That had a token.
     pub passed: u64,
+    /// Of those, the ones that waited for it.
+    #[serde(default)]
+    pub delayed: u64,
     /// Packets that would have begun a connection, SYNs among them, or requests.
     pub refused: u64,
     /// Clients that lack tokens now.

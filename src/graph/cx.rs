@@ -11,6 +11,7 @@ use crate::observe::{Counters, Latencies};
 use crate::packet::{Batch, FramePool, Packet, PacketMeta, PortId, Verdict};
 use crate::policy::Rules;
 use crate::qos::SharedPorts;
+use crate::qos::delays::Delays;
 use crate::qos::limits::Limits;
 use crate::qos::meters::Meters;
 
@@ -77,6 +78,15 @@ pub struct Cx<'a> {
     pub icmp_limit: &'a mut IcmpLimiter,
     /// Whose turn it is among the backends of each pool.
     pub turns: &'a mut Turns,
+    /// What waits for a client's token.
+    pub delays: &'a mut Delays,
+}
+
+impl Cx<'_> {
+    /// Whether one more connection may wait for its token: packets that wait hold frames.
+    pub fn may_delay(&self) -> bool {
+        self.delays.has_room() && self.pool.available() > self.pool.owned() / 2
+    }
 }
 
 /// One step of a pipeline. It looks only at packets whose verdict is still [`Verdict::Next`], and

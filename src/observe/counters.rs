@@ -62,6 +62,8 @@ counters! {
     icmp_limited,
     /// Packets that waited for their neighbour's address.
     parked,
+    /// Packets that waited for the token of a limit.
+    delayed,
     /// Packets given to the worker that owns their flow.
     handed_over,
     /// Packets taken from other workers.

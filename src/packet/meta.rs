@@ -174,11 +174,13 @@ pub enum Verdict {
     /// The stage has taken the frame's contents elsewhere (parked for its neighbour): see
     /// `graph::Held`.
     Park,
+    /// It passes the stages again once its client has the token that it takes.
+    Wait,
 }
 
 /// Facts that take one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PacketFlags(pub u8);
+pub struct PacketFlags(pub u16);
 
 impl PacketFlags {
     /// An IP fragment, first or later.
@@ -199,6 +201,8 @@ impl PacketFlags {
     /// A fragment that was put to the others of its datagram: where their first one is known it has
     /// that one's ports.
     pub const JOINED: PacketFlags = PacketFlags(128);
+    /// It has waited for a token, and passes the stages again.
+    pub const DELAYED: PacketFlags = PacketFlags(256);
 
     #[inline]
     pub fn has(self, flag: PacketFlags) -> bool {

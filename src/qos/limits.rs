@@ -56,6 +56,20 @@ pub enum Excess {
     Drop,
     /// A TCP connection ends with a reset to both ends.
     Reset,
+    /// What takes a token waits for it, so many nanoseconds at most. Beyond that a connection does
+    /// not begin, as with [`Excess::Drop`], and a request ends its own, as with [`Excess::Reset`].
+    Delay(u64),
+}
+
+/// Who begins a connection, or asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    pub client: Addr,
+    /// Numbers of the rule that matches it, and of its service.
+    pub rule: Option<u16>,
+    pub service: Option<u16>,
+    /// There is room for it to wait in.
+    pub may_wait: bool,
 }
 
 /// Of what there are too many.
@@ -90,6 +104,7 @@ struct Limit {
 #[derive(Debug, Default)]
 struct Counts {
     passed: AtomicU64,
+    delayed: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -105,6 +120,8 @@ pub struct LimitCounts<'a> {
 pub struct EventCounts {
     pub pace: Pace,
     pub passed: u64,
+    /// Of those, the ones whose token was still to come.
+    pub delayed: u64,
     /// SYNs and other packets that would have begun a connection, or requests.
     pub refused: u64,
     /// Clients whose tokens are not complete now.
@@ -149,40 +166,44 @@ impl Limits {
         self.on[event as usize]
     }
 
-    /// Whether such events of a client are limited at this service, whatever rules say.
-    pub fn holds(&self, client: Addr, service: Option<u16>, event: Event) -> bool {
-        self.has(event) && self.of(client, (None, service)).any(|limit| limit.of(event).is_some())
+    /// Whether such events of whom asks are limited, whatever rules say.
+    pub fn holds(&self, asker: &Asker, event: Event) -> bool {
+        let asker = Asker { rule: None, ..*asker };
+        self.has(event) && self.of(&asker).any(|limit| limit.of(event).is_some())
     }
 
-    /// Whether a client may begin one more, as far as can be told without taking tokens: nobody
-    /// has shown yet that the client's address is its own.
-    pub fn may(
-        &self,
-        now: Nanos,
-        client: Addr,
-        by: (Option<u16>, Option<u16>),
-        event: Event,
-    ) -> Result<(), Excess> {
-        self.ask(client, by, event, |tokens, hash| tokens.has(now, hash))
-    }
-
-    /// Takes the tokens for one more of a client, from the limits of the rule and the service with
-    /// these numbers. `Err`: it has none, and that becomes of it.
-    pub fn take(
-        &self,
-        now: Nanos,
-        client: Addr,
-        by: (Option<u16>, Option<u16>),
-        event: Event,
-    ) -> Result<(), Excess> {
-        self.may(now, client, by, event)?;
-        self.ask(client, by, event, |tokens, hash| tokens.take(now, hash))?;
-        for limit in self.of(client, by) {
-            if limit.of(event).is_some() {
-                limit.counts[event as usize].passed.fetch_add(1, Relaxed);
+    /// Whether one may begin one more, as far as can be told without taking tokens: nobody has
+    /// shown yet that the client's address is its own.
+    pub fn may(&self, now: Nanos, asker: &Asker, event: Event) -> Result<(), Excess> {
+        for limit in self.of(asker) {
+            let Some(tokens) = limit.of(event) else { continue };
+            let wait = tokens.wait(now, self.hash(limit, asker.client));
+            if wait > limit.wait_ns_max(asker) {
+                return Err(limit.refuse(event));
             }
         }
         Ok(())
+    }
+
+    /// Takes the tokens for one more. Returns in how many nanoseconds the last of them comes, which
+    /// is how long it has to wait. `Err`: it has none, and that becomes of it.
+    pub fn take(&self, now: Nanos, asker: &Asker, event: Event) -> Result<u64, Excess> {
+        self.may(now, asker, event)?;
+        let mut wait = 0;
+        for limit in self.of(asker) {
+            let Some(tokens) = limit.of(event) else { continue };
+            let hash = self.hash(limit, asker.client);
+            match tokens.take(now, hash, limit.wait_ns_max(asker)) {
+                Some(more) => wait = wait.max(more),
+                None => return Err(limit.refuse(event)),
+            }
+        }
+        for limit in self.of(asker).filter(|limit| limit.of(event).is_some()) {
+            let counts = &limit.counts[event as usize];
+            counts.passed.fetch_add(1, Relaxed);
+            counts.delayed.fetch_add(u64::from(wait > 0), Relaxed);
+        }
+        Ok(wait)
     }
 
     /// What each limit did.
@@ -193,34 +214,14 @@ impl Limits {
         })
     }
 
-    fn ask(
-        &self,
-        client: Addr,
-        by: (Option<u16>, Option<u16>),
-        event: Event,
-        has: impl Fn(&Tokens, u64) -> bool,
-    ) -> Result<(), Excess> {
-        for limit in self.of(client, by) {
-            let Some(tokens) = limit.of(event) else { continue };
-            if !has(tokens, self.hash(limit, client)) {
-                limit.counts[event as usize].refused.fetch_add(1, Relaxed);
-                return Err(limit.spec.excess);
-            }
-        }
-        Ok(())
-    }
-
     /// The limits of a client, a rule and a service; one that is named twice counts once.
-    fn of(
-        &self,
-        client: Addr,
-        (rule, service): (Option<u16>, Option<u16>),
-    ) -> impl Iterator<Item = &Limit> {
+    fn of(&self, asker: &Asker) -> impl Iterator<Item = &Limit> {
         let of = |list: &[Option<u16>], number: Option<u16>| {
             number.and_then(|n| list.get(usize::from(n)).copied().flatten())
         };
-        let (rule, service) = (of(&self.of_rule, rule), of(&self.of_service, service));
-        let mine = self.of_client(client);
+        let rule = of(&self.of_rule, asker.rule);
+        let service = of(&self.of_service, asker.service);
+        let mine = self.of_client(asker.client);
         let service = service.filter(|_| service != rule);
         let mine = mine.filter(|_| mine != rule && mine != service);
         let limit = |at: u16| self.list.get(usize::from(at));
@@ -283,11 +284,25 @@ impl Limit {
         self.tokens[event as usize].as_deref()
     }
 
+    /// How long it may wait for its token.
+    fn wait_ns_max(&self, asker: &Asker) -> u64 {
+        match self.spec.excess {
+            Excess::Delay(wait_ns_max) if asker.may_wait => wait_ns_max,
+            _ => 0,
+        }
+    }
+
+    fn refuse(&self, event: Event) -> Excess {
+        self.counts[event as usize].refused.fetch_add(1, Relaxed);
+        self.spec.excess
+    }
+
     fn event(&self, event: Event, now: Nanos) -> Option<EventCounts> {
         let (tokens, counts) = (self.of(event)?, &self.counts[event as usize]);
         Some(EventCounts {
             pace: tokens.pace(),
             passed: counts.passed.load(Relaxed),
+            delayed: counts.delayed.load(Relaxed),
             refused: counts.refused.load(Relaxed),
             clients: tokens.busy(now),
             crowded: tokens.crowded(),
@@ -335,7 +350,11 @@ mod tests {
     }
 
     fn connects(limits: &Limits, client: &str, by: (Option<u16>, Option<u16>)) -> bool {
-        limits.take(Nanos(0), addr(client), by, Event::Connection).is_ok()
+        limits.take(Nanos(0), &asker(client, by), Event::Connection).is_ok()
+    }
+
+    fn asker(client: &str, (rule, service): (Option<u16>, Option<u16>)) -> Asker {
+        Asker { client: addr(client), rule, service, may_wait: true }
     }
 
     #[test]
@@ -389,10 +408,41 @@ mod tests {
         let limits = vec![limit("a", 1, per_client())];
         let spec = LimitsSpec { limits, of_rule: vec![Some(0)], ..LimitsSpec::default() };
         let limits = build(&spec, None);
-        let may = || limits.may(Nanos(0), addr("192.0.2.1"), (Some(0), None), Event::Connection);
+        let asker = asker("192.0.2.1", (Some(0), None));
+        let may = || limits.may(Nanos(0), &asker, Event::Connection);
         assert!((0..1_000).all(|_| may().is_ok()));
         assert!(connects(&limits, "192.0.2.1", (Some(0), None)));
         assert_eq!(may(), Err(Excess::Reset));
+    }
+
+    #[test]
+    fn what_waits_has_its_own_token_and_no_more_wait_than_may() {
+        const MS: u64 = 1_000_000;
+        let clients = per_client();
+        let slow = |excess| LimitSpec { excess, ..limit("slow", 1, clients) };
+        let of = |excess| LimitsSpec {
+            limits: vec![slow(excess), limit("wide", 9, None)],
+            of_rule: vec![Some(0)],
+            of_service: vec![Some(1)],
+            ..LimitsSpec::default()
+        };
+        let limits = build(&of(Excess::Delay(2_500 * MS)), None);
+        let by = asker("192.0.2.1", (Some(0), Some(0)));
+        let take = |asker: &Asker| limits.take(Nanos(0), asker, Event::Connection);
+        let second = Excess::Delay(2_500 * MS);
+        assert_eq!([0; 4].map(|_| take(&by)), [Ok(0), Ok(SECOND), Ok(2 * SECOND), Err(second)]);
+        assert_eq!(take(&Asker { may_wait: false, ..by }), Err(second), "no room");
+        assert_eq!(take(&asker("192.0.2.2", (Some(0), Some(0)))), Ok(0));
+        let may = |at| limits.may(Nanos(at), &by, Event::Connection);
+        assert_eq!((may(0), may(500 * MS)), (Err(second), Ok(())));
+        // What was refused by one limit has taken nothing of the other.
+        let counted: Vec<_> = limits.counts(Nanos(0)).filter_map(|c| c.events[0]).collect();
+        let told: Vec<_> = counted.iter().map(|c| (c.passed, c.delayed, c.refused)).collect();
+        assert_eq!(told, [(4, 2, 3), (4, 2, 0)]);
+        assert_eq!(
+            build(&of(Excess::Drop), Some(&limits)).may(Nanos(0), &by, Event::Request),
+            Ok(())
+        );
     }
 
     #[test]

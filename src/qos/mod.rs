@@ -10,6 +10,7 @@ mod build;
 mod class;
 mod codel;
 mod debts;
+pub mod delays;
 pub mod dscp;
 mod ecn;
 mod flows;

@@ -54,11 +54,17 @@ impl Pace {
         u64::try_from(come).unwrap_or(u64::MAX).min(COUNT_MASK)
     }
 
-    /// The count after one more, unless the bucket has less than a token.
+    /// The count after one more, and how long that one's token is still to come.
     #[inline]
-    fn after(&self, count: u64, come: u64) -> Option<u64> {
+    fn after(&self, count: u64, come: u64) -> (u64, u64) {
         let next = count.max(come) + ONE;
-        (next <= come + (u64::from(self.burst.max(1)) << ONE_BITS)).then_some(next)
+        let full = come + (u64::from(self.burst.max(1)) << ONE_BITS);
+        if next <= full {
+            return (next, 0);
+        }
+        let lacking = u128::from(next - full) * u128::from(self.per_ns.max(1));
+        let wait = lacking.div_ceil(u128::from(self.count.max(1)) << ONE_BITS);
+        (next, u64::try_from(wait).unwrap_or(u64::MAX))
     }
 }
 
@@ -112,17 +118,19 @@ impl Tokens {
         new
     }
 
-    /// Whether a client, known by this hash, has a token. Takes none, and keeps nothing.
+    /// Nanoseconds until a client, known by this hash, has a token; 0: it has one. Takes none, and
+    /// keeps nothing.
     #[inline]
-    pub fn has(&self, now: Nanos, hash: u64) -> bool {
+    pub fn wait(&self, now: Nanos, hash: u64) -> u64 {
         let (set, tag) = self.place(hash);
         let word = self.find(set, tag).map_or_else(|| self.fullest(set).1, |(_, word)| word);
-        self.pace.after(word & COUNT_MASK, self.pace.come(now)).is_some()
+        self.pace.after(word & COUNT_MASK, self.pace.come(now)).1
     }
 
-    /// Takes a client's token, if it has one.
+    /// Takes a client's token, which may be one that comes within `wait_ns_max`. Returns in how
+    /// many nanoseconds it does; `None`: later, and none is taken.
     #[inline]
-    pub fn take(&self, now: Nanos, hash: u64) -> bool {
+    pub fn take(&self, now: Nanos, hash: u64, wait_ns_max: u64) -> Option<u64> {
         let (set, tag) = self.place(hash);
         let come = self.pace.come(now);
         for _ in 0..TRIES_MAX {
@@ -130,14 +138,17 @@ impl Tokens {
             else {
                 continue;
             };
-            let Some(next) = self.pace.after(word & COUNT_MASK, come) else { return false };
+            let (next, wait) = self.pace.after(word & COUNT_MASK, come);
+            if wait > wait_ns_max {
+                return None;
+            }
             let new = word & !COUNT_MASK | next.min(COUNT_MASK);
             let (bucket, relaxed) = (&self.sets[set].0[way], Ordering::Relaxed);
             if bucket.compare_exchange(word, new, relaxed, relaxed).is_ok() {
-                return true;
+                return Some(wait);
             }
         }
-        false
+        None
     }
 
     pub fn pace(&self) -> Pace {

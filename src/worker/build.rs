@@ -20,6 +20,7 @@ use crate::nic::spec::PortSpec;
 use crate::observe::SharedStats;
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{FramePool, ParseOptions, udp};
+use crate::qos::delays::Delays;
 use crate::qos::spec::PortQosSpec;
 use crate::qos::{Scheduler, Successor};
 
@@ -81,6 +82,7 @@ impl Blueprint<'_> {
             parking,
             icmp_limit: IcmpLimiter::default(),
             turns: Turns::new(own.id, self.workers.count),
+            delays: Delays::default(),
             handover: own.handover,
             control: own.control,
             stats: own.stats,

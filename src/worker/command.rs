@@ -406,6 +406,7 @@ impl<P: Port> Worker<P> {
             side.close(&mut parts.pool, counters);
         }
         parts.parking.drain(unparked);
+        parts.delays.drain(unparked);
         for packet in unparked.drain(..) {
             counters.drop(DropReason::Shutdown);
             parts.pool.put(packet.frame);

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod command;
 pub mod count;
 mod cut;
+mod delaying;
 pub mod egress;
 pub mod handover;
 mod joining;

@@ -21,6 +21,7 @@ use crate::packet::{
     Verdict, parse, tcp,
 };
 use crate::qos::Queued;
+use crate::qos::delays::Delays;
 
 /// Frames that stay out of queues, so that packets can always be received and answered.
 const FRAME_RESERVE: usize = 2 * BATCH_MAX;
@@ -47,6 +48,7 @@ pub struct WorkerParts<P> {
     pub parking: Parking,
     pub icmp_limit: IcmpLimiter,
     pub turns: Turns,
+    pub delays: Delays,
     pub handover: Handover,
     pub control: ControlLink,
     pub stats: Arc<SharedStats>,
@@ -126,6 +128,9 @@ impl<P: Port> Worker<P> {
         }
         if self.parts.handover.workers() > 1 {
             moved += self.take_over(now);
+        }
+        if now >= self.parts.delays.next_due() {
+            moved += self.go_on(now);
         }
         if now >= self.timers_at {
             self.timers(now);
@@ -317,7 +322,8 @@ impl<P: Port> Worker<P> {
     /// When there is something to send although nothing arrives. Timers of flows and of parked
     /// packets are not that precise: they are looked at with the next turn, whenever that is.
     pub fn next_event(&self, now: Nanos) -> Option<Nanos> {
-        self.parts.sides.iter().filter_map(|s| s.next_event(now)).min()
+        let tokens = Some(self.parts.delays.next_due()).filter(|&at| at != Nanos::MAX);
+        self.parts.sides.iter().filter_map(|s| s.next_event(now)).chain(tokens).min()
     }
 
     pub fn phase(&self) -> Phase {
@@ -334,10 +340,12 @@ impl<P: Port> Worker<P> {
         &self.counters
     }
 
-    /// Packets waiting here: in queues, in front of ports, for a neighbour, for a first fragment.
+    /// Packets waiting here: in queues, in front of ports, for a neighbour, for a first fragment,
+    /// for a token.
     pub fn held(&self) -> usize {
         let queued: usize = self.parts.sides.iter().map(Side::held).sum();
-        queued + self.parts.parking.len() + self.joining.fragments.len()
+        let waiting = self.parts.parking.len() + self.parts.delays.len();
+        queued + waiting + self.joining.fragments.len()
     }
 
     /// Every packet that came is sent, dropped, handed over or held (debug builds).
@@ -370,6 +378,7 @@ impl<P: Port> WorkerParts<P> {
             copies,
             icmp_limit: &mut self.icmp_limit,
             turns: &mut self.turns,
+            delays: &mut self.delays,
         };
         (cx, &mut self.pipeline)
     }
@@ -445,6 +454,7 @@ impl<P: Port> WorkerParts<P> {
                 self.output(now, counters, meta.out_port, packet);
             }
             Verdict::Park => self.park(now, counters, Packet { frame, meta: meta.clone() }),
+            Verdict::Wait => self.delay(counters, Packet { frame, meta: meta.clone() }),
             Verdict::Drop(reason) => self.discard(counters, reason, frame),
             Verdict::Absorb => {
                 counters.absorbed += 1;
@@ -469,17 +479,5 @@ impl<P: Port> WorkerParts<P> {
     pub(super) fn discard(&mut self, counters: &mut Counters, reason: DropReason, frame: Frame) {
         counters.drop(reason);
         self.pool.put(frame);
-    }
-
-    #[cold]
-    fn park(&mut self, now: Nanos, counters: &mut Counters, packet: Packet) {
-        let (port, next_hop) = (packet.meta.out_port, packet.meta.key.dst);
-        match self.parking.park(now, packet, port, next_hop) {
-            Ok(()) => counters.parked += 1,
-            Err((packet, reason)) => {
-                counters.drop(reason);
-                self.pool.put(packet.frame);
-            }
-        }
     }
 }

@@ -22,7 +22,7 @@ const REQUESTS: u64 = 5;
 const TALKERS: usize = 6;
 
 /// Requests for these paths, with bodies of either kind.
-fn asks(rng: &mut Rng, name: &str, paths: &[&str]) -> Vec<u8> {
+pub fn asks(rng: &mut Rng, name: &str, paths: &[&str]) -> Vec<u8> {
     let mut says = Vec::new();
     for path in paths {
         let body = vec![b'G'; [0, 10, 3_000][rng.below(3) as usize]];

@@ -6,7 +6,7 @@ use tidegate::base::Seed;
 use tidegate::forward::spec::{BindAt, ForwardMode};
 use tidegate::graph::spec::StageSpec;
 use tidegate::packet::DropReason;
-use tidegate::qos::limits::{Excess, LimitSpec, LimitsSpec};
+use tidegate::qos::limits::{Event, EventCounts, Excess, LimitSpec, LimitsSpec};
 use tidegate::qos::tokens::Pace;
 use tidegate::sim::{LinkSpec, Setup, Spread};
 
@@ -21,24 +21,32 @@ const RATE: u32 = 10;
 const BURST: u32 = 5;
 const DELAY: Duration = Duration::from_millis(2);
 
-fn limited(mut setup: Setup, workers: u16, spread: Spread) -> Setup {
-    (setup.workers, setup.spread) = (workers, spread);
+fn limited(setup: Setup, workers: u16, spread: Spread) -> Setup {
     let pace = Pace { count: RATE, per_ns: 1_000_000_000, burst: BURST };
-    let all = LimitSpec {
-        name: "all".into(),
-        connections: Some(pace),
-        requests: None,
-        clients: None,
-        excess: Excess::Drop,
-    };
-    let of_service = vec![Some(0)];
-    setup.limits = LimitsSpec { limits: vec![all], of_service, ..LimitsSpec::default() };
+    let limit = LimitSpec { connections: Some(pace), ..for_all(Excess::Drop) };
+    with_limit(Setup { workers, spread, ..setup }, limit)
+}
+
+/// A limit that all clients share.
+pub fn for_all(excess: Excess) -> LimitSpec {
+    LimitSpec { name: "all".into(), connections: None, requests: None, clients: None, excess }
+}
+
+/// Has all services share a limit.
+pub fn with_limit(mut setup: Setup, limit: LimitSpec) -> Setup {
+    let of_service = vec![Some(0); setup.forward.services.len()];
+    setup.limits = LimitsSpec { limits: vec![limit], of_service, ..LimitsSpec::default() };
     setup
 }
 
-fn passed(net: &World) -> u64 {
+/// What the limit did about connections or requests.
+pub fn counted(net: &World, event: Event) -> EventCounts {
     let counted = net.appliance.limits().counts(net.now).next().expect("one limit");
-    counted.events[0].expect("of connections").passed
+    counted.events[event as usize].expect("limited")
+}
+
+fn passed(net: &World) -> u64 {
+    counted(net, Event::Connection).passed
 }
 
 /// Runs until all are served: never more have begun than the rate and the burst allow, and as many

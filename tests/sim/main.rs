@@ -3,6 +3,7 @@
 //! Everything in a simulation follows from its seed; a failure says which.
 
 mod binding;
+mod delayed;
 mod followed;
 mod fragments;
 mod hostile;

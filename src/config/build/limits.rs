@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::time::Duration;
 
 use toml::Spanned;
 
-use super::{Build, id16, index};
+use super::{Build, id16, index, show};
 use crate::base::Prefix;
 use crate::base::tomlfile::Leaf;
 use crate::config::file::{FileConfig, FileExcess, FileLimit, FilePer, Noted};
@@ -20,6 +21,10 @@ use crate::qos::tokens::{BURST_MAX, CLIENTS_MAX, Pace, RATE_MAX};
 const V4_LEN: u8 = 32;
 const V6_LEN: u8 = 64;
 const CLIENTS: u32 = 16_384;
+const DELAY: Duration = Duration::from_secs(1);
+const DELAY_MIN: Duration = Duration::from_millis(1);
+/// Before a backend that waits for a request that is held counts as silent.
+const DELAY_MAX: Duration = Duration::from_secs(3);
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// All limits, and whom they are for; rules are told whether theirs counts requests.
@@ -109,10 +114,25 @@ fn limit(b: &mut Build<'_>, name: &str, table: &Spanned<FileLimit>) -> LimitSpec
         connections,
         requests,
         clients: (!shared).then_some(clients),
-        excess: match l.action {
-            None | Some(FileExcess::Drop) => Excess::Drop,
-            Some(FileExcess::Reset) => Excess::Reset,
-        },
+        excess: excess(b, l),
+    }
+}
+
+/// What becomes of more.
+fn excess(b: &mut Build<'_>, l: &FileLimit) -> Excess {
+    let delay = matches!(l.action, Some(FileExcess::Delay));
+    if let Some(given) = &l.delay_max
+        && !delay
+    {
+        b.error(&given.span(), "`delay_max` has no effect without `action = \"delay\"`");
+    }
+    match l.action {
+        None | Some(FileExcess::Drop) => Excess::Drop,
+        Some(FileExcess::Reset) => Excess::Reset,
+        Some(FileExcess::Delay) => {
+            let most = b.within(&l.delay_max, DELAY_MIN..=DELAY_MAX, DELAY, show);
+            Excess::Delay(u64::try_from(most.as_nanos()).unwrap_or(u64::MAX))
+        }
     }
 }
 

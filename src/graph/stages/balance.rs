@@ -16,8 +16,7 @@ use crate::forward::tunnel::Encap;
 use crate::forward::{Backend, Choosing, Service, mss, nat};
 use crate::graph::{Cx, Snapshot, Stage};
 use crate::packet::{
-    Batch, ClassId, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketMut,
-    tcp, udp,
+    Batch, Direction, DropReason, FlowKey, FlowRef, PacketFlags, PacketMeta, PacketMut, tcp, udp,
 };
 
 /// The balancer. It keeps nothing itself but the connections that are being bound: flows are in the
@@ -281,8 +280,10 @@ fn first(
         return Err(DropReason::ServiceDrained);
     }
     may_cross(meta)?;
-    if key.proto == udp::PROTOCOL {
-        admission::begin(cx, key, meta.dscp()).map_err(ClassId::refusal)?;
+    if key.proto == udp::PROTOCOL
+        && let Err(lacking) = admission::begin(cx, meta)
+    {
+        return lacking.apply(packet.meta);
     }
     let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };
     let backend = *tables.choose(service.pool, key, by)?;

@@ -1,6 +1,6 @@
 //! Gives each flow its class by the rules, and has what they say come true of its packets.
 
-use super::admission;
+use super::admission::{self, Lacking};
 use super::ending::end_connection;
 use super::mirror::mirror;
 use super::verdict::Deciding;
@@ -9,7 +9,7 @@ use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::tcp::flag::{ACK, RST, SYN};
-use crate::packet::{Batch, FlowRef, PacketMeta, PacketMut, Verdict, ip, tcp};
+use crate::packet::{Batch, FlowRef, PacketFlags, PacketMeta, PacketMut, Verdict, ip, tcp};
 use crate::policy::Facts;
 use crate::qos::limits::Event;
 
@@ -71,20 +71,23 @@ impl Stage for Classify {
 }
 
 impl Classify {
-    /// Has a connection begin, if its client has a token for it. `false`: it has none and is not
-    /// told so; the connection may still begin with a later packet.
+    /// Has a connection begin, if its client has a token for it. `false`: its packet waits for
+    /// one, or is lost and nobody is told; the connection may still begin with a later packet.
     #[cold]
     fn begin(&mut self, cx: &mut Cx<'_>, meta: &mut PacketMeta) -> bool {
         let flow = cx.flows.get(meta.flow);
         if flow.class.is_refused() || self.begun.contains(&meta.flow) {
             return true;
         }
-        let key = flow.key[0];
-        match admission::begin(cx, &key, meta.dscp()) {
+        match admission::begin(cx, meta) {
             Ok(()) => self.begun.push(meta.flow),
-            Err(class) if class.is_reset() => admission::end(cx.flows, meta.flow, class),
-            Err(class) => {
-                meta.drop_for(class.refusal());
+            Err(Lacking::Refused(class)) if class.is_reset() => {
+                admission::end(cx.flows, meta.flow, class);
+            }
+            Err(lacking) => {
+                if let Err(reason) = lacking.apply(meta) {
+                    meta.drop_for(reason);
+                }
                 return false;
             }
         }
@@ -122,7 +125,9 @@ fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta, limits: bool) -> Tre
     {
         meta.class = class;
     }
-    Treatment { dscp: decision.mark, mirror: decision.mirror }
+    // What has waited was copied when it came.
+    let mirror = decision.mirror.filter(|_| !meta.flags.has(PacketFlags::DELAYED));
+    Treatment { dscp: decision.mark, mirror }
 }
 
 fn opens(meta: &PacketMeta) -> bool {

@@ -28,6 +28,7 @@ mod streams;
 use datagrams::Places;
 use hiding::hides;
 use openings::Openings;
+use streams::Passage;
 pub(super) use streams::keep_request;
 
 /// [`Flow::inspection`] of a flow that was not looked at yet.
@@ -301,7 +302,8 @@ impl Stage for Inspect {
         cx.names.sightings.clear();
         Deciding::of(cx).complete();
         self.sweep(cx);
-        let (mut early, mut ahead, mut unread, mut hidden) = (0_u64, 0_u64, 0_u64, 0_u64);
+        let (mut early, mut ahead, mut waits) = (0_u64, 0_u64, 0_u64);
+        let (mut unread, mut hidden) = (0_u64, 0_u64);
         for (at, packet) in batch.iter().enumerate() {
             let meta = packet.meta;
             if meta.verdict != Verdict::Next {
@@ -329,17 +331,23 @@ impl Stage for Inspect {
             }
             let done = cx.flows.get(meta.flow).inspection == DONE;
             if !done || meta.direction == Direction::Forward && opens(meta) {
-                ahead |= u64::from(self.segment(cx, packet)) << at;
+                match self.segment(cx, packet) {
+                    Passage::On => {}
+                    Passage::TooEarly => ahead |= 1 << at,
+                    Passage::Waits => waits |= 1 << at,
+                }
             }
         }
-        for (mut packets, why) in [
-            (early, DropReason::SynData),
-            (ahead, DropReason::TooFarAhead),
-            (unread, DropReason::Unread),
-            (hidden, DropReason::Fragment),
-        ] {
+        let all = [
+            (early, Verdict::Drop(DropReason::SynData)),
+            (ahead, Verdict::Drop(DropReason::TooFarAhead)),
+            (unread, Verdict::Drop(DropReason::Unread)),
+            (hidden, Verdict::Drop(DropReason::Fragment)),
+            (waits, Verdict::Wait),
+        ];
+        for (mut packets, verdict) in all {
             while packets != 0 {
-                batch.metas_mut()[packets.trailing_zeros() as usize].drop_for(why);
+                batch.metas_mut()[packets.trailing_zeros() as usize].verdict = verdict;
                 packets &= packets - 1;
             }
         }

@@ -1,7 +1,7 @@
 //! Measures the packets of classes, and drops or marks what is beyond its rate.
 
 use crate::graph::{Cx, Stage};
-use crate::packet::{Batch, DropReason, Verdict, ip};
+use crate::packet::{Batch, DropReason, PacketFlags, Verdict, ip};
 use crate::qos::dscp::{colour_of, with_colour};
 use crate::qos::meter::Colour;
 use crate::qos::meters::Action;
@@ -20,6 +20,10 @@ impl Stage for Meter {
         let (frames, metas) = batch.parts_mut();
         for (frame, meta) in frames.iter_mut().zip(metas) {
             if meta.verdict != Verdict::Next {
+                continue;
+            }
+            // What has waited to begin a flow was measured when it came.
+            if meta.flags.has(PacketFlags::DELAYED) && !meta.flow.is_some() {
                 continue;
             }
             let Some(entry) = meters.of(meta.class, meta.in_port) else { continue };

@@ -19,6 +19,7 @@ use crate::packet::{
     Batch, FramePool, Packet, PacketMeta, ParseOptions, PortId, Verdict, parse, tcp,
 };
 use crate::policy::Rules;
+use crate::qos::delays::Delays;
 
 pub(super) const CLIENT_PORT: PortId = PortId(0);
 pub(super) const BACKEND_PORT: PortId = PortId(1);
@@ -102,6 +103,7 @@ pub(super) struct Rig {
     pub copies: Copies,
     icmp_limit: IcmpLimiter,
     turns: Turns,
+    pub delays: Delays,
 }
 
 /// What became of a packet.
@@ -139,6 +141,7 @@ impl Rig {
             copies: Copies::default(),
             icmp_limit: IcmpLimiter::new(),
             turns: Turns::new(0, 1),
+            delays: Delays::default(),
         }
     }
 
@@ -182,6 +185,7 @@ impl Rig {
             copies: &mut self.copies,
             icmp_limit: &mut self.icmp_limit,
             turns: &mut self.turns,
+            delays: &mut self.delays,
         };
         stage.process(&mut cx, &mut batch);
         let mut collect = |Packet { frame, meta }: Packet| {

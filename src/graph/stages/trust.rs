@@ -1,7 +1,7 @@
 //! Trusts, maps or clears the code points that packets come with.
 
 use crate::graph::{Cx, Stage};
-use crate::packet::{Batch, Verdict, ip};
+use crate::packet::{Batch, PacketFlags, Verdict, ip};
 
 /// Where packets get the code point by which they are treated here, as `[dscp.PORT]` says for the
 /// port they came in by.
@@ -16,7 +16,8 @@ impl Stage for Trust {
         }
         let (frames, metas) = batch.parts_mut();
         for (frame, meta) in frames.iter_mut().zip(metas) {
-            if meta.verdict != Verdict::Next {
+            // What has waited was mapped when it came.
+            if meta.verdict != Verdict::Next || meta.flags.has(PacketFlags::DELAYED) {
                 continue;
             }
             let dscp = meters.trusted(meta.in_port, meta.dscp());

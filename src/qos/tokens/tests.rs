@@ -13,7 +13,11 @@ fn pace(count: u32, per_ns: u64, burst: u32) -> Pace {
 }
 
 fn taken(tokens: &Tokens, now: u64, client: u64) -> bool {
-    tokens.take(Nanos(now), hash1(Seed(3), client))
+    tokens.take(Nanos(now), hash1(Seed(3), client), 0).is_some()
+}
+
+fn has(tokens: &Tokens, now: u64, client: u64) -> bool {
+    tokens.wait(Nanos(now), hash1(Seed(3), client)) == 0
 }
 
 #[test]
@@ -34,19 +38,37 @@ fn a_burst_and_then_the_rate() {
 fn who_only_asks_takes_nothing() {
     let tokens = Tokens::new(pace(1, SECOND, 1), Some(64));
     for client in 0..10_000 {
-        assert!(tokens.has(Nanos(SECOND), hash1(Seed(3), client)));
+        assert!(has(&tokens, SECOND, client));
     }
     assert_eq!(tokens.busy(Nanos(SECOND)), 0);
     assert!(taken(&tokens, SECOND, 1));
-    assert!(!tokens.has(Nanos(SECOND), hash1(Seed(3), 1)));
-    assert!(tokens.has(Nanos(2 * SECOND), hash1(Seed(3), 1)));
+    assert!(!has(&tokens, SECOND, 1));
+    assert!(has(&tokens, 2 * SECOND, 1));
+}
+
+/// Tokens that are still to come are taken in order, each when it has come and no further ahead
+/// than may be waited for.
+#[test]
+fn who_waits_has_a_token_of_its_own() {
+    const MS: u64 = 1_000_000;
+    let tokens = Tokens::new(pace(10, SECOND, 2), Some(64));
+    let hash = hash1(Seed(3), 1);
+    let take = |now, most| tokens.take(Nanos(SECOND + now * MS), hash, most * MS);
+    let waits: Vec<_> = (0..6).map(|_| take(0, 350)).collect();
+    let ms = |n: u64| Some(n * MS);
+    assert_eq!(waits, [ms(0), ms(0), ms(100), ms(200), ms(300), None]);
+    assert_eq!(tokens.wait(Nanos(SECOND), hash), 400 * MS);
+    assert_eq!((take(249, 0), take(249, 100)), (None, None), "all until then are taken");
+    assert_eq!((take(250, 150), take(500, 0)), (ms(150), ms(0)));
+    // Whoever has not waited meanwhile is not held up by it.
+    assert!(taken(&tokens, SECOND, 2));
 }
 
 #[test]
 fn all_clients_may_share_one_bucket() {
     let tokens = Tokens::new(pace(1, SECOND, 2), None);
     assert_eq!([1, 2, 3].map(|client| taken(&tokens, 0, client)), [true, true, false]);
-    assert!(!tokens.has(Nanos(0), hash1(Seed(3), 4)));
+    assert!(!has(&tokens, 0, 4));
 }
 
 #[test]

@@ -25,19 +25,22 @@ const CLIENT: usize = Direction::Forward as usize;
 const SERVER: usize = Direction::Reply as usize;
 
 impl Inspect {
-    /// A segment of a known flow whose inspection is not done, or that opens it again. `true`: it
-    /// is too early to be read, and must come again.
-    pub(super) fn segment(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) -> bool {
+    /// A segment of a known flow whose inspection is not done, or that opens it again.
+    pub(super) fn segment(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) -> Passage {
         let meta = packet.meta;
         if meta.direction == Direction::Forward && opens(meta) {
             self.reopen(cx.flows.get_mut(meta.flow), meta);
-            return false;
+            return Passage::On;
         }
         let payload = payload_of(cx, &packet);
         // Without ACK, or with RST, a receiver takes no data (RFC 9293, section 3.10.7.4).
         let wanted = flag::ACK | flag::RST | flag::SYN;
         if payload.is_empty() || meta.tcp_flags & wanted != flag::ACK {
-            return false;
+            return Passage::On;
+        }
+        // Behind a request that waits, or that request again.
+        if cx.delays.until(meta.hash).is_some() {
+            return Passage::Waits;
         }
         let flow = cx.flows.get(meta.flow);
         let slot = match (flow.inspection, self.slot_of(flow)) {
@@ -52,7 +55,7 @@ impl Inspect {
             // Its slot went with an inspector of another size.
             _ => {
                 cx.flows.get_mut(meta.flow).inspection = DONE;
-                return false;
+                return Passage::On;
             }
         };
         if self.pool.is_out_of_heads() && !self.inspectors[slot].keeps_head() {
@@ -129,7 +132,8 @@ impl Inspect {
         self.reassembler.open(SIDES * slot + SERVER, first);
     }
 
-    fn feed(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, at: usize, payload: &[u8]) -> bool {
+    fn feed(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, at: usize, payload: &[u8]) -> Passage {
+        let may_wait = cx.may_delay();
         let Inspect { inspectors, reassembler, pool, slots, .. } = self;
         let (slot, inspector) = (&mut slots[at], &mut inspectors[at]);
         let from = match meta.direction {
@@ -142,6 +146,8 @@ impl Inspect {
             flow: meta.flow,
             key: slot.key,
             dscp: meta.dscp(),
+            may_wait,
+            wait_ns: 0,
         };
         let (answered, bytes) = (&mut slot.answered, &mut slot.undecided_bytes);
         let stream = SIDES * at + meta.direction as usize;
@@ -152,17 +158,21 @@ impl Inspect {
                 teller.tell(event);
             });
         });
+        let wait_ns = teller.wait_ns;
+        if wait_ns > 0 {
+            cx.delays.begin(meta.hash, cx.now.saturating_add(wait_ns), false);
+        }
         let strays = &mut slot.strays[meta.direction as usize];
         let is_whole = reassembler.holds(stream, meta.tcp_seq, payload.len());
         match pushed {
-            Pushed::Old => return false,
+            Pushed::Old => return Passage::On,
             Pushed::Delivered => (slot.progress_at, *strays) = (cx.now, 0),
             Pushed::Held if is_whole => slot.progress_at = cx.now,
             Pushed::Held | Pushed::OutOfWindow | Pushed::NoPage => {
                 *strays = strays.saturating_add(1);
                 // What is not kept must not pass unread, if that matters.
                 if meta.direction == Direction::Forward && *strays < STRAYS_MAX {
-                    return self.is_guarded(cx, at);
+                    return if self.is_guarded(cx, at) { Passage::TooEarly } else { Passage::On };
                 }
             }
         }
@@ -170,8 +180,17 @@ impl Inspect {
         let client = meta.direction == Direction::Forward;
         if client && reassembler.conflicts(stream) && self.is_guarded(cx, at) {
             self.end(cx, meta.flow, at, Given::Up(Unknown::Gaps));
-            return false;
+            return Passage::On;
         }
+        self.look(cx, meta, at);
+        match wait_ns > 0 && !cx.flows.get(meta.flow).class.is_refused() {
+            true => Passage::Waits,
+            false => Passage::On,
+        }
+    }
+
+    /// Has what was read of a flow come true.
+    fn look(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta, at: usize) {
         let Inspect { inspectors, slots, .. } = self;
         let (slot, inspector) = (&mut slots[at], &mut inspectors[at]);
         if !slot.hello_read && inspector.client_hello().is_some() {
@@ -193,8 +212,17 @@ impl Inspect {
         } else if cx.flows.get(meta.flow).class.is_refused() {
             self.end(cx, meta.flow, at, Given::Done);
         }
-        false
     }
+}
+
+/// What becomes of a segment that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passage {
+    On,
+    /// It is too early to be read, and must come again.
+    TooEarly,
+    /// Its request's token is still to come.
+    Waits,
 }
 
 /// Whether nothing more is to be read, and why.
@@ -264,6 +292,9 @@ struct Teller<'a> {
     flow: FlowRef,
     key: FlowKey,
     dscp: u8,
+    may_wait: bool,
+    /// How long the last request's token is still to come.
+    wait_ns: u64,
 }
 
 impl Teller<'_> {
@@ -280,8 +311,9 @@ impl Teller<'_> {
                 let facts = Facts { request, ..Facts::of(&self.key, self.dscp) };
                 let rule = self.deciding.decide(self.flow, &facts).rule;
                 let Deciding { snapshot, flows, .. } = &mut self.deciding;
-                if let Err(class) = admission::ask(snapshot, self.now, &self.key, rule) {
-                    admission::end(flows, self.flow, class);
+                match admission::ask(snapshot, self.now, &self.key, rule, self.may_wait) {
+                    Ok(wait_ns) => self.wait_ns = self.wait_ns.max(wait_ns),
+                    Err(class) => admission::end(flows, self.flow, class),
                 }
             }
             Event::Response { status, event_stream } => {

@@ -19,6 +19,7 @@ use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
 use crate::packet::{ClassId, FramePool, Packet, ParseOptions, parse};
 use crate::policy::Rules;
 use crate::policy::spec::{NamePattern, RuleSpec};
+use crate::qos::delays::Delays;
 
 mod hiding;
 mod quic;
@@ -94,6 +95,7 @@ impl Rig {
             copies: &mut Copies::default(),
             icmp_limit: &mut IcmpLimiter::new(),
             turns: &mut Turns::new(0, 1),
+            delays: &mut Delays::default(),
         };
         self.inspect.process(&mut cx, &mut batch);
         Classify::new(true).process(&mut cx, &mut batch);

@@ -10,8 +10,9 @@ use crate::forward::splice::options::{Offer, stamps_of};
 use crate::forward::splice::{
     Agreed, Binding, Cookies, FromClient, Out, Phase, Seen, Segment, Toward,
 };
+use crate::graph::stages::admission::{self, Lacking};
 use crate::graph::stages::egress::may_cross;
-use crate::graph::stages::{admission, ending};
+use crate::graph::stages::ending;
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::packet::field::u16_at;
 use crate::packet::tcp::flag::{ACK, RST, SYN};
@@ -35,11 +36,11 @@ impl Splice {
         }
         let seen = seen(cx, packet.as_ref());
         let agreed = self.cookie(cx, meta, &seen).ok_or(DropReason::BadCookie)?;
-        if let Err(class) = admission::begin(cx, &meta.key, meta.dscp()) {
-            if class.is_reset() {
+        if let Err(lacking) = admission::begin(cx, meta) {
+            if matches!(lacking, Lacking::Refused(class) if class.is_reset()) {
                 ending::answer(cx, packet.as_ref());
             }
-            return Err(class.refusal());
+            return lacking.apply(packet.meta);
         }
         if !self.speech.has_room(delay.at) {
             self.push_out(cx, self.slots.oldest_at(delay.at))?;

@@ -13,7 +13,7 @@ use crate::forward::spec::{Delay, PoolId};
 use crate::forward::splice::Slots;
 use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::{Backend, Choosing, Service};
-use crate::graph::stages::admission;
+use crate::graph::stages::admission::{self, Lacking};
 use crate::graph::stages::balance::{forward, open};
 use crate::graph::stages::classify::treat;
 use crate::graph::stages::egress::may_cross;
@@ -26,7 +26,7 @@ use crate::inspect::tls::{Carrier, HelloParser};
 use crate::inspect::{AlpnList, Peek};
 use crate::packet::frame::HEADROOM;
 use crate::packet::{
-    ClassId, Direction, DropReason, FlowKey, FlowRef, Packet, PacketMeta, PacketMut, Verdict,
+    Direction, DropReason, FlowKey, FlowRef, Packet, PacketMeta, PacketMut, Verdict,
 };
 use crate::policy::Facts;
 
@@ -85,7 +85,9 @@ impl Splice {
             }
             Start::Unreadable => {
                 let facts = Facts::of(&meta.key, meta.dscp());
-                let flow = bind(cx, meta, service, &facts)?;
+                let Some(flow) = bind(cx, meta, service, &facts)? else {
+                    return Lacking::Waits.apply(packet.meta);
+                };
                 links[flow.0 as usize] = Link { state: LinkState::Unread, ..Link::default() };
                 pass(cx, packet, flow)
             }
@@ -221,17 +223,23 @@ impl Quic {
         let (reassembler, hello) = (&mut self.reassembler, &mut self.hellos[slot]);
         let mut stream = CryptoStream { reassembler, slot, hello };
         let said = payload(cx, packet);
-        let peek = self.readers[slot].datagram(true, said, &mut stream, &mut self.scratch);
-        if peek == Peek::NeedMore {
+        // What has waited for its token was read when it came.
+        let is_read = cx.delays.has_paid(packet.meta.hash);
+        let mut read = || self.readers[slot].datagram(true, said, &mut stream, &mut self.scratch);
+        if !is_read && read() == Peek::NeedMore {
             let kept = self.held.put(slot, packet.frame.bytes(cx.arena), packet.meta);
             packet.meta.verdict = Verdict::Absorb;
             return if kept { Ok(()) } else { Err(DropReason::HoldFull) };
         }
         let bound = self.decide(cx, packet.meta, service, slot);
-        let Ok(flow) = bound else {
-            cx.counters.bindings_unserved += 1;
-            self.release(slot);
-            return bound.map(|_| ());
+        let flow = match bound {
+            Ok(Some(flow)) => flow,
+            Ok(None) => return Lacking::Waits.apply(packet.meta),
+            Err(reason) => {
+                cx.counters.bindings_unserved += 1;
+                self.release(slot);
+                return Err(reason);
+            }
         };
         cx.counters.bindings_joined += 1;
         links[flow.0 as usize] = Link::default();
@@ -256,7 +264,7 @@ impl Quic {
         meta: &PacketMeta,
         service: &Service,
         slot: usize,
-    ) -> Result<FlowRef, DropReason> {
+    ) -> Result<Option<FlowRef>, DropReason> {
         let hello = &self.hellos[slot];
         let mut facts = Facts::of(&meta.key, meta.dscp());
         let ja4 = hello.is_complete().then(|| hello.ja4(Carrier::Quic)).flatten();
@@ -301,19 +309,23 @@ impl Quic {
     }
 }
 
-/// Enters the flow of a client whose facts are known.
+/// Enters the flow of a client whose facts are known. `None`: it waits for a token.
 fn bind(
     cx: &mut Cx<'_>,
     meta: &PacketMeta,
     service: &Service,
     facts: &Facts<'_>,
-) -> Result<FlowRef, DropReason> {
+) -> Result<Option<FlowRef>, DropReason> {
     let rules = &cx.snapshot.rules;
     let (decision, steps) = (rules.decide(facts), rules.steps(facts));
     if decision.class.is_refused() {
         return Err(DropReason::PolicyDrop);
     }
-    admission::begin(cx, &meta.key, meta.dscp()).map_err(ClassId::refusal)?;
+    match admission::begin(cx, meta) {
+        Ok(()) => {}
+        Err(Lacking::Waits) => return Ok(None),
+        Err(Lacking::Refused(class)) => return Err(class.refusal()),
+    }
     let pool = decision.pool.map_or(service.pool, PoolId);
     let tables = &cx.snapshot.forward;
     let by = Choosing { now: cx.now, turns: cx.turns, serving: cx.flows.serving() };
@@ -329,7 +341,7 @@ fn bind(
     }
     Deciding::of(cx).enter(flow, &decision, &steps);
     forget_fates(cx, &meta.key);
-    Ok(flow)
+    Ok(Some(flow))
 }
 
 /// Enters a flow that goes on with another of the same client, whose address has changed.

@@ -5,6 +5,7 @@ use super::{LinkState, Splice};
 use crate::forward::mss;
 use crate::forward::splice::translate::acknowledge;
 use crate::forward::splice::{FromServer, Heard, Out};
+use crate::graph::stages::admission::Lacking;
 use crate::graph::stages::balance::forward_edited;
 use crate::graph::stages::egress::way_to;
 use crate::graph::{Cx, REPLIES_MAX};
@@ -19,6 +20,12 @@ impl Splice {
         flow: FlowRef,
         slot: usize,
     ) -> Result<(), DropReason> {
+        // What the client asks goes on once the backend has opened: so that is what waits for the
+        // request's token.
+        if let Some(due) = cx.delays.until(self.slots.key(slot).1) {
+            cx.delays.begin(packet.meta.hash, due, false);
+            return Lacking::Waits.apply(packet.meta);
+        }
         let (seen, offer) = (seen(cx, packet.as_ref()), offer(cx, packet.as_ref()));
         let meta = &*packet.meta;
         let mtu = way_to(&cx.snapshot.routes, meta.key.src, &meta.key)

@@ -162,13 +162,60 @@ fn each_request_of_a_connection_takes_a_token() {
                 let told = (out.verdict, out.meta.tcp_flags & RST, replies.len());
                 assert_eq!(told, (Verdict::Output, RST, 1));
             }
-            Excess::Drop => assert_eq!((out.verdict, replies.len()), (OVER, 0)),
+            _ => assert_eq!((out.verdict, replies.len()), (OVER, 0)),
         }
         assert_eq!(c.segment(false, ACK, OK).0.verdict, OVER);
         assert_eq!(c.segment(true, ACK, &get("/free")).0.verdict, OVER, "the connection is over");
         let [_, requests] = counts(&c);
         assert_eq!((requests.passed, requests.refused), (3, 1));
     }
+}
+
+#[test]
+fn what_takes_a_token_that_is_to_come_waits_for_it() {
+    for family in [&V4, &V6] {
+        let mut c = limited(family, &[all()], Excess::Delay(SECOND + SECOND / 2));
+        for port in 1..=4 {
+            assert_eq!(from_port(&mut c, port, true, SYN).0.verdict, Verdict::Output);
+            from_port(&mut c, port, false, SYN | ACK);
+        }
+        let acks = |c: &mut Connection| [1, 2, 3, 4].map(|p| from_port(c, p, true, ACK).0.verdict);
+        let waits = [Verdict::Output, Verdict::Output, Verdict::Wait, OVER];
+        assert_eq!(acks(&mut c), waits, "the fourth would have to wait for too long");
+        assert_eq!(acks(&mut c), waits, "what follows waits, too, and takes no other token");
+        assert_eq!(from_port(&mut c, 5, true, SYN).0.verdict, OVER, "not even tried");
+        let [connections, _] = counts(&c);
+        assert_eq!((connections.passed, connections.delayed), (3, 1));
+        c.rig.now = c.rig.now.saturating_add(SECOND);
+        assert_eq!(c.rig.delays.next_due(), c.rig.now);
+        c.rig.delays.release(c.rig.now);
+        assert_eq!(from_port(&mut c, 3, true, ACK).0.verdict, Verdict::Output);
+        c.rig.delays.settle();
+        assert_eq!(counts(&c)[0].passed, 3);
+    }
+}
+
+#[test]
+fn a_request_waits_and_so_does_what_follows_it() {
+    let mut c = limited(&V6, &[all()], Excess::Delay(SECOND + SECOND / 2));
+    c.segment(true, SYN, b"");
+    c.segment(false, SYN | ACK, b"");
+    c.segment(true, ACK, b"");
+    assert_eq!(c.say(&get("/a").repeat(3)), CHAT);
+    let (out, replies) = c.segment(true, ACK, &get("/b"));
+    assert_eq!((out.verdict, replies.len()), (Verdict::Wait, 0));
+    assert_eq!(c.segment(true, ACK, &get("/c")).0.verdict, Verdict::Wait, "unread");
+    assert_eq!(c.segment(true, ACK, b"").0.verdict, Verdict::Output, "says nothing");
+    assert_eq!(c.segment(false, ACK, OK).0.verdict, Verdict::Output);
+    let [_, requests] = counts(&c);
+    assert_eq!((requests.passed, requests.delayed, requests.refused), (4, 1, 0));
+    c.rig.now = c.rig.now.saturating_add(SECOND);
+    c.rig.delays.release(c.rig.now);
+    c.rig.delays.settle();
+    c.sent[0] -= get("/c").len() as u32;
+    // The one that was not read has the next token, and the one behind it would be too late.
+    let (out, replies) = c.segment(true, ACK, &get("/c").repeat(2));
+    assert_eq!((out.meta.tcp_flags & RST, replies.len()), (RST, 1));
 }
 
 #[test]

@@ -16,6 +16,8 @@ use tidegate::scenario::run;
 use tidegate::scenario::spec::{Kind, Link, Scenario, Source, Workers};
 
 const TREES: u64 = 40;
+/// Trees that were wrong once: a class repaid loans that only its parent owed for others.
+const KNOWN: [u64; 1] = [919];
 const PORT_BPS: f64 = 800e6;
 const FRAME: f64 = 1_500.0;
 /// Nothing below it is granted to anyone who wants it: half a percent of it are some frames.
@@ -295,7 +297,7 @@ fn random_trees_share_as_a_fluid_would() {
         Some(seed) => seed..seed + 1,
         None => 0..given("TIDEGATE_TREES").unwrap_or(TREES),
     };
-    let wrong: Vec<String> = seeds.filter_map(try_tree).collect();
+    let wrong: Vec<String> = seeds.chain(KNOWN).filter_map(try_tree).collect();
     assert!(wrong.is_empty(), "{} trees:\n{}", wrong.len(), wrong.join("\n"));
 }
 

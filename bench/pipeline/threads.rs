@@ -14,7 +14,7 @@ use crate::rig::{Others, rig_beside};
 use crate::stages;
 
 const THREADS: [u16; 3] = [1, 2, 4];
-const CASES: [&str; 3] = ["l4-balancer", "router", "llm-edge"];
+const CASES: [&str; 2] = ["l4-balancer", "router"];
 /// Of each worker.
 const FLOWS: u32 = 10_000;
 
@@ -59,7 +59,7 @@ fn measure(case: &str, count: u16, packets: u64, rounds: u32) -> Samples {
             .collect();
         // None leaves the trees before all have ended.
         start.wait();
-        rig.finish(true);
+        rig.close();
         ns
     };
     let all: Vec<Vec<f64>> = thread::scope(|scope| {

@@ -1,5 +1,5 @@
 //! Whole workers side by side, as cards with a queue each feed them: what a packet costs when
-//! others work on the same ports, and shape them by the same class trees.
+//! others work on the same ports.
 
 use std::sync::Barrier;
 use std::thread;
@@ -14,7 +14,7 @@ use crate::rig::{Others, rig_beside};
 use crate::stages;
 
 const THREADS: [u16; 3] = [1, 2, 4];
-const CASES: [&str; 2] = ["l4-balancer", "router"];
+const CASES: [&str; 1] = ["l4-balancer"];
 /// Of each worker.
 const FLOWS: u32 = 10_000;
 

@@ -15,11 +15,13 @@ pub struct Results {
     kinds: Vec<Kind>,
     seconds: f64,
     samples: Vec<(Kind, Test, Sample)>,
+    /// Measurements that failed and were done again: (router, why).
+    pub repeated: Vec<(Kind, String)>,
 }
 
 impl Results {
     pub fn new(kinds: Vec<Kind>, seconds: f64) -> Results {
-        Results { kinds, seconds, samples: Vec::new() }
+        Results { kinds, seconds, samples: Vec::new(), repeated: Vec::new() }
     }
 
     pub fn add(&mut self, kind: Kind, test: Test, sample: Sample) {
@@ -85,6 +87,7 @@ impl Results {
         });
         json!({
             "seconds_each": self.seconds,
+            "repeated": self.repeated.iter().map(|(kind, why)| (kind.name(), why)).collect::<Vec<_>>(),
             "results": rows.collect::<Vec<_>>(),
         })
     }
@@ -132,8 +135,10 @@ impl fmt::Display for Results {
              x: work for a second of processor time, to that of HAProxy or nginx, whichever does \
              more.\n\
              us: microseconds until the answer, beyond those without a router.\n\
+             {} measurements failed and were done again.\n\
              {}.",
             self.seconds,
+            self.repeated.len(),
             machine(),
         )
     }

@@ -25,16 +25,17 @@ impl Fragment {
         }
         let (l3, l4, end) = (usize::from(meta.l3), usize::from(meta.l4), usize::from(meta.end));
         let ip = bytes.get(l3..end)?;
-        let len = end.checked_sub(l4)? as u32;
-        let (id, units, more) = if meta.is_v4() {
+        let (id, units, more, begin) = if meta.is_v4() {
             let head = ip.first_chunk::<{ ipv4::HEADER_LEN }>()?;
             let field = u16_at(head, ipv4::offset::FRAGMENT);
             let id = u32::from(u16_at(head, ipv4::offset::IDENTIFICATION));
-            (id, field & ipv4::OFFSET_MASK, field & ipv4::MORE_FRAGMENTS != 0)
+            (id, field & ipv4::OFFSET_MASK, field & ipv4::MORE_FRAGMENTS != 0, l4)
         } else {
             let found = ipv6::View::new_checked(ip).ok()?.upper().ok()?.fragment?;
-            (found.identification, found.offset, found.more)
+            let begin = l3 + ipv6::HEADER_LEN + found.behind;
+            (found.identification, found.offset, found.more, begin)
         };
+        let len = end.checked_sub(begin)? as u32;
         let from = 8 * u32::from(units);
         Some(Fragment { id, from, to: from + len, more })
     }

@@ -51,6 +51,9 @@ pub struct Fragment {
     pub offset: u16,
     pub more: bool,
     pub identification: u32,
+    /// Where what is fragmented begins, as [`Upper::at`]: before the extension headers that belong
+    /// to it.
+    pub behind: usize,
 }
 
 /// Follows extension headers from the start of `payload`, the first of kind `next`. Stops behind
@@ -98,7 +101,8 @@ pub fn follow(payload: &[u8], next: u8) -> Result<Upper, DropReason> {
                 let (offset, more) = (field >> 3, field & 1 != 0);
                 if offset != 0 || more {
                     let identification = u32_at(head, 4);
-                    upper.fragment = Some(Fragment { offset, more, identification });
+                    upper.fragment =
+                        Some(Fragment { offset, more, identification, behind: upper.at });
                 }
                 if offset != 0 {
                     return Ok(upper);
@@ -283,7 +287,7 @@ mod tests {
     #[test]
     fn fragments_routing_and_authentication() {
         let first = [17, 0, 0, 1, 0, 0, 0, 9];
-        let fragment = Fragment { offset: 0, more: true, identification: 9 };
+        let fragment = Fragment { offset: 0, more: true, identification: 9, behind: 8 };
         let upper = follow(&first, extension::FRAGMENT).expect("first fragment");
         assert_eq!((upper.protocol, upper.at, upper.fragment), (17, 8, Some(fragment)));
 

@@ -165,7 +165,8 @@ fn read_ipv6(
     let end = l3 + ipv6::HEADER_LEN + view.payload().len();
     let l4 = l3 + ipv6::HEADER_LEN + upper.at;
     if let Some(fragment) = upper.fragment {
-        flags.set(check_fragment(fragment.offset, fragment.more, end - l4, proto)?);
+        let begin = l3 + ipv6::HEADER_LEN + fragment.behind;
+        flags.set(check_fragment(fragment.offset, fragment.more, end - begin, proto)?);
     }
     let summed = upper.fragment.is_none() && !upper.source_routed;
     read_transport(bytes, Network { src, dst, proto, l4, end, flags, summed }, seed, opts, meta)

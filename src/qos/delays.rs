@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::base::Nanos;
+use crate::packet::batch::BATCH_MAX;
 use crate::packet::{Direction, DropReason, Packet, PacketFlags};
 
 /// Packets that wait at most: frames held here are missing for receiving.
@@ -64,9 +65,10 @@ impl Delays {
         self.len() == 0
     }
 
-    /// Whether one more connection may wait.
+    /// Whether one more connection may wait: those of the same batch, which are held after all of
+    /// them have passed, find room too.
     pub fn has_room(&self) -> bool {
-        self.len() < DELAYED_MAX && self.connections.len() < CONNECTIONS_MAX
+        self.len() + BATCH_MAX <= DELAYED_MAX && self.connections.len() < CONNECTIONS_MAX
     }
 
     /// Has a connection, known by its packets' hash, wait for a token that comes at `due`.

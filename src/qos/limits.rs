@@ -14,6 +14,9 @@ pub const LIMITS_MAX: usize = 65_000;
 /// Buckets of all limits of a configuration at most: 128 MiB.
 pub const BUCKETS_MAX: u64 = 1 << 24;
 
+/// Limits of one connection or request: its rule's, its service's, its client's.
+const LIMITS_OF_ONE: usize = 3;
+
 /// All limits, and whom they are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitsSpec {
@@ -189,21 +192,23 @@ impl Limits {
     /// is how long it has to wait. `Err`: it has none, and that becomes of it.
     pub fn take(&self, now: Nanos, asker: &Asker, event: Event) -> Result<u64, Excess> {
         self.may(now, asker, event)?;
-        let mut wait = 0;
-        for limit in self.of(asker) {
+        let mut waits = [0; LIMITS_OF_ONE];
+        for (limit, wait) in self.of(asker).zip(&mut waits) {
             let Some(tokens) = limit.of(event) else { continue };
             let hash = self.hash(limit, asker.client);
             match tokens.take(now, hash, limit.wait_ns_max(asker)) {
-                Some(more) => wait = wait.max(more),
+                Some(more) => *wait = more,
                 None => return Err(limit.refuse(event)),
             }
         }
-        for limit in self.of(asker).filter(|limit| limit.of(event).is_some()) {
-            let counts = &limit.counts[event as usize];
-            counts.passed.fetch_add(1, Relaxed);
-            counts.delayed.fetch_add(u64::from(wait > 0), Relaxed);
+        for (limit, wait) in self.of(asker).zip(waits) {
+            if limit.of(event).is_some() {
+                let counts = &limit.counts[event as usize];
+                counts.passed.fetch_add(1, Relaxed);
+                counts.delayed.fetch_add(u64::from(wait > 0), Relaxed);
+            }
         }
-        Ok(wait)
+        Ok(waits.into_iter().max().unwrap_or_default())
     }
 
     /// What each limit did.
@@ -439,7 +444,7 @@ mod tests {
         // What was refused by one limit has taken nothing of the other.
         let counted: Vec<_> = limits.counts(Nanos(0)).filter_map(|c| c.events[0]).collect();
         let told: Vec<_> = counted.iter().map(|c| (c.passed, c.delayed, c.refused)).collect();
-        assert_eq!(told, [(4, 2, 3), (4, 2, 0)]);
+        assert_eq!(told, [(4, 2, 3), (4, 0, 0)], "who waits is told by whose token it waits for");
         assert_eq!(
             build(&of(Excess::Drop), Some(&limits)).may(Nanos(0), &by, Event::Request),
             Ok(())

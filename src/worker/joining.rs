@@ -76,9 +76,11 @@ impl<P: Port> Worker<P> {
 
     /// Drops all that wait, for a stop.
     pub(super) fn drop_fragments(&mut self) {
-        let Joining { fragments, ready, .. } = &mut self.joining;
-        fragments.drain(ready);
-        self.send_joined(Nanos::MAX);
+        let Worker { parts, counters, joining, .. } = self;
+        joining.fragments.drain(&mut joining.ready);
+        for packet in joining.ready.drain(..) {
+            parts.discard(counters, DropReason::Shutdown, packet.frame);
+        }
     }
 
     fn send_joined(&mut self, now: Nanos) {

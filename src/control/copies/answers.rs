@@ -117,9 +117,12 @@ impl Answers {
         if fed.next.is_some() || unasked { Err(Unread) } else { Ok(()) }
     }
 
-    /// The server sends nothing more: what lasts until then is complete.
+    /// The server sends nothing more: what lasts until then is complete. What was cut off is no
+    /// answer.
     pub fn end(&mut self, now: Nanos) {
-        self.complete(now);
+        if self.http.lasts(Side::Server) {
+            self.complete(now);
+        }
     }
 
     /// The oldest answer that was not taken.

@@ -108,18 +108,24 @@ impl Files {
     /// Begins a file, once there is room for it in the ring.
     fn next_file(&mut self) -> io::Result<(BufWriter<File>, u64)> {
         while self.numbers.len() >= self.plan.spec.count as usize
-            && let Some(oldest) = self.numbers.pop_first()
+            && let Some(&oldest) = self.numbers.first()
         {
             match std::fs::remove_file(self.path(oldest)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+                _ => drop(self.numbers.remove(&oldest)),
             }
         }
-        let number = self.numbers.last().map_or(1, |last| last + 1);
-        // Only for whoever runs the appliance: it is what its users say.
+        let last = self.numbers.last().copied().unwrap_or_default();
+        let number = last.checked_add(1).ok_or(io::ErrorKind::InvalidData)?;
+        // Only for whoever runs the appliance: it is what its users say. And only files of our own:
+        // what somebody else has put there meanwhile is neither followed nor written over.
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut writer = BufWriter::new(options.open(self.path(number))?);
+        options.write(true).create_new(true).mode(0o600);
+        let opened = options.open(self.path(number));
+        if opened.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists) {
+            self.numbers = self.found();
+        }
+        let mut writer = BufWriter::new(opened?);
         self.numbers.insert(number);
         writer.write_all(&MAGIC_NANOSECONDS.to_le_bytes())?;
         for field in [2u16, 4] {

@@ -142,6 +142,9 @@ impl Pairs {
         };
         let Some(to) = plan.backend(&segment.key) else { return false };
         let mut pair = Pair::new(&self.wanted, plan.told.clone());
+        if Rc::strong_count(&self.live) > PAIRS_MAX || self.free.is_empty() {
+            self.make_room();
+        }
         let is_crowded = Rc::strong_count(&self.live) > PAIRS_MAX;
         let Some(slot) = self.free.pop_if(|_| !is_crowded) else {
             pair.cut(Cut::Crowded);
@@ -153,6 +156,14 @@ impl Pairs {
         let entry = Entry { talk, to, slot, firsts, fins, heard: now, talks: false };
         self.index.insert(segment.key, entry);
         true
+    }
+
+    /// Those who ask nothing give way, the longest silent first: handshakes can be forged.
+    fn make_room(&mut self) {
+        let idle = self.index.iter().filter(|(_, entry)| !entry.talks);
+        if let Some(key) = idle.min_by_key(|(_, entry)| entry.heard).map(|(key, _)| *key) {
+            self.cut(&key, Cut::Crowded);
+        }
     }
 
     /// Bytes of one side, or its end.

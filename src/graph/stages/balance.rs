@@ -1,6 +1,6 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
-use super::admission;
+use super::admission::{self, Lacking};
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
 use super::errors::pass_on;
 use super::inspect::Inspect;
@@ -251,6 +251,10 @@ fn first(
         return established(cx, packet, flow, splice);
     }
     if meta.flags.has(PacketFlags::LATER_FRAGMENT) {
+        if cx.delays.until(meta.hash).is_some() {
+            // The first one waits for its token.
+            return Lacking::Waits.apply(packet.meta);
+        }
         let ours = tables.is_vip(key.dst) || tables.nat().is_some_and(|n| n.is_source(key.dst));
         return if ours { Err(DropReason::Fragment) } else { Ok(()) };
     }

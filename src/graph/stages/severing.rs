@@ -3,7 +3,8 @@
 //! A reset counts only with the number that its receiver waits for (RFC 5961, section 3.2), and
 //! no flow's numbers are kept. So each end is sent an acknowledgement that fits no connection,
 //! which it must answer with one that does (RFC 9293, section 3.10.7.4); that answer, or whatever
-//! else comes of the flow, is met by the reset.
+//! else comes of the flow, is met by the reset. It carries a byte, as keep-alive probes may
+//! (RFC 1122, section 4.2.3.6): Linux answers those without data twice a second at most.
 
 use super::ending::answer;
 use super::splice::{Made, send_fresh};
@@ -28,7 +29,7 @@ pub(in crate::graph) fn cut(cx: &mut Cx<'_>, at: FlowRef) {
     for &way in ways {
         let sent = &keys[way as usize];
         let hash = sent.hash(cx.flows.seed());
-        let probe = Segment { flags: ACK, ..Segment::default() };
+        let probe = Segment { flags: ACK, greeting: &[0], ..Segment::default() };
         let made = Made { hash, class: ClassId::UNSET, dscp: 0 };
         // One that gets lost leaves the next packet of that end to be answered.
         send_fresh(cx, &probe, &sent.reversed(), made, None);

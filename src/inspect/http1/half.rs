@@ -101,6 +101,11 @@ impl Half {
         self.next.is_none() && self.step == Step::Start
     }
 
+    /// Amid a body that ends with the connection.
+    pub fn lasts(&self) -> bool {
+        self.next.is_none() && self.step == Step::UntilClose
+    }
+
     /// Whether a head has come in part.
     pub fn is_amid_head(&self) -> bool {
         self.next.is_none() && self.step > Step::Start && self.step < Step::Bytes
@@ -187,7 +192,7 @@ impl Half {
         let byte = part[0];
         if self.side == Side::Client && self.switch != Switch::No {
             let asked = self.asked;
-            let is_request = byte.is_ascii_uppercase();
+            let is_request = is_token(byte);
             let gone = match self.switch {
                 Switch::Accepted => asked != Next::Http2,
                 // The answer was not seen: what no request begins with decides.

@@ -231,6 +231,11 @@ impl Connection {
         self.half(side).is_idle()
     }
 
+    /// Whether this direction is amid a body that ends with the connection.
+    pub fn lasts(&self, side: Side) -> bool {
+        self.half(side).lasts()
+    }
+
     fn half(&self, side: Side) -> &Half {
         match side {
             Side::Client => &self.client,

@@ -255,7 +255,11 @@ fn web_sockets() {
             "Client Upgraded: GET",
         ],
     );
-    expect(&[(Client, ask), (Client, b"~x")], &["0 GET /chat - Empty", "Client Upgraded: ~x"]);
+    let framed = [(Client, &ask[..]), (Client, b"\x81x")];
+    expect(&framed, &["0 GET /chat - Empty", "Client Upgraded: \u{fffd}x"]);
+    // Methods are any tokens: a server that does not switch goes on with this one.
+    let more = b"get / HTTP/1.1\r\nHost: a\r\n\r\n";
+    expect(&[(Client, ask), (Client, more)], &["0 GET /chat - Empty", "1 get / a Empty"]);
     let old = b"GET /chat HTTP/1.0\r\nUpgrade: websocket\r\n\r\n\x81";
     client(old, &["0 GET /chat - Empty", "Client NotHttp"]);
 }

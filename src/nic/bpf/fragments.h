@@ -40,7 +40,7 @@ static __always_inline struct fragmented fragmented_of(const struct packet *p)
 static __always_inline void leads(const struct packet *p, int action)
 {
 	struct fragmented key = fragmented_of(p);
-	struct fragmented_to to = { bpf_ktime_get_coarse_ns(), action == XDP_REDIRECT };
+	struct fragmented_to to = { bpf_ktime_get_ns(), action == XDP_REDIRECT };
 
 	bpf_map_update_elem(&fragmenteds, &key, &to, BPF_ANY);
 }
@@ -51,7 +51,7 @@ static __always_inline int follows(const struct packet *p)
 	struct fragmented key = fragmented_of(p);
 	struct fragmented_to *to = bpf_map_lookup_elem(&fragmenteds, &key);
 
-	if (!to || bpf_ktime_get_coarse_ns() - to->ns > FRAGMENTED_NS)
+	if (!to || bpf_ktime_get_ns() - to->ns > FRAGMENTED_NS)
 		return -1;
 	return to->steered != 0;
 }

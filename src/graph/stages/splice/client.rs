@@ -34,6 +34,10 @@ impl Splice {
         if meta.tcp_flags & (SYN | ACK | RST) == SYN {
             return self.greet(cx, packet, delay);
         }
+        if cx.delays.until(meta.hash).is_some() {
+            // What brought the cookie waits for its token, and this came behind it.
+            return Lacking::Waits.apply(packet.meta);
+        }
         let seen = seen(cx, packet.as_ref());
         let agreed = self.cookie(cx, meta, &seen).ok_or(DropReason::BadCookie)?;
         if let Err(lacking) = admission::begin(cx, meta) {

@@ -223,10 +223,10 @@ impl Quic {
         let (reassembler, hello) = (&mut self.reassembler, &mut self.hellos[slot]);
         let mut stream = CryptoStream { reassembler, slot, hello };
         let said = payload(cx, packet);
-        // What has waited for its token was read when it came.
-        let is_read = cx.delays.has_paid(packet.meta.hash);
-        let mut read = || self.readers[slot].datagram(true, said, &mut stream, &mut self.scratch);
-        if !is_read && read() == Peek::NeedMore {
+        // What has waited for its token was read when it came, which changes nothing; or its slot is
+        // a new one, and it is read now.
+        let peek = self.readers[slot].datagram(true, said, &mut stream, &mut self.scratch);
+        if peek == Peek::NeedMore {
             let kept = self.held.put(slot, packet.frame.bytes(cx.arena), packet.meta);
             packet.meta.verdict = Verdict::Absorb;
             return if kept { Ok(()) } else { Err(DropReason::HoldFull) };

@@ -85,9 +85,10 @@ impl Results {
                 "exchange_us": added(Test::Exchanges),
             })
         });
+        let repeated = self.repeated.iter().map(|(kind, why)| (kind.name(), why));
         json!({
             "seconds_each": self.seconds,
-            "repeated": self.repeated.iter().map(|(kind, why)| (kind.name(), why)).collect::<Vec<_>>(),
+            "repeated": repeated.collect::<Vec<_>>(),
             "results": rows.collect::<Vec<_>>(),
         })
     }

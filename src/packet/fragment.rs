@@ -79,4 +79,17 @@ mod tests {
             assert_eq!(read(&udp_packet(&UdpSpec::new((src, 1), (dst, 2), b"whole"))), None);
         }
     }
+
+    /// Headers behind the fragment header are of what is fragmented: later ones could write over
+    /// the first one's ports otherwise, and no overlap be seen.
+    #[test]
+    fn extension_headers_of_the_whole_count() {
+        let [src, dst] = ["2001:db8::1", "2001:db8::2"].map(|a| a.parse().expect("literal"));
+        let mut ip = IpSpec::new(src, dst);
+        let options = vec![0, 0, 1, 4, 0, 0, 0, 0];
+        ip.extensions = vec![(44, vec![0, 0, 0, 1, 0, 0, 0, 7]), (60, options)];
+        let udp = [0, 1, 0, 2, 1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let want = Fragment { id: 7, from: 0, to: 24, more: true };
+        assert_eq!(read(&ip_packet(&LinkSpec::default(), &ip, 17, &udp)), Some(want));
+    }
 }

@@ -202,6 +202,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cut_off_is_no_answer() {
+        for head in ["content-length: 9", "transfer-encoding: chunked"] {
+            let mut a = answers();
+            a.client(at(0), GET).expect("read");
+            let said = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n4\r\nhel");
+            a.server(at(5), said.as_bytes()).expect("read");
+            a.end(at(9));
+            assert_eq!((taken(&mut a), a.waiting()), (vec![], 1), "{head}");
+        }
+    }
+
+    #[test]
     fn what_is_no_http1_or_was_not_asked_for_is_unread() {
         assert_eq!(answers().client(at(0), b"\x16\x03\x01"), Err(Unread));
         assert_eq!(answers().client(at(0), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Err(Unread));

@@ -203,6 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn files_that_others_have_put_there_are_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut files = Files::new(plan(dir.path().into()));
+        let theirs = dir.path().join("ring-000001.pcap");
+        std::fs::write(&theirs, "theirs").expect("written");
+        files.write(Nanos(1), 0, 9, b"x");
+        files.write(Nanos(1 + RETRY_AFTER_NS), 1_700_000_000_000_000_007, 1_500, b"x");
+        files.flush(Nanos(1 + RETRY_AFTER_NS));
+        assert_eq!(std::fs::read(&theirs).expect("there"), b"theirs");
+        assert_eq!(frames(&dir.path().join("ring-000002.pcap")), [b"x"]);
+    }
+
+    #[test]
     fn what_cannot_be_written_is_counted_and_tried_again_later() {
         let dir = tempfile::tempdir().expect("a directory");
         let missing = dir.path().join("missing");

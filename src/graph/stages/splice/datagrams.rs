@@ -223,8 +223,8 @@ impl Quic {
         let (reassembler, hello) = (&mut self.reassembler, &mut self.hellos[slot]);
         let mut stream = CryptoStream { reassembler, slot, hello };
         let said = payload(cx, packet);
-        // What has waited for its token was read when it came, which changes nothing; or its slot is
-        // a new one, and it is read now.
+        // What has waited for its token was read when it came: again changes nothing. Or its slot
+        // has gone meanwhile, and it is read in its new one.
         let peek = self.readers[slot].datagram(true, said, &mut stream, &mut self.scratch);
         if peek == Peek::NeedMore {
             let kept = self.held.put(slot, packet.frame.bytes(cx.arena), packet.meta);

@@ -71,8 +71,8 @@ fuzz: packages-fuzz
 		$(CARGO) $$nightly fuzz run --fuzz-dir $(FUZZ) $$t $(FUZZ)/found/$$t \
 			$(FUZZ)/corpus/$$t -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20; done
 
-# One after another: they share two cores. Each prints a table and writes JSON. The last four
-# compare forwarders, routers by name and shapers in namespaces of their own, and need root.
+# One after another: they share two cores. Each prints a table and writes JSON. The last five
+# compare forwarders, routers by name, shapers and shadows in namespaces of their own: they need root.
 BENCHES := parse inspect ndpi qos pipeline routes
 bench: packages-bench build
 	$(CARGO) bench --locked --no-run
@@ -89,6 +89,8 @@ bench: packages-bench build
 	@echo; echo "== veth_htb"
 	$(ROOT) $(CARGO) bench --quiet --locked --bench veth_htb -- \
 		--json $(CURDIR)/bench/out/veth_htb.json
+	@echo; echo "== shadow"
+	$(ROOT) $(CARGO) bench --quiet --locked --bench shadow -- --json $(CURDIR)/bench/out/shadow.json
 
 # Does it work? The figures are worth nothing.
 bench-quick: packages-bench build

@@ -91,19 +91,7 @@ impl Appliance {
     pub async fn boot(config: Config) -> Result<Appliance, BootError> {
         check_memory(&config.workers)?;
         let state_dir = Path::new(STATE_DIR);
-        match restore_leftovers(state_dir) {
-            Ok(restored) => {
-                for r in restored {
-                    tracing::info!(
-                        interface = r.interface,
-                        switched_on = ?r.switched_on,
-                        detached = r.detached,
-                        "restored what a killed run had left changed"
-                    );
-                }
-            }
-            Err(error) => tracing::warn!(%error, "could not look for leftovers of a killed run"),
-        }
+        restore(state_dir);
         let tables = other_tables(&config.ports);
         let options = NetlinkOptions { tables, ..NetlinkOptions::default() };
         let netlink = Netlink::connect(options).await?;
@@ -395,4 +383,22 @@ pub(super) fn attach_text(mode: &PortMode) -> &'static str {
 
 pub(super) fn copy_text(mode: &PortMode) -> &'static str {
     if mode.zero_copy { "zero-copy" } else { "copy" }
+}
+
+/// Undoes what a killed run has left changed.
+fn restore(state_dir: &Path) {
+    let restored = match restore_leftovers(state_dir) {
+        Ok(restored) => restored,
+        Err(error) => {
+            return tracing::warn!(%error, "could not look for leftovers of a killed run");
+        }
+    };
+    for r in restored {
+        tracing::info!(
+            interface = r.interface,
+            switched_on = ?r.switched_on,
+            detached = r.detached,
+            "restored what a killed run had left changed"
+        );
+    }
 }

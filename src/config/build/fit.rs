@@ -22,10 +22,8 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let name = pipeline.get_ref();
     let has = |stage: &StageSpec| stages.contains(stage);
     let inspects = stages.iter().any(|s| matches!(s, StageSpec::Inspect { .. }));
-    let balances = has(&StageSpec::Balance);
-    let routes = has(&StageSpec::Route);
-    let shapes = has(&StageSpec::Shape);
-    let classifies = has(&StageSpec::Classify);
+    let [balances, routes] = [StageSpec::Balance, StageSpec::Route].map(|stage| has(&stage));
+    let [shapes, classifies] = [StageSpec::Shape, StageSpec::Classify].map(|stage| has(&stage));
     let taps = has(&StageSpec::Tap);
 
     let first_service = file.service.0.first().map(|(key, _)| key.span());

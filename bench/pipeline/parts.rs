@@ -42,7 +42,6 @@ impl Part {
     /// Nanoseconds a packet.
     pub fn measure(self, flows: u32, packets: u64, rounds: u32) -> Samples {
         let mut traffic = Traffic::new(flows, true);
-        traffic.set(Mode::Data, 0);
         let mut table = table_of(if self == Part::LookUp { flows } else { 1 });
         for flow in 0..flows {
             let (outside, inside) = traffic.translate(flow);
@@ -50,6 +49,7 @@ impl Part {
                 enter(&mut table, outside, inside);
             }
         }
+        traffic.set(Mode::Data, 0);
         let traffic: Shared = Shared::new(RefCell::new(traffic));
         let mut ports = [side(&traffic, 0), side(&traffic, 1)];
         let mut pool = FramePool::standalone(4_096, 2_048);
@@ -104,7 +104,6 @@ fn enter(table: &mut FlowTable, outside: FlowKey, inside: FlowKey) {
         key: outside,
         reply: Some(inside.reversed()),
         kind: FlowKind::Nat,
-        service: 0,
         backend: 0,
         class: ClassId::UNSET,
         idle_established_ms: None,

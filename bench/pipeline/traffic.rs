@@ -119,6 +119,39 @@ fn fold(sum: u32) -> u16 {
     !((once & 0xffff) + (once >> 16)) as u16
 }
 
+/// What differs between the data segments of flows and directions, as it stands on the wire: made
+/// beforehand, so that a generator's sums are not taken for the appliance's work.
+#[derive(Clone, Copy, Default)]
+struct Marks {
+    addresses: [u8; 8],
+    ports: [u8; 4],
+    ip_check: [u8; 2],
+    tcp_check: [u8; 2],
+}
+
+impl Marks {
+    fn of(packet: &[u8]) -> Marks {
+        let mut marks = Marks::default();
+        marks.addresses.copy_from_slice(&packet[IP + 12..IP + 20]);
+        marks.ports.copy_from_slice(&packet[TCP..TCP + 4]);
+        marks.ip_check.copy_from_slice(&packet[IP + 10..IP + 12]);
+        marks.tcp_check.copy_from_slice(&packet[TCP + 16..TCP + 18]);
+        marks
+    }
+
+    #[inline]
+    fn write(&self, out: &mut [u8], template: &[u8; FRAME_LEN], tag: u32) -> usize {
+        let Some(out) = out.first_chunk_mut::<FRAME_LEN>() else { return 0 };
+        *out = *template;
+        put(out, IP + 12, &self.addresses);
+        put(out, TCP, &self.ports);
+        put(out, IP + 10, &self.ip_check);
+        put(out, TCP + 16, &self.tcp_check);
+        put(out, PAYLOAD, &tag.to_be_bytes());
+        FRAME_LEN
+    }
+}
+
 /// The state behind both ports.
 pub struct Traffic {
     pub mode: Mode,
@@ -134,6 +167,8 @@ pub struct Traffic {
     ack: Template,
     /// How each flow looks on the servers' side: as sent to the server.
     inside: Vec<Ends>,
+    /// Data of each flow, from its client and from its server.
+    data: Vec<[Marks; 2]>,
     pub seen: u64,
 }
 
@@ -151,6 +186,7 @@ impl Traffic {
             syn_ack: Template::new(flag::SYN | flag::ACK),
             ack: Template::new(flag::ACK),
             inside: huge_vec(flows as usize, Ends::default()),
+            data: Vec::new(),
             seen: 0,
         }
     }
@@ -159,6 +195,21 @@ impl Traffic {
     pub fn set(&mut self, mode: Mode, first: u32) {
         self.mode = mode;
         self.next = first;
+        if mode == Mode::Data {
+            self.prepare();
+        }
+    }
+
+    fn prepare(&mut self) {
+        self.data = huge_vec(self.flows as usize, [Marks::default(); 2]);
+        let mut packet = [0; FRAME_LEN];
+        for flow in 0..self.flows {
+            let ends = [self.outside(flow), self.inside[flow as usize].reversed()];
+            self.data[flow as usize] = ends.map(|ends| {
+                self.ack.write(&mut packet, ends, flow);
+                Marks::of(&packet)
+            });
+        }
     }
 
     /// A random flow. What is known of it was asked for some packets ago, so that a generator's
@@ -166,7 +217,7 @@ impl Traffic {
     #[inline]
     fn next_flow(&mut self) -> u32 {
         let later = pick(self.rng.next_u64(), self.flows);
-        prefetch(&self.inside, later as usize);
+        prefetch(&self.data, later as usize);
         self.at = self.at.wrapping_add(1);
         std::mem::replace(&mut self.upcoming[self.at % AHEAD], later)
     }
@@ -205,7 +256,7 @@ impl Traffic {
         match self.mode {
             Mode::Data => {
                 let flow = self.next_flow();
-                self.ack.write(out, self.outside(flow), flow)
+                self.data[flow as usize][0].write(out, &self.ack.bytes, flow)
             }
             Mode::Open(end) | Mode::Confirm(end) if self.next < end => {
                 let flow = self.next;
@@ -224,7 +275,7 @@ impl Traffic {
         match self.mode {
             Mode::Data => {
                 let flow = self.next_flow();
-                self.ack.write(out, self.inside[flow as usize].reversed(), flow)
+                self.data[flow as usize][1].write(out, &self.ack.bytes, flow)
             }
             Mode::Accept(end) if self.next < end => {
                 let flow = self.next;

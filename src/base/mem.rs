@@ -1,4 +1,5 @@
-//! Raw memory: the arena that packet frames live in, tables on huge pages, and cache prefetching.
+//! Raw memory: the arena that packet frames live in, tables on huge pages, cache prefetching, and
+//! comparing many words at once.
 //!
 //! The only room below `nic` that holds unsafe code. Everything it offers is safe to call: a slot
 //! of an arena is reached through its [`Slot`], a handle that can't be copied, so whoever holds it
@@ -226,6 +227,38 @@ pub fn prefetch<T>(slice: &[T], index: usize) {
     prefetch_ptr(slice.as_ptr().wrapping_add(index * inside));
 }
 
+/// Asks the cache for the line that `value` begins in.
+#[inline(always)]
+pub fn prefetch_line<T>(value: &T) {
+    prefetch_ptr(value);
+}
+
+/// A bit for each of `words` that equals `wanted`, the first one's lowest.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn lanes_equal(words: &[u32; 8], wanted: u32) -> u32 {
+    use std::arch::x86_64::{
+        _mm_cmpeq_epi32, _mm_loadu_si128, _mm_movemask_epi8, _mm_packs_epi16, _mm_packs_epi32,
+        _mm_set1_epi32, _mm_setzero_si128,
+    };
+    let halves = words.as_ptr();
+    // SAFETY: SSE2 is part of x86_64, and each load reads 16 of the array's 32 bytes.
+    unsafe {
+        let wanted = _mm_set1_epi32(wanted.cast_signed());
+        let low = _mm_cmpeq_epi32(_mm_loadu_si128(halves.cast()), wanted);
+        let high = _mm_cmpeq_epi32(_mm_loadu_si128(halves.add(4).cast()), wanted);
+        let bytes = _mm_packs_epi16(_mm_packs_epi32(low, high), _mm_setzero_si128());
+        _mm_movemask_epi8(bytes).cast_unsigned()
+    }
+}
+
+/// A bit for each of `words` that equals `wanted`, the first one's lowest.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn lanes_equal(words: &[u32; 8], wanted: u32) -> u32 {
+    let bit = |(at, &word): (usize, &u32)| u32::from(word == wanted) << at;
+    words.iter().enumerate().map(bit).sum()
+}
+
 #[inline(always)]
 fn prefetch_ptr<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -241,6 +274,14 @@ fn prefetch_ptr<T>(p: *const T) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_equal_word_has_its_bit() {
+        for set in 0..256u32 {
+            let words = std::array::from_fn(|at| if set >> at & 1 == 1 { 0x8000_0001 } else { 1 });
+            assert_eq!(lanes_equal(&words, 0x8000_0001), set);
+        }
+    }
 
     #[test]
     fn slots_are_disjoint() {

@@ -101,7 +101,7 @@ fn total_flows(appliance: &Appliance) -> u64 {
 
 fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowView {
     let flow = &row.flow;
-    let key = &flow.key[0];
+    let key = &flow.client_key();
     let name = printable(row.name());
     let class = config.class_names.get(usize::from(flow.class.0));
     FlowView {
@@ -116,10 +116,10 @@ fn flow_view(worker: u16, row: &FlowRow, now: Nanos, config: &Config) -> FlowVie
         sni: Some(name).filter(|n| !n.is_empty()),
         seen: seen_view(row, config),
         state: state_text(flow.tcp).into(),
-        packets_forward: u64::from(flow.packets[0]),
-        packets_reply: u64::from(flow.packets[1]),
-        bytes_forward: flow.bytes[0],
-        bytes_reply: flow.bytes[1],
+        packets_forward: flow.packets()[0].into(),
+        packets_reply: flow.packets()[1].into(),
+        bytes_forward: flow.bytes()[0],
+        bytes_reply: flow.bytes()[1],
         offloaded_forward: row.offloaded[0],
         offloaded_reply: row.offloaded[1],
         idle_secs: now.since(flow.last_seen()) as f64 / 1e9,
@@ -194,7 +194,7 @@ fn service_name(config: &Config, key: &FlowKey) -> Option<String> {
 
 /// Where packets go, if not to where the client has sent them.
 fn backend(flow: &Flow) -> Option<String> {
-    let reply = &flow.key[1];
+    let reply = &flow.server_key();
     (flow.kind != FlowKind::Transit).then(|| endpoint(reply.src, reply.sport))
 }
 

@@ -5,7 +5,7 @@
 //! lies in the bucket of its hash. Deletion moves back what had to go on to a later bucket (after
 //! Knuth, TAOCP vol. 3, algorithm 6.4R), so that no marks of deleted entries pile up.
 
-use crate::base::mem::{huge_vec, prefetch};
+use crate::base::mem::{huge_vec, lanes_equal, prefetch};
 
 const SLOTS: usize = 8;
 const EMPTY: u32 = u32::MAX;
@@ -31,12 +31,7 @@ impl Bucket {
     /// A bit for each slot with this tag; empty slots may be among them.
     #[inline(always)]
     fn matching(&self, tag: u32) -> u32 {
-        // In this form most of it becomes vector code.
-        let mut bits = [0; SLOTS];
-        for (slot, bit) in bits.iter_mut().enumerate() {
-            *bit = if self.tags[slot] == tag { 1 << slot } else { 0 };
-        }
-        bits.into_iter().fold(0, |all, bit| all | bit)
+        lanes_equal(&self.tags, tag)
     }
 
     fn set(&mut self, slot: usize, tag: u32, value: u32) {

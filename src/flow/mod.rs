@@ -13,7 +13,7 @@ pub mod tcp;
 mod treatments;
 pub mod wheel;
 
-pub use entry::{Flow, FlowKind, Hop, NewFlow, SumChange};
+pub use entry::{Details, Flow, FlowKind, Hop, NewFlow, SumChange};
 pub use names::Names;
 pub use notes::{Fate, Note, Notes};
 pub use serving::Serving;

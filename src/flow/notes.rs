@@ -1,6 +1,6 @@
 //! What was seen of flows, beside what their entries hold: for whoever lists them.
 
-use super::entry::{Flow, NONE_U16};
+use super::entry::{Details, NONE_U16};
 use crate::packet::{ClassId, FlowKey, FlowRef};
 
 /// Bytes of a path that are shown.
@@ -96,12 +96,12 @@ impl Notes {
     }
 
     /// The flow's note, as long as it has one.
-    pub fn get(&self, at: FlowRef, flow: &Flow) -> Option<&Note> {
+    pub fn get(&self, at: FlowRef, flow: &Details) -> Option<&Note> {
         self.notes.get(flow.note as usize).filter(|note| note.owner == Some(at))
     }
 
     /// The flow's note, a new one where it has none; `None` where there are no notes at all.
-    pub fn of(&mut self, at: FlowRef, flow: &mut Flow) -> Option<&mut Note> {
+    pub fn of(&mut self, at: FlowRef, flow: &mut Details) -> Option<&mut Note> {
         let place = flow.note as usize;
         if self.notes.get(place).is_some_and(|note| note.owner == Some(at)) {
             return self.notes.get_mut(place);
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn the_oldest_note_gives_way_and_is_not_taken_for_anothers() {
         let mut notes = Notes::new(2);
-        let mut flows = vec![Flow::vacant(); 3];
+        let mut flows = [Details::NONE; 3];
         for (i, flow) in flows.iter_mut().enumerate() {
             let note = notes.of(FlowRef(i as u32), flow).expect("room");
             note.requests = i as u32;
@@ -132,9 +132,9 @@ mod tests {
         assert_eq!([seen(0), seen(1), seen(2)], [None, Some(1), Some(2)]);
         assert_eq!(notes.get(FlowRef(1), &flows[1]).expect("kept").path.get().len(), 160);
         // Another flow in the same place has no note before it is given one.
-        assert!(notes.get(FlowRef(1), &Flow::vacant()).is_none());
-        let mut flow = flows[1].clone();
+        assert!(notes.get(FlowRef(1), &Details::NONE).is_none());
+        let mut flow = flows[1];
         assert_eq!(notes.of(FlowRef(1), &mut flow).expect("its own").requests, 1);
-        assert!(Notes::new(0).of(FlowRef(0), &mut Flow::vacant()).is_none());
+        assert!(Notes::new(0).of(FlowRef(0), &mut { Details::NONE }).is_none());
     }
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::entry::{Flow, NewFlow, changes};
+use super::entry::{Details, Flow, NewFlow};
 use super::index::Index;
 use super::serving::{PLACES_MAX, Serving};
 use super::steps::Steps;
 use super::tcp::TcpState;
 use super::wheel::{NANOS_PER_TICK, Timers};
-use crate::base::mem::{huge_vec, prefetch};
+use crate::base::mem::{huge_vec, prefetch_line};
 use crate::base::{Nanos, Seed};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, Verdict};
@@ -24,7 +24,7 @@ pub const FLOW_BYTES_MAX: usize = 192;
 // A place in the index is a flow's number and a bit, and is never that of an empty slot.
 const _: () = assert!(FLOWS_MAX < u32::MAX >> 1);
 
-/// Packets between asking the cache for a flow and looking at it: three lines each, and the cache
+/// Packets between asking the cache for a flow and looking at it: two lines each, and the cache
 /// forgets what it is asked for while some tens of lines are under way.
 const AHEAD: usize = 12;
 
@@ -83,6 +83,8 @@ pub enum InsertError {
 /// The flows of one worker. All memory is taken at the start.
 pub struct FlowTable {
     flows: Vec<Flow>,
+    /// Of each flow.
+    details: Vec<Details>,
     index: Index,
     timers: Timers,
     half_open: u32,
@@ -124,12 +126,11 @@ fn flow_and_direction(place: u32) -> (FlowRef, Direction) {
     (FlowRef(place >> 1), direction)
 }
 
-/// An entry spans three lines; all of them are needed to rewrite a packet.
+/// An entry spans two lines; both are needed to rewrite a packet.
 #[inline(always)]
 fn prefetch_lines(flow: &Flow) {
-    prefetch(std::slice::from_ref(flow), 0);
-    prefetch(&flow.hop, 0);
-    prefetch(&flow.bytes, 0);
+    prefetch_line(flow);
+    prefetch_line(&flow.class);
 }
 
 impl FlowTable {
@@ -139,7 +140,8 @@ impl FlowTable {
         let n = limits.flows_max;
         assert!((1..=FLOWS_MAX).contains(&n), "{n} flows");
         FlowTable {
-            flows: huge_vec(n as usize, Flow::vacant()),
+            flows: huge_vec(n as usize, Flow::VACANT),
+            details: huge_vec(n as usize, Details::NONE),
             index: Index::new(2 * n as usize),
             timers: Timers::new(n),
             half_open: 0,
@@ -194,7 +196,8 @@ impl FlowTable {
 
     /// Memory of the table in bytes: entries, timers and index.
     pub fn bytes(&self) -> usize {
-        self.flows.len() * size_of::<Flow>() + self.index.bytes() + self.timers.bytes()
+        let entries = self.flows.len() * (size_of::<Flow>() + size_of::<Details>());
+        entries + self.index.bytes() + self.timers.bytes()
     }
 
     /// # Panics
@@ -209,6 +212,21 @@ impl FlowTable {
     #[inline(always)]
     pub fn get_mut(&mut self, r: FlowRef) -> &mut Flow {
         &mut self.flows[r.0 as usize]
+    }
+
+    /// What is known of a flow besides.
+    ///
+    /// # Panics
+    /// As [`FlowTable::get`].
+    #[inline]
+    pub fn details(&self, r: FlowRef) -> &Details {
+        &self.details[r.0 as usize]
+    }
+
+    /// # Panics
+    /// As [`FlowTable::get`].
+    pub fn details_mut(&mut self, r: FlowRef) -> &mut Details {
+        &mut self.details[r.0 as usize]
     }
 
     /// As [`FlowTable::at`].
@@ -287,7 +305,7 @@ impl FlowTable {
     #[inline(always)]
     fn is_at(&self, place: u32, key: &FlowKey) -> bool {
         let (FlowRef(at), direction) = flow_and_direction(place);
-        self.flows[at as usize].key[direction as usize].is(key)
+        self.flows[at as usize].has_key(direction, key)
     }
 
     /// Asks the first-level cache for a flow that will be looked at soon: of those of a whole batch
@@ -295,7 +313,7 @@ impl FlowTable {
     #[inline(always)]
     pub fn prefetch_flow(&self, r: FlowRef) {
         if let Some(flow) = self.flows.get(r.0 as usize) {
-            prefetch(&flow.bytes, 0);
+            prefetch_line(&flow.class);
         }
     }
 
@@ -343,18 +361,9 @@ impl FlowTable {
         let own =
             if new.key.proto == TCP { self.timeouts.established } else { self.timeouts.datagrams };
         let idle = new.idle_established_ms.map(|ms| ticks(Duration::from_millis(ms.into())));
-        self.flows[at as usize] = Flow {
-            key: [new.key, new.reply.unwrap_or_default()],
-            change: new.reply.map_or_else(Default::default, |reply| changes(&new.key, &reply)),
-            kind: new.kind,
-            service: new.service,
-            backend: new.backend,
-            class: new.class,
-            last_seen: tick(now),
-            idle: idle.unwrap_or(own),
-            tcp: state,
-            ..Flow::vacant()
-        };
+        self.flows[at as usize] = Flow::new(now, new, state);
+        let idle = idle.unwrap_or(own);
+        self.details[at as usize] = Details { idle, backend: new.backend, ..Details::NONE };
         for (hash, direction) in hash.into_iter().zip([Direction::Forward, Direction::Reply]) {
             if let Some(hash) = hash {
                 self.index.insert(hash, place(at, direction));
@@ -379,11 +388,7 @@ impl FlowTable {
         bytes: u32,
     ) -> &mut Flow {
         let flow = &mut self.flows[r.0 as usize];
-        let direction = meta.direction as usize;
-        flow.last_seen = tick(now);
-        flow.packets[direction] = flow.packets[direction].saturating_add(1);
-        flow.bytes[direction] += u64::from(bytes);
-        meta.nth = flow.packets[direction] as u16;
+        meta.nth = flow.count(tick(now), meta.direction, bytes) as u16;
         // Established, and neither SYN, FIN nor RST: nothing can change.
         if flow.tcp != TcpState::Established || meta.tcp_flags & 0x07 != 0 {
             self.advance(r.0, meta);
@@ -402,13 +407,13 @@ impl FlowTable {
     }
 
     fn deadline(&self, at: u32) -> u32 {
-        let flow = &self.flows[at as usize];
+        let (flow, own) = (&self.flows[at as usize], self.details[at as usize].idle);
         let t = &self.timeouts;
         let idle = match flow.tcp {
             TcpState::SynSent | TcpState::SynReceived => t.half_open,
-            TcpState::OneWay => t.one_way.min(flow.idle),
-            TcpState::Established => flow.idle,
-            TcpState::FinForward | TcpState::FinReply => t.closing.min(flow.idle),
+            TcpState::OneWay => t.one_way.min(own),
+            TcpState::Established => own,
+            TcpState::FinForward | TcpState::FinReply => t.closing.min(own),
             TcpState::Vacant | TcpState::TimeWait | TcpState::Reset | TcpState::Cut => t.closed,
         };
         flow.last_seen.saturating_add(idle)
@@ -445,9 +450,9 @@ impl FlowTable {
     /// Forgets a flow at once.
     pub fn remove(&mut self, r: FlowRef) {
         let Some(flow) = self.at(r) else { return };
-        let (keys, both) = (flow.key, flow.has_reply_key());
+        let (keys, both) = ([flow.client_key(), flow.server_key()], flow.has_reply_key());
         if !flow.tcp.has_ended() {
-            self.serving.end(flow.backend);
+            self.serving.end(self.details(r).backend);
         }
         if flow.tcp.is_half_open() {
             self.half_open -= 1;
@@ -459,7 +464,8 @@ impl FlowTable {
             }
         }
         self.set_steps(r, 0);
-        self.flows[r.0 as usize] = Flow::vacant();
+        self.flows[r.0 as usize] = Flow::VACANT;
+        self.details[r.0 as usize] = Details::NONE;
         self.timers.add_vacant(r.0);
         self.removals += 1;
     }

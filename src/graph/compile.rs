@@ -128,7 +128,7 @@ impl Pipeline {
         if self.stages.iter().any(binding) {
             return false;
         }
-        if flow.key[0].proto == tcp::PROTOCOL && !flow.tcp.is_half_open() {
+        if flow.proto == tcp::PROTOCOL && !flow.tcp.is_half_open() {
             cut(cx, at);
         } else {
             self.forget(flow, cx.flows.seed());
@@ -163,7 +163,7 @@ impl Pipeline {
             StageKind::Trust(_) => meters.trusts(in_port),
             // What was decided about a first packet comes to its flow with the next batch.
             StageKind::Classify(_) => {
-                let decided = names.fates.iter().all(|fate| fate.key != flow.key[0]);
+                let decided = names.fates.iter().all(|fate| fate.key != flow.client_key());
                 decided && flow.treatment == 0 && flow.steps == 0 && !flow.class.is_refused()
             }
             StageKind::Meter(_) => meters.of(flow.class, in_port).is_none(),
@@ -171,11 +171,11 @@ impl Pipeline {
             // Of `dsr` and tunnels only what clients send is seen; what is not joined yet, or is
             // bound by its datagrams, has more done to it.
             // What shadowed connections say is copied here.
-            StageKind::Balance(_) if snapshot.forward.shadows(&flow.key[0]) => false,
+            StageKind::Balance(_) if snapshot.forward.shadows(&flow.client_key()) => false,
             StageKind::Balance(balance) => match flow.kind {
                 FlowKind::Nat | FlowKind::Dnat | FlowKind::Transit => true,
                 FlowKind::Spliced => {
-                    flow.key[0].proto == tcp::PROTOCOL && balance.translation(meta.flow).is_some()
+                    flow.proto == tcp::PROTOCOL && balance.translation(meta.flow).is_some()
                 }
                 FlowKind::Dsr | FlowKind::Ipip | FlowKind::Gue => false,
             },
@@ -265,7 +265,6 @@ mod tests {
             key,
             reply: Some(key.reversed()),
             kind: FlowKind::Nat,
-            service: 0,
             backend: 0,
             class: ClassId(3),
             idle_established_ms: None,
@@ -350,7 +349,7 @@ mod tests {
         let (pipeline, flow) = (pipeline(StageSpec::Classify), flow(tcp::PROTOCOL));
         let (plain, mut names) = (snapshot(&MeteringSpec::default()), Names::new(4, SEED));
         let fate = crate::flow::Fate {
-            key: flow.key[0],
+            key: flow.client_key(),
             hash: 0,
             class: ClassId::UNSET,
             treatment: 1,

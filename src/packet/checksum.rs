@@ -173,6 +173,17 @@ impl FoldedDelta {
     /// down by 0x100, whatever it was.
     pub const HOP: FoldedDelta = FoldedDelta((!0x0100u16).to_be());
 
+    /// Nothing changes.
+    pub const NONE: FoldedDelta = FoldedDelta(0);
+
+    /// This change where `mask` is 0, its opposite where all bits of `mask` are set: in
+    /// ones-complement arithmetic what is inverted is what takes the same away.
+    #[inline(always)]
+    #[must_use]
+    pub fn inverted_by(self, mask: u16) -> FoldedDelta {
+        FoldedDelta(self.0 ^ mask)
+    }
+
     /// As the sum lies in memory, for others who apply it.
     pub fn to_memory(self) -> u16 {
         self.0

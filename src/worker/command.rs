@@ -370,9 +370,10 @@ impl<P: Port> Worker<P> {
             }
             let at = FlowRef(list.cursor);
             if let Some(flow) = flows.at(at) {
-                let name = names.get(flow.name).unwrap_or_default();
+                let details = flows.details(at);
+                let name = names.get(details.name).unwrap_or_default();
                 let treatment = flows.steps().treatments.get(flow.treatment);
-                let note = names.notes.get(at, flow);
+                let note = names.notes.get(at, details);
                 let mut row = FlowRow::new(flow, name, note, treatment);
                 row.offloaded = self.offload.as_ref().map_or([false; 2], |o| o.directions(at));
                 list.rows.push(row);

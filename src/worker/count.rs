@@ -56,7 +56,7 @@ impl FlowsOf {
         if flow.kind == FlowKind::Transit || flow.tcp.has_ended() {
             return false;
         }
-        let [client, server] = &flow.key;
+        let (client, server) = (flow.client_key(), flow.server_key());
         match &self.0 {
             Ends::Backends(ends) => ends.binary_search(&(server.src, server.sport)).is_ok(),
             Ends::Services(vips) => {

@@ -181,7 +181,7 @@ impl Offload {
     /// Hands the direction of this packet down, or once more where routes have changed meanwhile.
     pub fn hand_down(&mut self, now: Nanos, flow: &mut Flow, meta: &PacketMeta, way: &Way) {
         let (at, direction) = (meta.flow, meta.direction);
-        let (key, generation) = (flow.key[direction as usize], way.generation);
+        let (key, generation) = (flow.key(direction), way.generation);
         let mut slot = self.slot_of(at, direction);
         if slot != NONE {
             let known = self.slots[slot as usize];
@@ -273,7 +273,7 @@ impl Offload {
 
     fn is_of(&self, at: u32, flow: &Flow) -> bool {
         let slot = &self.slots[at as usize];
-        flow.key[slot.direction as usize].is(&slot.key)
+        flow.has_key(slot.direction, &slot.key)
     }
 
     /// The program forwards nothing more of this slot once this returns, and what it has forwarded
@@ -328,16 +328,17 @@ impl<P: Port> WorkerParts<P> {
         let side = |port: PortId| self.sides.get(usize::from(port.0));
         let (from, to) = (side(meta.in_port)?, side(meta.out_port)?);
         let generation = routes.generation();
-        if !flow.key[meta.direction as usize].is(&meta.key) {
+        if !flow.has_key(meta.direction, &meta.key) {
             // Its own flow left the table within this batch.
             return None;
         }
         let hop = flow.hop(meta.direction, generation)?;
         let (own, egress) = (routes.egress(meta.in_port)?, routes.egress(hop.port)?);
+        let idle = self.flows.details(meta.flow).idle();
         let may_go = meta.verdict == Verdict::Output
             && is_plain(meta)
             && is_open(flow)
-            && flow.idle() >= IDLE_MIN
+            && idle >= IDLE_MIN
             && !from.options.verify_transport_checksum
             && to.egress.is_fifo()
             && own.mac != [0; 6]
@@ -370,7 +371,7 @@ fn is_plain(meta: &PacketMeta) -> bool {
 }
 
 fn is_open(flow: &Flow) -> bool {
-    match flow.key[0].proto {
+    match flow.proto {
         tcp::PROTOCOL => flow.tcp == TcpState::Established,
         udp::PROTOCOL => matches!(flow.tcp, TcpState::Established | TcpState::OneWay),
         _ => false,
@@ -385,7 +386,7 @@ fn entry(
     slot: u32,
     stamp: u32,
 ) -> OffloadEntry {
-    let other = &flow.key[direction.flip() as usize];
+    let other = &flow.key(direction.flip());
     let change = flow.sum_change(direction);
     let mut ethernet = [0; 12];
     ethernet[..6].copy_from_slice(&way.hop.mac);

@@ -83,8 +83,7 @@ mod tests {
         let key = FlowKey { sport: n, proto: 6, ..FlowKey::default() };
         let (class, kind) = (ClassId::UNSET, FlowKind::Dsr);
         let idle_established_ms = None;
-        let new =
-            NewFlow { key, reply: None, kind, service: 0, backend, class, idle_established_ms };
+        let new = NewFlow { key, reply: None, kind, backend, class, idle_established_ms };
         flows.insert(Nanos(1), &new, &PacketMeta::default()).expect("room");
     }
 

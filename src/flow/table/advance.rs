@@ -11,11 +11,11 @@ impl FlowTable {
     #[inline(never)]
     pub(super) fn advance(&mut self, at: u32, meta: &PacketMeta) {
         let flow = &self.flows[at as usize];
-        let (before, tcp) = (flow.tcp, flow.key[0].proto == TCP);
+        let (before, tcp) = (flow.tcp, flow.proto == TCP);
         let after = before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key());
         match before.taken(after, meta.tcp_flags, meta.direction) {
-            Some(true) => self.serving.took(flow.backend),
-            Some(false) => self.serving.failed(flow.backend),
+            Some(true) => self.serving.took(self.details[at as usize].backend),
+            Some(false) => self.serving.failed(self.details[at as usize].backend),
             None => {}
         }
         if after != before {
@@ -25,7 +25,8 @@ impl FlowTable {
 
     pub(super) fn change_state(&mut self, at: u32, after: TcpState) {
         let flow = &mut self.flows[at as usize];
-        let (before, backend) = (mem::replace(&mut flow.tcp, after), flow.backend);
+        let before = mem::replace(&mut flow.tcp, after);
+        let backend = self.details[at as usize].backend;
         match (before.has_ended(), after.has_ended()) {
             (false, true) => self.serving.end(backend),
             (true, false) => self.serving.begin(backend),

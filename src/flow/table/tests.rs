@@ -30,7 +30,6 @@ fn new_flow(n: u32, kind: FlowKind) -> NewFlow {
         key: key(n),
         reply: (kind != FlowKind::Dsr).then_some(reply),
         kind,
-        service: 0,
         backend: (n % 3) as u16,
         class: ClassId::UNSET,
         idle_established_ms: None,
@@ -86,7 +85,7 @@ fn idle_flows_go_when_their_state_says_so() {
     });
     assert_eq!(gone, 0);
     t.expire(start + Duration::from_secs(31), 100, |_, f| {
-        assert_eq!(f.key[0], key(1));
+        assert_eq!(f.client_key(), key(1));
         gone += 1;
         true
     });
@@ -245,8 +244,10 @@ proptest! {
             let half_open = t.iter().filter(|(_, f)| f.tcp.is_half_open()).count();
             prop_assert_eq!(t.half_open() as usize, half_open);
             for backend in 0..3 {
-                let serves = |f: &Flow| f.backend == backend && !f.tcp.has_ended();
-                let serving = t.iter().filter(|(_, f)| serves(f)).count();
+                let serves = |&(at, f): &(FlowRef, &Flow)| {
+                    t.details(at).backend == backend && !f.tcp.has_ended()
+                };
+                let serving = t.iter().filter(serves).count();
                 prop_assert_eq!(t.serving().connections(backend) as usize, serving);
             }
             for n in 0..40 {

@@ -169,7 +169,7 @@ fn forward_anew(
     if known.tcp == TcpState::Cut {
         return Err(severed(cx, packet, flow));
     }
-    let target = known.key[direction.flip() as usize].src;
+    let target = known.key(direction.flip()).src;
     let way = way_of_flow(&cx.snapshot.routes, known, direction, target)?;
     translate(cx, packet, flow, way.hop, edit)?;
     wait(packet.meta, &way);
@@ -188,7 +188,7 @@ fn translate(
     let egress = *cx.snapshot.routes.egress(hop.port).ok_or(DropReason::NotOurPort)?;
     let known = cx.flows.get(flow);
     if let Some(encap) = Encap::of(known.kind) {
-        let backend = known.key[Direction::Reply as usize].src;
+        let backend = known.server_key().src;
         return send_within(cx, packet, encap, backend, (hop, egress));
     }
     if let Some(error) = forbidden(packet.meta, &egress) {
@@ -200,12 +200,12 @@ fn translate(
     if known.kind == FlowKind::Dsr {
         nat::hop(bytes, meta)?;
     } else {
-        let (other, change) = (meta.direction.flip() as usize, known.sum_change(meta.direction));
-        nat::rewrite(bytes, meta, &known.key[other], change)?;
+        let (other, change) = (known.key(meta.direction.flip()), known.sum_change(meta.direction));
+        nat::rewrite(bytes, meta, &other, change)?;
     }
     if let Some(segment) = bytes.get_mut(usize::from(meta.l4)..usize::from(meta.end)) {
         if meta.tcp_flags & tcp::flag::SYN != 0 {
-            let client = &known.key[Direction::Forward as usize];
+            let client = &known.client_key();
             clamp_mss(cx.snapshot, client, meta, segment, egress.mtu);
         }
         edit(segment);
@@ -318,7 +318,6 @@ pub(super) fn open(
         key: *client,
         reply: Some(from_backend),
         kind: FlowKind::Dnat,
-        service: service.id.0,
         backend: backend.place,
         class: meta.class,
         idle_established_ms: Some(service.idle_established_ms),
@@ -338,7 +337,7 @@ pub(super) fn open(
     })?;
     if service.mode.is_one_way() {
         // Never looked up; it says where the backend is.
-        cx.flows.get_mut(flow).key[Direction::Reply as usize] = from_backend;
+        cx.flows.get_mut(flow).set_key(Direction::Reply, &from_backend);
     }
     cx.counters.flows_opened += 1;
     Ok(flow)

@@ -94,7 +94,7 @@ pub(super) fn way_of_flow(
     direction: Direction,
     target: Addr,
 ) -> Result<Way, DropReason> {
-    let key = flow.key[Direction::Forward as usize];
+    let key = flow.client_key();
     let way = way_to(routes, target, &key)?;
     if way.wait_for.is_none() {
         flow.set_hop(direction, way.hop, routes.generation());

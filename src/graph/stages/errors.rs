@@ -69,7 +69,7 @@ fn tell_sender(
     let (kind, sent, sequence) = match cx.flows.lookup(&back, hash) {
         Some((flow, way)) => {
             let known = cx.flows.get(flow);
-            let (kind, sent) = (known.kind, known.key[way.flip() as usize]);
+            let (kind, sent) = (known.kind, known.key(way.flip()));
             let sequence = match (kind, splice) {
                 (FlowKind::Transit, _) => return Ok(()),
                 (FlowKind::Spliced, Some(splice)) => match spliced(cx, packet, splice, (flow, way))

@@ -231,11 +231,10 @@ impl Inspect {
         }
         let inspector = &self.inspectors[slot];
         let unknown = count_end(inspector, &self.slots[slot], why, cx.counters);
-        let flow = cx.flows.get_mut(at);
-        flow.inspection = DONE;
+        cx.flows.get_mut(at).inspection = DONE;
         let app = inspector.app();
         if (app != App::None || unknown.is_some())
-            && let Some(note) = cx.names.notes.of(at, flow)
+            && let Some(note) = cx.names.notes.of(at, cx.flows.details_mut(at))
         {
             note.app = if app == App::None { "" } else { app.name() };
             note.unknown = unknown.unwrap_or_default();
@@ -293,7 +292,7 @@ impl Inspect {
     fn slot_of(&self, flow: &Flow) -> Option<usize> {
         let slot = usize::from(flow.inspection);
         let s = self.slots.get(slot)?;
-        (s.taken && s.key == flow.key[0]).then_some(slot)
+        (s.taken && s.key == flow.client_key()).then_some(slot)
     }
 }
 

@@ -25,7 +25,7 @@ pub(in crate::graph) fn cut(cx: &mut Cx<'_>, at: FlowRef) {
         kind if kind.is_one_way() => &[Direction::Forward],
         _ => &[Direction::Forward, Direction::Reply],
     };
-    let keys = flow.key;
+    let keys = [flow.client_key(), flow.server_key()];
     for &way in ways {
         let sent = &keys[way as usize];
         let hash = sent.hash(cx.flows.seed());

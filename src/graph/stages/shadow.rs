@@ -26,7 +26,7 @@ fn copy_segments(cx: &mut Cx<'_>, batch: &mut Batch) {
         }
         let key = match meta.flow {
             flow if flow.is_some() && meta.direction == Direction::Reply => {
-                cx.flows.get(flow).key[Direction::Forward as usize]
+                cx.flows.get(flow).client_key()
             }
             _ => meta.key,
         };

@@ -111,9 +111,9 @@ mod tests {
                 assert_eq!((got.verdict, got.bytes), (SEEN, packet));
             }
             let (_, flow) = rig.flows.iter().next().expect("a flow");
-            assert_eq!((flow.packets, flow.tcp), ([3, 2], TcpState::Established));
+            assert_eq!((flow.packets(), flow.tcp), ([3, 2], TcpState::Established));
             assert_eq!((rig.flows.len(), rig.counters.flows_opened), (1, 1));
-            assert_eq!(flow.key[0].src, addr(family.client.0));
+            assert_eq!(flow.client_key().src, addr(family.client.0));
         }
     }
 
@@ -160,7 +160,7 @@ mod tests {
         let ends = [(SERVER, V4.client, SYN | ACK), (V4.client, SERVER, SYN)];
         let batch = ends.map(|(src, dst, flags)| foreign(Shape::tcp(flags)).between(src, dst));
         rig.run_with(&mut Tap, &batch, |_| {});
-        assert_eq!(rig.flows.iter().next().expect("a flow").1.key[0].src, src);
+        assert_eq!(rig.flows.iter().next().expect("a flow").1.client_key().src, src);
     }
 
     #[test]
@@ -185,6 +185,6 @@ mod tests {
         }
         assert_eq!(rig.run(&mut Tap, hello.between(V4.client, SERVER)).verdict, SEEN);
         let kept = rig.flows.iter().find(|(_, f)| f.tcp == TcpState::Established);
-        assert_eq!(kept.expect("kept").1.packets, [3, 2]);
+        assert_eq!(kept.expect("kept").1.packets(), [3, 2]);
     }
 }

@@ -62,8 +62,8 @@ impl Timing {
 
     /// Whether there is nothing to be timed of a flow, so that its packets need not come by here.
     pub fn lets_go(&self, at: FlowRef, flow: &Flow) -> bool {
-        let owner = owner(&flow.key[0]);
-        flow.key[0].proto != tcp::PROTOCOL
+        let owner = owner(&flow.client_key());
+        flow.proto != tcp::PROTOCOL
             || !self.times(owner)
             || self.places[at.0 as usize & self.mask].0.is_strange(owner)
     }
@@ -83,7 +83,7 @@ impl Timing {
         meta: &PacketMeta,
         payload: &[u8],
     ) -> (Heard, bool) {
-        let owner = owner(&flow.key[0]);
+        let owner = owner(&flow.client_key());
         if !self.times(owner) {
             return (Heard::Nothing, false);
         }
@@ -180,12 +180,13 @@ impl Stage for Timing {
             let flow = cx.flows.get(meta.flow);
             let (heard, asked) = self.look(flow, cx.now, meta, payload.unwrap_or_default());
             if asked {
-                cx.flows.serving().asked(flow.backend);
+                cx.flows.serving().asked(cx.flows.details(meta.flow).backend);
             }
             match heard {
                 Heard::Nothing => {}
                 Heard::First(ns) => {
-                    cx.flows.serving().answered(flow.backend, cx.now, ns);
+                    let backend = cx.flows.details(meta.flow).backend;
+                    cx.flows.serving().answered(backend, cx.now, ns);
                     count(cx.latencies, flow, Measure::First, ns);
                 }
                 Heard::Next(ns) => count(cx.latencies, flow, Measure::Gap, ns),
@@ -197,7 +198,7 @@ impl Stage for Timing {
 /// Once for each that has a part in it.
 #[inline(never)]
 fn count(latencies: &Latencies, flow: &Flow, measure: Measure, ns: u64) {
-    let [client, server] = &flow.key;
+    let (client, server) = (flow.client_key(), flow.server_key());
     latencies.record(Series::Class(flow.class), measure, ns);
     // What is only routed has servers without number.
     if flow.kind == FlowKind::Transit {
@@ -327,8 +328,9 @@ mod tests {
             let (ends, side) = [(there, CLIENT_SIDE), (back, BACKEND_SIDE)][i % 2];
             send(rig, stage, ends, side, (ACK, seq[i % 2], segment));
             seq[i % 2] += segment.len() as u32;
-            let own =
-                |flow: &Flow| flow.key[0].src == addr(client.0) && flow.key[0].sport == client.1;
+            let own = |flow: &Flow| {
+                flow.client_key().src == addr(client.0) && flow.client_key().sport == client.1
+            };
             let (at, flow) = rig.flows.iter().find(|(_, flow)| own(flow)).expect("open");
             said.push(stage.0.lets_go(at, flow));
         }

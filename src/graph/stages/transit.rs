@@ -30,7 +30,6 @@ pub(super) fn open(cx: &mut Cx<'_>, meta: &PacketMeta) -> Result<FlowRef, Insert
         key: meta.key,
         reply: Some(meta.key.reversed()),
         kind: FlowKind::Transit,
-        service: NONE_U16,
         backend: NONE_U16,
         class: meta.class,
         idle_established_ms: None,

@@ -27,7 +27,7 @@ impl<'a> Deciding<'a> {
     /// Decides about a flow by what is known of it, besides how much it has carried.
     pub fn decide(&mut self, at: FlowRef, facts: &Facts<'_>) -> Decision {
         let known = self.flows.get(at);
-        let facts = Facts { bytes: known.bytes.iter().sum(), ..*facts };
+        let facts = Facts { bytes: known.bytes().iter().sum(), ..*facts };
         let rules = &self.snapshot.rules;
         let decision = rules.decide(&facts);
         self.counters.classifications += u64::from(decision.rule.is_some());
@@ -49,8 +49,7 @@ impl<'a> Deciding<'a> {
     /// Takes the steps that a flow's bytes lead to.
     pub fn grow(&mut self, at: FlowRef) {
         let flow = self.flows.get(at);
-        let bytes: u64 = flow.bytes.iter().sum();
-        let mut next = flow.steps;
+        let (bytes, mut next) = (flow.bytes().iter().sum::<u64>(), flow.steps);
         let mut taken = None;
         while let Some(step) = self.flows.steps().get(next).filter(|step| bytes > step.bytes) {
             (taken, next) = (Some(*step), step.next);
@@ -104,9 +103,9 @@ impl<'a> Deciding<'a> {
     }
 
     fn belongs_to(&mut self, at: FlowRef, tenant: u16) {
-        let (flow, notes) = (self.flows.get_mut(at), &mut self.names.notes);
-        if (tenant != NONE_U16 || notes.get(at, flow).is_some())
-            && let Some(note) = notes.of(at, flow)
+        let (details, notes) = (self.flows.details_mut(at), &mut self.names.notes);
+        if (tenant != NONE_U16 || notes.get(at, details).is_some())
+            && let Some(note) = notes.of(at, details)
         {
             note.tenant = tenant;
         }

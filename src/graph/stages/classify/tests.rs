@@ -111,8 +111,8 @@ impl Connection {
     }
 
     fn note(&self) -> &Note {
-        let (at, flow) = self.rig.flows.iter().next().expect("a flow");
-        self.rig.names.notes.get(at, flow).expect("a note")
+        let (at, _) = self.rig.flows.iter().next().expect("a flow");
+        self.rig.names.notes.get(at, self.rig.flows.details(at)).expect("a note")
     }
 }
 
@@ -327,7 +327,7 @@ fn elephants_are_demoted() {
         [over(4_000, ClassId::REFUSED, None), over(2_000, BULK, Some(8)), by_path("/v1/*", CHAT)];
     let mut c = Connection::open(&V4, &rules);
     assert_eq!(c.say(&get("/v1/x")), CHAT);
-    while c.rig.flows.iter().next().expect("a flow").1.bytes.iter().sum::<u64>() <= 2_000 {
+    while c.rig.flows.iter().next().expect("a flow").1.bytes().iter().sum::<u64>() <= 2_000 {
         assert_eq!(c.hear(&[b'x'; 300]), CHAT);
     }
     assert_eq!(c.hear(b"x"), BULK);
@@ -346,7 +346,7 @@ fn a_flow_grows_into_a_tenant_and_lets_go_of_its_steps() {
     let more = RuleSpec { bytes_over: Some(9_000), class: BULK, ..RuleSpec::default() };
     let mut c = Connection::open(&V4, &[more, grown]);
     assert_eq!(c.rig.flows.steps().len(), 2);
-    while c.rig.flows.iter().next().expect("a flow").1.bytes.iter().sum::<u64>() <= 2_000 {
+    while c.rig.flows.iter().next().expect("a flow").1.bytes().iter().sum::<u64>() <= 2_000 {
         c.hear(&[b'x'; 300]);
     }
     c.hear(b"x");

@@ -205,7 +205,7 @@ fn what_belongs_to_no_flow_or_is_damaged_goes_nowhere() {
     let sent =
         rig.flows.lookup(&about.key.reversed(), about.key.reversed().hash(rig.snapshot.seed));
     let (flow, _) = sent.expect("a flow");
-    let key = rig.flows.get(flow).key[0];
+    let key = rig.flows.get(flow).client_key();
     let got = translate(&mut damaged, &meta, &about, &key, 0);
     assert_eq!(got, Err(DropReason::BadTransportChecksum));
 }

@@ -1,6 +1,7 @@
 //! Fragments, which are not read.
 
 use super::{DONE, payload_of};
+use crate::flow::Flow;
 use crate::graph::Cx;
 use crate::graph::stages::admission;
 use crate::inspect::inspector::Said;
@@ -23,7 +24,8 @@ pub(super) fn hides(cx: &Cx<'_>, packet: &PacketRef<'_>) -> bool {
         }
         _ => false,
     };
-    let facts = Facts::of(flow.map_or(&meta.key, |flow| &flow.key[0]), meta.dscp());
+    let key = flow.map_or(meta.key, Flow::client_key);
+    let facts = Facts::of(&key, meta.dscp());
     let client = meta.direction == Direction::Forward;
     let said = if meta.key.proto == tcp::PROTOCOL { Said::Anything } else { Said::Hello };
     may_hold && client && admission::must_read(cx.snapshot, &facts, said)

@@ -106,7 +106,7 @@ impl Inspect {
 
     /// Takes a slot for a flow that sends its first payload, in either direction.
     fn begin(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {
-        let key = cx.flows.get(meta.flow).key[CLIENT];
+        let key = cx.flows.get(meta.flow).client_key();
         let hash = key.hash(cx.flows.seed());
         let first = self.openings.first_byte(hash);
         let slot = self.take_slot(cx, (key, hash), meta.dscp(), first);
@@ -115,7 +115,7 @@ impl Inspect {
         let here = if from_client { meta.tcp_seq } else { meta.tcp_ack };
         let first = first.unwrap_or(here);
         self.slots[slot].first = first;
-        let note = cx.names.notes.get(meta.flow, cx.flows.get(meta.flow));
+        let note = cx.names.notes.get(meta.flow, cx.flows.details(meta.flow));
         self.slots[slot].counted = note.is_some_and(|note| !note.app.is_empty());
         self.reassembler.open(SIDES * slot + CLIENT, first);
         // Of a spliced flow the client counts otherwise than its server.
@@ -200,8 +200,8 @@ impl Inspect {
         if !slot.counted && inspector.knows() {
             slot.counted = true;
             count_app(inspector.app(), cx.counters);
-            let flow = cx.flows.get_mut(meta.flow);
-            if let Some(note) = cx.names.notes.of(meta.flow, flow) {
+            let details = cx.flows.details_mut(meta.flow);
+            if let Some(note) = cx.names.notes.of(meta.flow, details) {
                 note.app = inspector.app().name();
             }
         }
@@ -268,7 +268,7 @@ fn read_hello(cx: &mut Cx<'_>, meta: &PacketMeta, key: FlowKey, inspector: &Insp
 fn keep_answer(cx: &mut Cx<'_>, at: FlowRef, inspector: &Inspector) {
     if let Some(hello) = inspector.server_hello()
         && let Some(version) = hello.version()
-        && let Some(note) = cx.names.notes.of(at, cx.flows.get_mut(at))
+        && let Some(note) = cx.names.notes.of(at, cx.flows.details_mut(at))
     {
         note.tls_version = version;
         note.alpn_chosen.set(hello.alpn().unwrap_or_default());
@@ -277,9 +277,9 @@ fn keep_answer(cx: &mut Cx<'_>, at: FlowRef, inspector: &Inspector) {
 
 /// Keeps what a hello says with its flow.
 pub(super) fn keep_hello(cx: &mut Cx<'_>, at: FlowRef, facts: &Facts<'_>) {
-    let flow = cx.flows.get_mut(at);
-    flow.name = facts.sni.map_or(crate::flow::Names::NONE, |sni| intern(cx.names, sni));
-    if let Some(note) = cx.names.notes.of(at, flow) {
+    let details = cx.flows.details_mut(at);
+    details.name = facts.sni.map_or(crate::flow::Names::NONE, |sni| intern(cx.names, sni));
+    if let Some(note) = cx.names.notes.of(at, details) {
         note.alpn.set(facts.alpn.wire());
         note.ja4.set(facts.ja4.unwrap_or_default());
     }
@@ -319,7 +319,7 @@ impl Teller<'_> {
             Event::Response { status, event_stream } => {
                 self.deciding.counters.responses_read += 1;
                 let flows = &self.deciding.flows;
-                flows.serving().gave(flows.get(self.flow).backend, status);
+                flows.serving().gave(flows.details(self.flow).backend, status);
                 self.note(|note| (note.status, note.event_stream) = (status, event_stream));
             }
             Event::GrpcStatus(status) => self.note(|note| note.grpc_status = Some(status)),
@@ -327,8 +327,8 @@ impl Teller<'_> {
     }
 
     fn note(&mut self, keep: impl FnOnce(&mut Note)) {
-        let flow = self.deciding.flows.get_mut(self.flow);
-        if let Some(note) = self.deciding.names.notes.of(self.flow, flow) {
+        let details = self.deciding.flows.details_mut(self.flow);
+        if let Some(note) = self.deciding.names.notes.of(self.flow, details) {
             keep(note);
         }
     }

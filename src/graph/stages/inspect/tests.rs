@@ -118,7 +118,6 @@ impl Rig {
             key: meta.key,
             reply: Some(meta.key.reversed()),
             kind: FlowKind::Transit,
-            service: u16::MAX,
             backend: u16::MAX,
             class: meta.class,
             idle_established_ms: None,
@@ -127,7 +126,7 @@ impl Rig {
     }
 
     fn name(&self, flow: FlowRef) -> Option<&[u8]> {
-        self.names.get(self.flows.get(flow).name)
+        self.names.get(self.flows.details(flow).name)
     }
 
     fn class(&self, flow: FlowRef) -> ClassId {

@@ -52,7 +52,7 @@ impl Splice {
     pub(super) fn try_next(&mut self, cx: &mut Cx<'_>, slot: usize) {
         cx.counters.backends_unwilling += 1;
         if let Some(flow) = self.bound[slot].flow.take() {
-            cx.flows.serving().failed(cx.flows.get(flow).backend);
+            cx.flows.serving().failed(cx.flows.details(flow).backend);
             self.links[flow.0 as usize] = Link::default();
             cx.flows.remove(flow);
         }
@@ -118,11 +118,12 @@ impl Splice {
         let known = cx.flows.get_mut(flow);
         known.kind = FlowKind::Spliced;
         known.inspection = DONE;
+        let details = cx.flows.details_mut(flow);
         if let Some(name) = name {
-            known.name = name;
+            details.name = name;
         }
         // What is followed is noted as it is read.
-        if !is_followed && let Some(note) = cx.names.notes.of(flow, known) {
+        if !is_followed && let Some(note) = cx.names.notes.of(flow, details) {
             self.speech.note(slot, note);
         }
         if self.bound[slot].binding.is_finished() {

@@ -250,7 +250,7 @@ impl Splice {
             Direction::Forward => Toward::Client,
             Direction::Reply => Toward::Backend,
         };
-        let key = cx.flows.get(flow).key[meta.direction as usize].reversed();
+        let key = cx.flows.get(flow).key(meta.direction).reversed();
         let segment = Segment { toward, ..reset(meta.tcp_ack) };
         send_in(cx, packet, &segment, (&key, 0), None)
     }

@@ -116,7 +116,7 @@ impl Splice {
             Answer::Short => settle(cx.flows, flow),
             Answer::CalledBy(id) => {
                 if let Some(quic) = &mut self.quic {
-                    quic.ids.learn(id, &cx.flows.get(flow).key[Direction::Forward as usize]);
+                    quic.ids.learn(id, &cx.flows.get(flow).client_key());
                 }
                 settle(cx.flows, flow);
             }
@@ -337,7 +337,7 @@ fn bind(
     let flow = open(cx, &PacketMeta { class, ..meta.clone() }, service, &backend)?;
     cx.flows.get_mut(flow).kind = FlowKind::Spliced;
     if let Some(sni) = facts.sni {
-        cx.flows.get_mut(flow).name = intern(cx.names, sni);
+        cx.flows.details_mut(flow).name = intern(cx.names, sni);
     }
     Deciding::of(cx).enter(flow, &decision, &steps);
     forget_fates(cx, &meta.key);
@@ -353,19 +353,19 @@ fn follow(
 ) -> Result<FlowRef, DropReason> {
     let found = cx.flows.lookup(before, before.hash(cx.flows.seed()));
     let (old, _) = found.ok_or(DropReason::NoFlow)?;
-    let known = cx.flows.get(old);
-    let server = known.key[Direction::Reply as usize];
-    let place = known.backend;
-    let backend = Backend { addr: server.src, port: server.sport, place };
-    let (class, treatment, steps, name) = (known.class, known.treatment, known.steps, known.name);
-    let note = cx.names.notes.get(old, known).cloned();
+    let (known, details) = (cx.flows.get(old), *cx.flows.details(old));
+    let server = known.server_key();
+    let backend = Backend { addr: server.src, port: server.sport, place: details.backend };
+    let (class, treatment, steps) = (known.class, known.treatment, known.steps);
+    let note = cx.names.notes.get(old, &details).cloned();
     let flow = open(cx, &PacketMeta { class, ..meta.clone() }, service, &backend)?;
     cx.flows.steps_mut().hold(steps);
     cx.flows.set_steps(flow, steps);
-    let known = cx.flows.get_mut(flow);
-    (known.treatment, known.name) = (treatment, name);
+    cx.flows.get_mut(flow).treatment = treatment;
+    let entered = cx.flows.details_mut(flow);
+    entered.name = details.name;
     if let Some(note) = note
-        && let Some(place) = cx.names.notes.of(flow, known)
+        && let Some(place) = cx.names.notes.of(flow, entered)
     {
         *place = note;
     }
@@ -399,7 +399,7 @@ fn pass(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, flow: FlowRef) -> Result<()
 /// Nothing more is to be learned: a flow like any other.
 fn settle(flows: &mut FlowTable, flow: FlowRef) {
     let known = flows.get_mut(flow);
-    let [client, server] = &known.key;
+    let (client, server) = (known.client_key(), known.server_key());
     let kind = if server.dst == client.src { FlowKind::Dnat } else { FlowKind::Nat };
     known.kind = kind;
 }

@@ -26,7 +26,7 @@ use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::splice::{Binding, Cookies, Held, OnTimer, Out, Slots, Translation};
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::inspect::h2::Walk;
-use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
+use crate::packet::{ClassId, FlowRef, PacketMeta, tcp};
 
 /// Bytes held beyond those that are read: what follows a hello at once, such as early data.
 const HOLD_BEYOND: u32 = 8_192;
@@ -160,7 +160,7 @@ impl Splice {
     /// The flow left the table.
     pub fn forget(&mut self, flow: &Flow, seed: Seed) {
         if flow.kind == FlowKind::Spliced
-            && let key = &flow.key[Direction::Forward as usize]
+            && let key = &flow.client_key()
             && let Some(slot) = self.slots.find(key, key.hash(seed))
         {
             self.release(slot);

@@ -6,9 +6,7 @@ use crate::forward::splice::{Held, Out, Segment, Toward};
 use crate::graph::stages::egress::{send, wait, way_to};
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::packet::frame::HEADROOM;
-use crate::packet::{
-    ClassId, Direction, DropReason, FlowKey, Frame, Packet, PacketMeta, PacketMut, Verdict,
-};
+use crate::packet::{ClassId, DropReason, FlowKey, Frame, Packet, PacketMeta, PacketMut, Verdict};
 
 /// Bits below the code point in a packet's traffic class (RFC 3168, section 5).
 const ECN_BITS: u8 = 2;
@@ -71,7 +69,7 @@ impl Splice {
             Toward::Client => Some(self.slots.key(slot).0.reversed()),
             Toward::Backend => {
                 let flow = cx.flows.get(self.bound[slot].flow?);
-                Some(flow.key[Direction::Reply as usize].reversed())
+                Some(flow.server_key().reversed())
             }
         }
     }

@@ -19,8 +19,13 @@ pub const FLOWS_MAX: usize = 1 << 16;
 /// Parsers of HTTP in use at once; then what is silent longest is not followed any more.
 const PARSERS_MAX: usize = 1_024;
 /// Browsers allow header tables of 64 KB.
-const ROOMS: Rooms =
-    Rooms { target: 1 << 14, first_target: 1 << 14, heads: 2 * PARSERS_MAX, table: 1 << 16 };
+const ROOMS: Rooms = Rooms {
+    target: 1 << 14,
+    first_target: 1 << 14,
+    heads: 2 * PARSERS_MAX,
+    table: 1 << 16,
+    whole_tables: 2 * PARSERS_MAX,
+};
 
 /// A SYN this close before the first bytes seen of a stream is taken for theirs, come late.
 const LATE_SYN_BYTES: u32 = 1 << 16;

@@ -184,6 +184,12 @@ impl PoolChoice {
         self.balance == Balance::Maglev
     }
 
+    /// Whether one of those with a weight is such, by its index.
+    pub fn has(&self, is: impl Fn(u16) -> bool) -> bool {
+        let groups = self.levels.iter().flat_map(|level| level.near.iter().chain(&level.away));
+        groups.flat_map(|group| group.members.iter()).any(|member| is(member.index))
+    }
+
     /// The index of the backend for a flow.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use super::table::AddrTable;
 use super::tunnel::Tunnels;
 
 mod joining;
+mod members;
 mod shadows;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a

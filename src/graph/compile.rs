@@ -159,7 +159,11 @@ impl Pipeline {
     ) -> bool {
         let (in_port, meters) = (meta.in_port, &snapshot.meters);
         self.stages.iter().all(|stage| match stage {
-            StageKind::Inspect(_) => flow.inspection == inspect::DONE,
+            // Where hellos matter, a datagram may begin another connection.
+            StageKind::Inspect(_) => {
+                let may_begin = flow.proto != tcp::PROTOCOL && snapshot.rules.reads_hellos();
+                flow.inspection == inspect::DONE && !may_begin
+            }
             StageKind::Trust(_) => meters.trusts(in_port),
             // What was decided about a first packet comes to its flow with the next batch.
             StageKind::Classify(_) => {
@@ -236,6 +240,7 @@ mod tests {
     use crate::packet::PortId;
     use crate::packet::{ClassId, FlowKey, PacketMeta};
     use crate::policy::Rules;
+    use crate::policy::spec::{NamePattern, RuleSpec};
     use crate::qos::dscp::Remap;
     use crate::qos::meter::{MeterSpec, Second};
     use crate::qos::meters::{Action, ClassMeterSpec, MeteringSpec, Meters};
@@ -303,6 +308,17 @@ mod tests {
         assert!(!goes(&inspect, &flow(udp::PROTOCOL)), "not looked at yet");
         assert!(!goes(&inspect, &changed(|f| f.inspection = 2)), "followed");
         assert!(goes(&inspect, &changed(|f| f.inspection = inspect::DONE)));
+        let sni = vec![NamePattern::Exact("a.example".into())];
+        let rules = Rules::compile(&[RuleSpec { sni, ..RuleSpec::default() }]);
+        let by_name = Snapshot { rules: Arc::new(rules), ..plain.clone() };
+        let done = |proto| {
+            let mut flow = flow(proto);
+            flow.inspection = inspect::DONE;
+            flow
+        };
+        let inspecting = pipeline(inspect.clone());
+        let lets = |flow| inspecting.lets_go(&by_name, &names, &flow, &by(PORT));
+        assert_eq!([udp::PROTOCOL, tcp::PROTOCOL].map(|proto| lets(done(proto))), [false, true]);
         let classify = StageSpec::Classify;
         assert!(goes(&classify, &flow(udp::PROTOCOL)));
         assert!(!goes(&classify, &changed(|f| f.treatment = 1)));

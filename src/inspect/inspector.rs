@@ -4,7 +4,9 @@
 //! Sans-io: takes what each side sent, in order, and answers with what is known. Parsers of HTTP
 //! come from a [`Pool`] when a connection begins as HTTP does.
 
+mod kinds;
 mod parts;
+mod pool;
 
 use super::Peek;
 use super::h2::{self, Start};
@@ -14,85 +16,14 @@ use super::tls::{Carrier, Failure, HelloParser, Ja4, ServerHello};
 use crate::flow::reassembly::Reassembler;
 
 pub use super::http1::Side;
-pub use parts::{Event, On, Pool, Request, Rooms};
+pub use kinds::{App, Said, Unknown};
+pub use parts::{Event, On, Request};
+pub use pool::{Pool, Rooms};
 
 use parts::HttpPart;
 
 /// Bytes of a ClientHello at most, record headers included.
 pub const HELLO_BYTES_MAX: u32 = 1 << 17;
-
-/// What a connection speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum App {
-    /// Nothing that is known, or nothing yet.
-    #[default]
-    None,
-    Tls,
-    Quic,
-    /// Headers of QUIC that nothing could be decrypted behind.
-    QuicMaybe,
-    Http1,
-    /// HTTP/2 without TLS, with prior knowledge.
-    H2c,
-    /// HTTP/2 without TLS that HTTP/1 was upgraded to.
-    H2cUpgrade,
-    /// HTTP/2 without TLS, joined later than its beginning.
-    H2cMid,
-    /// TLS through a tunnel that CONNECT made.
-    ConnectTls,
-}
-
-impl App {
-    pub fn name(self) -> &'static str {
-        match self {
-            App::None => "none",
-            App::Tls => "tls",
-            App::Quic => "quic",
-            App::QuicMaybe => "quic?",
-            App::Http1 => "http1",
-            App::H2c => "h2c",
-            App::H2cUpgrade => "h2c-upgrade",
-            App::H2cMid => "h2c-mid",
-            App::ConnectTls => "http1-connect+tls",
-        }
-    }
-}
-
-/// Why a connection's protocol stays unknown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unknown {
-    HelloTooLong,
-    HeadMalformed,
-    HeadTooLong,
-    /// Neither within the bytes that are looked at.
-    StreamTooLong,
-    /// Segments were missing, or came in an order that no room was left for.
-    Gaps,
-    /// All parsers were in use.
-    Crowded,
-}
-
-impl Unknown {
-    pub fn name(self) -> &'static str {
-        match self {
-            Unknown::HelloTooLong => "hello-too-long",
-            Unknown::HeadMalformed => "head-malformed",
-            Unknown::HeadTooLong => "head-too-long",
-            Unknown::StreamTooLong => "stream-too-long",
-            Unknown::Gaps => "gaps",
-            Unknown::Crowded => "crowded",
-        }
-    }
-}
-
-/// What a client says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
-    Hello,
-    Requests,
-    /// One or the other.
-    Anything,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -104,8 +35,10 @@ enum Stage {
     Datagrams,
     Http1,
     Http2,
-    /// The client's bytes are of a tunnel that HTTP/1 made.
+    /// The client's next byte is the first through a tunnel that HTTP/1 made.
     Tunnel,
+    /// What goes through it is no HTTP.
+    TunnelHello,
     Done,
 }
 
@@ -165,7 +98,8 @@ impl Inspector {
                     self.read(pool, from, bytes, on);
                 }
             }
-            (Stage::Hello | Stage::Tunnel, Side::Client) => self.hello(bytes),
+            (Stage::Hello | Stage::TunnelHello, Side::Client) => self.hello(bytes),
+            (Stage::Tunnel, Side::Client) => self.tunnel(pool, bytes, on),
             (Stage::Http1, Side::Client) => self.http1(pool, bytes, on),
             (Stage::Start | Stage::Http1 | Stage::Http2, Side::Server) => {
                 self.http_answer(pool, bytes, on);
@@ -177,7 +111,7 @@ impl Inspector {
                     self.stage = Stage::Done;
                 }
             }
-            (Stage::Tunnel | Stage::Datagrams, Side::Server)
+            (Stage::Tunnel | Stage::TunnelHello | Stage::Datagrams, Side::Server)
             | (Stage::Answer | Stage::Datagrams, Side::Client) => {}
         }
     }
@@ -203,7 +137,10 @@ impl Inspector {
         let scratch = pool.scratch();
         match self.initials.datagram(from == Side::Client, bytes, &mut stream, scratch) {
             Peek::NeedMore => return,
-            Peek::Found(()) => self.app = App::Quic,
+            Peek::Found(()) => {
+                self.app = App::Quic;
+                self.lost = self.initials.is_mixed().then_some(Said::Hello);
+            }
             Peek::NotThis => {
                 self.app = self.unread_quic();
                 let other = self.initials.failure() == Some(quic::Failure::NotQuic);
@@ -239,7 +176,7 @@ impl Inspector {
             Stage::Hello => Some(Said::Hello),
             Stage::Http1 | Stage::Http2 => Some(Said::Requests),
             Stage::Datagrams => (self.initials.proof() != Proof::None).then_some(Said::Hello),
-            Stage::Start | Stage::Answer | Stage::Tunnel => None,
+            Stage::Start | Stage::Answer | Stage::Tunnel | Stage::TunnelHello => None,
         }
     }
 
@@ -291,6 +228,11 @@ impl Inspector {
         }
     }
 
+    /// The connection id that the hello of QUIC came under.
+    pub fn attempt(&self) -> Option<&[u8]> {
+        self.initials.attempt()
+    }
+
     /// The version of QUIC.
     pub fn quic_version(&self) -> Option<u32> {
         self.initials.version()
@@ -326,7 +268,8 @@ impl Inspector {
     pub fn requests(&self) -> u64 {
         let [http1, http2] = self.http.as_ref().map_or([0; 2], |http| http.requests());
         match self.app {
-            App::Http1 | App::ConnectTls => http1,
+            // HTTP/2 within a tunnel counts on.
+            App::Http1 | App::ConnectTls => http1 + http2,
             // The one of HTTP/1 counts among those of HTTP/2, but not those before it.
             App::H2cUpgrade => http1.saturating_sub(1) + http2,
             _ => http2,
@@ -355,8 +298,7 @@ impl Inspector {
         const HANDSHAKE: u8 = 22;
         self.stage = match first {
             HANDSHAKE | 0x80.. => Stage::Hello,
-            // A token, or empty lines before it (RFC 9112, sections 2.2 and 3.1).
-            b'\r' | b'\n' | b'!'..=b'~' => match self.http.take().or_else(|| pool.take()) {
+            _ if begins_http1(first) => match self.http.take().or_else(|| pool.take()) {
                 Some(http) => {
                     self.http = Some(http);
                     Stage::Http1
@@ -385,7 +327,7 @@ impl Inspector {
         match self.hello.feed(bytes) {
             Peek::NeedMore => {}
             Peek::Found(()) => {
-                let tunnel = self.stage == Stage::Tunnel;
+                let tunnel = self.stage == Stage::TunnelHello;
                 self.app = if tunnel { App::ConnectTls } else { App::Tls };
                 let answered = self.answer.feed(&[]) != Peek::NeedMore;
                 self.stage = if tunnel || answered { Stage::Done } else { Stage::Answer };
@@ -419,7 +361,7 @@ impl Inspector {
         match next {
             Next::Tunnel => {
                 self.stage = Stage::Tunnel;
-                self.hello(rest);
+                self.tunnel(pool, rest, on);
             }
             Next::Http2 => {
                 self.begin_http2(pool);
@@ -444,6 +386,19 @@ impl Inspector {
         }
     }
 
+    /// What a client sends through a tunnel: TLS, or requests in the clear. A server that opened
+    /// none, whatever it answered, reads them as its own.
+    fn tunnel(&mut self, pool: &mut Pool, bytes: &[u8], on: On<'_>) {
+        let Some(&first) = bytes.first() else { return };
+        if let Some(http) = self.http.as_mut().filter(|_| begins_http1(first)) {
+            http.resume();
+            self.stage = Stage::Http1;
+            return self.http1(pool, bytes, on);
+        }
+        self.stage = Stage::TunnelHello;
+        self.hello(bytes);
+    }
+
     /// The client's preface was read: what follows is HTTP/2.
     fn begin_http2(&mut self, pool: &mut Pool) {
         let Some(http) = &mut self.http else { return };
@@ -451,7 +406,10 @@ impl Inspector {
         if self.app == App::None {
             self.app = App::H2c;
             http.begin_http2(pool, Start::Preface);
-            let _ = http.feed_http2(Side::Client, h2::PREFACE, pool.wanted(), &mut |_| ());
+            let _ = http.feed_http2(Side::Client, h2::PREFACE, pool, &mut |_| ());
+        } else if http.is_resumed() {
+            self.server_http2 = None;
+            http.begin_http2(pool, Start::BehindPreface);
         } else {
             self.app = App::H2cUpgrade;
             if self.server_http2 != Some(true) {
@@ -461,9 +419,9 @@ impl Inspector {
         }
     }
 
-    fn http2(&mut self, pool: &Pool, bytes: &[u8], on: On<'_>) {
+    fn http2(&mut self, pool: &mut Pool, bytes: &[u8], on: On<'_>) {
         let Some(http) = &mut self.http else { return };
-        let failed = http.feed_http2(Side::Client, bytes, pool.wanted(), on).is_err();
+        let failed = http.feed_http2(Side::Client, bytes, pool, on).is_err();
         if self.app == App::None && http.is_http() {
             self.app = App::H2cMid;
         }
@@ -486,7 +444,7 @@ impl Inspector {
         if is_http2 {
             http.begin_http2(pool, Start::Preface);
             // Damage in the answers changes nothing about the requests.
-            let _ = http.feed_http2(Side::Server, bytes, pool.wanted(), on);
+            let _ = http.feed_http2(Side::Server, bytes, pool, on);
             return;
         }
         let fed = http.feed_http1(Side::Server, bytes, pool, on);
@@ -494,7 +452,12 @@ impl Inspector {
             self.server_http2 = Some(true);
             http.upgrade(pool);
             let rest = bytes.get(fed.used..).unwrap_or_default();
-            let _ = http.feed_http2(Side::Server, rest, pool.wanted(), on);
+            let _ = http.feed_http2(Side::Server, rest, pool, on);
         }
     }
+}
+
+/// A token, or empty lines before it (RFC 9112, sections 2.2 and 3.1).
+fn begins_http1(first: u8) -> bool {
+    matches!(first, b'\r' | b'\n' | b'!'..=b'~')
 }

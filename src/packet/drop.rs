@@ -130,6 +130,12 @@ drop_reasons! {
     /// Rules refuse flows by what clients say, and this one's can't be read: it is damaged, leaves
     /// open where it ends, is longer than is looked at, or too many were being read.
     Unread = "unread",
+    /// A part of the hello of another QUIC connection on addresses and ports on which one was read,
+    /// and the other parts have not come: nothing of it passes before. The client sends it again.
+    HelloAwaited = "hello_awaited",
+    /// Another QUIC connection on the addresses and ports of one that is alive, whose name leads to
+    /// another pool than that one is in.
+    BoundElsewhere = "bound_elsewhere",
     /// Rules refuse flows by what clients say, and this is too far ahead of what is missing of its
     /// connection to be read in its turn. The client sends it again.
     TooFarAhead = "too_far_ahead",

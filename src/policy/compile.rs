@@ -218,6 +218,7 @@ impl Tables {
             rules,
             sizes,
             schedule,
+            by_hello: specs.iter().any(RuleSpec::reads_hellos),
             by_request: specs.iter().any(RuleSpec::reads_requests),
             guards: unread::guards(specs),
             counts_requests: specs.iter().any(|spec| spec.counts_requests),

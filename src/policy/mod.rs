@@ -53,6 +53,8 @@ pub struct Rules {
     /// What `bytes_over` names, ascending: level n begins beyond the n-th.
     sizes: Box<[u64]>,
     schedule: Schedule,
+    /// A hello can tell whether some rule applies.
+    by_hello: bool,
     /// Some rule takes requests to tell.
     by_request: bool,
     /// Rules that refuse flows by what clients say, or count it.

@@ -74,6 +74,11 @@ impl Rules {
             || guards.any(applies)
     }
 
+    /// Whether what a ClientHello says can change what becomes of a flow.
+    pub fn reads_hellos(&self) -> bool {
+        self.by_hello || self.by_catalogue
+    }
+
     /// Whether any rule refuses by what a ClientHello says.
     pub fn refuses_hellos(&self) -> bool {
         self.guards.len() > GUARDS_MAX || self.guards.iter().any(|guard| guard.hello)

@@ -335,21 +335,70 @@ fn over_links_that_lose_one_in_five() {
 fn shower(setup: Setup, payloads: &[Vec<u8>]) -> Net<Machine> {
     let family = Family::V4;
     let mut net = world(setup, family, LinkSpec::default());
-    let mut frames = Vec::new();
-    for (i, payload) in payloads.iter().enumerate() {
-        let local = client_end(family, i, 50_000);
-        let key = FlowKey {
-            src: local.addr,
-            dst: family.vip(),
-            sport: local.port,
-            dport: UDP_PORT,
-            proto: 17,
-        };
-        let ends = Ends { destination: box_mac(CLIENTS), source: local.mac, ..Ends::default() };
-        frames.push(datagram(ends, &key, payload));
-    }
-    net.add(CLIENTS, Machine::Strangers(Strangers { mac: mac_of(family.client(0)), frames }));
+    let said = payloads.iter().enumerate();
+    net.add(CLIENTS, strangers(0, said.map(|(i, payload)| (i, &payload[..]))));
     net
+}
+
+/// What clients say, by their numbers, all sent by the host of one.
+fn strangers<'a>(host: usize, said: impl Iterator<Item = (usize, &'a [u8])>) -> Machine {
+    let family = Family::V4;
+    let frames = said.map(|(i, payload)| {
+        let local = client_end(family, i, 50_000);
+        let (src, sport, dst) = (local.addr, local.port, family.vip());
+        let key = FlowKey { src, dst, sport, dport: UDP_PORT, proto: 17 };
+        let ends = Ends { destination: box_mac(CLIENTS), source: local.mac, ..Ends::default() };
+        datagram(ends, &key, payload)
+    });
+    Machine::Strangers(Strangers { mac: mac_of(family.client(host)), frames: frames.collect() })
+}
+
+/// A hello in Initials of so many bytes each.
+fn initials(name: &str, dcid: &[u8], bytes: usize) -> Vec<Vec<u8>> {
+    let message = hello(name, 300)[5..].to_vec();
+    let pieces = message.chunks(bytes).enumerate().map(|(n, part)| {
+        let mut frames = crypto(n * bytes, part);
+        frames.resize(frames.len().max(1_140), 0);
+        Initial { number: n as u32, ..Initial::new(V1, dcid) }.seal(&frames)
+    });
+    pieces.collect()
+}
+
+/// A client's socket has a connection, and gets others: by the same name, by another one whose
+/// pool is elsewhere, and by that once more when all have been silent for long.
+#[test]
+fn another_connection_of_a_socket_does_not_reach_the_firsts_backend_by_another_name() {
+    for (refuses, bytes) in [(true, 2_000), (false, 2_000), (true, 250), (false, 250)] {
+        let mut setup = quic_setup(Seed(1), Family::V4, ForwardMode::Nat);
+        setup.rules.retain(|rule| refuses || !rule.class.is_refused());
+        let mut net = shower(setup, &initials("a.example", b"12345678", 2_000));
+        net.run_for(Duration::from_secs(1));
+        let mut say = |host: usize, name: &str, dcid: &[u8]| {
+            let said = initials(name, dcid, bytes);
+            net.add(CLIENTS, strangers(host, said.iter().map(|payload| (0, &payload[..]))));
+            net.run_for(Duration::from_secs(1));
+            let heard = net.hosts().take(3).map(|host| match host {
+                Machine::Server(server) => server.names.len(),
+                _ => 0,
+            });
+            let heard: Vec<usize> = heard.collect();
+            let counters = net.appliance.counters();
+            let elsewhere = counters.drops[DropReason::BoundElsewhere as usize];
+            let awaited = counters.drops[DropReason::HelloAwaited as usize];
+            net.run_for(Duration::from_secs(if host == 3 { 31 } else { 0 }));
+            (heard[0] + heard[1], heard[2], elsewhere, awaited)
+        };
+        assert_eq!(say(1, "a.example", b"same one"), (1, 0, 0, 0));
+        let (first, other, elsewhere, awaited) = say(2, "b.example", b"other-id");
+        assert_eq!((first, other, elsewhere), (1, 0, 1));
+        let pieces = initials("b.example", b"", bytes).len() as u64;
+        assert_eq!(awaited, pieces - 1, "parts that waited in vain");
+        say(3, "a.example", b"same two");
+        let (first, other, elsewhere, _) = say(4, "b.example", b"other-id");
+        assert_eq!((first, other, elsewhere), (1, 1, 1));
+        let counters = net.appliance.finish();
+        assert_eq!((counters.flows_opened, counters.flows_unread), (2, 0), "{counters:?}");
+    }
 }
 
 #[test]

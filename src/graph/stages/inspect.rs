@@ -10,8 +10,8 @@ use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, Stage};
 use crate::inspect::fields::{self, Wanted};
 use crate::inspect::inspector::{App, Inspector, Pool, Rooms, Said, Unknown};
-use crate::inspect::tls::{self, Failure};
-use crate::observe::Counters;
+use crate::inspect::tls;
+use crate::packet::batch::BATCH_MAX;
 use crate::packet::tcp::{self, flag};
 use crate::packet::udp;
 use crate::packet::{
@@ -19,14 +19,19 @@ use crate::packet::{
 };
 use crate::policy::{Decision, Facts, Steps};
 
+mod counting;
 mod crowding;
 mod datagrams;
 mod hiding;
+mod newcomers;
 mod openings;
 mod streams;
 
+use counting::count_end;
+pub(super) use counting::{count_app, count_failure, count_name, count_unknown};
 use datagrams::Places;
 use hiding::hides;
+use newcomers::Judged;
 use openings::Openings;
 use streams::Passage;
 pub(super) use streams::keep_request;
@@ -46,6 +51,9 @@ const PAGES_MIN: usize = 64;
 /// Flows that may speak HTTP for each head of theirs that may have come in part.
 const PARSERS_PER_HEAD: usize = 4;
 const HEADS_MIN: usize = 16;
+/// Flows that may speak HTTP for each that may have large header tables in both directions: one is
+/// what any may have.
+const PARSERS_PER_SECOND_TABLE: usize = 4;
 /// Each flow has two streams.
 const SIDES: usize = 2;
 /// The header table that is kept for each direction of HTTP/2: the protocol's default (RFC 9113,
@@ -89,11 +97,14 @@ pub struct Inspect {
     hand: usize,
     openings: Openings,
     places: Places,
+    judged: Judged,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Slot {
     taken: bool,
+    /// Of another connection of QUIC on a flow that is known by one before.
+    newcomer: bool,
     /// Of a UDP flow: its hello was read before it was in the table.
     told: bool,
     /// The ClientHello was read, and decided by.
@@ -128,7 +139,8 @@ impl Inspect {
         let parsers = (limits.http_flows_max as usize).clamp(1, flows);
         let heads = (parsers / PARSERS_PER_HEAD).max(HEADS_MIN.min(SIDES * parsers));
         let target = fields::PATH_BYTES;
-        let rooms = Rooms { target, first_target: 0, heads, table: TABLE_BYTES };
+        let whole_tables = parsers + parsers / PARSERS_PER_SECOND_TABLE;
+        let rooms = Rooms { target, first_target: 0, heads, table: TABLE_BYTES, whole_tables };
         let inspectors =
             (0..flows).map(|_| Inspector::with_hello(false, limits.hello_bytes_max)).collect();
         Inspect {
@@ -141,6 +153,7 @@ impl Inspect {
             hand: 0,
             openings: Openings::new(flows),
             places: Places::new(flows),
+            judged: Judged::new(flows),
         }
     }
 
@@ -221,6 +234,9 @@ impl Inspect {
     /// Looks no more into a flow: what was seen stays with it. Where it is read no further though
     /// its client may say more, it does not get around rules that refuse by that.
     fn end(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize, why: Given) {
+        if self.slots[slot].newcomer {
+            return self.leave(cx, at, slot);
+        }
         let waits = matches!(why, Given::Stalled | Given::Up(Unknown::Crowded));
         if waits && self.may_begin_anew(slot, why) {
             return self.put_off(cx, at, slot);
@@ -301,54 +317,72 @@ impl Stage for Inspect {
         cx.names.sightings.clear();
         Deciding::of(cx).complete();
         self.sweep(cx);
-        let (mut early, mut ahead, mut waits) = (0_u64, 0_u64, 0_u64);
-        let (mut unread, mut hidden) = (0_u64, 0_u64);
-        for (at, packet) in batch.iter().enumerate() {
-            let meta = packet.meta;
-            if meta.verdict != Verdict::Next {
-                continue;
-            }
-            if meta.flags.has(PacketFlags::FRAGMENT) {
-                hidden |= u64::from(hides(cx, &packet)) << at;
-                continue;
-            }
-            if meta.key.proto == udp::PROTOCOL && meta.direction == Direction::Forward {
-                unread |= u64::from(self.datagram(cx, at, packet)) << at;
-            }
-            if meta.key.proto != tcp::PROTOCOL {
-                continue;
-            }
-            if opens(meta) && meta.payload < meta.end && !is_bound_later(cx, meta) {
-                early |= 1 << at;
-                continue;
-            }
-            if !meta.flow.is_some() {
-                if opens(meta) {
-                    self.openings.note(meta);
-                }
-                continue;
-            }
-            let done = cx.flows.get(meta.flow).inspection == DONE;
-            if !done || meta.direction == Direction::Forward && opens(meta) {
-                match self.segment(cx, packet) {
-                    Passage::On => {}
-                    Passage::TooEarly => ahead |= 1 << at,
-                    Passage::Waits => waits |= 1 << at,
-                }
-            }
+        let mut anew = self.look_at(cx, batch, u64::MAX);
+        if anew != 0 {
+            self.renew(cx, batch, anew);
+            anew = self.look_at(cx, batch, anew);
         }
-        let all = [
-            (early, Verdict::Drop(DropReason::SynData)),
-            (ahead, Verdict::Drop(DropReason::TooFarAhead)),
-            (unread, Verdict::Drop(DropReason::Unread)),
-            (hidden, Verdict::Drop(DropReason::Fragment)),
-            (waits, Verdict::Wait),
-        ];
-        for (mut packets, verdict) in all {
-            while packets != 0 {
-                batch.metas_mut()[packets.trailing_zeros() as usize].verdict = verdict;
-                packets &= packets - 1;
+        debug_assert_eq!(anew, 0, "without a flow there is none to be over");
+    }
+}
+
+impl Inspect {
+    /// Looks at these packets of a batch. Returns those whose flows are over.
+    fn look_at(&mut self, cx: &mut Cx<'_>, batch: &mut Batch, packets: u64) -> u64 {
+        let (mut changed, mut anew) = (0_u64, 0_u64);
+        let mut verdicts = [Verdict::Next; BATCH_MAX];
+        for (at, packet) in batch.iter().enumerate() {
+            if packet.meta.verdict != Verdict::Next || packets >> at & 1 == 0 {
+                continue;
             }
+            verdicts[at] = match self.packet(cx, at, packet) {
+                Passage::On => continue,
+                Passage::Anew => {
+                    anew |= 1 << at;
+                    continue;
+                }
+                Passage::TooEarly => Verdict::Drop(DropReason::TooFarAhead),
+                Passage::Waits => Verdict::Wait,
+                Passage::Refused(reason) => Verdict::Drop(reason),
+            };
+            changed |= 1 << at;
+        }
+        while changed != 0 {
+            let at = changed.trailing_zeros() as usize;
+            batch.metas_mut()[at].verdict = verdicts[at];
+            changed &= changed - 1;
+        }
+        anew
+    }
+
+    #[inline]
+    fn packet(&mut self, cx: &mut Cx<'_>, at: usize, packet: PacketRef<'_>) -> Passage {
+        let meta = packet.meta;
+        if meta.flags.has(PacketFlags::FRAGMENT) {
+            return match hides(cx, &packet) {
+                true => Passage::Refused(DropReason::Fragment),
+                false => Passage::On,
+            };
+        }
+        if meta.key.proto == udp::PROTOCOL && meta.direction == Direction::Forward {
+            return self.datagram(cx, at, packet);
+        }
+        if meta.key.proto != tcp::PROTOCOL {
+            return Passage::On;
+        }
+        if opens(meta) && meta.payload < meta.end && !is_bound_later(cx, meta) {
+            return Passage::Refused(DropReason::SynData);
+        }
+        if !meta.flow.is_some() {
+            if opens(meta) {
+                self.openings.note(meta);
+            }
+            return Passage::On;
+        }
+        let done = cx.flows.get(meta.flow).inspection == DONE;
+        match !done || meta.direction == Direction::Forward && opens(meta) {
+            true => self.segment(cx, packet),
+            false => Passage::On,
         }
     }
 }
@@ -379,69 +413,6 @@ enum Given {
     Up(Unknown),
 }
 
-/// Counts what a flow turned out to be. Returns why it is unknown, where it looked like something
-/// that is known.
-fn count_end(
-    inspector: &Inspector,
-    slot: &Slot,
-    why: Given,
-    counters: &mut Counters,
-) -> Option<&'static str> {
-    if inspector.app() != App::None {
-        if !slot.counted {
-            count_app(inspector.app(), counters);
-        }
-        if inspector.client_hello().is_none() && matches!(inspector.app(), App::Tls) {
-            match why {
-                Given::Done => counters.hellos_malformed += 1,
-                Given::Stalled => counters.unknown_stalled += 1,
-                Given::Up(unknown) => count_unknown(unknown, counters),
-            }
-            return match why {
-                Given::Done => None,
-                Given::Stalled => Some("stalled"),
-                Given::Up(unknown) => Some(unknown.name()),
-            };
-        }
-        return None;
-    }
-    match (inspector.unknown(), why) {
-        (Some(unknown), _) | (None, Given::Up(unknown)) => {
-            count_unknown(unknown, counters);
-            Some(unknown.name())
-        }
-        (None, Given::Stalled) => {
-            counters.unknown_stalled += 1;
-            Some("stalled")
-        }
-        (None, Given::Done) => {
-            counters.apps_other += 1;
-            None
-        }
-    }
-}
-
-pub(super) fn count_app(app: App, counters: &mut Counters) {
-    match app {
-        App::None => {}
-        App::Tls => counters.apps_tls += 1,
-        App::Quic | App::QuicMaybe => counters.apps_quic += 1,
-        App::Http1 | App::ConnectTls => counters.apps_http1 += 1,
-        App::H2c | App::H2cUpgrade | App::H2cMid => counters.apps_http2 += 1,
-    }
-}
-
-pub(super) fn count_unknown(unknown: Unknown, counters: &mut Counters) {
-    match unknown {
-        Unknown::HelloTooLong => counters.unknown_hello_too_long += 1,
-        Unknown::HeadMalformed => counters.unknown_head_malformed += 1,
-        Unknown::HeadTooLong => counters.unknown_head_too_long += 1,
-        Unknown::StreamTooLong => counters.unknown_stream_too_long += 1,
-        Unknown::Gaps => counters.unknown_gaps += 1,
-        Unknown::Crowded => counters.unknown_crowded += 1,
-    }
-}
-
 /// Names are kept in one spelling: lower case, without the dot that may end them.
 pub(super) fn intern(names: &mut Names, sni: &[u8]) -> u32 {
     let sni = sni.strip_suffix(b".").unwrap_or(sni);
@@ -450,22 +421,6 @@ pub(super) fn intern(names: &mut Names, sni: &[u8]) -> u32 {
     lower.copy_from_slice(sni);
     lower.make_ascii_lowercase();
     names.intern(lower)
-}
-
-pub(super) fn count_failure(failure: Option<Failure>, counters: &mut Counters) {
-    match failure {
-        Some(Failure::Malformed) => counters.hellos_malformed += 1,
-        Some(Failure::TooLong) => counters.unknown_hello_too_long += 1,
-        Some(Failure::NotTls) | None => counters.apps_other += 1,
-    }
-}
-
-/// A hello that was read: its name.
-pub(super) fn count_name(sni: Option<&[u8]>, counters: &mut Counters) {
-    match sni {
-        Some(_) => counters.names_found += 1,
-        None => counters.hellos_without_name += 1,
-    }
 }
 
 #[cfg(test)]

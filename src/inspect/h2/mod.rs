@@ -17,6 +17,7 @@ use super::hpack::{self, Decoder};
 
 mod base64url;
 pub mod frame;
+mod lent;
 mod walk;
 
 use frame::{FRAME_BYTES_LIMIT, FRAME_BYTES_MAX, Frames, Head, Part, flag, kind, setting};
@@ -63,6 +64,8 @@ pub enum Failure {
     NotHttp2,
     /// Its receiver must end the connection with this code.
     Connection(ErrorCode),
+    /// There is no room for the fields.
+    NoRoom,
 }
 
 /// What a block of header fields is.
@@ -143,7 +146,8 @@ pub struct Connection<F = Fields> {
 #[derive(Clone, Debug)]
 struct Half<F> {
     side: Side,
-    fields: F,
+    /// Lent: at least amid a block.
+    fields: Option<Box<F>>,
     frames: Frames,
     decoder: Decoder,
     failure: Option<Failure>,
@@ -186,8 +190,8 @@ impl<F: Message> Connection<F> {
     /// As [`Connection::new`], with fields going elsewhere.
     pub fn with(request: F, response: F, table_bytes: usize) -> Connection<F> {
         Connection {
-            client: Half::new(Side::Client, request, table_bytes),
-            server: Half::new(Side::Server, response, table_bytes),
+            client: Half::new(Side::Client, Some(request.into()), Decoder::new(table_bytes)),
+            server: Half::new(Side::Server, Some(response.into()), Decoder::new(table_bytes)),
             requests: 0,
         }
     }
@@ -273,12 +277,12 @@ impl<F: Message> Connection<F> {
 }
 
 impl<F: Message> Half<F> {
-    fn new(side: Side, fields: F, table_bytes: usize) -> Half<F> {
+    fn new(side: Side, fields: Option<Box<F>>, decoder: Decoder) -> Half<F> {
         let mut half = Half {
             side,
             fields,
             frames: Frames::new(false),
-            decoder: Decoder::new(table_bytes),
+            decoder,
             failure: None,
             preface: 0,
             joined: false,
@@ -334,7 +338,7 @@ impl<F: Message> Half<F> {
         };
         while let Some(part) = self.frames.next(&mut input, self.frame_bytes_max).map_err(failed)? {
             match part {
-                Part::Head(head) => self.begin(head, on).map_err(Failure::Connection)?,
+                Part::Head(head) => self.begin(head, on)?,
                 Part::Promised { stream } => {
                     if let Some(block) = &mut self.block {
                         block.promised = Some(stream);
@@ -365,25 +369,26 @@ impl<F: Message> Half<F> {
         Ok(())
     }
 
-    fn begin(&mut self, head: Head, on: &mut impl FnMut(Event<'_, F>)) -> Result<(), ErrorCode> {
+    fn begin(&mut self, head: Head, on: &mut impl FnMut(Event<'_, F>)) -> Result<(), Failure> {
+        const PROTOCOL_ERROR: Failure = Failure::Connection(ErrorCode::PROTOCOL_ERROR);
         let goes_on = self.block.is_some_and(|block| block.stream == head.stream);
         // Nothing may come within a block (section 6.10).
         if (head.kind == kind::CONTINUATION) != self.block.is_some()
             || self.block.is_some() && !goes_on
         {
-            return Err(ErrorCode::PROTOCOL_ERROR);
+            return Err(PROTOCOL_ERROR);
         }
         let end_stream = head.has(flag::END_STREAM);
         match head.kind {
             kind::HEADERS => {
                 // Clients open streams of odd numbers only (section 5.1.1).
                 if self.side == Side::Client && head.stream.is_multiple_of(2) {
-                    return Err(ErrorCode::PROTOCOL_ERROR);
+                    return Err(PROTOCOL_ERROR);
                 }
-                self.open(Open { stream: head.stream, end_stream, promised: None });
+                self.open(Open { stream: head.stream, end_stream, promised: None })?;
             }
             kind::PUSH_PROMISE => {
-                self.open(Open { stream: head.stream, end_stream: false, promised: None });
+                self.open(Open { stream: head.stream, end_stream: false, promised: None })?;
             }
             kind::DATA => {
                 on(Event::Data { stream: head.stream, length: head.length, end_stream });
@@ -393,11 +398,12 @@ impl<F: Message> Half<F> {
         Ok(())
     }
 
-    fn open(&mut self, block: Open) {
+    fn open(&mut self, block: Open) -> Result<(), Failure> {
+        self.fields.as_mut().ok_or(Failure::NoRoom)?.clear();
         self.block = Some(block);
         self.block_bytes = 0;
-        self.fields.clear();
         self.decoder.begin_block();
+        Ok(())
     }
 
     fn fragment(&mut self, piece: &[u8], wanted: &Wanted) -> Result<(), Failure> {
@@ -405,7 +411,8 @@ impl<F: Message> Half<F> {
         let room = (BLOCK_BYTES_MAX - self.block_bytes) as usize;
         let allowed = &piece[..piece.len().min(room)];
         self.block_bytes += allowed.len() as u32;
-        self.decoder.feed(allowed, wanted, &mut self.fields).map_err(compression)?;
+        let fields = self.fields.as_deref_mut().ok_or(Failure::NoRoom)?;
+        self.decoder.feed(allowed, wanted, fields).map_err(compression)?;
         if allowed.len() < piece.len() {
             return Err(Failure::Connection(ErrorCode::ENHANCE_YOUR_CALM));
         }
@@ -432,7 +439,7 @@ impl<F: Message> Half<F> {
         let Some(Open { stream, end_stream, promised }) = self.block.take() else { return Ok(()) };
         let is_new = stream > self.highest_stream;
         self.highest_stream = self.highest_stream.max(stream);
-        let fields = &self.fields;
+        let fields = self.fields.as_deref().ok_or(Failure::NoRoom)?;
         let block = match (promised, self.side) {
             (Some(promised), _) => Block::Promise { promised },
             (None, Side::Client) => {

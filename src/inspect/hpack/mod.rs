@@ -13,8 +13,10 @@
 use super::fields::{NAME_BYTES_MAX, NameId, Sink, Wanted};
 
 mod huffman;
+mod room;
 mod table;
 
+pub use room::Room;
 pub use table::{ENTRY_OVERHEAD, STATIC};
 
 use huffman::Huffman;
@@ -96,8 +98,18 @@ pub struct Decoder {
 impl Decoder {
     /// With room for a table of this size, from [`TABLE_BYTES`] to [`TABLE_BYTES_MAX`].
     pub fn new(table_bytes: usize) -> Decoder {
+        let bytes = table_bytes.clamp(TABLE_BYTES, TABLE_BYTES_MAX);
+        Decoder::with_room(bytes, Room::whole(bytes))
+    }
+
+    /// The same without that room: as much as is needed is lent, see [`Decoder::room`].
+    pub fn bare(table_bytes: usize) -> Decoder {
+        Decoder::with_room(table_bytes.clamp(TABLE_BYTES, TABLE_BYTES_MAX), Room::default())
+    }
+
+    fn with_room(bytes: usize, room: Room) -> Decoder {
         let mut decoder = Decoder {
-            table: Table::new(table_bytes.clamp(TABLE_BYTES, TABLE_BYTES_MAX)),
+            table: Table::new(bytes, room),
             step: Step::Field,
             error: None,
             field_seen: false,
@@ -116,11 +128,22 @@ impl Decoder {
         decoder
     }
 
+    /// The room that its table has. Another may take its place before anything is read.
+    pub fn room(&mut self) -> &mut Room {
+        self.table.room()
+    }
+
+    /// Where larger room may be lent, which the table moves to when it outgrows its own: then its
+    /// former room is here. Without it what it outgrows is forgotten.
+    pub fn spare(&mut self) -> &mut Option<Room> {
+        self.table.spare()
+    }
+
     /// Begins another connection; `joined` where it has begun before.
     pub fn reset(&mut self, joined: bool) {
         // Of what was agreed before joining nothing is known.
         self.limit = if joined { u32::MAX } else { TABLE_BYTES as u32 };
-        let size = if joined { self.table.room() } else { TABLE_BYTES };
+        let size = if joined { self.table.limit() } else { TABLE_BYTES };
         self.table.reset(size, joined);
         (self.error, self.update_due) = (None, false);
         self.begin_block();

@@ -1,5 +1,7 @@
 //! The static and the dynamic table (RFC 7541, section 2.3).
 
+use super::TABLE_BYTES_MAX;
+use super::room::Room;
 use crate::inspect::fields::{NameId, Sink, Wanted};
 
 /// What a field takes of a table besides its bytes (RFC 7541, section 4.1).
@@ -48,17 +50,21 @@ pub struct Name {
 /// The dynamic table: sizes of all entries, bytes of the wanted values only.
 #[derive(Clone, Debug)]
 pub struct Table {
-    entries: Box<[Entry]>,
+    /// Entries, newest first, and values, oldest first: rings.
+    room: Room,
+    /// Lent, for when there is more than that.
+    spare: Option<Room>,
     /// Place of the newest entry, and how many there are.
-    newest: usize,
-    count: usize,
-    /// Values, oldest first: a ring.
-    bytes: Box<[u8]>,
-    /// Where the next byte goes.
-    head: usize,
+    newest: u16,
+    count: u16,
+    /// Where the next byte goes, and how many are kept.
+    head: u32,
+    kept: u32,
     /// Of all entries and of the one that is being added.
     size: usize,
     size_max: usize,
+    /// The largest size that is kept.
+    limit: u32,
     /// What was added before the stream was joined is not known.
     joined: bool,
     /// The sender's table is larger than there is room for: its oldest entries may not be known.
@@ -66,57 +72,103 @@ pub struct Table {
     /// What is left out, for either reason, is always older than all that is known, so that the
     /// indices of the known entries are right.
     capped: bool,
+    /// There was no room to keep its older entries.
+    lost: bool,
     /// The entry that is being added, if it may still fit.
-    adding: Option<Entry>,
+    adding: Option<Adding>,
 }
 
+/// What is known of a field. Of those that are not wanted the value is not kept.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+pub struct Entry {
     name: NameId,
-    name_len: u32,
-    value_len: u32,
-    /// Where the value begins and how much of it is in the ring: all or nothing.
-    start: u32,
-    kept: u32,
     /// The value has bytes that none may have.
     bad: bool,
+    name_len: u16,
+    value_len: u16,
+    /// Where the value begins.
+    start: u16,
 }
 
-const NO_ENTRY: Entry =
-    Entry { name: NameId::OTHER, name_len: 0, value_len: 0, start: 0, kept: 0, bad: false };
+/// As [`Entry`], before it is known whether it fits.
+#[derive(Clone, Copy, Debug)]
+struct Adding {
+    name: NameId,
+    bad: bool,
+    name_len: u32,
+    value_len: u32,
+    start: u32,
+}
+
+pub const NO_ENTRY: Entry =
+    Entry { name: NameId::OTHER, bad: false, name_len: 0, value_len: 0, start: 0 };
+
+// Lengths of what is within a table fit 16 bits, and so do places.
+const _: () = assert!(TABLE_BYTES_MAX - ENTRY_OVERHEAD <= u16::MAX as usize);
+const _: () = assert!(TABLE_BYTES_MAX / ENTRY_OVERHEAD < u16::MAX as usize);
+const _: () = assert!(size_of::<Entry>() == 8);
 
 impl Entry {
     fn size(&self) -> usize {
+        ENTRY_OVERHEAD + usize::from(self.name_len) + usize::from(self.value_len)
+    }
+
+    /// Bytes of the value that are in the ring.
+    fn kept(&self) -> u32 {
+        if self.name.is_wanted() { u32::from(self.value_len) } else { 0 }
+    }
+}
+
+impl Adding {
+    fn size(&self) -> usize {
         ENTRY_OVERHEAD + self.name_len as usize + self.value_len as usize
+    }
+
+    fn kept(&self) -> u32 {
+        if self.name.is_wanted() { self.value_len } else { 0 }
     }
 }
 
 impl Table {
-    /// Room for a table of this size at most.
-    pub fn new(bytes: usize) -> Table {
+    /// A table of this size at most, in this room to begin with.
+    pub fn new(bytes: usize, room: Room) -> Table {
         Table {
-            entries: vec![NO_ENTRY; bytes / ENTRY_OVERHEAD + 1].into_boxed_slice(),
+            room,
+            spare: None,
             newest: 0,
             count: 0,
-            bytes: vec![0; bytes].into_boxed_slice(),
             head: 0,
+            kept: 0,
             size: 0,
             size_max: bytes,
+            limit: bytes as u32,
             joined: false,
             capped: false,
+            lost: false,
             adding: None,
         }
     }
 
     pub fn reset(&mut self, size_max: usize, joined: bool) {
-        (self.newest, self.count, self.head, self.size) = (0, 0, 0, 0);
-        (self.size_max, self.joined, self.capped) = (size_max, joined, false);
-        self.adding = None;
+        (self.newest, self.count, self.head) = (0, 0, 0);
+        (self.size, self.kept, self.adding) = (0, 0, None);
+        (self.size_max, self.joined) = (size_max, joined);
+        (self.capped, self.lost) = (false, false);
     }
 
-    /// The largest size there is room for.
-    pub fn room(&self) -> usize {
-        self.bytes.len()
+    /// The largest size that is kept.
+    pub fn limit(&self) -> usize {
+        self.limit as usize
+    }
+
+    /// The room that it has now.
+    pub fn room(&mut self) -> &mut Room {
+        &mut self.room
+    }
+
+    /// Where room for when it outgrows its own is lent.
+    pub fn spare(&mut self) -> &mut Option<Room> {
+        &mut self.spare
     }
 
     pub fn size_max(&self) -> usize {
@@ -125,11 +177,12 @@ impl Table {
 
     pub fn resize(&mut self, size_max: usize) {
         // Evicted to a size that there is room for, both tables hold the same again.
-        self.capped = size_max > self.room();
-        self.size_max = size_max.min(self.room());
+        self.capped = size_max > self.limit();
+        self.size_max = size_max.min(self.limit());
         self.evict();
         // Of an empty table, everything is known.
         self.joined &= size_max > 0;
+        self.lost &= size_max > 0;
     }
 
     /// The entry of an index (RFC 7541, section 2.3.3).
@@ -139,10 +192,10 @@ impl Table {
             return Found::Static(index);
         }
         let age = index - STATIC.len();
-        if age < self.count {
+        if age < usize::from(self.count) {
             return Found::Dynamic(self.place(age));
         }
-        if self.joined || self.capped { Found::Unknown } else { Found::Nothing }
+        if self.joined || self.capped || self.lost { Found::Unknown } else { Found::Nothing }
     }
 
     pub fn name(&self, found: Found, wanted: &Wanted) -> Name {
@@ -152,8 +205,8 @@ impl Table {
                 Name { id: wanted.static_id(i), len: name.len() as u32 }
             }
             Found::Dynamic(place) => {
-                let entry = &self.entries[place];
-                Name { id: entry.name, len: entry.name_len }
+                let entry = &self.room.entries[place];
+                Name { id: entry.name, len: u32::from(entry.name_len) }
             }
             // Its length counts as 0, so that nothing is evicted too early.
             Found::Unknown | Found::Nothing => {
@@ -167,13 +220,11 @@ impl Table {
         match found {
             Found::Static(i) => sink.value(STATIC[i].1.as_bytes()),
             Found::Dynamic(place) => {
-                let Entry { start, kept, .. } = self.entries[place];
-                let (start, end) = (start as usize, (start + kept) as usize);
-                if end <= self.bytes.len() {
-                    sink.value(&self.bytes[start..end]);
-                } else {
-                    sink.value(&self.bytes[start..]);
-                    sink.value(&self.bytes[..end - self.bytes.len()]);
+                let entry = self.room.entries[place];
+                let [a, b] = self.room.value(u32::from(entry.start), entry.kept());
+                sink.value(a);
+                if !b.is_empty() {
+                    sink.value(b);
                 }
             }
             Found::Unknown | Found::Nothing => {}
@@ -182,7 +233,7 @@ impl Table {
 
     /// Whether the value of a known entry has bytes that none may have.
     pub fn is_bad(&self, found: Found) -> bool {
-        matches!(found, Found::Dynamic(place) if self.entries[place].bad)
+        matches!(found, Found::Dynamic(place) if self.room.entries[place].bad)
     }
 
     /// The value of the entry that is being added has bytes that none may have.
@@ -194,8 +245,8 @@ impl Table {
 
     /// Begins to add an entry, before all others.
     pub fn begin(&mut self, name: Name) {
-        let start = self.head as u32;
-        self.adding = Some(Entry { name: name.id, name_len: name.len, start, ..NO_ENTRY });
+        let (start, name_len) = (self.head, name.len);
+        self.adding = Some(Adding { name: name.id, bad: false, name_len, value_len: 0, start });
         self.size += ENTRY_OVERHEAD + name.len as usize;
         self.evict();
     }
@@ -206,29 +257,34 @@ impl Table {
     /// the value becomes (RFC 7541, section 4.4).
     pub fn push(&mut self, piece: &[u8]) {
         let Some(entry) = &mut self.adding else { return };
-        entry.value_len += piece.len() as u32;
         let keep = entry.name.is_wanted();
+        entry.value_len += piece.len() as u32;
+        self.kept += if keep { piece.len() as u32 } else { 0 };
         self.size += piece.len();
         self.evict();
-        let Some(entry) = &mut self.adding else { return };
-        if keep {
-            entry.kept += piece.len() as u32;
-            let n = piece.len().min(self.bytes.len() - self.head);
-            let (first, wrapped) = piece.split_at(n);
-            self.bytes[self.head..self.head + n].copy_from_slice(first);
-            self.bytes[..wrapped.len()].copy_from_slice(wrapped);
-            self.head += piece.len();
-            if self.head >= self.bytes.len() {
-                self.head -= self.bytes.len();
+        if keep && self.adding.is_some() {
+            if self.kept as usize > self.room.bytes.len() {
+                self.grow(piece.len() as u32);
+            }
+            if self.adding.is_some_and(|adding| adding.name.is_wanted()) {
+                self.head = self.room.put(self.head, piece);
             }
         }
     }
 
     /// The entry that is being added is complete.
     pub fn end(&mut self) {
-        let Some(entry) = self.adding.take() else { return };
-        self.newest = if self.newest == 0 { self.entries.len() - 1 } else { self.newest - 1 };
-        self.entries[self.newest] = entry;
+        if self.adding.is_some() && usize::from(self.count) == self.room.entries.len() {
+            self.grow(0);
+        }
+        let Some(Adding { name, bad, name_len, value_len, start }) = self.adding.take() else {
+            return;
+        };
+        let Some(last) = self.room.entries.len().checked_sub(1) else { return };
+        self.newest = if self.newest == 0 { last as u16 } else { self.newest - 1 };
+        let (name_len, value_len, start) = (name_len as u16, value_len as u16, start as u16);
+        let entry = Entry { name, bad, name_len, value_len, start };
+        self.room.entries[usize::from(self.newest)] = entry;
         self.count += 1;
     }
 
@@ -236,20 +292,61 @@ impl Table {
     /// (RFC 7541, section 4.4).
     fn evict(&mut self) {
         while self.size > self.size_max {
-            if self.count > 0 {
-                let oldest = self.place(self.count - 1);
-                self.size -= self.entries[oldest].size();
+            if let Some(oldest) = usize::from(self.count).checked_sub(1) {
+                let oldest = self.room.entries[self.place(oldest)];
+                self.size -= oldest.size();
+                self.kept -= oldest.kept();
                 self.count -= 1;
             } else if let Some(entry) = self.adding.take() {
                 self.size -= entry.size();
+                self.kept -= entry.kept();
             } else {
                 return;
             }
         }
     }
 
+    /// Moves to the larger room that was lent. `unwritten` bytes of the value that is being added
+    /// are not there yet. Where none was lent the older entries are forgotten, all of them: indices
+    /// count from the newest.
+    fn grow(&mut self, unwritten: u32) {
+        let larger = self.spare.take_if(|spare| spare.is_larger_than(&self.room));
+        let Some(mut larger) = larger else {
+            return self.forget();
+        };
+        let mut head = 0;
+        for age in (0..usize::from(self.count)).rev() {
+            let mut entry = self.room.entries[self.place(age)];
+            let value = self.room.value(u32::from(entry.start), entry.kept());
+            entry.start = head as u16;
+            head = value.iter().fold(head, |head, part| larger.put(head, part));
+            larger.entries[age] = entry;
+        }
+        if let Some(adding) = &mut self.adding {
+            let written = adding.kept().saturating_sub(unwritten);
+            let value = self.room.value(adding.start, written);
+            adding.start = head;
+            head = value.iter().fold(head, |head, part| larger.put(head, part));
+        }
+        (self.newest, self.head) = (0, head);
+        self.spare = Some(std::mem::replace(&mut self.room, larger));
+    }
+
+    /// Knows of no entry any more but of the one that is being added; what does not fit of that one
+    /// is not known either. Later ones are known for longer than their sender knows them.
+    fn forget(&mut self) {
+        (self.count, self.size, self.kept, self.lost) = (0, 0, 0, true);
+        if let Some(adding) = &mut self.adding {
+            if adding.kept() as usize > self.room.bytes.len() {
+                adding.name = NameId::FORGOTTEN;
+            }
+            (self.size, self.kept) = (adding.size(), adding.kept());
+        }
+    }
+
     fn place(&self, age: usize) -> usize {
-        let place = self.newest + age;
-        if place < self.entries.len() { place } else { place - self.entries.len() }
+        let place = usize::from(self.newest) + age;
+        let count = self.room.entries.len();
+        if place < count { place } else { place - count }
     }
 }

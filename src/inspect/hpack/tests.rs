@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::huffman::tests::encode as huffman;
 use super::*;
 
+mod rooms;
+
 pub type Field = (Vec<u8>, Vec<u8>);
 
 /// All fields in order, names by the set they are wanted by.

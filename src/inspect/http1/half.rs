@@ -66,8 +66,8 @@ pub struct Half {
     /// Bytes of all bodies so far, without what frames them.
     pub(super) content: u64,
     /// Of all of the name; only what fits is kept.
-    name_len: u32,
-    name: [u8; NAME_BYTES_MAX],
+    pub(super) name_len: u32,
+    pub(super) name: [u8; NAME_BYTES_MAX],
 }
 
 impl Half {
@@ -118,6 +118,13 @@ impl Half {
     /// Nothing that follows is HTTP/1.
     pub fn switch(&mut self, next: Next) {
         self.next.get_or_insert(next);
+    }
+
+    /// Reads on, where it had become a tunnel.
+    pub fn resume(&mut self) {
+        if self.next == Some(Next::Tunnel) {
+            (self.next, self.switch, self.asked) = (None, Switch::No, Next::Http2);
+        }
     }
 
     /// The request just read asks for another protocol after it.
@@ -483,14 +490,5 @@ impl Half {
         if std::mem::take(&mut self.field_open) && self.wanted {
             fields.end_trimmed();
         }
-    }
-
-    fn take_name(&mut self, piece: &[u8]) {
-        let at = (self.name_len as usize).min(NAME_BYTES_MAX);
-        let room = &mut self.name[at..];
-        for (to, from) in room.iter_mut().zip(piece) {
-            *to = from.to_ascii_lowercase();
-        }
-        self.name_len = self.name_len.saturating_add(piece.len() as u32);
     }
 }

@@ -171,6 +171,12 @@ impl Connection {
         (self.requests, self.responses) = (0, 0);
     }
 
+    /// Goes on behind a tunnel's beginning, where requests may follow, or HTTP/2.
+    pub fn resume(&mut self) {
+        self.client.resume();
+        self.server.resume();
+    }
+
     /// Requests whose heads were complete.
     pub fn requests(&self) -> u64 {
         self.requests
@@ -280,9 +286,11 @@ impl Connection {
     fn end_request_head(&mut self, fields: &Fields, on: &mut impl FnMut(Event<'_>)) {
         let minor_version = self.client.minor_version();
         let kind = kind_of(fields, minor_version);
-        let framing = match kind.switch {
-            Some(Next::Tunnel) => Framing::Empty,
-            _ => framing::of_request(fields, minor_version),
+        let framing = match (kind.switch, framing::of_request(fields, minor_version)) {
+            (_, Framing::Empty) => Framing::Empty,
+            // There is none (RFC 9110, section 9.3.6), but for a server that knows no CONNECT.
+            (Some(Next::Tunnel), _) => Framing::Ambiguous,
+            (_, framing) => framing,
         };
         on(Event::Request { number: self.requests, minor_version, framing, fields });
         let unanswered = self.requests.saturating_sub(self.responses);

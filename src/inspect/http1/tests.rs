@@ -222,7 +222,7 @@ fn a_head_request_that_offers_an_upgrade_has_an_answer_without_body() {
 
 #[test]
 fn tunnels() {
-    let connect = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nContent-Length: 4\r\n\r\n";
+    let connect = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nContent-Length: 0\r\n\r\n";
     let established = b"HTTP/1.1 200 Connection established\r\n\r\n\x16\x03";
     let asked = "0 CONNECT a:443 a:443 Empty";
     expect(
@@ -239,6 +239,11 @@ fn tunnels() {
             "1 CONNECT b:1 - Empty",
             "Client Tunnel: \u{16}\u{3}\u{1}",
         ],
+    );
+    let with_body = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nContent-Length: 4\r\n\r\n";
+    expect(
+        &[(Client, with_body), (Client, b"GET x")],
+        &["0 CONNECT a:443 a:443 Ambiguous", "Client Ambiguous"],
     );
 }
 

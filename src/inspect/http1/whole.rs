@@ -38,6 +38,16 @@ impl Half {
             *part = &part[len..];
         }
     }
+
+    /// A piece of the name of a field whose line has come in part.
+    pub(super) fn take_name(&mut self, piece: &[u8]) {
+        let at = (self.name_len as usize).min(NAME_BYTES_MAX);
+        let room = &mut self.name[at..];
+        for (to, from) in room.iter_mut().zip(piece) {
+            *to = from.to_ascii_lowercase();
+        }
+        self.name_len = self.name_len.saturating_add(piece.len() as u32);
+    }
 }
 
 /// Method, target and version (RFC 9112, section 3).

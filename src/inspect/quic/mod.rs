@@ -5,6 +5,7 @@
 //! client made up. A packet counts once its tag is verified: nothing is told of one that is forged,
 //! damaged or cut. CRYPTO frames may come in any order and any number of packets and datagrams.
 
+mod attempt;
 mod frames;
 mod header;
 mod keys;
@@ -13,8 +14,11 @@ use std::ops::Range;
 
 use super::Peek;
 use super::tls::HelloParser;
+use crate::base::Seed;
+use crate::base::hash::hash_bytes;
 use crate::flow::reassembly::{Pushed, Reassembler};
 
+pub use attempt::Attempt;
 pub use header::CID_BYTES_MAX;
 
 use frames::Frames;
@@ -31,6 +35,8 @@ pub const DATAGRAMS_MAX: u16 = 128;
 pub const STRANGERS_MAX: u16 = 8;
 /// Initial packets that can't be decrypted before a client is given up.
 pub const UNDECRYPTABLE_MAX: u16 = 32;
+/// Attempts of a client to connect that are told apart; one that is given up may come again late.
+pub const ATTEMPTS_MAX: usize = 4;
 /// Packets of a version that can't be read before a client is given up: a server that does not know
 /// it either says so at once (RFC 9000, section 6).
 pub const UNREADABLE_MAX: u16 = 8;
@@ -107,8 +113,12 @@ pub struct InitialReader {
     keys: Option<Keys>,
     /// What the keys come from.
     dcid: ConnectionId,
-    /// The same of an attempt before this one, whose packets may come late.
-    retired: Option<ConnectionId>,
+    /// The same of attempts before this one, whose packets may come late: hashes.
+    retired: [u32; ATTEMPTS_MAX],
+    retired_count: u8,
+    /// Attempts went on side by side, or contradict themselves: which of them its server believes
+    /// is not known.
+    mixed: bool,
     client_cid: ConnectionId,
     server_cid: Option<ConnectionId>,
     largest_number: Option<u64>,
@@ -226,9 +236,20 @@ impl InitialReader {
     }
 
     /// Whether the client has sent what only follows a hello that its server has read, though it
-    /// was not read here (RFC 9001, section 4.1.4).
+    /// was not read here (RFC 9001, section 4.1.4), or goes on with several.
     pub fn went_on(&self) -> bool {
-        self.outcome.is_none() && self.went_on
+        self.outcome.is_none() && (self.went_on || self.mixed)
+    }
+
+    /// Whether its server may have read another hello than the one that was read here: more than
+    /// one was on its way, or copies of the same bytes differed.
+    pub fn is_mixed(&self) -> bool {
+        self.mixed
+    }
+
+    /// The connection id that the hello came under: of two attempts these are different.
+    pub fn attempt(&self) -> Option<&[u8]> {
+        self.keys.map(|_| self.dcid.as_bytes())
     }
 
     /// Version of the first Initial packet that was decrypted.
@@ -320,7 +341,10 @@ impl InitialReader {
                 |bytes| peek = hello.feed_message(bytes),
             );
             match (peek, pushed) {
-                (Peek::Found(()), _) => return Ok(true),
+                (Peek::Found(()), _) => {
+                    self.mixed |= stream.reassembler.conflicts(stream.slot);
+                    return Ok(true);
+                }
                 (Peek::NotThis, _) => return Err(Failure::Hello),
                 (Peek::NeedMore, Pushed::NoPage) => return Err(Failure::NoPage),
                 (Peek::NeedMore, _) => {}
@@ -348,20 +372,27 @@ impl InitialReader {
             };
             let largest = self.largest_number;
             if let Some(opened) = keys.open(header.packet, header.number_at, largest, scratch) {
+                // A server discards what comes under another id of its client's (RFC 9000,
+                // section 7.2).
+                self.mixed |= header.scid != self.client_cid.as_bytes();
                 self.largest_number = largest.max(Some(opened.number));
-                return Some(opened.frames);
+                return (header.scid == self.client_cid.as_bytes()).then_some(opened.frames);
             }
-            if dcid == self.dcid || self.retired == Some(dcid) {
+            if dcid == self.dcid {
                 return None;
             }
         }
         let keys = Keys::derive(edition, header.dcid)?;
+        if self.has_retired(header.dcid) {
+            self.mixed |= keys.open(header.packet, header.number_at, None, scratch).is_some();
+            return None;
+        }
         // Numbers go on after Retry (RFC 9000, section 17.2.5.3), and begin at 0 otherwise.
         let mut open = |largest| keys.open(header.packet, header.number_at, largest, scratch);
         let opened = open(None).or_else(|| open(Some(self.largest_number?)))?;
         if self.keys.is_some() {
             stream.restart();
-            self.retired = Some(self.dcid);
+            self.retire();
             self.server_cid = None;
             (self.initials, self.crypto_frames) = (0, 0);
         }
@@ -372,6 +403,21 @@ impl InitialReader {
         self.client_cid = ConnectionId::new(header.scid)?;
         self.largest_number = Some(opened.number);
         Some(opened.frames)
+    }
+
+    fn has_retired(&self, dcid: &[u8]) -> bool {
+        self.retired[..usize::from(self.retired_count)].contains(&tag(dcid))
+    }
+
+    /// The attempt is given up for another one.
+    fn retire(&mut self) {
+        match self.retired.get_mut(usize::from(self.retired_count)) {
+            Some(place) => {
+                *place = tag(self.dcid.as_bytes());
+                self.retired_count += 1;
+            }
+            None => self.mixed = true,
+        }
     }
 
     /// Learns the server's connection id: that of its first packet under the handshake, which the
@@ -386,4 +432,9 @@ impl InitialReader {
             self.server_cid = ConnectionId::new(header.scid);
         }
     }
+}
+
+/// Who makes two ids of the same hash harms only its own connections.
+fn tag(dcid: &[u8]) -> u32 {
+    hash_bytes(Seed(0), dcid) as u32
 }

@@ -3,7 +3,7 @@
 
 use tidegate::flow::reassembly::WINDOW_PAGES;
 use tidegate::inspect::Peek;
-use tidegate::inspect::quic::{Proof, may_be_quic};
+use tidegate::inspect::quic::{Attempt, Proof, Scratch, may_be_quic};
 
 use super::client_hello::ClientHello;
 use super::quic_support::{Client, DRAFT_29, Initial, V1, V2, crypto};
@@ -29,7 +29,7 @@ const CIDS: [&[u8]; 4] = [b"8 bytes!", b"another one of 20 B.", b"", b"server"];
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let hello = message();
-    let mut client = Client::new();
+    let (mut client, mut scratch) = (Client::new(), Scratch::new());
     let mut last = Peek::NeedMore;
     while !input.is_empty() {
         let op = input.u8() % op::COUNT;
@@ -38,10 +38,10 @@ pub fn run(data: &[u8]) {
         let peek = match op {
             op::RAW => {
                 may_be_quic(body);
-                client.sends(body)
+                says(&mut client, body, &mut scratch)
             }
             op::SERVER => client.gets(body),
-            _ => client.sends(&packet(op, body, &hello)),
+            _ => says(&mut client, &packet(op, body, &hello), &mut scratch),
         };
         assert!(last == Peek::NeedMore || peek == last, "the answer changed: {last:?}, {peek:?}");
         last = peek;
@@ -49,6 +49,16 @@ pub fn run(data: &[u8]) {
     }
     client.reassembler.close(0);
     assert_eq!(client.reassembler.pages_free(), WINDOW_PAGES, "a page was lost");
+}
+
+/// Whatever is read as the beginning of a connection is one for who remembers none, too.
+fn says(client: &mut Client, datagram: &[u8], scratch: &mut Scratch) -> Peek<()> {
+    let before = client.reader.attempt().map(<[u8]>::to_vec);
+    let attempt = Attempt::of(datagram, scratch);
+    let peek = client.sends(datagram);
+    let is_same = before.as_deref() == client.reader.attempt();
+    assert!(is_same || attempt.is_some(), "a connection began unnoticed");
+    peek
 }
 
 /// One byte for the version and ids, one for the number and its length, then what it holds.

@@ -1,6 +1,6 @@
 //! Fragments, which are not read.
 
-use super::{DONE, payload_of};
+use super::{is_bound_later, payload_of};
 use crate::flow::Flow;
 use crate::graph::Cx;
 use crate::graph::stages::admission;
@@ -18,15 +18,14 @@ pub(super) fn hides(cx: &Cx<'_>, packet: &PacketRef<'_>) -> bool {
     let may_hold = match meta.key.proto {
         tcp::PROTOCOL => true,
         udp::PROTOCOL if meta.flags.has(PacketFlags::LATER_FRAGMENT) => false,
-        udp::PROTOCOL => {
-            flow.is_none_or(|flow| flow.inspection != DONE)
-                && may_begin_quic(payload_of(cx, packet))
-        }
+        udp::PROTOCOL => may_begin_quic(payload_of(cx, packet)),
         _ => false,
     };
     let key = flow.map_or(meta.key, Flow::client_key);
     let facts = Facts::of(&key, meta.dscp());
     let client = meta.direction == Direction::Forward;
     let said = if meta.key.proto == tcp::PROTOCOL { Said::Anything } else { Said::Hello };
-    may_hold && client && admission::must_read(cx.snapshot, &facts, said)
+    // What was bound by its hello is not to get another one in pieces.
+    let is_bound = || flow.is_some() && said == Said::Hello && is_bound_later(cx, meta);
+    may_hold && client && (admission::must_read(cx.snapshot, &facts, said) || is_bound())
 }

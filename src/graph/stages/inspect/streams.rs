@@ -1,5 +1,6 @@
 //! TCP: both directions of a connection, put in order and looked into.
 
+use super::datagrams::facts_told;
 use super::{
     DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens, payload_of,
 };
@@ -11,7 +12,7 @@ use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
 use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
 use crate::packet::tcp::flag;
-use crate::packet::{Direction, FlowKey, FlowRef, PacketMeta, PacketRef};
+use crate::packet::{Direction, DropReason, FlowKey, FlowRef, PacketMeta, PacketRef};
 use crate::policy::Facts;
 use crate::policy::catalogue::bare_path;
 
@@ -215,7 +216,7 @@ impl Inspect {
     }
 }
 
-/// What becomes of a segment that was looked at.
+/// What becomes of a packet that was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passage {
     On,
@@ -223,6 +224,9 @@ pub(super) enum Passage {
     TooEarly,
     /// Its request's token is still to come.
     Waits,
+    Refused(DropReason),
+    /// Its flow is over: another one begins with it.
+    Anew,
 }
 
 /// Whether nothing more is to be read, and why.
@@ -251,17 +255,14 @@ fn over(slot: &Slot, inspector: &Inspector, follows: bool) -> Option<Given> {
 
 /// The ClientHello was read: the rules decide, and what it says is kept.
 fn read_hello(cx: &mut Cx<'_>, meta: &PacketMeta, key: FlowKey, inspector: &Inspector) {
-    let Some(hello) = inspector.client_hello() else { return };
     if cx.flows.get(meta.flow).class.is_refused() {
         return; // what has ended stays ended
     }
-    let ja4 = inspector.ja4();
-    let ja4 = ja4.as_ref().map(|ja4| ja4.as_str().as_bytes());
-    let alpn = hello.alpn();
-    let facts = Facts { sni: hello.sni(), alpn, ja4, ..Facts::of(&key, meta.dscp()) };
-    count_name(hello.sni(), cx.counters);
-    keep_hello(cx, meta.flow, &facts);
-    Deciding::of(cx).decide(meta.flow, &facts);
+    facts_told(inspector, &key, meta.dscp(), |facts| {
+        count_name(facts.sni, cx.counters);
+        keep_hello(cx, meta.flow, facts);
+        Deciding::of(cx).decide(meta.flow, facts);
+    });
 }
 
 /// Keeps what the server has chosen with its flow.

@@ -14,7 +14,7 @@ use crate::graph::stages::classify::Classify;
 use crate::graph::stages::rig::inspect_limits;
 use crate::graph::{Copies, Snapshot};
 use crate::inspect::tls::tests::rustls_hello;
-use crate::observe::Latencies;
+use crate::observe::{Counters, Latencies};
 use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
 use crate::packet::{ClassId, FramePool, Packet, ParseOptions, parse};
 use crate::policy::Rules;
@@ -22,6 +22,7 @@ use crate::policy::spec::{NamePattern, RuleSpec};
 use crate::qos::delays::Delays;
 
 mod hiding;
+mod newcomers;
 mod quic;
 #[allow(dead_code, reason = "other tests use it")]
 #[path = "../../../../tests/quic_support/mod.rs"]

@@ -17,7 +17,7 @@ use crate::graph::stages::admission::{self, Lacking};
 use crate::graph::stages::balance::{forward, open};
 use crate::graph::stages::classify::treat;
 use crate::graph::stages::egress::may_cross;
-use crate::graph::stages::inspect::intern;
+use crate::graph::stages::inspect::{DONE, intern};
 use crate::graph::stages::verdict::Deciding;
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::inspect::inspector::Said;
@@ -269,9 +269,8 @@ impl Quic {
         let mut facts = Facts::of(&meta.key, meta.dscp());
         let ja4 = hello.is_complete().then(|| hello.ja4(Carrier::Quic)).flatten();
         let is_other = self.readers[slot].failure() == Some(Failure::NotQuic);
-        if !(is_other || hello.is_complete())
-            && admission::must_read(cx.snapshot, &facts, Said::Hello)
-        {
+        let is_read = hello.is_complete() && !self.readers[slot].is_mixed();
+        if !(is_other || is_read) && admission::must_read(cx.snapshot, &facts, Said::Hello) {
             cx.counters.flows_unread += 1;
             return Err(DropReason::Unread);
         }
@@ -361,7 +360,8 @@ fn follow(
     let flow = open(cx, &PacketMeta { class, ..meta.clone() }, service, &backend)?;
     cx.flows.steps_mut().hold(steps);
     cx.flows.set_steps(flow, steps);
-    cx.flows.get_mut(flow).treatment = treatment;
+    let known = cx.flows.get_mut(flow);
+    (known.treatment, known.inspection) = (treatment, DONE);
     let entered = cx.flows.details_mut(flow);
     entered.name = details.name;
     if let Some(note) = note

@@ -105,6 +105,60 @@ fn what_cannot_be_read_is_refused_where_rules_refuse_by_requests() {
     }
 }
 
+/// An answer that is as good as none, or that some other server might give, does not hide what
+/// comes behind it.
+#[test]
+fn what_a_tunnel_or_an_upgrade_holds_is_read_as_who_did_not_switch_reads_it() {
+    let secret = get("/secret/x");
+    let ssh = &b"SSH-2.0-OpenSSH_9.9 Debian\r\n"[..];
+    let by_h2 = h2(&[b"\x82\x86\x04\x09/secret/x\x41\x09a.example"]);
+    let connect = &b"CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n"[..];
+    let h2c = &b"GET /a HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"[..];
+    let (yes, plain) = (&b"HTTP/1.1 200 OK\r\n\r\n"[..], get("/a"));
+    let to_h2c = &b"HTTP/1.1 101 Yes\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"[..];
+    let to_other = &b"HTTP/1.1 101 Yes\r\nUpgrade: other\r\n\r\n"[..];
+    let behind = [&plain[..], &secret].concat();
+    type Case<'a> = (&'a [u8], &'a [u8], &'a [u8], bool);
+    let cases: [Case<'_>; 14] = [
+        (connect, yes, &secret, true),
+        (connect, yes, &[b"\r\n", &secret[..]].concat(), true),
+        (connect, yes, &behind, true),
+        (connect, yes, &by_h2, true),
+        (connect, yes, b"GET /secret/x\r\n", true),
+        (connect, yes, b"GET /a HTTP/1.1\r\nHost : a\r\n\r\n", true),
+        (connect, yes, &plain, false),
+        (connect, yes, ssh, false),
+        (connect, yes, &hello("a.example"), false),
+        (connect, yes, &h2(&[ASKS, ASKS]), false),
+        (&plain, to_other, &secret, true),
+        (&plain, to_h2c, &by_h2, true),
+        (h2c, to_h2c, &secret, true),
+        (h2c, yes, &secret, true),
+    ];
+    for (i, (asks, answer, then, refused)) in cases.into_iter().enumerate() {
+        for cut in [1, 5, then.len()] {
+            let mut c = Connection::open(&V4, &[guard()]);
+            c.say(asks);
+            c.hear(answer);
+            c.segment(true, ACK, &then[..cut]);
+            c.segment(true, ACK, &then[cut..]);
+            let is_out = c.rig.flows.iter().all(|(_, flow)| !flow.class.is_refused());
+            assert_eq!(!is_out, refused, "{i}, cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn answers_through_a_tunnel_are_read_on() {
+    let mut c = Connection::open(&V4, &[by_path("/v1/*", BULK)]);
+    c.say(b"CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n");
+    c.hear(b"HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(c.say(&get("/v1/x")), BULK);
+    c.hear(b"HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!((c.note().status, c.note().requests), (418, 2));
+    assert_eq!(c.say(&get("/a")), ClassId::UNSET);
+}
+
 /// After what was said the flow is given up.
 fn left_with(said: &[u8], give_up: impl FnOnce(&mut Connection)) -> Connection {
     let mut c = Connection::open(&V4, &[guard()]);

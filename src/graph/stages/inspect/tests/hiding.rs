@@ -18,7 +18,7 @@ fn in_two(packet: &[u8], proto: u8, units: u16) -> [Vec<u8>; 2] {
     [part(first, ipv4::MORE_FRAGMENTS), part(last, units)]
 }
 
-fn quic(units: u16) -> [Vec<u8>; 2] {
+pub(super) fn quic(units: u16) -> [Vec<u8>; 2] {
     let c = client(1);
     let datagram = &datagrams(usize::MAX)[0];
     in_two(&udp_packet(&UdpSpec::new(c.endpoint, c.server, datagram)), 17, units)

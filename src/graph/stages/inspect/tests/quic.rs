@@ -20,7 +20,7 @@ pub(super) fn datagrams(cut: usize) -> Vec<Vec<u8>> {
     all
 }
 
-fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
     let c = client(port);
     udp_packet(&UdpSpec::new(c.endpoint, c.server, payload))
 }
@@ -92,8 +92,11 @@ fn other_datagrams_are_looked_at_once() {
     let flow = rig.enter(&meta);
     rig.run(&[udp(1, b"more")]);
     assert_eq!((rig.inspection(flow), rig.inspect.flows()), (DONE, 0));
+    rig.run(&[udp(1, b"\xc0more, with a long header")]);
+    assert_eq!((rig.inspection(flow), rig.inspect.flows()), (DONE, 0));
+    // What begins a connection is read all the same.
     rig.run(&[udp(1, &datagrams(usize::MAX)[0])]);
-    assert_eq!((rig.name(flow), rig.class(flow)), (None, BY_PORT));
+    assert_eq!((rig.name(flow), rig.class(flow)), (Some(&b"api.openai.com"[..]), BY_NAME));
 }
 
 #[test]
@@ -125,7 +128,7 @@ fn slots_of_flows_that_are_never_entered_come_back() {
 }
 
 /// With a rule that refuses by name, or one that gives a class.
-fn guarded(refuses: bool) -> Rig {
+pub(super) fn guarded(refuses: bool) -> Rig {
     let mut rig = Rig::new(4, 8);
     let class = if refuses { ClassId::RESET } else { BY_PROTOCOL };
     let sni = vec![NamePattern::Suffix("example.net".into())];

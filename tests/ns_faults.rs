@@ -6,7 +6,6 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{HTTP, HTTPS, NAT4, Net, SERVERS4, VIP4, make_certificate, pool};
@@ -67,19 +66,7 @@ fn config(net: &Net) -> String {
 /// An nginx on one of the servers' addresses. It fails while a file `sick-ADDRESS` exists, and
 /// crawls while there is a `slow-ADDRESS`.
 fn nginx(net: &Net, address: &str) -> Process {
-    let dir = nginx_files(net, address);
-    let mut command = Command::new("nginx");
-    command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(&dir);
-    command.arg("-c").arg(dir.join("nginx.conf"));
-    let mut process = net.server.spawn(command).expect("nginx");
-    let url = format!("http://{address}:{HTTP}/");
-    let up = wait_for(SOON, "nginx", || {
-        !process.is_running() || net.server.run("curl", &["-sf", &url]).is_ok()
-    });
-    if up.is_err() || !process.is_running() {
-        panic!("nginx did not start: {}", process.kill_and_read_stderr());
-    }
-    process
+    net.run_nginx(&nginx_files(net, address), address)
 }
 
 /// Its directory, with its configuration.

@@ -5,7 +5,6 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::Duration;
 
 use common::{HTTP, NAT4, Net, SERVERS4, VIP4, pool, service};
@@ -49,18 +48,7 @@ fn nginx(net: &Net, address: &str) -> Process {
         sick.display()
     );
     std::fs::write(dir.join("nginx.conf"), text).expect("write");
-    let mut command = Command::new("nginx");
-    command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(&dir);
-    command.arg("-c").arg(dir.join("nginx.conf"));
-    let mut process = net.server.spawn(command).expect("nginx");
-    let url = format!("http://{address}:{HTTP}/");
-    let up = wait_for(SOON, "nginx", || {
-        !process.is_running() || net.server.run("curl", &["-sf", &url]).is_ok()
-    });
-    if up.is_err() || !process.is_running() {
-        panic!("nginx did not start: {}", process.kill_and_read_stderr());
-    }
-    process
+    net.run_nginx(&dir, address)
 }
 
 /// Which backends answer `count` new connections; an error in any of them fails the test.

@@ -11,11 +11,15 @@ use common::probe::{Echo, Probe, lost};
 use common::{HTTP, Net, SERVERS4, VIP4, nat, pool, service};
 use tidegate::base::Seed;
 use tidegate::base::hash::Rng;
-use tidegate::lab::wait_for;
+use tidegate::lab::{Namespace, Veth, VethEnd, wait_for};
 
 /// Packets that may be between the ports while one snapshot gives way to the next.
 const IN_FLIGHT_MAX: usize = 1;
 const RELOADS: usize = 100;
+/// Random changes of ports.
+const CHANGES: usize = 20;
+/// For what is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Requests of the load, at a rate that leaves the machine time for reloads.
 const REQUESTS: &str = "20000";
 const RATE_OF_EACH: &str = "60";
@@ -187,4 +191,179 @@ fn what_nobody_confirms_is_taken_back() {
     assert_eq!(weight(), 2);
     net.ask(&["reload"]).expect("taken over");
     assert_eq!((weight(), count(&net, "rollbacks")), (3.into(), 1));
+}
+
+/// Hosts beyond further interfaces of the appliance, each with a veth pair.
+struct Annex {
+    interface: &'static str,
+    host: Namespace,
+}
+
+impl Annex {
+    fn new(net: &Net, interface: &'static str, number: u8) -> Annex {
+        let host = Namespace::new(interface).expect("namespace");
+        let (a, b) = (format!("10.0.{number}.2/24"), format!("10.0.{number}.1/24"));
+        let (there, here): (&[&str], &[&str]) = (&[&a], &[&b]);
+        let end = |namespace, name, addresses| VethEnd { namespace, name, addresses };
+        let (a, b) = (end(&host, "e0", there), end(&net.appliance, interface, here));
+        Veth { a, b, queues: 1, wire_like: true }.create().expect("veth");
+        host.ip(&format!("route add default via 10.0.{number}.1")).expect("route");
+        Annex { interface, host }
+    }
+
+    fn is_served(&self) -> bool {
+        let url = format!("http://{VIP4}/");
+        self.host.run("curl", &["-sf", "--max-time", "2", &url]).is_ok()
+    }
+
+    fn has_program(&self, net: &Net) -> bool {
+        net.appliance.run("ip", &["link", "show", self.interface]).expect("ip").contains("xdp")
+    }
+}
+
+/// Both services, and these ports besides the usual two.
+fn with_ports(net: &Net, ports: &[(&str, &str, &str)]) -> String {
+    let mut text = net.config_head("l4-balancer", "");
+    for (name, interface, more) in ports {
+        let _ = write!(text, "[port.{name}]\ninterface = \"{interface}\"\n{more}\n");
+    }
+    text += &[nat(), pool("web", SERVERS4, HTTP), pool("echo", SERVERS4, 7_007)].concat();
+    text += &service("web", VIP4, 80, "web", "nat");
+    text + &service("echo", VIP4, 7_007, "echo", "nat") + "protocol = \"udp\"\n"
+}
+
+/// Names of the ports, each with how its program is attached.
+fn ports(net: &Net) -> Vec<String> {
+    let shown = net.ask_json(&["show", "ports"]);
+    let one = |port: &serde_json::Value| {
+        format!("{} {}", port["name"].as_str().expect("a"), port["attach"].as_str().expect("b"))
+    };
+    shown["ports"].as_array().expect("ports").iter().map(one).collect()
+}
+
+fn frames_available(net: &Net) -> u64 {
+    net.ask_json(&["show", "counters"])["total"]["frames_available"].as_u64().expect("a count")
+}
+
+/// Ports at random, under load on those that stay: who is behind a port is served while there is
+/// one, flows of others go on, and no frame is lost.
+#[test]
+fn ports_come_and_go_under_load() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let annexes = [Annex::new(&net, "dmz", 3), Annex::new(&net, "lab", 4)];
+    let _edge = net.start(&with_ports(&net, &[]));
+    let full = frames_available(&net);
+    let echo: Vec<SocketAddr> =
+        SERVERS4.iter().map(|a| format!("{a}:7007").parse().expect("address")).collect();
+    let _echo = Echo::start(&net.server, &echo);
+    let probe = Probe::start(&net.client, format!("{VIP4}:7007").parse().expect("address"));
+    assert!(!annexes.iter().any(Annex::is_served), "no port yet, and the kernel forwards nothing");
+    std::thread::sleep(Duration::from_millis(300));
+    let from = probe.now();
+    let mut rng = Rng::new(Seed(8));
+    let mut blocked = Vec::new();
+    for _ in 0..CHANGES {
+        // One is there or not; the other's settings, or its name, change as well.
+        let ring = ["rx_ring = 512", "rx_ring = 1024", "mode = \"generic\""];
+        let name = ["dmz", "outer"][rng.below(2) as usize];
+        let mut list = vec![(name, "dmz", ring[rng.below(3) as usize]), ("lab", "lab", "")];
+        list.retain(|_| rng.chance(0.6));
+        blocked.push(reload(&net, &with_ports(&net, &list)));
+        let names: Vec<String> =
+            ports(&net).iter().map(|p| p.split(' ').next().expect("a name").into()).collect();
+        let mut wanted: Vec<&str> = list.iter().map(|port| port.0).chain(["wan", "lan"]).collect();
+        wanted.sort_unstable();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, wanted);
+        for annex in &annexes {
+            let is_port = list.iter().any(|port| port.1 == annex.interface);
+            assert_eq!(annex.has_program(&net), is_port, "{}", annex.interface);
+            if is_port {
+                let served = wait_for(PATIENCE, "an answer", || annex.is_served());
+                assert!(served.is_ok(), "{list:?}: {:#}", net.ask_json(&["show", "ports"]));
+            }
+        }
+    }
+    blocked.push(reload(&net, &with_ports(&net, &[])));
+    let (to, sent) = (probe.now(), probe.finish());
+    let lost = lost(&sent, from, to);
+    blocked.sort_unstable();
+    println!(
+        "{} changes of ports held packets up for {} us (median), {} us (most); {lost} of {} \
+         datagrams lost",
+        blocked.len(),
+        blocked[blocked.len() / 2],
+        blocked[blocked.len() - 1],
+        sent.len(),
+    );
+    assert!(lost <= IN_FLIGHT_MAX * blocked.len(), "{lost} of {} datagrams lost", sent.len());
+    assert_eq!(count(&net, "reloads_refused"), 0);
+    // Fill rings may lack a batch before they are filled up again.
+    let right = full..full + 2 * 32;
+    let all = wait_for(PATIENCE, "all frames", || right.contains(&frames_available(&net)));
+    assert!(all.is_ok(), "{} of {full} frames are back", frames_available(&net));
+}
+
+/// What can't be opened leaves everything as it was, be it seen before, or when what it takes the
+/// place of is gone already; and a port on trial goes again.
+#[test]
+fn a_port_that_can_not_be_opened_changes_nothing() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let annex = Annex::new(&net, "dmz", 3);
+    let _edge = net.start(&with_ports(&net, &[("dmz", "dmz", "mode = \"generic\"")]));
+    let served = || wait_for(PATIENCE, "an answer", || annex.is_served()).is_ok();
+    assert!(served());
+    let before = ports(&net);
+    // With this on its other end, a veth device refuses native XDP.
+    annex.host.ip("link set e0 mtu 9000").expect("an MTU");
+    let refused = |list: &[(&str, &str, &str)], says: &str| {
+        net.write("tidegate.toml", &with_ports(&net, list));
+        let words = net.ask(&["reload"]).expect_err("it can't be opened");
+        assert!(words.contains(says), "{words}");
+        assert!(served() && ports(&net) == before, "{:?}", ports(&net));
+    };
+    refused(&[("dmz", "dmz", "mode = \"generic\""), ("far", "nosuch", "")], "port far: interface");
+    refused(&[("dmz", "dmz", "rx_ring = 4096")], "more than the 2048 of the largest port");
+    refused(&[("dmz", "dmz", "mode = \"native\"")], "native XDP refused");
+    refused(&[("edge", "dmz", "mode = \"native\"")], "port edge: interface dmz: native XDP");
+    assert_eq!(count(&net, "reloads_refused"), 4);
+
+    net.write("tidegate.toml", &with_ports(&net, &[]));
+    net.ask(&["reload", "--confirm", "2s"]).expect("taken over");
+    assert_eq!(ports(&net).len(), 2);
+    let back = wait_for(PATIENCE, "the port", || ports(&net) == before);
+    assert!(back.is_ok() && served(), "{:?}", ports(&net));
+    assert_eq!(count(&net, "rollbacks"), 1);
+}
+
+/// Cores that a thread of the appliance may use, as the kernel writes them.
+fn cores_of(edge: &tidegate::lab::Process, thread: &str) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", edge.id())).expect("running");
+    let read = |task: std::fs::DirEntry, file: &str| {
+        std::fs::read_to_string(task.path().join(file)).unwrap_or_default()
+    };
+    let task = tasks.flatten().find(|t| {
+        std::fs::read_to_string(t.path().join("comm")).is_ok_and(|name| name.trim() == thread)
+    });
+    let status = read(task.expect("the thread"), "status");
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    line.expect("a list").trim().to_owned()
+}
+
+#[test]
+fn workers_go_to_other_cores_while_they_run() {
+    let net = Net::new(1);
+    let text = |workers: &str| {
+        let rest = [nat(), pool("web", SERVERS4, HTTP), service("web", VIP4, 80, "web", "nat")];
+        net.config_head("l4-balancer", workers) + &rest.concat()
+    };
+    let edge = net.start(&text(""));
+    let all = cores_of(&edge, "worker-0");
+    for (workers, wanted) in [("cores = [0]", "0"), ("", all.as_str())] {
+        reload(&net, &text(workers));
+        assert_eq!(cores_of(&edge, "worker-0"), wanted);
+    }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{HTTP, Net, SERVERS4, VIP4, nat, noise, service};
+use common::{H2C, HTTP, Net, SERVERS4, VIP4, nat, noise, service};
 use serde_json::Value;
 use tidegate::lab::{Process, wait_for};
 
@@ -261,4 +261,47 @@ fn copies_are_kept_in_a_ring_of_files() {
     assert!(sizes.len() <= 3 && sizes.iter().all(|size| *size <= 128 << 10), "{sizes:?}");
     let total = &net.ask_json(&["show", "counters"])["total"];
     assert!(total["mirrored"].as_u64() > Some(100), "{total:#}");
+}
+
+/// HTTP/2 without TLS: many requests at once on each connection, and answers beyond the windows
+/// that connections begin with.
+#[test]
+fn a_shadow_hears_http2_and_its_answers_are_compared_by_stream() {
+    const LARGE: usize = 100_000;
+    const REQUESTS: u64 = 66;
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    fs::write(net.path("nginx/html/large"), noise(LARGE, 1)).expect("written");
+    let config = net.config_head("l4-balancer", "")
+        + &nat()
+        + &pool("web", SERVERS4[0], H2C)
+        + &pool("new", SERVERS4[1], H2C)
+        + &pool("old", SERVERS4[1], HTTP)
+        + &shadowed("h2", 80, "new", "100")
+        + &shadowed("mute", 81, "old", "100");
+    let _edge = net.start(&config);
+    let load = |port: u16, path: &str, count: usize| {
+        let url = format!("http://{VIP4}:{port}/{path}");
+        let args = ["-n", &count.to_string(), "-c", "3", "-m", "5", &url];
+        let said = net.client.run("h2load", &args).expect("h2load");
+        let all_well = format!("{count} succeeded, 0 failed, 0 errored");
+        assert!(said.contains(&all_well), "{said}");
+    };
+    load(80, "", 60);
+    load(80, "large", 6);
+    let all = until(&net, "h2", "all answers to be compared", |told| {
+        told["open"] == 0 && told["status_same"] == REQUESTS
+    });
+    assert_eq!((&all["connections"], &all["requests"]), (&6.into(), &REQUESTS.into()), "{all:#}");
+    assert_eq!((&all["size_same"], &all["status_different"]), (&REQUESTS.into(), &0.into()));
+    let bytes = 6 * LARGE + 60 * BODY.len();
+    assert_eq!([&all["original_bytes"], &all["shadow_bytes"]], [bytes; 2], "{all:#}");
+    let cut = all["cut"].as_object().expect("reasons");
+    assert!(cut.values().all(|count| *count == 0), "{all:#}");
+    // A server that speaks HTTP/1 alone is no shadow of such a service, and costs it nothing.
+    load(81, "", 60);
+    until(&net, "mute", "its end", |told| {
+        let cut = |why: &str| told["cut"][why].as_u64().expect("a count");
+        told["open"] == 0 && cut("unread") + cut("closed") == 3
+    });
 }

@@ -154,6 +154,11 @@ fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Fa
             done.config, done.pipeline, done.services, done.backends, done.rules
         ),
     })?;
+    for (what, ports) in [("closed", &done.ports_closed), ("opened", &done.ports_opened)] {
+        if !ports.is_empty() {
+            print_text(&format!("ports {what}: {}\n", ports.join(", ")))?;
+        }
+    }
     if let Some(secs) = done.confirm_within_secs {
         print_text(&format!("undone in {secs} s, unless `tidegate confirm` comes first\n"))?;
     }

@@ -144,6 +144,8 @@ impl Page {
             (vec![("result", "rolled_back".to_string())], p.rollbacks),
         ];
         counter(e, "reloads", "Configurations loaded while running.", &reloads)?;
+        let dead = "Checks, readers of metrics and copiers that have ended by a bug.";
+        gauge(e, "dead_tasks", dead, &[(vec![], p.dead)])?;
         gauge(e, "routes", "Routes mirrored from the kernel.", &[(vec![], p.routes)])?;
         let resyncs = "Times the kernel's tables were read anew, in doubt or after lost messages.";
         counter(e, "netlink_resyncs", resyncs, &[(vec![], p.netlink_resyncs)])

@@ -175,7 +175,8 @@ fn counters(a: &CountersAnswer) -> String {
         p.config,
         p.reloads,
         p.reloads_refused,
-        p.on_trial_secs.map_or(String::new(), |secs| format!(", on trial for {secs} s")),
+        p.on_trial_secs.map_or(String::new(), |secs| format!(", on trial for {secs} s"))
+            + &dead(p.dead),
     );
     let mut headings = vec!["counter", ">total"];
     // Names of columns are static: beyond eight workers only the total is shown.
@@ -404,6 +405,14 @@ fn duration(secs: u64) -> String {
     match out.trim_end() {
         "" => "0s".into(),
         text => text.into(),
+    }
+}
+
+/// What should not happen is not passed over.
+fn dead(count: u64) -> String {
+    match count {
+        0 => String::new(),
+        _ => format!(", {count} checks or copiers have ended by a bug, see the log"),
     }
 }
 

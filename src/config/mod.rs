@@ -46,6 +46,9 @@ pub struct Config {
     /// The file it was read from.
     pub path: PathBuf,
     pub workers: WorkersSpec,
+    /// `workers.frames` stands in the file; otherwise it follows from the ports, and a reload keeps
+    /// it.
+    pub frames_given: bool,
     pub ports: Vec<PortSpec>,
     pub forward: ForwardSpec,
     /// By [`crate::forward::spec::PoolId`].

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::announce::{self, Announcer};
 use super::copies::Copies;
 use super::crew::{Crew, Seat};
+use super::exchanges::Exchanges;
 use super::netlink::{self, Keeper, Netlink, NetlinkError, NetlinkOptions};
 use super::pools::Pools;
+use super::port_state::PortState;
 use super::routes::{RouteFeed, kept_neighbours, other_tables};
 use super::steering::{SteerTables, Steering};
 use crate::base::Seed;
@@ -17,10 +19,11 @@ use crate::config::Config;
 use crate::flow::table::FLOW_BYTES_MAX;
 use crate::graph::Snapshot;
 use crate::nic::restore::{Changes, STATE_DIR, restore_leftovers};
+use crate::nic::spec::PORTS_MAX;
 use crate::nic::steer::{self, kernel_now};
 use crate::nic::wake::Sleeper;
 use crate::nic::xsk::XskPort;
-use crate::nic::{Nic, NicError, PortMode};
+use crate::nic::{Nic, NicError, Opener};
 use crate::observe::SharedStats;
 use crate::packet::CopyTo;
 use crate::policy::Rules;
@@ -31,7 +34,7 @@ use crate::worker::handover::RING_PACKETS;
 use crate::worker::offload::{Offload, OffloadRing};
 use crate::worker::spec::{OnFailure, WorkersSpec};
 use crate::worker::{
-    Blueprint, Clock, FlowsOf, Handover, Heartbeat, Own, RunnerParts, WorkerThread,
+    Blueprint, Clock, FlowsOf, Handover, Heartbeat, Own, PortDesk, RunnerParts, WorkerThread,
 };
 
 /// Why the appliance can't start.
@@ -65,20 +68,17 @@ pub struct Appliance {
     pub(super) crew: Crew,
     announcer: Announcer,
     pub(super) copies: Copies,
-    pub(super) modes: Vec<PortMode>,
-    /// By port, as last logged.
-    links_up: Vec<bool>,
-    /// By port: another interface has its name, which was logged.
-    replaced: Vec<bool>,
-    /// By port: whether flows are offloaded to it, as shown. Empty before it is known.
-    pub(super) offload: Vec<String>,
+    /// By [`crate::packet::PortId`]; `None` where there is none.
+    pub(super) ports: Vec<Option<PortState>>,
+    pub(super) exchanges: Exchanges,
     pub(super) clock: Clock,
     pub(super) started: Instant,
     pub(super) reloads: u64,
     pub(super) reloads_refused: u64,
     /// Configurations that nobody has confirmed in time.
     pub(super) rollbacks: u64,
-    // Dropped in this order: the programs, then what was changed on the interfaces.
+    // Dropped in this order: the sockets, the programs, then what was changed on the interfaces.
+    pub(super) opener: Opener,
     pub(super) steering: Steering,
     pub(super) changes: Changes,
 }
@@ -95,9 +95,10 @@ impl Appliance {
         let tables = other_tables(&config.ports);
         let options = NetlinkOptions { tables, ..NetlinkOptions::default() };
         let netlink = Netlink::connect(options).await?;
-        let Nic { ports, pools, modes, steer, changes } =
+        let Nic { ports, pools, modes, opener, steer, changes } =
             crate::nic::open(&config.ports, &config.workers, state_dir)?;
-        log_modes(&config, &modes);
+        let states: Vec<_> = modes.into_iter().map(PortState::new).collect();
+        states.iter().zip(&config.ports).for_each(|(state, port)| state.log(port));
         let seed = Seed::random();
         let mut feed = RouteFeed::new(&config.ports, seed).map_err(BootError::Thread)?;
         feed.start(netlink.mirror()).await;
@@ -115,8 +116,6 @@ impl Appliance {
             limits: Arc::new(Limits::build(&config.limits, seed, None, clock.now())),
             shared_ports: Default::default(),
         };
-        let (links_up, replaced) =
-            (vec![true; config.ports.len()], vec![false; config.ports.len()]);
         let mut appliance = Appliance {
             config,
             netlink,
@@ -127,15 +126,14 @@ impl Appliance {
             crew: Crew::default(),
             announcer,
             copies: Copies::new(clock.clone()),
-            modes,
-            links_up,
-            replaced,
-            offload: Vec::new(),
+            ports: states.into_iter().map(Some).collect(),
+            exchanges: Exchanges::default(),
             clock,
             started: Instant::now(),
             reloads: 0,
             reloads_refused: 0,
             rollbacks: 0,
+            opener,
             steering: Steering::new(steer),
             changes,
         };
@@ -166,11 +164,10 @@ impl Appliance {
         let slots = self.steering.steer().offload_slots();
         let mesh = Handover::mesh(spec.count, RING_PACKETS);
         let owned = ports.into_iter().zip(pools).zip(mesh).zip(sleepers);
-        for (id, (((ports, pool), mut handover), mut sleeper)) in (0u16..).zip(owned) {
-            ports.iter().flat_map(XskPort::fds).for_each(|fd| sleeper.watch(fd));
+        for (id, (((ports, pool), mut handover), sleeper)) in (0u16..).zip(owned) {
             handover.set_wakers(&wakers);
             let (control, link) = control_link(Some(sleeper.waker()));
-            let stats = Arc::new(SharedStats::new(self.config.ports.len()));
+            let stats = Arc::new(SharedStats::new(PORTS_MAX));
             stats.serving().reserve(self.pools.places_count());
             let own = Own { id, ports, pool, handover, control, stats: Arc::clone(&stats) };
             let parts = RunnerParts {
@@ -182,6 +179,8 @@ impl Appliance {
                 sleeper,
             };
             let mut worker = blueprint.worker(own);
+            let desk = PortDesk::default();
+            worker.set_desk(desk.clone());
             worker.set_copy_ring(self.copies.ring(spec.frame_size as usize));
             let ring = slots.clone().map(|slots| {
                 let (ring, flows) = (OffloadRing::new(), spec.flows_max as usize);
@@ -190,6 +189,7 @@ impl Appliance {
             });
             let thread = WorkerThread::spawn(worker, parts).map_err(failed(id))?;
             let mut seat = Seat::new(id, link, stats, thread);
+            seat.set_desk(desk);
             ring.into_iter().for_each(|ring| seat.set_offload(ring));
             self.crew.seats.push(seat);
         }
@@ -244,6 +244,12 @@ impl Appliance {
         }
     }
 
+    /// Background work that has ended by a bug.
+    pub(super) fn dead(&self) -> u64 {
+        let pools = self.pools.prober.dead() + self.pools.scraper.dead();
+        pools as u64 + u64::from(self.copies.is_dead())
+    }
+
     /// Withdraws all addresses; returns how long others may take to hear of it.
     pub(super) fn withdraw(&mut self) -> Duration {
         let announced = !self.announcer.announced().is_empty();
@@ -258,26 +264,6 @@ impl Appliance {
         let ends = self.pools.take_downed();
         if !ends.is_empty() {
             self.crew.cut(&FlowsOf::backends(ends));
-        }
-    }
-
-    /// Says when a port's link goes or comes back.
-    fn log_links(&mut self) {
-        let (feed, mirror) = (&self.feed, self.netlink.mirror());
-        for (at, (port, was_up)) in self.config.ports.iter().zip(&mut self.links_up).enumerate() {
-            let link = feed.link(at, mirror);
-            let up = link.is_some_and(|l| l.up && l.carrier);
-            let gone = link.is_none();
-            match (std::mem::replace(was_up, up), up) {
-                (true, false) => tracing::warn!(port = port.name, gone, "link down"),
-                (false, true) => tracing::info!(port = port.name, "link up"),
-                _ => {}
-            }
-            let replaced = feed.is_replaced(at, mirror);
-            if !std::mem::replace(&mut self.replaced[at], replaced) && replaced {
-                let (port, interface) = (&port.name, &port.interface);
-                tracing::error!(port, interface, "another interface has this name now: start anew");
-            }
         }
     }
 
@@ -352,37 +338,6 @@ impl Heartbeat for Beat {
         super::fuse::burn(super::fuse::WORKER);
         self.0.stamp(kernel_now());
     }
-}
-
-/// Says what each port got: nothing falls back silently.
-fn log_modes(config: &Config, modes: &[PortMode]) {
-    for (port, mode) in config.ports.iter().zip(modes) {
-        tracing::info!(
-            port = port.name,
-            interface = mode.interface,
-            driver = mode.driver,
-            attach = attach_text(mode),
-            copy = copy_text(mode),
-            busy_poll = mode.busy_poll,
-            queues = mode.queues,
-            switched_off = ?mode.switched_off,
-            "port open"
-        );
-        if let Some(reason) = &mode.native_refused {
-            tracing::warn!(port = port.name, reason, "native XDP refused, generic in use");
-        }
-        if port.busy_poll.is_some() && !mode.busy_poll {
-            tracing::warn!(port = port.name, "busy polling refused by the kernel");
-        }
-    }
-}
-
-pub(super) fn attach_text(mode: &PortMode) -> &'static str {
-    if mode.native { "native" } else { "generic" }
-}
-
-pub(super) fn copy_text(mode: &PortMode) -> &'static str {
-    if mode.zero_copy { "zero-copy" } else { "copy" }
 }
 
 /// Undoes what a killed run has left changed.

@@ -7,10 +7,12 @@ use crate::base::Nanos;
 use crate::flow::Serving;
 use crate::forward::{Routes, Tables};
 use crate::nic::steer::OffloadOrder;
+use crate::nic::xsk::XskPort;
 use crate::observe::{Latencies, SharedStats, Stats};
 use crate::worker::offload::OffloadRing;
 use crate::worker::{
-    Exit, FlowCount, FlowsOf, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread,
+    Exit, FlowCount, FlowsOf, PortDesk, PortOrder, WorkerCommand, WorkerEvent, WorkerLink,
+    WorkerThread,
 };
 
 /// One worker's seat.
@@ -21,13 +23,41 @@ pub struct Seat {
     thread: Option<WorkerThread>,
     /// Commands that found the ring full: the worker hangs or is busy. In order.
     outbox: VecDeque<WorkerCommand>,
+    /// Where ports come and go.
+    desk: PortDesk<XskPort>,
     /// What the XDP programs are to forward of its flows.
     offload: Option<OffloadRing>,
 }
 
 impl Seat {
     pub fn new(id: u16, link: WorkerLink, stats: Arc<SharedStats>, thread: WorkerThread) -> Seat {
-        Seat { id, link, stats, thread: Some(thread), outbox: VecDeque::new(), offload: None }
+        Seat {
+            id,
+            link,
+            stats,
+            thread: Some(thread),
+            outbox: VecDeque::new(),
+            desk: PortDesk::default(),
+            offload: None,
+        }
+    }
+
+    /// Where the worker looks for ports that come or go.
+    pub fn set_desk(&mut self, desk: PortDesk<XskPort>) {
+        self.desk = desk;
+    }
+
+    /// Leaves an order at the desk, which the worker does when it is told [`WorkerCommand::Ports`].
+    pub fn exchange(&self, order: PortOrder<XskPort>) {
+        // There is room for all that one reload asks for, and none begins before that is done.
+        if self.desk.order(order).is_err() {
+            tracing::error!(worker = self.id, "the worker hangs: a port is lost");
+        }
+    }
+
+    /// What came of the next order.
+    pub fn exchanged(&self) -> Option<PortOrder<XskPort>> {
+        self.desk.done()
     }
 
     /// The worker hands flows down.
@@ -55,6 +85,14 @@ impl Seat {
         }
         self.outbox.push_back(command);
         self.flush();
+    }
+
+    /// See [`WorkerThread::pin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pin(&self, core: Option<usize>) -> std::io::Result<()> {
+        self.thread.as_ref().map_or(Ok(()), |thread| thread.pin(core))
     }
 
     /// Whether all commands so far have reached the worker's ring.

@@ -34,6 +34,8 @@ pub struct Built {
     pub routes: usize,
     /// Routes that there was no room for, since the start.
     pub refused: usize,
+    /// Orders that it knows, since the start.
+    pub orders: u64,
 }
 
 impl FibThread {
@@ -81,7 +83,7 @@ fn build(
     tell: &tokio_mpsc::UnboundedSender<Built>,
     mut builder: FibBuilder,
 ) {
-    let (mut not_before, mut due, mut refused) = (Instant::now(), false, 0);
+    let (mut not_before, mut due, mut refused, mut taken) = (Instant::now(), false, 0, 0);
     loop {
         // All orders that wait are taken in before a table is built.
         let wait = if due { not_before.saturating_duration_since(Instant::now()) } else { FOREVER };
@@ -91,11 +93,12 @@ fn build(
                 for ((table, prefix), route) in order.routes {
                     refused += usize::from(builder.set(table, prefix, route.as_ref()).is_err());
                 }
-                due = true;
+                (due, taken) = (true, taken + 1);
             }
             Err(RecvTimeoutError::Timeout) if due => {
                 let start = Instant::now();
-                let built = Built { fib: builder.build(), routes: builder.len(), refused };
+                let (fib, routes) = (builder.build(), builder.len());
+                let built = Built { fib, routes, refused, orders: taken };
                 if tell.send(built).is_err() {
                     return;
                 }

@@ -7,6 +7,7 @@ mod classes;
 mod copies;
 mod crew;
 mod draining;
+mod exchanges;
 mod fib_thread;
 #[cfg(test)]
 pub(crate) mod fuse;
@@ -18,11 +19,14 @@ pub mod netlink;
 mod offload;
 mod overview;
 mod pools;
+mod port_plan;
+mod port_state;
 pub mod reload;
 pub mod routes;
 mod run;
 pub mod steering;
 mod taking_over;
+mod ticks;
 mod trial;
 pub mod view;
 

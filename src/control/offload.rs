@@ -15,14 +15,12 @@ impl Appliance {
             return tracing::error!(%error, "offload to a port can't be set");
         }
         let steer = self.steering.steer();
-        let states = self.config.ports.iter().enumerate();
-        let states: Vec<_> =
-            states.map(|(at, port)| state(&self.config, port, steer.is_target(at))).collect();
-        let known = std::mem::replace(&mut self.offload, states);
-        for (at, (port, state)) in self.config.ports.iter().zip(&self.offload).enumerate() {
-            match known.get(at) {
+        for (port, of) in self.config.ports.iter().zip(&mut self.ports) {
+            let Some(of) = of.as_mut().filter(|_| !port.is_vacant()) else { continue };
+            let state = state(&self.config, port, steer.is_target(usize::from(port.id.0)));
+            match &of.offload {
                 None if state == OFF => {}
-                Some(before) if before == state => {}
+                Some(before) if *before == state => {}
                 _ if state.starts_with(NO) => {
                     tracing::warn!(
                         port = port.name,
@@ -32,6 +30,7 @@ impl Appliance {
                 }
                 _ => tracing::info!(port = port.name, offload = state, "flows are offloaded to it"),
             }
+            of.offload = Some(state);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::appliance::{Appliance, attach_text, copy_text};
+use super::appliance::Appliance;
 use super::latency::latencies;
 use super::limits::limits;
 use super::members::pools;
@@ -14,7 +14,7 @@ use super::view::{
 use crate::forward::spec::{BackendSpec, ForwardSpec, PoolId, PoolSpec, ServiceSpec};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges, Stats};
-use crate::packet::{DropReason, FlowKey};
+use crate::packet::{DropReason, FlowKey, PortId};
 
 impl Control {
     /// Everything but the flows, as of now; classes as of a second ago at most.
@@ -22,7 +22,7 @@ impl Control {
         let a = &self.appliance;
         Overview {
             process: ProcessView { on_trial_secs: self.on_trial_secs(), ..process(a) },
-            workers: a.crew.seats.iter().map(|s| worker(s.id, &s.stats())).collect(),
+            workers: a.crew.seats.iter().map(|s| worker(a, s.id, &s.stats())).collect(),
             ports: ports(a),
             services: a.config.forward.services.iter().map(|s| service(a, s)).collect(),
             backends: backends(a),
@@ -47,6 +47,7 @@ fn process(a: &Appliance) -> ProcessView {
         reloads: a.reloads,
         reloads_refused: a.reloads_refused,
         rollbacks: a.rollbacks,
+        dead: a.dead(),
         on_trial_secs: None,
         routes: a.feed.routes_len() as u64,
         netlink_resyncs: a.netlink.resyncs(),
@@ -57,15 +58,18 @@ fn named<const N: usize>(names: [&str; N], values: [u64; N]) -> Values {
     names.iter().map(|n| (*n).to_string()).zip(values).collect()
 }
 
-fn worker(id: u16, stats: &Stats) -> WorkerView {
+fn worker(a: &Appliance, id: u16, stats: &Stats) -> WorkerView {
     let drops = DropReason::ALL.iter().map(|r| r.label().to_string()).zip(stats.counters.drops);
-    let port = |p: &PortGauges| named(PortGauges::NAMES, p.values());
+    let values = |id: PortId| stats.ports.get(usize::from(id.0)).map_or([0; _], PortGauges::values);
     WorkerView {
         worker: id,
         counters: named(Counters::NAMES, stats.counters.values()),
         drops: drops.collect(),
         gauges: named(Gauges::NAMES, stats.gauges.values()),
-        ports: stats.ports.iter().map(port).collect(),
+        ports: a
+            .open_ports_now()
+            .map(|(port, _)| named(PortGauges::NAMES, values(port.id)))
+            .collect(),
     }
 }
 
@@ -74,10 +78,10 @@ fn ports(a: &Appliance) -> Vec<PortView> {
         tracing::warn!(%error, "counters of the XDP programs can't be read");
         Vec::new()
     });
-    let ports = a.config.ports.iter().zip(&a.modes).enumerate();
-    ports
-        .map(|(at, (port, mode))| {
+    a.open_ports_now()
+        .map(|(port, state)| {
             let (mirror, feed) = (a.netlink.mirror(), &a.feed);
+            let at = usize::from(port.id.0);
             let link = feed.link(at, mirror);
             let counts = steered.iter().find(|s| s.interface == port.interface);
             let reasons = SteerReason::ALL
@@ -91,11 +95,11 @@ fn ports(a: &Appliance) -> Vec<PortView> {
                 mtu: link.map_or(0, |l| l.mtu),
                 up: link.is_some_and(|l| l.up && l.carrier),
                 replaced: feed.is_replaced(at, mirror),
-                attach: attach_text(mode).into(),
-                copy: copy_text(mode).into(),
-                busy_poll: mode.busy_poll,
-                queues: mode.queues,
-                offload: a.offload.get(at).cloned().unwrap_or_default(),
+                attach: state.attach_text().into(),
+                copy: state.copy_text().into(),
+                busy_poll: state.mode.busy_poll,
+                queues: state.mode.queues,
+                offload: state.offload.clone().unwrap_or_default(),
                 steered: reasons.collect::<BTreeMap<_, _>>(),
             }
         })

@@ -16,7 +16,7 @@ use crate::control::netlink::{Changes, Link, Mirror, TablePrefix};
 use crate::forward::fib::Fib;
 use crate::forward::{PortLink, Routes};
 use crate::nic::spec::PortSpec;
-use crate::packet::FlowKey;
+use crate::packet::{FlowKey, PortId};
 
 /// Builds [`Routes`] anew after changes of the mirror.
 pub struct RouteFeed {
@@ -31,6 +31,9 @@ pub struct RouteFeed {
     thread: FibThread,
     /// What the thread was told of last.
     links: Vec<PortLink>,
+    /// Orders given, and those that the forwarding table knows.
+    ordered: u64,
+    built: u64,
     fib: Arc<Fib>,
     routes: usize,
     refused: usize,
@@ -49,10 +52,45 @@ impl RouteFeed {
             thread: FibThread::start(tables.len())?,
             tables,
             links: Vec::new(),
+            ordered: 0,
+            built: 0,
             fib: Arc::default(),
             routes: 0,
             refused: 0,
         })
+    }
+
+    /// Ports come and go; those that `opened` says were opened just now, on the interfaces that
+    /// have their names. Returns what is to be asked [`RouteFeed::knows`] before anybody relies on
+    /// routes leading to no other.
+    pub fn set_ports(
+        &mut self,
+        ports: &[PortSpec],
+        mirror: &Mirror,
+        opened: impl Fn(PortId) -> bool,
+    ) -> u64 {
+        self.devices.resize(ports.len(), None);
+        for (port, device) in ports.iter().zip(&mut self.devices) {
+            if port.is_vacant() || opened(port.id) {
+                *device = mirror.link_named(&port.interface).map(|link| link.ifindex);
+            }
+        }
+        self.ports = ports.to_vec();
+        if self.links(mirror) == self.links {
+            return 0;
+        }
+        self.order(mirror, BTreeSet::new());
+        self.ordered
+    }
+
+    /// The kernel's tables beside the usual ones that are mirrored.
+    pub fn tables(&self) -> &[u32] {
+        &self.tables
+    }
+
+    /// Whether the forwarding table knows so many orders.
+    pub fn knows(&self, orders: u64) -> bool {
+        self.built >= orders
     }
 
     /// The link of a port; `None` while its interface is gone.
@@ -87,13 +125,14 @@ impl RouteFeed {
     fn order(&mut self, mirror: &Mirror, places: BTreeSet<TablePrefix>) {
         self.links = self.links(mirror);
         let route = |place: TablePrefix| (place, mirror.route(place));
+        self.ordered += 1;
         self.thread.order(self.links.clone(), places.into_iter().map(route).collect());
     }
 
     /// Waits for the next forwarding table and takes it over. Safe to cancel.
     pub async fn built(&mut self) {
-        let Built { fib, routes, refused } = self.thread.built().await;
-        (self.fib, self.routes) = (fib, routes);
+        let Built { fib, routes, refused, orders } = self.thread.built().await;
+        (self.fib, self.routes, self.built) = (fib, routes, orders);
         if refused > self.refused {
             tracing::error!(refused, "routes beyond the most that there is room for are not used");
         }
@@ -185,7 +224,7 @@ mod tests {
     use super::*;
     use crate::control::netlink::mirror::{Fact, Insert};
     use crate::control::netlink::{Link, Neighbour, NeighbourState, NextHop, RouteKey, RouteKind};
-    use crate::packet::{DropReason, PortId};
+    use crate::packet::DropReason;
 
     fn addr(s: &str) -> Addr {
         s.parse().expect("literal")

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::appliance::{Appliance, unix_seconds};
 use super::ask::Ask;
@@ -14,6 +13,7 @@ use super::listing::Listing;
 use super::netlink::NetlinkError;
 use super::pools::{Found, Scraped};
 use super::taking_over::TakeOver;
+use super::ticks::every;
 use super::trial::Trial;
 use crate::worker::{Exit, WorkerEvent};
 
@@ -123,10 +123,7 @@ impl Control {
         mut asks: mpsc::Receiver<Ask>,
         signals: &mut Signals,
     ) -> Result<End, RunError> {
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut housekeeping = interval(HOUSEKEEPING);
-        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut tick, mut housekeeping) = (every(TICK), every(HOUSEKEEPING));
         loop {
             tokio::select! {
                 heard = self.appliance.netlink.heard() => {
@@ -166,8 +163,11 @@ impl Control {
         self.appliance.crew.poll(&mut events);
         for (worker, event) in events.drain(..) {
             match event {
-                WorkerEvent::Old(update) => drop(update),
-                WorkerEvent::Blocked(blocked) => self.taken_over(worker, blocked),
+                WorkerEvent::Old(update) => {
+                    self.given_back(worker);
+                    drop(update);
+                }
+                WorkerEvent::Blocked(blocked) => self.blocked(worker, blocked),
                 WorkerEvent::OldRoutes(routes) => drop(routes),
                 WorkerEvent::OldTables(tables) => drop(tables),
                 WorkerEvent::Counted(count) => self.flows_counted(worker, &count),
@@ -293,7 +293,7 @@ impl Control {
     async fn go_on_for(&mut self, wait: Duration) -> Result<(), RunError> {
         let end = tokio::time::sleep(wait);
         tokio::pin!(end);
-        let mut tick = interval(TICK);
+        let mut tick = every(TICK);
         loop {
             tokio::select! {
                 () = &mut end => return Ok(()),
@@ -303,7 +303,7 @@ impl Control {
     }
 
     async fn all_ended(&mut self) -> Result<(), RunError> {
-        let mut tick = interval(TICK);
+        let mut tick = every(TICK);
         loop {
             tick.tick().await;
             self.appliance.crew.poll(&mut self.events);

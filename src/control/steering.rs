@@ -110,6 +110,10 @@ impl Steering {
         &self.steer
     }
 
+    pub fn steer_mut(&mut self) -> &mut Steer {
+        &mut self.steer
+    }
+
     /// See [`Steer::leave`].
     pub fn leave(&mut self) {
         self.steer.leave();

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::ask::Refusal;
 use super::run::Control;
+use super::view::ReloadView;
 use crate::base::Nanos;
 use crate::config::Config;
 
@@ -53,6 +54,18 @@ impl Control {
         let _ = reply.send(result);
     }
 
+    /// What was to be tried, or gone back to, could not be had after all.
+    pub(super) fn undo_trial(&mut self, done: &ReloadView, back: Option<Trial>) {
+        if done.confirm_within_secs.is_some() {
+            self.trial = None;
+        }
+        if let Some(trial) = back {
+            self.appliance.rollbacks -= 1;
+            let deadline = self.appliance.clock.now() + AGAIN_AFTER;
+            self.trial = Some(Trial { deadline, ..trial });
+        }
+    }
+
     /// Goes back when the time is over.
     pub(super) fn check_trial(&mut self) {
         let now = self.appliance.clock.now();
@@ -61,13 +74,16 @@ impl Control {
         }
         let Some(trial) = self.trial.take_if(|trial| now >= trial.deadline) else { return };
         match self.begin(trial.before.clone()) {
-            Ok(take_over) => {
+            Ok(mut take_over) => {
                 self.appliance.rollbacks += 1;
                 let path = trial.before.path.display().to_string();
                 tracing::warn!(
                     path,
                     "not confirmed in time: what ran before is back; the file is as it was"
                 );
+                if let Some(take_over) = &mut take_over {
+                    take_over.back = Some(trial);
+                }
                 self.take_over = take_over;
             }
             Err(error) => {

@@ -43,6 +43,10 @@ pub struct ProcessView {
     /// Configurations that were taken back since start, because nobody confirmed them in time.
     #[serde(default)]
     pub rollbacks: u64,
+    /// Of what runs in the background (health checks, readers of metrics, shadows and files), what
+    /// has ended by a bug.
+    #[serde(default)]
+    pub dead: u64,
     /// The configuration is taken back after this, unless it is confirmed.
     #[serde(default)]
     pub on_trial_secs: Option<u64>,
@@ -448,6 +452,12 @@ pub struct ReloadView {
     pub services: usize,
     pub backends: usize,
     pub rules: usize,
+    /// Ports that came, by name; those that were opened anew are here and below.
+    #[serde(default)]
+    pub ports_opened: Vec<String>,
+    /// Ports that went.
+    #[serde(default)]
+    pub ports_closed: Vec<String>,
     /// Nothing differed from what runs.
     pub unchanged: bool,
     /// It is undone after this, unless it is confirmed.

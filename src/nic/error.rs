@@ -56,6 +56,11 @@ pub enum NicError {
     #[error("interface {interface}: {what} is {value}, not a power of two")]
     NotPowerOfTwo { interface: String, what: &'static str, value: u32 },
     #[error(
+        "interface {interface}: a {what} of {value} is more than the {limit} of the largest port \
+         at the start, which the memory region's rings were made for: restart, or take less"
+    )]
+    RingTooLarge { interface: String, what: &'static str, value: u32, limit: u32 },
+    #[error(
         "no memory for {bytes} bytes of frames in huge pages: reserve them with `sysctl \
          vm.nr_hugepages={pages}`"
     )]

@@ -82,13 +82,27 @@ pub fn xdp_program_id(index: u32) -> io::Result<Option<u32>> {
 /// A veth device does so while its peer has GRO or an XDP program. Kernels before 6.3 don't tell.
 pub fn takes_xdp_frames(index: u32) -> bool {
     const NDO_XMIT: u64 = 1 << 2; // enum netdev_xdp_act, linux/netdev.h
+    features(index) & NDO_XMIT != 0
+}
+
+/// Whether a driver reads and writes frames of AF_XDP sockets itself
+/// (`NETDEV_XDP_ACT_XSK_ZEROCOPY`).
+/// Kernels before 6.3 don't tell.
+pub fn has_zero_copy(index: u32) -> Option<bool> {
+    const XSK_ZEROCOPY: u64 = 1 << 3;
+    let features = features(index);
+    (features != 0).then_some(features & XSK_ZEROCOPY != 0)
+}
+
+/// What a driver does for XDP programs; 0 where the kernel doesn't tell.
+fn features(index: u32) -> u64 {
     let mut options = libbpf_sys::bpf_xdp_query_opts {
         sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
         ..Default::default()
     };
     // SAFETY: fills the struct, whose size is passed.
     let result = unsafe { libbpf_sys::bpf_xdp_query(index as i32, 0, &raw mut options) };
-    result == 0 && options.feature_flags & NDO_XMIT != 0
+    if result == 0 { options.feature_flags } else { 0 }
 }
 
 /// An attachment that outlives the process unless this is dropped.

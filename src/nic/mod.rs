@@ -6,6 +6,7 @@ pub mod flood;
 pub mod link;
 pub mod memory;
 pub mod open;
+mod opener;
 pub mod pcap;
 pub mod port;
 pub mod restore;
@@ -17,4 +18,5 @@ pub mod xsk;
 
 pub use error::NicError;
 pub use open::{Nic, PortMode, open};
+pub use opener::{OpenedPort, Opener};
 pub use port::{Port, PortStats};

@@ -1,20 +1,16 @@
 //! Opens all ports of the appliance: offloads, XDP programs, memory region, sockets, in this order.
 
-use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
-
-use xsk_rs::Socket;
-use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
 
 use super::error::NicError;
 use super::ethtool::{Channels, Ethtool, Offload};
 use super::link;
+use super::opener::Opener;
 use super::restore::Changes;
-use super::spec::{BusyPoll, CopyMode, PortSpec};
+use super::spec::{CopyMode, PortSpec};
 use super::steer::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, Sockets, Steer};
 use super::umem::{Umem, UmemSpec};
-use super::xsk::{Queue, XskPort, XskPortParts};
+use super::xsk::XskPort;
 use crate::base::mem::Slot;
 use crate::packet::frame::HEADROOM;
 use crate::packet::{FramePool, PortId, eth};
@@ -28,9 +24,6 @@ const KERNEL_MIN_TEXT: &str = "5.10";
 const FRAMES_SPARE: u32 = 64;
 /// Of `frame_size`.
 pub const FRAME_SIZE_MAX: u32 = 4_096;
-/// Bytes of the kernel's send buffer for each descriptor of the transmit ring: in copy mode it
-/// holds a packet's copy and its `sk_buff`.
-const SEND_BUFFER_PER_DESCRIPTOR: u32 = 2_304;
 
 /// What a port was asked for and what it got.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +54,8 @@ pub struct Nic {
     /// By worker; the frames in receive rings count as theirs.
     pub pools: Vec<FramePool>,
     pub modes: Vec<PortMode>,
+    /// Opens further ones.
+    pub opener: Opener,
     pub steer: Steer,
     /// Restores offloads when dropped.
     pub changes: Changes,
@@ -89,9 +84,9 @@ pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Resu
         modes.push(mode);
         sockets.push(to);
     }
-    let opened = open_sockets(specs, workers, &mut modes, &sockets)?;
+    let Opened { ports, pools, opener } = open_sockets(specs, workers, &mut modes, &sockets)?;
     steer.set_config(workers.heartbeat_limit, workers.on_failure, SHARE_ALL as u16)?;
-    Ok(Nic { ports: opened.0, pools: opened.1, modes, steer, changes })
+    Ok(Nic { ports, pools, modes, opener, steer, changes })
 }
 
 /// What can be checked before anything is changed. Returns the queue counts.
@@ -100,32 +95,51 @@ fn check_ports(
     workers: &WorkersSpec,
     ethtool: &Ethtool,
 ) -> Result<Vec<Channels>, NicError> {
-    let mut frames_needed = FRAMES_SPARE;
     let mut all = Vec::with_capacity(specs.len());
     for spec in specs {
-        let interface = &spec.interface;
-        for (what, value) in [("rx_ring", spec.rx_ring), ("tx_ring", spec.tx_ring)] {
-            if !value.is_power_of_two() {
-                let interface = interface.clone();
-                return Err(NicError::NotPowerOfTwo { interface, what, value });
-            }
-        }
-        let index = link::index_of(interface)
-            .map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
-        check_mtu(interface, index, workers.frame_size)?;
-        let channels = ethtool
-            .channels(interface)
-            .map_err(|e| NicError::from_io(format!("reading the queues of {interface}"), e))?;
-        check_queues(interface, &channels, workers.count)?;
-        let of_a_worker = channels.receive().div_ceil(u32::from(workers.count.max(1)));
-        frames_needed += of_a_worker * spec.rx_ring;
-        all.push(channels);
+        all.push(check_port(spec, workers, ethtool)?);
     }
-    if workers.frames < frames_needed {
-        return Err(NicError::TooFewFrames { have: workers.frames, need: frames_needed });
-    }
+    let rings = specs.iter().zip(&all).map(|(spec, channels)| (spec.rx_ring, channels.receive()));
+    check_frames(rings, workers)?;
     copy_mode(specs)?;
     Ok(all)
+}
+
+/// What can be checked of one port before anything is changed. Returns its queue counts.
+pub(super) fn check_port(
+    spec: &PortSpec,
+    workers: &WorkersSpec,
+    ethtool: &Ethtool,
+) -> Result<Channels, NicError> {
+    let interface = &spec.interface;
+    for (what, value) in [("rx_ring", spec.rx_ring), ("tx_ring", spec.tx_ring)] {
+        if !value.is_power_of_two() {
+            let interface = interface.clone();
+            return Err(NicError::NotPowerOfTwo { interface, what, value });
+        }
+    }
+    let index = link::index_of(interface)
+        .map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
+    check_mtu(interface, index, workers.frame_size)?;
+    let channels = ethtool
+        .channels(interface)
+        .map_err(|e| NicError::from_io(format!("reading the queues of {interface}"), e))?;
+    check_queues(interface, &channels, workers.count)?;
+    Ok(channels)
+}
+
+/// Frames have to be left where all receive rings are full: of each port its ring's size and how
+/// many there are.
+pub(super) fn check_frames(
+    rings: impl Iterator<Item = (u32, u32)>,
+    workers: &WorkersSpec,
+) -> Result<(), NicError> {
+    let of_a_worker = |queues: u32| queues.div_ceil(u32::from(workers.count.max(1)));
+    let need = rings.map(|(ring, queues)| of_a_worker(queues) * ring).sum::<u32>() + FRAMES_SPARE;
+    if workers.frames < need {
+        return Err(NicError::TooFewFrames { have: workers.frames, need });
+    }
+    Ok(())
 }
 
 /// The largest IP packet that frames of this size hold, with a VLAN tag.
@@ -173,7 +187,7 @@ fn copy_mode(specs: &[PortSpec]) -> Result<CopyMode, NicError> {
     }
 }
 
-fn prepare(
+pub(super) fn prepare(
     spec: &PortSpec,
     channels: &Channels,
     lasting: bool,
@@ -189,7 +203,7 @@ fn prepare(
     if lasting {
         changes.note_program(interface).map_err(|e| NicError::from_io(what(), e))?;
     }
-    let (attached, sockets) = steer.attach(interface, spec.attach, lasting)?;
+    let (attached, sockets) = steer.attach(spec.id, interface, spec.attach, lasting)?;
     let mode = PortMode {
         port: spec.id,
         interface: interface.clone(),
@@ -205,7 +219,11 @@ fn prepare(
     Ok((mode, sockets))
 }
 
-type Opened = (Vec<Vec<XskPort>>, Vec<FramePool>);
+struct Opened {
+    ports: Vec<Vec<XskPort>>,
+    pools: Vec<FramePool>,
+    opener: Opener,
+}
 
 /// Zero-copy is the region's property, decided by the first socket: where a later port can't
 /// follow, all start again with copying.
@@ -216,8 +234,10 @@ fn open_sockets(
     sockets: &[Sockets],
 ) -> Result<Opened, NicError> {
     let mut copy = copy_mode(specs)?;
-    if copy == CopyMode::Auto && modes.iter().any(|m| !m.native) {
-        copy = CopyMode::Copy; // generic XDP has nothing else
+    // Generic XDP has nothing else, nor have many drivers.
+    let copies = |m: &PortMode| !m.native || lacks_zero_copy(&m.interface);
+    if copy == CopyMode::Auto && modes.iter().any(copies) {
+        copy = CopyMode::Copy;
     }
     let first = try_open_sockets(specs, workers, modes, sockets, copy);
     let retry = match &first {
@@ -227,6 +247,10 @@ fn open_sockets(
     if retry { try_open_sockets(specs, workers, modes, sockets, CopyMode::Copy) } else { first }
 }
 
+fn lacks_zero_copy(interface: &str) -> bool {
+    link::index_of(interface).ok().and_then(link::has_zero_copy) == Some(false)
+}
+
 fn try_open_sockets(
     specs: &[PortSpec],
     workers: &WorkersSpec,
@@ -234,37 +258,23 @@ fn try_open_sockets(
     sockets: &[Sockets],
     copy: CopyMode,
 ) -> Result<Opened, NicError> {
-    let (umem, slots) = Umem::create(UmemSpec {
+    let spec = UmemSpec {
         frames: workers.frames * u32::from(workers.count),
         frame_size: workers.frame_size,
         fill_ring: specs.iter().map(|s| s.rx_ring).max().unwrap_or(64),
         completion_ring: specs.iter().map(|s| s.tx_ring).max().unwrap_or(64),
         huge_pages: workers.huge_pages,
-    })?;
-    let mut pools = share_out(&umem, slots, workers.count);
-    let mut all: Vec<Vec<XskPort>> = Vec::with_capacity(usize::from(workers.count));
-    for (worker, pool) in pools.iter_mut().enumerate() {
-        let mut ports = Vec::with_capacity(specs.len());
-        for ((spec, mode), to) in specs.iter().zip(modes.iter_mut()).zip(sockets) {
-            let step = usize::from(workers.count);
-            let queues = (worker as u32..mode.queues).step_by(step);
-            let queues = queues
-                .map(|id| open_queue(spec, &umem, id, copy, mode))
-                .collect::<Result<Vec<_>, _>>()?;
-            let mut port = XskPort::new(XskPortParts {
-                id: spec.id,
-                umem: umem.clone(),
-                queues,
-                sockets: to.clone(),
-                busy_poll: mode.busy_poll,
-                tx_ring: spec.tx_ring,
-            });
-            port.start(pool)?;
-            ports.push(port);
+    };
+    let (opener, slots) = Opener::new(spec, copy, workers.count, specs.first().map(|s| s.id))?;
+    let mut pools = share_out(opener.umem(), slots, workers.count);
+    let mut all: Vec<Vec<XskPort>> = pools.iter().map(|_| Vec::new()).collect();
+    for ((spec, mode), to) in specs.iter().zip(modes).zip(sockets) {
+        for (worker, mut port) in opener.sockets(spec, mode, to)?.into_iter().enumerate() {
+            port.start(&mut pools[worker])?;
+            all[worker].push(port);
         }
-        all.push(ports);
     }
-    Ok((all, pools))
+    Ok(Opened { ports: all, pools, opener })
 }
 
 /// Equal shares; what rounding to huge pages has added goes to the last.
@@ -275,104 +285,6 @@ fn share_out(umem: &Umem, mut slots: Vec<Slot>, workers: u16) -> Vec<FramePool> 
         .collect();
     pools.insert(0, FramePool::new(umem.arena.clone(), slots));
     pools
-}
-
-fn open_queue(
-    spec: &PortSpec,
-    umem: &Umem,
-    id: u32,
-    copy: CopyMode,
-    mode: &mut PortMode,
-) -> Result<Queue, NicError> {
-    let interface = &spec.interface;
-    let failed = |errno: Option<i32>, text: String| match errno {
-        Some(libc::EBUSY) => NicError::QueueTaken { interface: interface.clone(), queue: id },
-        Some(libc::EOPNOTSUPP) if copy == CopyMode::ZeroCopy => {
-            NicError::NoZeroCopy { interface: interface.clone() }
-        }
-        _ => {
-            let source = errno.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error);
-            NicError::from_io(format!("AF_XDP socket on {interface}, queue {id}"), source)
-        }
-    };
-    let config = socket_config(spec, copy).map_err(|text| failed(None, text))?;
-    let name: Interface =
-        interface.parse().map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
-    // SAFETY: libxdp loads no program (INHIBIT_PROG_LOAD), as sharing a region asks for.
-    let socket = unsafe { Socket::new(config, &umem.xsk, &name, id) };
-    let (tx, rx, rings) = socket.map_err(|e| failed(NicError::os_error(&e), e.to_string()))?;
-    let (fill, completion) =
-        rings.ok_or_else(|| failed(Some(libc::EBUSY), "queue bound twice".to_owned()))?;
-    let fd = rx.fd().as_raw_fd();
-    set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer(spec.tx_ring));
-    mode.tx_batch = raise_tx_batch(fd, spec.tx_ring);
-    mode.busy_poll = spec.busy_poll.is_some_and(|b| set_busy_poll(fd, b));
-    mode.zero_copy = is_zero_copy(fd);
-    Ok(Queue { id, tx, rx, fill, completion, missing: spec.rx_ring })
-}
-
-fn socket_config(spec: &PortSpec, copy: CopyMode) -> Result<SocketConfig, String> {
-    let mut bind = BindFlags::XDP_USE_NEED_WAKEUP;
-    match copy {
-        CopyMode::Auto => {}
-        CopyMode::ZeroCopy => bind |= BindFlags::XDP_ZEROCOPY,
-        CopyMode::Copy => bind |= BindFlags::XDP_COPY,
-    }
-    Ok(SocketConfig::builder()
-        .rx_queue_size(QueueSize::new(spec.rx_ring).map_err(|e| e.to_string())?)
-        .tx_queue_size(QueueSize::new(spec.tx_ring).map_err(|e| e.to_string())?)
-        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(bind)
-        .build())
-}
-
-fn send_buffer(tx_ring: u32) -> u32 {
-    tx_ring.saturating_mul(SEND_BUFFER_PER_DESCRIPTOR).min(i32::MAX as u32 / 2)
-}
-
-/// A wake-up in copy mode sends 32 packets unless asked for more (`net/xdp/xsk.c`).
-fn raise_tx_batch(fd: i32, tx_ring: u32) -> u32 {
-    const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
-    const TX_BATCH_DEFAULT: u32 = 32;
-    const TX_BATCH: u32 = 256;
-    let wanted = TX_BATCH.min(tx_ring);
-    if set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, wanted) {
-        wanted
-    } else {
-        TX_BATCH_DEFAULT
-    }
-}
-
-fn set_busy_poll(fd: i32, wanted: BusyPoll) -> bool {
-    const SO_PREFER_BUSY_POLL: libc::c_int = 69;
-    const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
-    set_option(fd, libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, 1)
-        && set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, wanted.micros)
-        && set_option(fd, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, wanted.budget)
-}
-
-fn set_option(fd: i32, level: i32, name: i32, value: u32) -> bool {
-    // SAFETY: passes four bytes that live through the call.
-    let result = unsafe {
-        libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<u32>() as u32)
-    };
-    result == 0
-}
-
-fn is_zero_copy(fd: i32) -> bool {
-    let mut options: u32 = 0;
-    let mut len = size_of::<u32>() as libc::socklen_t;
-    // SAFETY: `struct xdp_options` is one u32, whose length is passed.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_XDP,
-            libc::XDP_OPTIONS,
-            (&raw mut options).cast(),
-            &raw mut len,
-        )
-    };
-    result == 0 && options & libc::XDP_OPTIONS_ZEROCOPY != 0
 }
 
 fn kernel_release() -> Result<String, NicError> {

@@ -1,5 +1,7 @@
 //! What every port can do.
 
+use std::os::fd::RawFd;
+
 use crate::base::Nanos;
 use crate::packet::{Frame, FramePool};
 
@@ -47,6 +49,11 @@ pub trait Port {
     fn tx_in_flight_bytes(&self) -> u64;
 
     fn stats(&self) -> PortStats;
+
+    /// Descriptors to wait on for received packets, where there are any.
+    fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        std::iter::empty()
+    }
 
     /// Gives every frame that the port still holds back to `pool`. The port is not used afterwards.
     fn close(&mut self, pool: &mut FramePool);

@@ -114,6 +114,19 @@ impl Changes {
         self.write()
     }
 
+    /// Changes one interface back, whose program is detached already.
+    pub fn restore(&mut self, interface: &str) {
+        let all = std::mem::take(&mut self.state.changes).into_iter();
+        let (gone, kept): (Vec<_>, Vec<_>) = all.partition(|c| c.interface == interface);
+        self.state.changes = kept;
+        for change in &gone {
+            undo(change, false);
+        }
+        if let Err(error) = self.write() {
+            tracing::warn!(interface, %error, "the note of what was changed can't be written");
+        }
+    }
+
     /// Dropping it changes nothing: all that is left to the next start.
     pub fn leave(&mut self) {
         self.left = true;

@@ -2,6 +2,9 @@
 
 use crate::packet::PortId;
 
+/// Ports of an appliance at most.
+pub const PORTS_MAX: usize = 64;
+
 /// How the XDP program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
@@ -54,6 +57,16 @@ pub struct PortSpec {
 }
 
 impl PortSpec {
+    /// A number that no port has now.
+    pub fn vacant(id: PortId) -> PortSpec {
+        PortSpec::in_memory(id, "")
+    }
+
+    /// Whether no port has this number.
+    pub fn is_vacant(&self) -> bool {
+        self.interface.is_empty()
+    }
+
     /// A port in memory, for simulations: there is no interface to open.
     pub fn in_memory(id: PortId, name: impl Into<String>) -> PortSpec {
         let name = name.into();

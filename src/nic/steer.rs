@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 mod abi;
@@ -19,13 +20,14 @@ pub use offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
 pub use program::{Attached, PROGRAM_NAME, Sockets, program_name};
 
 use abi::{ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
-use offload::MAX_PORTS;
+use heartbeat::Renewal;
 use program::Program;
 
 use super::error::NicError;
 use super::link;
 use super::spec::AttachMode;
 use crate::base::{Addr, Prefix};
+use crate::packet::PortId;
 use crate::worker::spec::OnFailure;
 
 /// Why a port's interface is none that flows are offloaded to.
@@ -71,8 +73,13 @@ pub struct Steer {
     config: Config,
     /// By port: its interface, where packets of other devices may leave by it now.
     targets: Vec<Option<u32>>,
-    programs: Vec<Program>,
+    /// By port; `None` where there is none.
+    programs: Vec<Option<Program>>,
+    /// By worker.
+    heartbeats: Vec<Arc<Renewal>>,
     vips: Vec<VipEntry>,
+    returns: Vec<VipEntry>,
+    transit: Vec<Prefix>,
     nat: Vec<NatRange>,
     local: Vec<Addr>,
 }
@@ -81,11 +88,23 @@ impl Steer {
     /// Attached nowhere yet. Queue `q` of each interface belongs to worker `q % workers`. With
     /// `offload` the programs can forward flows themselves.
     pub fn new(workers: u16, offload: bool) -> Steer {
-        let (config, targets, programs, vips, nat, local) = Default::default();
-        Steer { workers, offload, config, targets, programs, vips, nat, local }
+        Steer {
+            workers,
+            offload,
+            config: Config::default(),
+            targets: Vec::new(),
+            programs: Vec::new(),
+            heartbeats: (0..workers).map(|_| Renewal::new()).collect(),
+            vips: Vec::new(),
+            returns: Vec::new(),
+            transit: Vec::new(),
+            nat: Vec::new(),
+            local: Vec::new(),
+        }
     }
 
-    /// Loads a program and attaches it to an interface. It passes everything until it is told more.
+    /// Loads a program and attaches it to an interface, which is a port from now on. It steers what
+    /// the others do, once its queues have sockets; nothing as long as these were told nothing.
     ///
     /// `lasting`: the program stays when the process dies, so that `on_failure = "drop"` holds then
     /// too; otherwise the kernel removes it with the process.
@@ -94,20 +113,70 @@ impl Steer {
     /// No such interface, no privileges, another program there, the mode refused.
     pub fn attach(
         &mut self,
+        port: PortId,
         interface: &str,
         mode: AttachMode,
         lasting: bool,
     ) -> Result<(Attached, Sockets), NicError> {
-        let program = Program::attach(interface, mode, lasting, self.offload)?;
+        let mut program = Program::attach(interface, mode, lasting, self.offload)?;
         let result = (program.attached.clone(), program.sockets.clone());
-        self.programs.push(program);
-        self.targets.push(None);
+        for worker in 0..self.workers {
+            let beat = program.heartbeats.at(usize::from(worker));
+            beat.ns.store(kernel_now().0, Ordering::Relaxed);
+        }
+        self.tell_all(&mut program)?;
+        let at = usize::from(port.0);
+        if self.programs.len() <= at {
+            self.programs.resize_with(at + 1, || None);
+            self.targets.resize(at + 1, None);
+        }
+        self.programs[at] = Some(program);
+        self.renew_heartbeats();
         Ok(result)
+    }
+
+    /// Detaches a port's program: what comes by its interface is the kernel's from now on.
+    ///
+    /// # Errors
+    /// The kernel refusing to have no packets sent there any more.
+    pub fn detach(&mut self, port: PortId) -> Result<(), NicError> {
+        let at = usize::from(port.0);
+        let Some(program) = self.programs.get_mut(at).and_then(Option::take) else { return Ok(()) };
+        drop(program);
+        self.renew_heartbeats();
+        self.set_target(at, None)
+    }
+
+    /// Tells a new program what the others know.
+    fn tell_all(&self, program: &mut Program) -> Result<(), NicError> {
+        program.set_config(self.config)?;
+        program.set_returns(&returns_of(&self.returns))?;
+        program.set_transit(&self.transit)?;
+        program.set_addrs(&addr_infos(&self.local, &self.vips, &self.nat))?;
+        program.set_services(&endpoints(&self.vips))?;
+        if let Some(offload) = &mut program.offload {
+            for (port, to) in (0u32..).zip(&self.targets) {
+                offload.set_port(port, to.unwrap_or(0))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Program> {
+        self.programs.iter_mut().flatten()
+    }
+
+    fn renew_heartbeats(&self) {
+        self.heartbeats.iter().for_each(|worker| worker.renew(self.heartbeat_pages()));
+    }
+
+    fn heartbeat_pages(&self) -> Vec<Arc<heartbeat::HeartbeatPage>> {
+        self.programs.iter().flatten().map(|p| Arc::clone(&p.heartbeats)).collect()
     }
 
     /// Programs that were attached to outlive the process stay when this is dropped.
     pub fn leave(&mut self) {
-        self.programs.iter_mut().for_each(Program::leave);
+        self.all().for_each(Program::leave);
     }
 
     /// Sets when a worker counts as dead, what happens to our packets then, and which share of
@@ -135,7 +204,8 @@ impl Steer {
     }
 
     fn tell_config(&mut self) -> Result<(), NicError> {
-        self.programs.iter_mut().try_for_each(|p| p.set_config(self.config))
+        let config = self.config;
+        self.all().try_for_each(|p| p.set_config(config))
     }
 
     /// From now on the programs forward flows of this generation only; 0: none.
@@ -150,11 +220,10 @@ impl Steer {
         Ok(())
     }
 
-    /// What workers write to, where flows can be offloaded. Made once all interfaces are attached.
+    /// What workers write to, where flows can be offloaded: of the ports that there are now.
     pub fn offload_slots(&self) -> Option<OffloadSlots> {
-        let page = |p: &Program| p.offload.as_ref().map(|o| Arc::clone(&o.slots));
-        let pages: Vec<_> = self.programs.iter().filter_map(page).collect();
-        self.offload.then(|| OffloadSlots::new(pages))
+        let page = |p: &Option<Program>| Some(Arc::clone(&p.as_ref()?.offload.as_ref()?.slots));
+        self.offload.then(|| OffloadSlots::new(self.programs.iter().map(page).collect()))
     }
 
     /// Sees by which ports the programs may send: the kernel drops frames for a device that takes
@@ -166,17 +235,21 @@ impl Steer {
         if !self.offload {
             return Ok(());
         }
-        for i in 0..self.programs.len().min(MAX_PORTS as usize) {
-            let interface = &self.programs[i].interface;
-            let index = link::index_of(interface).ok();
-            let native = self.programs[i].attached.native;
-            let to = index.filter(|&index| !native || link::takes_xdp_frames(index));
-            if to != self.targets[i] {
-                for o in self.programs.iter_mut().filter_map(|p| p.offload.as_mut()) {
-                    o.set_port(i as u32, to.unwrap_or(0))?;
-                }
-                self.targets[i] = to;
+        for port in 0..self.programs.len() {
+            let Some(program) = &self.programs[port] else { continue };
+            let index = link::index_of(&program.interface).ok();
+            let native = program.attached.native;
+            self.set_target(port, index.filter(|&i| !native || link::takes_xdp_frames(i)))?;
+        }
+        Ok(())
+    }
+
+    fn set_target(&mut self, port: usize, to: Option<u32>) -> Result<(), NicError> {
+        if to != self.targets[port] {
+            for offload in self.all().filter_map(|p| p.offload.as_mut()) {
+                offload.set_port(port as u32, to.unwrap_or(0))?;
             }
+            self.targets[port] = to;
         }
         Ok(())
     }
@@ -192,7 +265,7 @@ impl Steer {
     /// The kernel refusing the map update.
     pub fn offload(&mut self, order: &OffloadOrder) -> Result<(), NicError> {
         let (OffloadOrder::Forward { port, key, .. } | OffloadOrder::Forget { port, key }) = order;
-        let program = self.programs.get_mut(usize::from(port.0));
+        let program = self.programs.get_mut(usize::from(port.0)).and_then(Option::as_mut);
         let Some(maps) = program.and_then(|p| p.offload.as_mut()) else { return Ok(()) };
         match order {
             OffloadOrder::Forward { entry, .. } => maps.insert(&key.into(), entry),
@@ -211,7 +284,7 @@ impl Steer {
         self.vips = vips.to_vec();
         let wanted = endpoints(vips);
         // The services first: an address without its service is passed or routed, not steered.
-        self.programs.iter_mut().try_for_each(|p| p.set_services(&wanted))?;
+        self.all().try_for_each(|p| p.set_services(&wanted))?;
         self.set_addrs()
     }
 
@@ -230,9 +303,9 @@ impl Steer {
     /// # Errors
     /// As [`Steer::set_vips`].
     pub fn set_returns(&mut self, backends: &[VipEntry]) -> Result<(), NicError> {
-        let mut wanted = endpoints(backends);
-        wanted.extend(fragments_of(backends));
-        self.programs.iter_mut().try_for_each(|p| p.set_returns(&wanted))
+        self.returns = backends.to_vec();
+        let wanted = returns_of(backends);
+        self.all().try_for_each(|p| p.set_returns(&wanted))
     }
 
     /// Destinations whose traffic we route.
@@ -240,7 +313,8 @@ impl Steer {
     /// # Errors
     /// As [`Steer::set_vips`].
     pub fn set_transit(&mut self, prefixes: &[Prefix]) -> Result<(), NicError> {
-        self.programs.iter_mut().try_for_each(|p| p.set_transit(prefixes))
+        self.transit = prefixes.to_vec();
+        self.all().try_for_each(|p| p.set_transit(prefixes))
     }
 
     /// The box's own addresses: the kernel's, except for services and NAT ports on them.
@@ -252,10 +326,13 @@ impl Steer {
         self.set_addrs()
     }
 
-    /// The stamp of one worker on all interfaces. Made once all interfaces are attached.
+    /// The stamp of one worker on all interfaces, those included that are attached later.
+    ///
+    /// # Panics
+    /// On a worker beyond the number that this was made for.
     pub fn heartbeat(&self, worker: u16) -> Heartbeat {
-        let pages = self.programs.iter().map(|p| Arc::clone(&p.heartbeats)).collect();
-        Heartbeat::new(pages, worker)
+        let renewal = Arc::clone(&self.heartbeats[usize::from(worker)]);
+        Heartbeat::new(self.heartbeat_pages(), renewal, worker)
     }
 
     /// Counters of each interface.
@@ -265,14 +342,22 @@ impl Steer {
     pub fn stats(&self) -> Result<Vec<SteerStats>, NicError> {
         self.programs
             .iter()
+            .flatten()
             .map(|p| Ok(SteerStats { interface: p.interface.clone(), counts: p.counts()? }))
             .collect()
     }
 
     fn set_addrs(&mut self) -> Result<(), NicError> {
         let wanted = addr_infos(&self.local, &self.vips, &self.nat);
-        self.programs.iter_mut().try_for_each(|p| p.set_addrs(&wanted))
+        self.all().try_for_each(|p| p.set_addrs(&wanted))
     }
+}
+
+/// What backends' answers look like.
+fn returns_of(backends: &[VipEntry]) -> HashMap<Endpoint, u32> {
+    let mut wanted = endpoints(backends);
+    wanted.extend(fragments_of(backends));
+    wanted
 }
 
 fn endpoints(list: &[VipEntry]) -> HashMap<Endpoint, u32> {

@@ -48,6 +48,11 @@ impl Sleeper {
         self.fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
     }
 
+    /// Watches no descriptors any more.
+    pub fn forget(&mut self) {
+        self.fds.truncate(1);
+    }
+
     /// Sleeps `ns` nanoseconds at most; not at all where `ready` says so, which is asked once
     /// wakers are sure to be heard.
     pub fn sleep(&mut self, ns: u64, ready: impl FnOnce() -> bool) {

@@ -51,7 +51,8 @@ pub struct XskPort {
     id: PortId,
     umem: Umem,
     queues: Vec<Queue>,
-    sockets: Sockets,
+    /// `None` of a port that is none.
+    sockets: Option<Sockets>,
     busy_poll: bool,
     tx_ring: u32,
     /// By slot: where it is and, if being sent, how long it is.
@@ -66,6 +67,23 @@ pub struct XskPort {
     /// Refused here, before the kernel saw them.
     refused: u64,
     scratch: Box<[FrameDesc; BURST]>,
+}
+
+/// The sockets of a port and their queues.
+pub struct Delivery {
+    sockets: Option<Sockets>,
+    queues: Vec<(u32, RawFd)>,
+}
+
+impl Delivery {
+    /// Packets of ours go to the sockets from now on, which have to be open still.
+    ///
+    /// # Errors
+    /// The kernel refusing the map update.
+    pub fn start(&self) -> Result<(), super::NicError> {
+        let Some(sockets) = &self.sockets else { return Ok(()) };
+        self.queues.iter().try_for_each(|&(queue, fd)| sockets.set(queue, fd))
+    }
 }
 
 /// What `open` has settled about a port.
@@ -85,7 +103,7 @@ impl XskPort {
             id: parts.id,
             umem: parts.umem,
             queues: parts.queues,
-            sockets: parts.sockets,
+            sockets: Some(parts.sockets),
             busy_poll: parts.busy_poll,
             tx_ring: parts.tx_ring,
             lent: vec![NOT_LENT; slots].into_boxed_slice(),
@@ -100,13 +118,25 @@ impl XskPort {
         }
     }
 
-    pub fn id(&self) -> PortId {
-        self.id
-    }
-
-    /// Descriptors to wait on for received packets: one a queue.
-    pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
-        self.queues.iter().map(|q| q.rx.fd().as_raw_fd())
+    /// What takes the place of a port that is gone: nothing comes by it, and nothing goes.
+    pub(super) fn vacant(id: PortId, umem: Umem) -> XskPort {
+        XskPort {
+            id,
+            umem,
+            queues: Vec::new(),
+            sockets: None,
+            busy_poll: false,
+            tx_ring: 0,
+            lent: Box::default(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            unsent: false,
+            next_rx: 0,
+            stats: PortStats::default(),
+            stats_at: Nanos::ZERO,
+            refused: 0,
+            scratch: Box::new([FrameDesc::default(); BURST]),
+        }
     }
 
     /// Fills the receive side with frames and has packets delivered.
@@ -114,7 +144,20 @@ impl XskPort {
         for q in 0..self.queues.len() {
             self.refill(q, pool, 1);
         }
-        self.queues.iter().try_for_each(|q| self.sockets.set(q.id, q.rx.fd().as_raw_fd()))
+        self.delivery().start()
+    }
+
+    /// What has packets delivered, for who is to start it once the port has frames for them.
+    pub fn delivery(&self) -> Delivery {
+        let queues = self.queues.iter().map(|q| (q.id, q.rx.fd().as_raw_fd())).collect();
+        Delivery { sockets: self.sockets.clone(), queues }
+    }
+
+    /// Closes a port that nothing is steered to any more. Returns the frames that it held.
+    pub fn into_frames(mut self) -> Vec<Slot> {
+        let mut pool = FramePool::new(self.umem.arena.clone(), Vec::new());
+        self.close(&mut pool);
+        std::iter::from_fn(|| pool.take_slot()).collect()
     }
 
     fn rx_from(&mut self, q: usize, out: &mut Vec<Frame>, max: usize) -> usize {
@@ -350,11 +393,18 @@ impl Port for XskPort {
         self.stats
     }
 
-    /// Packets that arrived and were not read are lost. All ports of a process are closed together:
-    /// the first one's socket stays open with the memory region, as libxdp has it.
+    fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.queues.iter().map(|q| q.rx.fd().as_raw_fd())
+    }
+
+    /// Packets that arrived and were not read are lost. Waits for the kernel, tens of milliseconds
+    /// where there are many queues. Without an anchor ([`super::opener`]) the first port's socket
+    /// stays open with the memory region, as libxdp has it.
     fn close(&mut self, pool: &mut FramePool) {
-        for q in &self.queues {
-            self.sockets.unset(q.id);
+        for (sockets, q) in
+            self.sockets.iter().flat_map(|s| self.queues.iter().map(move |q| (s, q)))
+        {
+            sockets.unset(q.id);
         }
         for _ in 0..CLOSE_ROUNDS {
             if self.queues.is_empty() || self.in_flight == 0 {
@@ -372,7 +422,7 @@ impl Port for XskPort {
                 pool.put_slot(unsafe { self.umem.arena.slot_from_raw(index as u32) });
             }
         }
-        (self.in_flight, self.in_flight_bytes, self.unsent) = (0, 0, false);
+        (self.in_flight, self.in_flight_bytes, self.unsent, self.tx_ring) = (0, 0, false, 0);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::nic::Port;
 use crate::nic::spec::PortSpec;
 use crate::observe::SharedStats;
 use crate::packet::batch::BATCH_MAX;
-use crate::packet::{FramePool, ParseOptions, udp};
+use crate::packet::{Frame, FramePool, ParseOptions, udp};
 use crate::qos::delays::Delays;
 use crate::qos::spec::PortQosSpec;
 use crate::qos::{Scheduler, Successor};
@@ -99,6 +99,8 @@ impl Blueprint<'_> {
         let pipeline = (!same).then(|| self.compile());
         let egress =
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
+                // Its queue comes or goes with it.
+                _ if self.is_vacant(port) || old.is_vacant(port) => EgressUpdate::Keep,
                 (None, None) => EgressUpdate::Keep,
                 (Some(new), Some(old)) if new == old => EgressUpdate::Keep,
                 (Some(new), Some(of)) => {
@@ -154,14 +156,27 @@ impl Blueprint<'_> {
         })
     }
 
-    fn side<P: Port>(&self, index: usize, port: P) -> Side<P> {
+    /// A port and what waits for it.
+    pub fn side<P: Port>(&self, index: usize, port: P) -> Side<P> {
         let verify = self.ports.get(index).is_some_and(|p| p.verify_checksums);
         let options = ParseOptions { verify_transport_checksum: verify };
         let in_flight_max = self.shaper(index).map_or(u64::MAX, |spec| {
             let all = spec.rate.bytes_per_sec().saturating_mul(IN_FLIGHT_US) / 1_000_000;
             (all / u64::from(self.workers.count.max(1))).max(IN_FLIGHT_BYTES_MIN)
         });
+        if self.is_vacant(index) {
+            return Side::vacant(port);
+        }
         Side::new(port, self.egress(index), options, in_flight_max)
+    }
+
+    /// Room for what waits for a port.
+    pub fn room(&self) -> Vec<Frame> {
+        Vec::with_capacity(self.queue_packets_max() + 2 * BATCH_MAX)
+    }
+
+    fn is_vacant(&self, port: usize) -> bool {
+        self.ports.get(port).is_none_or(PortSpec::is_vacant)
     }
 
     fn egress(&self, port: usize) -> EgressQueue {
@@ -196,6 +211,7 @@ impl Blueprint<'_> {
     fn queue_packets_max(&self) -> usize {
         let rings: usize = self.ports.iter().map(|p| p.rx_ring as usize).sum();
         let free = (self.workers.frames as usize).saturating_sub(rings + 4 * BATCH_MAX);
-        (free / self.ports.len().max(1)).clamp(QUEUE_PACKETS_MIN, QUEUE_PACKETS_MAX)
+        let ports = self.ports.iter().filter(|p| !p.is_vacant()).count();
+        (free / ports.max(1)).clamp(QUEUE_PACKETS_MIN, QUEUE_PACKETS_MAX)
     }
 }

@@ -33,6 +33,8 @@ const EVENTS_RESERVED: usize = 64;
 pub enum WorkerCommand {
     /// A new configuration; answered by [`WorkerEvent::Old`].
     Update(Box<Update>),
+    /// Ports come or go: what is to be done waits at the desk, and what came of it goes back there.
+    Ports,
     /// New routes or neighbours; answered by [`WorkerEvent::OldRoutes`].
     Routes(Arc<Routes>),
     /// New weights, and services drained or not; answered by [`WorkerEvent::OldTables`].
@@ -53,7 +55,7 @@ pub enum WorkerCommand {
 pub enum WorkerEvent {
     /// What an update replaced, to be freed.
     Old(Box<Update>),
-    /// How long the turn took that did this and nothing else.
+    /// How long the turn took that did this, or exchanged ports, and nothing else.
     Blocked(Blocked),
     /// What new routes replaced, to be freed.
     OldRoutes(Arc<Routes>),
@@ -69,7 +71,7 @@ pub enum WorkerEvent {
     Wanted(PortId, Addr),
 }
 
-/// What a new configuration has cost a worker's packets, nanoseconds.
+/// What a new configuration, or other ports, have cost a worker's packets, nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Blocked {
     /// For so long the worker did not look for packets.
@@ -257,6 +259,12 @@ impl<P: Port> Worker<P> {
             match command {
                 // What it takes is told of this turn, which does nothing else.
                 WorkerCommand::Update(update) => return self.update(now, update),
+                WorkerCommand::Ports => {
+                    self.exchange_ports(now);
+                    if self.updated {
+                        return;
+                    }
+                }
                 WorkerCommand::Routes(routes) => self.reroute(now, routes),
                 WorkerCommand::Forward(tables) => {
                     let old = std::mem::replace(&mut self.parts.snapshot.forward, tables);

@@ -11,6 +11,8 @@ use crate::qos::{Queued, Scheduler};
 pub enum EgressQueue {
     Fifo(Fifo),
     Tree(Box<Scheduler>),
+    /// No port is there: nothing waits.
+    Closed,
 }
 
 /// First in, first out, bounded: for ports that nothing shapes.
@@ -46,6 +48,9 @@ impl EgressQueue {
                 }
             }
             EgressQueue::Tree(tree) => tree.enqueue_all(now, packets, arena, dropped),
+            EgressQueue::Closed => {
+                dropped.extend(packets.drain(..).map(|p| (p.frame, DropReason::NotOurPort)));
+            }
         }
     }
 
@@ -67,6 +72,7 @@ impl EgressQueue {
             EgressQueue::Tree(tree) => {
                 tree.dequeue(now, packets_max, bytes_max, arena, out, dropped)
             }
+            EgressQueue::Closed => 0,
         }
     }
 
@@ -75,6 +81,7 @@ impl EgressQueue {
         match self {
             EgressQueue::Fifo(fifo) => (!fifo.queue.is_empty()).then_some(now),
             EgressQueue::Tree(tree) => tree.next_event(now),
+            EgressQueue::Closed => None,
         }
     }
 
@@ -84,6 +91,7 @@ impl EgressQueue {
         match self {
             EgressQueue::Fifo(fifo) => fifo.queue.len(),
             EgressQueue::Tree(tree) => tree.len(),
+            EgressQueue::Closed => 0,
         }
     }
 
@@ -108,6 +116,7 @@ impl EgressQueue {
         match self {
             EgressQueue::Fifo(fifo) => fifo.bytes,
             EgressQueue::Tree(tree) => tree.backlog_bytes(),
+            EgressQueue::Closed => 0,
         }
     }
 
@@ -119,13 +128,14 @@ impl EgressQueue {
                 fifo.bytes = 0;
             }
             EgressQueue::Tree(tree) => tree.drain(out),
+            EgressQueue::Closed => {}
         }
     }
 
     /// The same for the last time: no more packets may come.
     pub fn take_all(&mut self, out: &mut Vec<Frame>) {
         match self {
-            EgressQueue::Fifo(_) => self.drain(out),
+            EgressQueue::Fifo(_) | EgressQueue::Closed => self.drain(out),
             EgressQueue::Tree(tree) => tree.take_all(out),
         }
     }

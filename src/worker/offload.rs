@@ -296,6 +296,30 @@ impl Offload {
         }
     }
 
+    /// Takes the flows of a port back whose program is gone: what it has forwarded is counted.
+    pub(super) fn leave_port(&mut self, now: Nanos, port: PortId, flows: &mut FlowTable) {
+        for at in 0..self.slots.len() as u32 {
+            let Slot { flow, direction, port: of, .. } = self.slots[at as usize];
+            if flow == FlowRef::NONE || of != port {
+                continue;
+            }
+            self.shared.set_stamp(port, self.first + at, 0);
+            self.count(now, at, flows.at_mut(flow));
+            if let Some(of_flow) = self.by_flow.get_mut(flow.0 as usize)
+                && of_flow[direction as usize] == at
+            {
+                of_flow[direction as usize] = NONE;
+            }
+            self.slots[at as usize].flow = FlowRef::NONE;
+            self.vacant.push(at);
+        }
+    }
+
+    /// Has other programs count; returns where they did.
+    pub(super) fn replace_slots(&mut self, slots: OffloadSlots) -> OffloadSlots {
+        std::mem::replace(&mut self.shared, slots)
+    }
+
     fn slot_of(&self, at: FlowRef, direction: Direction) -> u32 {
         self.by_flow.get(at.0 as usize).map_or(NONE, |of| of[direction as usize])
     }

@@ -3,7 +3,12 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::{Pid, gettid};
 
 use super::clock::Clock;
 use super::command::{Blocked, Phase};
@@ -43,7 +48,7 @@ pub struct RunnerParts {
     pub idle: IdleStrategy,
     pub clock: Clock,
     pub heartbeat: Box<dyn Heartbeat>,
-    /// Watches the ports' sockets.
+    /// Watches the ports' sockets, once the worker runs.
     pub sleeper: Sleeper,
 }
 
@@ -59,6 +64,8 @@ pub enum Exit {
 /// A worker's thread.
 pub struct WorkerThread {
     thread: JoinHandle<Exit>,
+    /// The kernel's number of it; 0 before it runs.
+    tid: Arc<AtomicI32>,
 }
 
 impl WorkerThread {
@@ -70,10 +77,32 @@ impl WorkerThread {
         worker: Worker<P>,
         parts: RunnerParts,
     ) -> io::Result<WorkerThread> {
-        let thread = std::thread::Builder::new()
-            .name(parts.name.clone())
-            .spawn(move || run_guarded(worker, parts))?;
-        Ok(WorkerThread { thread })
+        let tid = Arc::new(AtomicI32::new(0));
+        let told = Arc::clone(&tid);
+        let thread = std::thread::Builder::new().name(parts.name.clone()).spawn(move || {
+            told.store(gettid().as_raw(), Ordering::Release);
+            run_guarded(worker, parts)
+        })?;
+        Ok(WorkerThread { thread, tid })
+    }
+
+    /// Moves the worker to a core; `None`: to whichever the calling thread may use.
+    ///
+    /// # Errors
+    /// There is no such core, or it is not for this process.
+    pub fn pin(&self, core: Option<usize>) -> io::Result<()> {
+        let set = match core {
+            None => sched_getaffinity(Pid::from_raw(0))?,
+            Some(core) => {
+                let mut set = CpuSet::new();
+                set.set(core)?;
+                set
+            }
+        };
+        match self.tid.load(Ordering::Acquire) {
+            0 => Err(io::ErrorKind::NotFound.into()),
+            tid => Ok(sched_setaffinity(Pid::from_raw(tid), &set)?),
+        }
     }
 
     /// Whether the worker has ended; [`WorkerThread::join`] doesn't wait then.
@@ -110,6 +139,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 fn run<P: Port>(worker: &mut Worker<P>, mut parts: RunnerParts) {
     prepare_thread(&parts);
+    watch(worker, &mut parts.sleeper);
     let mut beat_at = Nanos::ZERO;
     let mut moved_at = parts.clock.now();
     loop {
@@ -117,6 +147,9 @@ fn run<P: Port>(worker: &mut Worker<P>, mut parts: RunnerParts) {
         let worked = worker.has_commands().then(processor_time);
         let moved = worker.poll(now);
         if worker.has_updated() {
+            if worker.take_ports_changed() {
+                watch(worker, &mut parts.sleeper);
+            }
             let ns = parts.clock.now().since(now);
             let worked_ns = worked.map_or(ns, |from| processor_time().saturating_sub(from)).min(ns);
             worker.tell_blocked(Blocked { ns, worked_ns });
@@ -139,6 +172,12 @@ fn run<P: Port>(worker: &mut Worker<P>, mut parts: RunnerParts) {
             rest(worker, &mut parts.sleeper, now);
         }
     }
+}
+
+/// Has packets end the sleep, by whichever port they come.
+fn watch<P: Port>(worker: &Worker<P>, sleeper: &mut Sleeper) {
+    sleeper.forget();
+    worker.each_fd(|fd| sleeper.watch(fd));
 }
 
 /// What this thread has had of a processor, nanoseconds. Where it can't be told, all is the

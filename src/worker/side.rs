@@ -34,6 +34,11 @@ impl<P: Port> Side<P> {
         Side { port, egress, options, in_flight_max, arrivals, staged, dropped }
     }
 
+    /// In the place of a port that is none: what is sent to it is dropped.
+    pub fn vacant(port: P) -> Side<P> {
+        Side::new(port, EgressQueue::Closed, ParseOptions::default(), 0)
+    }
+
     /// Packets that wait here.
     pub fn held(&self) -> usize {
         self.arrivals.len() + self.egress.len() + self.staged.len()
@@ -129,6 +134,17 @@ impl<P: Port> Side<P> {
         }
     }
 
+    /// Drops what waits, by way of a list with room for it: the port is going.
+    pub fn empty(&mut self, room: &mut Vec<Frame>, pool: &mut FramePool, counters: &mut Counters) {
+        room.append(&mut self.staged);
+        room.extend(self.arrivals.drain(..).map(|packet| packet.frame));
+        self.egress.take_all(room);
+        for frame in room.drain(..) {
+            counters.drop(DropReason::NotOurPort);
+            pool.put(frame);
+        }
+    }
+
     /// Gives all frames back: what still waits is dropped.
     pub fn close(&mut self, pool: &mut FramePool, counters: &mut Counters) {
         self.staged.extend(self.arrivals.drain(..).map(|packet| packet.frame));
@@ -200,6 +216,33 @@ mod tests {
         }
         assert_eq!(seen, (0..PACKETS).collect::<Vec<_>>());
         assert_eq!((counters.tx_packets, pool.outstanding()), (PACKETS.into(), 0));
+    }
+
+    #[test]
+    fn what_waits_for_a_port_that_goes_is_dropped_and_so_is_what_comes_later() {
+        let mut pool = FramePool::standalone(8, 2048);
+        let mut counters = Counters::default();
+        let tree = Scheduler::new(&two_classes(), 8, Seed(1));
+        for egress in [EgressQueue::fifo(4), EgressQueue::Tree(Box::new(tree))] {
+            let (port, _wire) = MemoryPort::pair(1);
+            let mut side = Side::new(port, egress, ParseOptions::default(), u64::MAX);
+            let send = |side: &mut Side<MemoryPort>, pool: &mut FramePool, c: &mut Counters| {
+                let frame = pool.take_with(&[1; 64]).expect("stock");
+                let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 };
+                side.enqueue(Nanos::ZERO, packet, pool, c);
+                side.transmit(Nanos::ZERO, pool, c);
+            };
+            (0..3).for_each(|_| send(&mut side, &mut pool, &mut counters));
+            assert_eq!(side.held(), 2, "the wire takes one");
+            let before = counters.drops[DropReason::NotOurPort as usize];
+            side.empty(&mut Vec::with_capacity(8), &mut pool, &mut counters);
+            side.port.close(&mut pool);
+            let mut side = Side::vacant(MemoryPort::pair(1).0);
+            send(&mut side, &mut pool, &mut counters);
+            assert_eq!((side.held(), side.next_event(Nanos::ZERO)), (0, None));
+            assert_eq!(counters.drops[DropReason::NotOurPort as usize], before + 3);
+            assert_eq!(pool.outstanding(), 0);
+        }
     }
 
     /// A port of two classes that borrow by priority: class 1 first.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::command::{ControlLink, Phase};
+use super::desk::PortDesk;
 use super::handover::Handover;
 use super::joining::{Joining, unjoined};
 use super::offload::Offload;
@@ -68,10 +69,12 @@ pub struct Worker<P> {
     pub(super) replies: Vec<Packet>,
     pub(super) copies: Copies,
     pub(super) unparked: Vec<Packet>,
-    port_gauges: Vec<PortGauges>,
+    pub(super) port_gauges: Vec<PortGauges>,
     pub(super) offload: Option<Box<Offload>>,
-    /// The last turn has taken a new configuration.
+    pub(super) desk: Option<PortDesk<P>>,
+    /// The last turn has taken a new configuration, or other ports.
     pub(super) updated: bool,
+    pub(super) ports_changed: bool,
     timers_at: Nanos,
     publish_at: Nanos,
     polls: u64,
@@ -97,7 +100,9 @@ impl<P: Port> Worker<P> {
             unparked,
             port_gauges,
             offload: None,
+            desk: None,
             updated: false,
+            ports_changed: false,
             timers_at: Nanos::ZERO,
             publish_at: Nanos::ZERO,
             polls: 0,

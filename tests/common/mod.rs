@@ -158,12 +158,17 @@ impl Net {
         std::fs::write(dir.join("html/1m.bin"), vec![0xa5; 1 << 20]).expect("write");
         make_certificate(&dir);
         std::fs::write(dir.join("nginx.conf"), nginx_config(&dir)).expect("write");
+        self.run_nginx(&dir, SERVERS4[0])
+    }
+
+    /// nginx by the `nginx.conf` of a directory, once it answers on an address.
+    pub fn run_nginx(&self, dir: &Path, address: &str) -> Process {
         let mut command = Command::new("nginx");
-        command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(&dir);
+        command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(dir);
         command.arg("-c").arg(dir.join("nginx.conf"));
         let mut process = self.server.spawn(command).expect("nginx");
-        let url = format!("http://{}:{HTTP}/", SERVERS4[0]);
-        let up = wait_for(Duration::from_secs(10), "nginx", || {
+        let url = format!("http://{address}:{HTTP}/");
+        let up = wait_for(Duration::from_secs(30), "nginx", || {
             !process.is_running() || self.server.run("curl", &["-sf", &url]).is_ok()
         });
         if up.is_err() || !process.is_running() {

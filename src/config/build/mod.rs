@@ -67,6 +67,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
     let mut config = Config {
         path: b.source.path().to_path_buf(),
         workers,
+        frames_given: file.workers.as_ref().is_some_and(|w| w.get_ref().frames.is_some()),
         ports,
         forward,
         health,

@@ -7,10 +7,9 @@ use toml::Spanned;
 use super::{Build, id16};
 use crate::base::tomlfile::ROOT;
 use crate::config::file::{FileAttach, FileConfig, FileCopy, FilePort};
-use crate::nic::spec::{AttachMode, BusyPoll, CopyMode, PortSpec};
+use crate::nic::spec::{AttachMode, BusyPoll, CopyMode, PORTS_MAX, PortSpec};
 use crate::packet::PortId;
 
-const PORTS_MAX: usize = 64;
 /// `IFNAMSIZ` of the kernel, without the final NUL.
 const INTERFACE_LEN_MAX: usize = 15;
 /// `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of the kernel.

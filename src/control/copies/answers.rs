@@ -17,7 +17,7 @@ pub struct Answer {
     pub first_ns: u64,
 }
 
-/// It is not HTTP/1, not any more, or can't be read.
+/// It is none of the protocols that are read, not any more, or can't be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unread;
 

@@ -62,7 +62,7 @@ async fn exchange(talk: &Talk, stream: &TcpStream, clock: &Clock) {
             () = talk.wake.notified() => {}
             _ = stream.readable(), if !closed => read(talk, stream, clock, &mut room),
             _ = stream.writable(), if has_more => write(talk, stream, clock),
-            () = until(late, clock) => talk.pair.borrow_mut().cut(Cut::Late),
+            why = until(late, clock) => talk.pair.borrow_mut().cut(why),
         }
     }
 }
@@ -87,9 +87,12 @@ fn write(talk: &Talk, stream: &TcpStream, clock: &Clock) {
     }
 }
 
-async fn until(at: Option<Nanos>, clock: &Clock) {
-    match at {
-        Some(at) => sleep(Duration::from_nanos(at.since(clock.now()))).await,
+async fn until(late: Option<(Nanos, Cut)>, clock: &Clock) -> Cut {
+    match late {
+        Some((at, why)) => {
+            sleep(Duration::from_nanos(at.since(clock.now()))).await;
+            why
+        }
         None => std::future::pending().await,
     }
 }

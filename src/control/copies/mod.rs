@@ -11,8 +11,11 @@ mod files;
 mod pair;
 mod pairs;
 mod plan;
+mod speech;
+mod streams;
 mod told;
 mod view;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,9 +25,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Config;
+use crate::control::ticks::every;
 use crate::observe::copies::{CopyAbout, CopyRing, RECORDS_MAX};
 use crate::packet::FilesId;
 use crate::worker::Clock;
@@ -94,6 +97,11 @@ impl Copies {
         Ok(())
     }
 
+    /// Whether the thread has ended by a bug: nothing is copied before the next reload.
+    pub fn is_dead(&self) -> bool {
+        self.thread.as_ref().is_some_and(|(_, thread)| thread.is_finished())
+    }
+
     fn plan(&mut self, config: &Config) -> Plan {
         let mut plan = Plan::default();
         for service in &config.forward.services {
@@ -132,10 +140,7 @@ struct Taker {
 impl Taker {
     /// Takes copies until nobody gives plans any more.
     async fn serve(mut self, mut plans: mpsc::UnboundedReceiver<Plan>) {
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut housekeeping = interval(HOUSEKEEPING);
-        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut tick, mut housekeeping) = (every(TICK), every(HOUSEKEEPING));
         loop {
             tokio::select! {
                 plan = plans.recv() => match plan {

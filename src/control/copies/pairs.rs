@@ -22,7 +22,8 @@ pub const PAIRS_MAX: usize = 1_024;
 const PAGES_MAX: usize = 2_048;
 /// What is silent for so long is forgotten.
 const IDLE_NS: u64 = 600_000_000_000;
-/// The same, before its server has taken it.
+/// The same, before its server has taken it. One that is taken may wait long for its first request,
+/// as those in clients' pools do; where there are too many, the longest silent give way.
 const UNTAKEN_NS: u64 = 30_000_000_000;
 
 const CLIENT: usize = 0;
@@ -108,8 +109,9 @@ impl Pairs {
     /// Forgets what was silent for long.
     pub fn sweep(&mut self, now: Nanos) {
         let silent = |entry: &Entry| {
-            let limit = if entry.talks { IDLE_NS } else { UNTAKEN_NS };
-            now.since(entry.heard) > limit || entry.talk.pair.borrow().is_over()
+            let pair = entry.talk.pair.borrow();
+            let limit = if pair.is_accepted() { IDLE_NS } else { UNTAKEN_NS };
+            now.since(entry.heard) > limit || pair.is_over()
         };
         let gone = self.index.iter().filter(|(_, entry)| silent(entry));
         let gone: Vec<FlowKey> = gone.map(|(key, _)| *key).collect();

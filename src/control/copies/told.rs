@@ -1,6 +1,7 @@
 //! What shadows are told of: how many there were, how their answers compare, why they were cut.
 
 use super::answers::Answer;
+use crate::control::view::ShadowView;
 use crate::observe::latency::Histogram;
 
 /// Why a shadow ended before its original.
@@ -19,8 +20,11 @@ pub enum Cut {
     Late,
     /// Segments of the original were missed: packets came faster than copies were taken.
     Gap,
-    /// One of the two speaks no HTTP/1, or not any more.
+    /// One of the two speaks neither HTTP/1 nor HTTP/2, or not any more.
     Unread,
+    /// Flow control of HTTP/2 has held it up for long: its server takes less than the original's,
+    /// or answers with more than the client has taken.
+    Window,
     /// Too many connections were shadowed.
     Crowded,
     /// The configuration has changed.
@@ -28,11 +32,13 @@ pub enum Cut {
 }
 
 impl Cut {
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// Names, in the order of their numbers; part of metrics.
-    pub const NAMES: [&str; Cut::COUNT] =
-        ["refused", "silent", "slow", "closed", "late", "gap", "unread", "crowded", "reloaded"];
+    pub const NAMES: [&str; Cut::COUNT] = [
+        "refused", "silent", "slow", "closed", "late", "gap", "unread", "window", "crowded",
+        "reloaded",
+    ];
 }
 
 const _: () = assert!(Cut::Reloaded as usize + 1 == Cut::COUNT);
@@ -40,18 +46,8 @@ const _: () = assert!(Cut::Reloaded as usize + 1 == Cut::COUNT);
 /// What is told of the shadows of one service.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// Shadows that were begun.
-    pub connections: u64,
-    /// That go on.
-    pub open: u64,
-    /// Requests sent whose heads were complete.
-    pub requests: u64,
-    pub status_same: u64,
-    pub status_different: u64,
-    pub size_same: u64,
-    pub size_different: u64,
-    /// Bytes of the bodies that were compared, the original's and the shadow's.
-    pub bytes: [u64; 2],
+    /// As it is shown; whose it is, and what follows from the rest, is filled in there.
+    pub counts: ShadowView,
     pub cuts: [u64; Cut::COUNT],
     /// Times to the first byte, of answers that were compared: the original's and the shadow's.
     pub first: [Histogram; 2],
@@ -59,18 +55,7 @@ pub struct Told {
 
 impl Default for Told {
     fn default() -> Told {
-        Told {
-            connections: 0,
-            open: 0,
-            requests: 0,
-            status_same: 0,
-            status_different: 0,
-            size_same: 0,
-            size_different: 0,
-            bytes: [0; 2],
-            cuts: [0; Cut::COUNT],
-            first: [Histogram::EMPTY; 2],
-        }
+        Told { counts: ShadowView::default(), cuts: [0; Cut::COUNT], first: [Histogram::EMPTY; 2] }
     }
 }
 
@@ -78,15 +63,17 @@ impl Told {
     /// Counts two answers to one request: the original's and the shadow's.
     pub fn compare(&mut self, answers: [Answer; 2]) {
         let [original, shadow] = answers;
+        let counts = &mut self.counts;
         let is_same = original.status == shadow.status;
-        self.status_same += u64::from(is_same);
-        self.status_different += u64::from(!is_same);
+        counts.status_same += u64::from(is_same);
+        counts.status_different += u64::from(!is_same);
         let is_same = original.size == shadow.size;
-        self.size_same += u64::from(is_same);
-        self.size_different += u64::from(!is_same);
-        for (at, answer) in answers.iter().enumerate() {
-            self.bytes[at] += answer.size;
-            self.first[at].record(answer.first_ns);
+        counts.size_same += u64::from(is_same);
+        counts.size_different += u64::from(!is_same);
+        counts.original_bytes += original.size;
+        counts.shadow_bytes += shadow.size;
+        for (first, answer) in self.first.iter_mut().zip(answers) {
+            first.record(answer.first_ns);
         }
     }
 }

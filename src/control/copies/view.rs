@@ -22,18 +22,10 @@ impl Copies {
                 service: service.name.clone(),
                 pool: pool.map(|pool| pool.name.clone()).unwrap_or_default(),
                 percent: f64::from(shadow.share) / 100.0,
-                connections: told.connections,
-                open: told.open,
-                requests: told.requests,
-                status_same: told.status_same,
-                status_different: told.status_different,
-                size_same: told.size_same,
-                size_different: told.size_different,
-                original_bytes: told.bytes[0],
-                shadow_bytes: told.bytes[1],
                 cut: Cut::NAMES.map(String::from).into_iter().zip(told.cuts).collect(),
                 original_first: times(&told.first[0]),
                 shadow_first: times(&told.first[1]),
+                ..told.counts
             })
         };
         shadowed.filter_map(view).collect()

@@ -75,6 +75,11 @@ impl Prober {
         self.results.try_recv().ok()
     }
 
+    /// Checks that have ended by a bug: they go on with the next change of what is to be done.
+    pub fn dead(&self) -> usize {
+        self.tasks.iter().filter(|task| task.is_finished()).count()
+    }
+
     fn end(&mut self) {
         self.tasks.drain(..).for_each(|task| task.abort());
     }
@@ -114,4 +119,26 @@ fn part(whole: Duration, rng: &mut Rng) -> Duration {
 fn jittered(spec: &HealthSpec, rng: &mut Rng) -> Duration {
     let most = spec.interval * u32::from(spec.jitter_percent) / 100;
     spec.interval - most + part(most * 2, rng)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_ends_by_a_bug_is_counted() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        runtime.expect("a runtime").block_on(async {
+            let mut prober = Prober::new();
+            prober.tasks.push(tokio::spawn(async { panic!("a bug") }));
+            prober.tasks.push(tokio::spawn(std::future::pending()));
+            let counted = async {
+                while prober.dead() == 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(20), counted).await.expect("it is over");
+            assert_eq!(prober.dead(), 1);
+        });
+    }
 }

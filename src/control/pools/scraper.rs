@@ -75,6 +75,11 @@ impl Scraper {
         }
     }
 
+    /// Readers that have ended by a bug: they go on with the next change of what is to be done.
+    pub fn dead(&self) -> usize {
+        self.tasks.iter().filter(|task| task.is_finished()).count()
+    }
+
     fn end(&mut self) {
         self.tasks.drain(..).for_each(|task| task.abort());
     }

@@ -53,7 +53,7 @@ pub struct Head {
 }
 
 impl Head {
-    pub(super) fn read(bytes: &[u8; HEAD_BYTES]) -> Head {
+    pub fn read(bytes: &[u8; HEAD_BYTES]) -> Head {
         let [a, b, c, kind, flags, stream @ ..] = *bytes;
         let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
         Head { length: u32::from_be_bytes([0, a, b, c]), kind, flags, stream }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crossbeam::queue::ArrayQueue;
+
 use super::abi::HeartbeatLine;
 use super::mapped::MappedArray;
 use crate::base::Nanos;
@@ -15,14 +17,37 @@ pub(super) type HeartbeatPage = MappedArray<HeartbeatLine>;
 
 /// One worker's stamp in the programs of all interfaces.
 pub struct Heartbeat {
-    pages: Vec<Arc<HeartbeatPage>>,
+    pages: Pages,
+    renewal: Arc<Renewal>,
     worker: u16,
     last: Nanos,
 }
 
+/// The pages of all interfaces.
+type Pages = Vec<Arc<HeartbeatPage>>;
+
+/// How a worker hears of interfaces that have come or gone, without waiting for anybody.
+pub(super) struct Renewal {
+    /// The newest pages, until the worker has taken them.
+    fresh: ArrayQueue<Pages>,
+    /// Those that the worker had before: freed where they come from.
+    used: ArrayQueue<Pages>,
+}
+
+impl Renewal {
+    pub(super) fn new() -> Arc<Renewal> {
+        Arc::new(Renewal { fresh: ArrayQueue::new(1), used: ArrayQueue::new(1) })
+    }
+
+    pub(super) fn renew(&self, pages: Pages) {
+        self.used.pop();
+        drop(self.fresh.force_push(pages));
+    }
+}
+
 impl Heartbeat {
-    pub(super) fn new(pages: Vec<Arc<HeartbeatPage>>, worker: u16) -> Heartbeat {
-        let mut beat = Heartbeat { pages, worker, last: Nanos::ZERO };
+    pub(super) fn new(pages: Pages, renewal: Arc<Renewal>, worker: u16) -> Heartbeat {
+        let mut beat = Heartbeat { pages, renewal, worker, last: Nanos::ZERO };
         beat.stamp(kernel_now());
         beat
     }
@@ -40,6 +65,10 @@ impl Heartbeat {
 
     /// Writes this stamp (`CLOCK_MONOTONIC`) whatever the time: zero makes the worker look dead.
     pub fn stamp(&mut self, stamp: Nanos) {
+        if let Some(pages) = self.renewal.fresh.pop() {
+            let before = std::mem::replace(&mut self.pages, pages);
+            drop(self.renewal.used.force_push(before));
+        }
         for page in &self.pages {
             page.at(usize::from(self.worker)).ns.store(stamp.0, Ordering::Relaxed);
         }
@@ -52,4 +81,29 @@ pub fn kernel_now() -> Nanos {
     // SAFETY: writes one timespec; the clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut ts) };
     Nanos(ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_comes_later_is_stamped_and_one_that_goes_is_not() {
+        let page = || Arc::new(HeartbeatPage::anonymous(2).expect("memory"));
+        let stamp = |page: &HeartbeatPage| page.at(1).ns.load(Ordering::Relaxed);
+        let (first, second, third) = (page(), page(), page());
+        let renewal = Renewal::new();
+        let mut beat = Heartbeat::new(vec![Arc::clone(&first)], Arc::clone(&renewal), 1);
+        assert!(stamp(&first) > 0);
+        renewal.renew(vec![Arc::clone(&first), Arc::clone(&second)]);
+        beat.stamp(Nanos(7));
+        assert_eq!([&first, &second].map(|page| stamp(page)), [7, 7]);
+        assert_eq!(Arc::strong_count(&first), 3, "the old list waits for its owner");
+        // Of two that come before the next beat the newer one counts.
+        renewal.renew(vec![Arc::clone(&first)]);
+        renewal.renew(vec![Arc::clone(&second), Arc::clone(&third)]);
+        beat.stamp(Nanos(9));
+        assert_eq!([&first, &second, &third].map(|page| stamp(page)), [7, 9, 9]);
+        assert_eq!(first.at(0).ns.load(Ordering::Relaxed), 0, "another worker's");
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::mapped::MappedArray;
 use crate::base::Addr;
+use crate::nic::spec::PORTS_MAX;
 use crate::packet::{FlowKey, PortId};
 
 /// Entries of one interface's map; twice the slots, since what is gone is deleted a little later.
@@ -18,6 +19,7 @@ pub const MAX_OFFLOAD_SLOTS: u32 = 32_768;
 pub const MAX_PORTS: u32 = 64;
 
 const _: () = assert!(MAX_OFFLOADS >= 2 * MAX_OFFLOAD_SLOTS);
+const _: () = assert!(MAX_PORTS as usize >= PORTS_MAX);
 
 /// `struct tg_offload_key`. Byte for byte, hence `pad`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +118,12 @@ pub(super) type OffloadPage = MappedArray<OffloadSlot>;
 /// Slots of all ports: what the programs count, and which flows still live.
 #[derive(Clone)]
 pub struct OffloadSlots {
-    pages: Vec<Arc<OffloadPage>>,
+    /// By port.
+    pages: Vec<Option<Arc<OffloadPage>>>,
 }
 
 impl OffloadSlots {
-    pub(super) fn new(pages: Vec<Arc<OffloadPage>>) -> OffloadSlots {
+    pub(super) fn new(pages: Vec<Option<Arc<OffloadPage>>>) -> OffloadSlots {
         OffloadSlots { pages }
     }
 
@@ -129,7 +132,8 @@ impl OffloadSlots {
     /// # Errors
     /// No memory.
     pub fn in_memory(ports: usize) -> io::Result<OffloadSlots> {
-        let page = |_| MappedArray::anonymous(MAX_OFFLOAD_SLOTS as usize).map(Arc::new);
+        let page =
+            |_| MappedArray::anonymous(MAX_OFFLOAD_SLOTS as usize).map(|p| Some(Arc::new(p)));
         Ok(OffloadSlots { pages: (0..ports).map(page).collect::<io::Result<_>>()? })
     }
 
@@ -163,6 +167,6 @@ impl OffloadSlots {
     }
 
     fn slot(&self, port: PortId, slot: u32) -> Option<&OffloadSlot> {
-        Some(self.pages.get(usize::from(port.0))?.at(slot as usize))
+        Some(self.pages.get(usize::from(port.0))?.as_ref()?.at(slot as usize))
     }
 }

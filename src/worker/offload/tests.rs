@@ -254,3 +254,32 @@ fn a_spliced_flow_with_early_echoes_is_looked_at_again() {
         assert_eq!(rig.offload.len(), left, "{first_echo:?}");
     }
 }
+
+#[test]
+fn a_port_that_goes_takes_none_of_the_others_flows_back() {
+    let mut rig = Rig::new();
+    let (gone, stays) = (rig.open(1), rig.open(2));
+    rig.hand_down(START, gone, Direction::Reply, LAN);
+    rig.hand_down(START, stays, Direction::Forward, WAN);
+    let [(_, Some((slot, _))), _] = rig.orders()[..] else { panic!("two orders") };
+    rig.slots.count(LAN, slot, 5, 500);
+    let before = rig.flows.get(gone).packets()[Direction::Reply as usize];
+    rig.offload.leave_port(START, LAN, &mut rig.flows);
+    assert_eq!(
+        rig.flows.get(gone).packets()[Direction::Reply as usize],
+        before + 5,
+        "what was not told yet"
+    );
+    assert_eq!(rig.offload.directions(gone), [false; 2]);
+    assert_eq!(rig.offload.directions(stays), [true, false]);
+    assert_eq!((rig.offload.len(), rig.orders()), (1, vec![]), "there is no program to tell");
+    // Another program there counts from 0 again.
+    let fresh = OffloadSlots::in_memory(2).expect("memory");
+    let old = rig.offload.replace_slots(fresh.clone());
+    assert_eq!(old.counts(LAN, slot), (5, 500));
+    rig.hand_down(START, gone, Direction::Reply, LAN);
+    let [(_, Some((slot, _)))] = rig.orders()[..] else { panic!("one order") };
+    fresh.count(LAN, slot, 1, 100);
+    rig.follow(START);
+    assert_eq!(rig.flows.get(gone).packets()[Direction::Reply as usize], before + 6);
+}

@@ -1,0 +1,197 @@
+//! Ports on their way to the workers and back: opened and closed here, which takes the kernel's
+//! time, and exchanged by each worker between two turns.
+
+use std::collections::BTreeMap;
+use std::thread::JoinHandle;
+
+use super::appliance::{Appliance, blueprint};
+use super::port_state::PortState;
+use super::reload::ReloadError;
+use crate::config::Config;
+use crate::nic::spec::PortSpec;
+use crate::nic::xsk::{Delivery, XskPort};
+use crate::nic::{NicError, OpenedPort};
+use crate::packet::PortId;
+use crate::worker::{Exchange, Frames, PortOrder, Side, WorkerCommand};
+
+/// What is under way between control and workers.
+#[derive(Default)]
+pub(super) struct Exchanges {
+    /// By worker and port: what has packets delivered once the worker has the port; `None` where it
+    /// goes.
+    awaited: BTreeMap<(u16, PortId), Option<Delivery>>,
+    /// By worker: ports that are being closed, and the frames that they held.
+    closing: Vec<(u16, JoinHandle<Frames>)>,
+}
+
+impl Exchanges {
+    /// Whether all ports are where they should be, and all frames.
+    pub(super) fn is_idle(&self) -> bool {
+        self.awaited.is_empty() && self.closing.is_empty()
+    }
+}
+
+/// A port that was opened and is with no worker yet.
+pub(super) struct Opened {
+    spec: PortSpec,
+    port: OpenedPort,
+}
+
+impl Appliance {
+    /// Sees what can be seen of ports before anything is changed: those that come beside those that
+    /// stay.
+    ///
+    /// # Errors
+    /// Which port can't be had, and why.
+    pub(super) fn check_ports(
+        &self,
+        wanted: &Config,
+        opening: impl Iterator<Item = PortId> + Clone,
+    ) -> Result<(), ReloadError> {
+        let mut rings = Vec::new();
+        for port in wanted.ports.iter().filter(|p| !opening.clone().any(|id| id == p.id)) {
+            let state = self.ports.get(usize::from(port.id.0)).and_then(Option::as_ref);
+            rings.extend(state.map(|state| (port.rx_ring, state.mode.queues)));
+        }
+        for id in opening {
+            let Some(spec) = wanted.ports.get(usize::from(id.0)) else { continue };
+            let queues = self
+                .opener
+                .check(spec, rings.iter().copied(), &wanted.workers)
+                .map_err(|source| refused(spec, source))?;
+            rings.push((spec.rx_ring, queues));
+        }
+        Ok(())
+    }
+
+    /// Opens ports; all or none.
+    ///
+    /// # Errors
+    /// Which one can't be opened, and why.
+    pub(super) fn open_ports(
+        &mut self,
+        wanted: &Config,
+        ids: &[PortId],
+    ) -> Result<Vec<Opened>, ReloadError> {
+        let mut opened = Vec::with_capacity(ids.len());
+        for spec in ids.iter().filter_map(|id| wanted.ports.get(usize::from(id.0))) {
+            let steer = self.steering.steer_mut();
+            match self.opener.open(spec, &wanted.workers, steer, &mut self.changes) {
+                Ok(port) => opened.push(Opened { spec: spec.clone(), port }),
+                Err(source) => {
+                    self.close_opened(opened);
+                    return Err(refused(spec, source));
+                }
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Closes ports that no worker has had.
+    pub(super) fn close_opened(&mut self, opened: Vec<Opened>) {
+        for Opened { spec, port } in opened {
+            self.detach(spec.id);
+            drop(port);
+            self.changes.restore(&spec.interface);
+        }
+    }
+
+    /// Has the kernel take what comes by a port's interface from now on.
+    pub(super) fn detach(&mut self, id: PortId) {
+        if let Err(error) = self.steering.steer_mut().detach(id) {
+            tracing::warn!(port = id.0, %error, "the XDP programs may still send there");
+        }
+    }
+
+    /// Gives ports to the workers, made by `config`, which has them.
+    pub(super) fn hand_over(&mut self, config: &Config, opened: Vec<Opened>) {
+        let slots = self.steering.steer().offload_slots();
+        for Opened { spec, port: OpenedPort { mode, ports } } in opened {
+            let at = usize::from(spec.id.0);
+            if self.ports.len() <= at {
+                self.ports.resize_with(at + 1, || None);
+            }
+            let state = PortState::new(mode);
+            state.log(&spec);
+            self.ports[at] = Some(state);
+            let blueprint = blueprint(config, &self.snapshot);
+            for (seat, port) in self.crew.seats.iter_mut().zip(ports) {
+                let delivery = port.delivery();
+                let side = Some(blueprint.side(at, port));
+                let (room, slots) = (blueprint.room(), slots.clone());
+                let exchange = Exchange { id: spec.id, side, slots, room };
+                seat.exchange(PortOrder::Exchange(Box::new(exchange)));
+                self.exchanges.awaited.insert((seat.id, spec.id), Some(delivery));
+            }
+        }
+        self.crew.seats.iter_mut().for_each(|seat| seat.send(WorkerCommand::Ports));
+    }
+
+    /// Asks the workers for ports that are detached. They drop what waits for them.
+    pub(super) fn take_back(&mut self, ids: &[PortId]) {
+        let slots = self.steering.steer().offload_slots();
+        for seat in &mut self.crew.seats {
+            for &id in ids {
+                let room = blueprint(&self.config, &self.snapshot).room();
+                let side = Some(Side::vacant(self.opener.vacant(id)));
+                let exchange = Exchange { id, side, slots: slots.clone(), room };
+                seat.exchange(PortOrder::Exchange(Box::new(exchange)));
+                self.exchanges.awaited.insert((seat.id, id), None);
+            }
+            seat.send(WorkerCommand::Ports);
+        }
+    }
+
+    /// Ports that workers have given back are closed.
+    pub(super) fn forget_ports(&mut self, specs: &[PortSpec]) {
+        for spec in specs {
+            self.changes.restore(&spec.interface);
+            if let Some(state) = self.ports.get_mut(usize::from(spec.id.0)) {
+                *state = None;
+            }
+            tracing::info!(port = spec.name, interface = spec.interface, "port closed");
+        }
+    }
+
+    /// Takes in what workers have done, and has frames of closed ports go back to them.
+    pub(super) fn poll_exchanges(&mut self) {
+        for seat in &self.crew.seats {
+            while let Some(done) = seat.exchanged() {
+                if let PortOrder::Exchange(exchange) = done {
+                    self.exchanges.exchanged(seat.id, *exchange);
+                }
+            }
+        }
+        for (worker, thread) in self.exchanges.closing.extract_if(.., |c| c.1.is_finished()) {
+            let Ok(frames) = thread.join() else {
+                tracing::error!(worker, "a port could not be closed in order: its frames are lost");
+                continue;
+            };
+            if let Some(seat) = self.crew.seats.iter_mut().find(|s| s.id == worker) {
+                seat.exchange(PortOrder::Frames(frames));
+                seat.send(WorkerCommand::Ports);
+            }
+        }
+    }
+}
+
+impl Exchanges {
+    fn exchanged(&mut self, worker: u16, exchange: Exchange<XskPort>) {
+        if let Some(Some(delivery)) = self.awaited.remove(&(worker, exchange.id))
+            && let Err(error) = delivery.start()
+        {
+            tracing::error!(port = exchange.id.0, %error, "no packets are delivered to it");
+        }
+        let Some(side) = exchange.side else { return };
+        // The kernel lets sockets go only when nobody can be looking at them any more.
+        let close = move || Frames(side.port.into_frames());
+        match std::thread::Builder::new().name("closing".into()).spawn(close) {
+            Ok(thread) => self.closing.push((worker, thread)),
+            Err(error) => tracing::error!(worker, %error, "a port's frames are lost: no thread"),
+        }
+    }
+}
+
+fn refused(spec: &PortSpec, source: NicError) -> ReloadError {
+    ReloadError::Port { port: spec.name.clone(), source }
+}

@@ -1,0 +1,148 @@
+//! Ports that come and go while a worker runs: the control plane opens and closes them, which takes
+//! the kernel's time; a worker exchanges one for another between two turns.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use super::side::Side;
+use super::turn::Worker;
+use crate::base::Nanos;
+use crate::base::mem::Slot;
+use crate::nic::Port;
+use crate::nic::spec::PORTS_MAX;
+use crate::nic::steer::OffloadSlots;
+use crate::packet::{Frame, PortId};
+
+/// Orders that wait at most: each port may come and go, and give frames back.
+const ORDERS_MAX: usize = 4 * PORTS_MAX;
+
+/// What is handed over, either way.
+pub enum PortOrder<P> {
+    Exchange(Box<Exchange<P>>),
+    /// Frames of the worker that a port held which is closed by now; then none, to be freed.
+    Frames(Frames),
+}
+
+/// Frames on their way back.
+pub struct Frames(pub Vec<Slot>);
+
+impl Drop for Frames {
+    /// What a worker that has ended did not take goes with the whole region.
+    fn drop(&mut self) {
+        for slot in self.0.drain(..) {
+            slot.into_raw();
+        }
+    }
+}
+
+/// One port in another's place.
+pub struct Exchange<P> {
+    pub id: PortId,
+    /// To the worker: what comes. Back: what was there; `None` where the number is a new one.
+    pub side: Option<Side<P>>,
+    /// Where the XDP programs count from then on, where flows can be offloaded.
+    pub slots: Option<OffloadSlots>,
+    /// Room for what waits in the queue of the port that goes: it is dropped.
+    pub room: Vec<Frame>,
+}
+
+/// The rings between one worker and whoever opens its ports.
+pub struct PortDesk<P> {
+    orders: Arc<ArrayQueue<PortOrder<P>>>,
+    done: Arc<ArrayQueue<PortOrder<P>>>,
+}
+
+impl<P> Clone for PortDesk<P> {
+    fn clone(&self) -> PortDesk<P> {
+        PortDesk { orders: Arc::clone(&self.orders), done: Arc::clone(&self.done) }
+    }
+}
+
+impl<P> Default for PortDesk<P> {
+    fn default() -> PortDesk<P> {
+        let ring = || Arc::new(ArrayQueue::new(ORDERS_MAX));
+        PortDesk { orders: ring(), done: ring() }
+    }
+}
+
+impl<P> PortDesk<P> {
+    /// Leaves an order, which the worker looks for when it is told so.
+    ///
+    /// # Errors
+    /// The order, where too many wait: the worker hangs.
+    pub fn order(&self, order: PortOrder<P>) -> Result<(), PortOrder<P>> {
+        self.orders.push(order)
+    }
+
+    /// What came of the orders, in order.
+    pub fn done(&self) -> Option<PortOrder<P>> {
+        self.done.pop()
+    }
+}
+
+impl<P: Port> Worker<P> {
+    /// Has ports come and go by this desk.
+    pub fn set_desk(&mut self, desk: PortDesk<P>) {
+        let more = PORTS_MAX.saturating_sub(self.parts.sides.len());
+        self.parts.sides.reserve_exact(more);
+        self.port_gauges.reserve_exact(more);
+        self.desk = Some(desk);
+    }
+
+    /// Does what waits at the desk.
+    #[cold]
+    pub(super) fn exchange_ports(&mut self, now: Nanos) {
+        let Some(desk) = self.desk.clone() else { return };
+        while let Some(order) = desk.orders.pop() {
+            let done = match order {
+                PortOrder::Exchange(mut exchange) => {
+                    self.exchange(now, &mut exchange);
+                    PortOrder::Exchange(exchange)
+                }
+                PortOrder::Frames(mut frames) => {
+                    frames.0.drain(..).for_each(|slot| self.parts.pool.put_slot(slot));
+                    PortOrder::Frames(frames)
+                }
+            };
+            let told = desk.done.push(done);
+            debug_assert!(told.is_ok(), "as much room as for orders, and control looks at it");
+        }
+    }
+
+    fn exchange(&mut self, now: Nanos, exchange: &mut Exchange<P>) {
+        let Worker { parts, counters, offload, port_gauges, .. } = self;
+        let at = usize::from(exchange.id.0);
+        if let Some(offload) = offload {
+            offload.leave_port(now, exchange.id, &mut parts.flows);
+            if let Some(slots) = exchange.slots.take() {
+                exchange.slots = Some(offload.replace_slots(slots));
+            }
+        }
+        match parts.sides.get_mut(at) {
+            Some(side) => {
+                side.empty(&mut exchange.room, &mut parts.pool, counters);
+                if let Some(new) = exchange.side.take() {
+                    exchange.side = Some(std::mem::replace(side, new));
+                }
+            }
+            None => {
+                parts.sides.extend(exchange.side.take());
+                port_gauges.resize_with(parts.sides.len(), Default::default);
+            }
+        }
+        self.updated = true;
+        self.ports_changed = true;
+    }
+
+    /// Whether ports have come or gone since this was asked last.
+    #[inline]
+    pub(super) fn take_ports_changed(&mut self) -> bool {
+        std::mem::take(&mut self.ports_changed)
+    }
+
+    /// The descriptors of all ports, for `watch`.
+    pub(super) fn each_fd(&self, watch: impl FnMut(std::os::fd::RawFd)) {
+        self.parts.sides.iter().flat_map(|side| side.port.fds()).for_each(watch);
+    }
+}

@@ -249,6 +249,7 @@ fn frames_available(net: &Net) -> u64 {
 /// one, flows of others go on, and no frame is lost.
 #[test]
 fn ports_come_and_go_under_load() {
+    const RINGS: [&str; 3] = ["rx_ring = 512", "rx_ring = 1024", "mode = \"generic\""];
     let net = Net::new(1);
     let _nginx = net.start_nginx();
     let annexes = [Annex::new(&net, "dmz", 3), Annex::new(&net, "lab", 4)];
@@ -262,13 +263,17 @@ fn ports_come_and_go_under_load() {
     std::thread::sleep(Duration::from_millis(300));
     let from = probe.now();
     let mut rng = Rng::new(Seed(8));
-    let mut blocked = Vec::new();
+    let (mut name, mut settings, mut blocked) = ("dmz", RINGS[0], Vec::new());
     for _ in 0..CHANGES {
-        // One is there or not; the other's settings, or its name, change as well.
-        let ring = ["rx_ring = 512", "rx_ring = 1024", "mode = \"generic\""];
-        let name = ["dmz", "outer"][rng.below(2) as usize];
-        let mut list = vec![(name, "dmz", ring[rng.below(3) as usize]), ("lab", "lab", "")];
-        list.retain(|_| rng.chance(0.6));
+        // Either is there or not, and of one the settings, or the name, change as well.
+        if rng.chance(0.3) {
+            settings = RINGS[rng.below(3) as usize];
+        }
+        if rng.chance(0.3) {
+            name = ["dmz", "outer"][rng.below(2) as usize];
+        }
+        let mut list = vec![(name, "dmz", settings), ("lab", "lab", "")];
+        list.retain(|_| rng.chance(0.7));
         blocked.push(reload(&net, &with_ports(&net, &list)));
         let names: Vec<String> =
             ports(&net).iter().map(|p| p.split(' ').next().expect("a name").into()).collect();

@@ -2,6 +2,7 @@
 //! time, and exchanged by each worker between two turns.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::thread::JoinHandle;
 
 use super::appliance::{Appliance, blueprint};
@@ -9,6 +10,7 @@ use super::port_state::PortState;
 use super::reload::ReloadError;
 use crate::config::Config;
 use crate::nic::spec::PortSpec;
+use crate::nic::steer::Loaded;
 use crate::nic::xsk::{Delivery, XskPort};
 use crate::nic::{NicError, OpenedPort};
 use crate::packet::PortId;
@@ -30,6 +32,9 @@ impl Exchanges {
         self.awaited.is_empty() && self.closing.is_empty()
     }
 }
+
+/// Programs for ports to come.
+pub(super) type Programs = Vec<Result<Loaded, NicError>>;
 
 /// A port that was opened and is with no worker yet.
 pub(super) struct Opened {
@@ -64,7 +69,14 @@ impl Appliance {
         Ok(())
     }
 
-    /// Opens ports; all or none.
+    /// Has the kernel check the programs of so many ports, on a thread: it takes its time.
+    pub(super) fn load_programs(&self, count: usize) -> io::Result<JoinHandle<Programs>> {
+        let offload = self.steering.steer().offloads();
+        let load = move || (0..count).map(|_| Loaded::load(offload)).collect();
+        std::thread::Builder::new().name("programs".into()).spawn(load)
+    }
+
+    /// Opens ports, each with one of the programs; all or none.
     ///
     /// # Errors
     /// Which one can't be opened, and why.
@@ -72,11 +84,15 @@ impl Appliance {
         &mut self,
         wanted: &Config,
         ids: &[PortId],
+        programs: &mut Programs,
     ) -> Result<Vec<Opened>, ReloadError> {
         let mut opened = Vec::with_capacity(ids.len());
         for spec in ids.iter().filter_map(|id| wanted.ports.get(usize::from(id.0))) {
-            let steer = self.steering.steer_mut();
-            match self.opener.open(spec, &wanted.workers, steer, &mut self.changes) {
+            let on = (self.steering.steer_mut(), &mut self.changes);
+            let offload = on.0.offloads();
+            let loaded = programs.pop().unwrap_or_else(|| Loaded::load(offload));
+            let port = loaded.and_then(|l| self.opener.open(spec, &wanted.workers, l, on));
+            match port {
                 Ok(port) => opened.push(Opened { spec: spec.clone(), port }),
                 Err(source) => {
                     self.close_opened(opened);

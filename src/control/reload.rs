@@ -43,6 +43,8 @@ pub enum ReloadError {
          ports (zero-copy, or no AF_XDP socket on `lo`): restart instead"
     )]
     Holder { port: String },
+    #[error("can't start a thread: {0}")]
+    Thread(#[source] std::io::Error),
     #[error("{0}")]
     Steering(#[from] crate::nic::NicError),
 }

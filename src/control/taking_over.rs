@@ -10,13 +10,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::appliance::{blueprint, rules_of};
 use super::ask::Refusal;
-use super::exchanges::Opened;
+use super::exchanges::{Opened, Programs};
 use super::port_plan::{PortPlan, keep_port_numbers};
 use super::reload::{
     ReloadError, fixed_differences, keep_class_ids, keep_tenant_numbers, warnings,
@@ -55,6 +56,8 @@ pub(super) struct TakeOver {
 }
 
 enum Step {
+    /// The kernel checks the programs of ports that come.
+    Loading(JoinHandle<Programs>, Box<Pending>),
     /// Ports go whose interfaces others take over.
     Clearing(Leaving, Box<Pending>),
     /// Workers take the configuration.
@@ -66,6 +69,7 @@ enum Step {
 /// What is handed out once there is room for it.
 struct Pending {
     wanted: Config,
+    programs: Programs,
     opened: Vec<Opened>,
     plan: PortPlan,
     steer: SteerTables,
@@ -156,7 +160,6 @@ impl Control {
             return Err(ReloadError::Holder { port });
         }
         a.check_ports(&wanted, plan.opening())?;
-        let opened = a.open_ports(&wanted, &plan.open_first)?;
         let named = |config: &Config, ids: &mut dyn Iterator<Item = PortId>| {
             ids.map(|id| config.ports[usize::from(id.0)].name.clone()).collect()
         };
@@ -166,11 +169,14 @@ impl Control {
             ..view(&wanted, warnings(&a.config, &wanted))
         };
         let steer = SteerTables::of(&wanted);
-        let pending = Pending { wanted, opened, plan, steer };
-        let step = if pending.plan.leave_first.is_empty() {
-            Step::Taking(self.hand_out(pending)?)
-        } else {
-            Step::Clearing(self.leave(&pending.plan.leave_first), Box::new(pending))
+        let (programs, opened) = (Vec::new(), Vec::new());
+        let pending = Pending { wanted, programs, opened, plan, steer };
+        let step = match pending.plan.opening().count() {
+            0 => self.make_room(pending)?,
+            count => {
+                let loading = a.load_programs(count).map_err(ReloadError::Thread)?;
+                Step::Loading(loading, Box::new(pending))
+            }
         };
         Ok(Some(TakeOver {
             step,
@@ -180,6 +186,18 @@ impl Control {
             reply: None,
             back: None,
         }))
+    }
+
+    /// Opens what needs nobody to go first; then those go that have to, if there are any, or all is
+    /// handed out.
+    fn make_room(&mut self, mut pending: Pending) -> Result<Step, ReloadError> {
+        let Pending { wanted, programs, plan, .. } = &mut pending;
+        pending.opened = self.appliance.open_ports(wanted, &plan.open_first, programs)?;
+        if pending.plan.leave_first.is_empty() {
+            return Ok(Step::Taking(self.hand_out(pending)?));
+        }
+        let leaving = self.leave(&pending.plan.leave_first);
+        Ok(Step::Clearing(leaving, Box::new(pending)))
     }
 
     /// Detaches ports.
@@ -193,7 +211,7 @@ impl Control {
     /// Gives all workers the new ports and the new configuration. What was opened is closed where
     /// it fails.
     fn hand_out(&mut self, pending: Pending) -> Result<Taking, ReloadError> {
-        let Pending { wanted, opened, plan, steer } = pending;
+        let Pending { wanted, opened, plan, steer, .. } = pending;
         let a = &mut self.appliance;
         let both = a.steering.tables().union(&steer);
         let before = a.steering.tables().clone();
@@ -290,13 +308,21 @@ impl Control {
         let now = self.appliance.clock.now();
         let (is_late, again) = (now >= deadline, now + STEP_WITHIN);
         let next = match step {
+            Step::Loading(loading, pending) if !loading.is_finished() => {
+                Err(Step::Loading(loading, pending))
+            }
+            Step::Loading(loading, mut pending) => {
+                // Those that it could not load are loaded once more, for their error.
+                pending.programs = loading.join().unwrap_or_default();
+                match self.make_room(*pending) {
+                    Ok(step) => Ok((step, again)),
+                    Err(error) => return self.take_back_all(&error, &done, reply, back),
+                }
+            }
             Step::Clearing(mut leaving, pending) => match self.has_left(&mut leaving) {
                 true => match self.cleared(leaving, *pending) {
                     Ok(taking) => Ok((Step::Taking(taking), again)),
-                    Err(error) => {
-                        self.undo_trial(&done, back);
-                        return self.refuse(reply, &error);
-                    }
+                    Err(error) => return self.take_back_all(&error, &done, reply, back),
                 },
                 false => Err(Step::Clearing(leaving, pending)),
             },
@@ -315,10 +341,24 @@ impl Control {
         };
         let (step, deadline) = match next {
             Ok(next) => next,
-            Err(step) if is_late => return self.hangs(&step, reply),
+            Err(step) if is_late && !matches!(step, Step::Loading(..)) => {
+                return self.hangs(&step, reply);
+            }
             Err(step) => (step, deadline),
         };
         self.take_over = Some(TakeOver { step, deadline, done, blocked, reply, back });
+    }
+
+    /// Refuses what could not be had after all.
+    fn take_back_all(
+        &mut self,
+        error: &ReloadError,
+        done: &ReloadView,
+        reply: ReloadReply,
+        back: Option<Trial>,
+    ) {
+        self.undo_trial(done, back);
+        self.refuse(reply, error);
     }
 
     /// Asks for ports when what was on its way to them has come; whether all are closed.
@@ -349,7 +389,7 @@ impl Control {
             a.config.ports[usize::from(port.id.0)] = PortSpec::vacant(port.id);
         }
         let ids = std::mem::take(&mut pending.plan.open_then);
-        let taking = match a.open_ports(&pending.wanted, &ids) {
+        let taking = match a.open_ports(&pending.wanted, &ids, &mut pending.programs) {
             Ok(opened) => {
                 pending.opened.extend(opened);
                 pending.plan.open_then = ids;
@@ -363,7 +403,7 @@ impl Control {
         taking.inspect_err(|_| {
             let a = &mut self.appliance;
             for port in &gone.ports {
-                match a.open_ports(&before, &[port.id]) {
+                match a.open_ports(&before, &[port.id], &mut Vec::new()) {
                     Ok(opened) => {
                         a.config.ports[usize::from(port.id.0)] = port.clone();
                         a.hand_over(&before, opened);

@@ -8,7 +8,7 @@ use super::link;
 use super::opener::Opener;
 use super::restore::Changes;
 use super::spec::{CopyMode, PortSpec};
-use super::steer::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, Sockets, Steer};
+use super::steer::{Loaded, MAX_QUEUES, MAX_WORKERS, SHARE_ALL, Sockets, Steer};
 use super::umem::{Umem, UmemSpec};
 use super::xsk::XskPort;
 use crate::base::mem::Slot;
@@ -80,7 +80,9 @@ pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Resu
     let mut sockets = Vec::with_capacity(specs.len());
     let lasting = workers.on_failure == OnFailure::Drop;
     for (spec, channels) in specs.iter().zip(&channels) {
-        let (mode, to) = prepare(spec, channels, lasting, &ethtool, &mut changes, &mut steer)?;
+        let loaded = Loaded::load(workers.offload)?;
+        let on = (&ethtool, &mut changes, &mut steer);
+        let (mode, to) = prepare(spec, channels, lasting, loaded, on)?;
         modes.push(mode);
         sockets.push(to);
     }
@@ -191,9 +193,8 @@ pub(super) fn prepare(
     spec: &PortSpec,
     channels: &Channels,
     lasting: bool,
-    ethtool: &Ethtool,
-    changes: &mut Changes,
-    steer: &mut Steer,
+    loaded: Loaded,
+    (ethtool, changes, steer): (&Ethtool, &mut Changes, &mut Steer),
 ) -> Result<(PortMode, Sockets), NicError> {
     let interface = &spec.interface;
     let what = || format!("switching offloads of {interface}");
@@ -203,7 +204,7 @@ pub(super) fn prepare(
     if lasting {
         changes.note_program(interface).map_err(|e| NicError::from_io(what(), e))?;
     }
-    let (attached, sockets) = steer.attach(spec.id, interface, spec.attach, lasting)?;
+    let (attached, sockets) = steer.attach(spec.id, interface, spec.attach, lasting, loaded)?;
     let mode = PortMode {
         port: spec.id,
         interface: interface.clone(),

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue};
@@ -17,7 +18,7 @@ use super::ethtool::Ethtool;
 use super::open::{PortMode, check_frames, check_port, prepare};
 use super::restore::Changes;
 use super::spec::{BusyPoll, CopyMode, PortSpec};
-use super::steer::{Sockets, Steer};
+use super::steer::{Loaded, Sockets, Steer};
 use super::umem::{Umem, UmemSpec};
 use super::xsk::{Queue, XskPort, XskPortParts};
 use crate::base::mem::Slot;
@@ -28,6 +29,9 @@ use crate::worker::spec::{OnFailure, WorkersSpec};
 const ANCHOR: &str = "lo";
 /// Descriptors in each of the anchor's rings.
 const ANCHOR_RING: u32 = 64;
+/// How often a queue that is taken is tried again, and how soon: a second in all.
+const TRIES: u32 = 200;
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// Bytes of the kernel's send buffer for each descriptor of the transmit ring: in copy mode it
 /// holds a packet's copy and its `sk_buff`.
 const SEND_BUFFER_PER_DESCRIPTOR: u32 = 2_304;
@@ -133,18 +137,18 @@ impl Opener {
         &self,
         spec: &PortSpec,
         workers: &WorkersSpec,
-        steer: &mut Steer,
-        changes: &mut Changes,
+        loaded: Loaded,
+        (steer, changes): (&mut Steer, &mut Changes),
     ) -> Result<OpenedPort, NicError> {
         let ethtool = Ethtool::open().map_err(|e| NicError::from_io("opening a socket", e))?;
         let channels = check_port(spec, workers, &ethtool)?;
         let lasting = workers.on_failure == OnFailure::Drop;
-        let opened = prepare(spec, &channels, lasting, &ethtool, changes, steer).and_then(
-            |(mut mode, to)| {
-                let ports = self.sockets(spec, &mut mode, &to)?;
-                Ok(OpenedPort { mode, ports })
-            },
-        );
+        let on = (&ethtool, &mut *changes, &mut *steer);
+        let prepared = prepare(spec, &channels, lasting, loaded, on);
+        let opened = prepared.and_then(|(mut mode, to)| {
+            let ports = self.sockets(spec, &mut mode, &to)?;
+            Ok(OpenedPort { mode, ports })
+        });
         if opened.is_err() {
             let _ = steer.detach(spec.id);
             changes.restore(&spec.interface);
@@ -161,9 +165,8 @@ impl Opener {
     ) -> Result<Vec<XskPort>, NicError> {
         let of_worker = |worker: u16| {
             let queues = (u32::from(worker)..mode.queues).step_by(usize::from(self.workers));
-            let queues = queues
-                .map(|id| open_queue(spec, &self.umem, id, self.copy, mode))
-                .collect::<Result<Vec<_>, _>>()?;
+            let queues =
+                queues.map(|id| self.queue(spec, id, mode)).collect::<Result<Vec<_>, _>>()?;
             Ok(XskPort::new(XskPortParts {
                 id: spec.id,
                 umem: self.umem.clone(),
@@ -174,6 +177,18 @@ impl Opener {
             }))
         };
         (0..self.workers).map(of_worker).collect()
+    }
+
+    /// The kernel gives a queue free a little after its socket is closed (`xp_put_pool`,
+    /// net/xdp/xsk_buff_pool.c): it is tried for a while.
+    fn queue(&self, spec: &PortSpec, id: u32, mode: &mut PortMode) -> Result<Queue, NicError> {
+        for _ in 0..TRIES {
+            match open_queue(spec, &self.umem, id, self.copy, mode) {
+                Err(NicError::QueueTaken { .. }) => std::thread::sleep(TRY_AGAIN_AFTER),
+                opened => return opened,
+            }
+        }
+        open_queue(spec, &self.umem, id, self.copy, mode)
     }
 }
 

@@ -17,7 +17,7 @@ mod program;
 pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
 pub use offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
-pub use program::{Attached, PROGRAM_NAME, Sockets, program_name};
+pub use program::{Attached, Loaded, PROGRAM_NAME, Sockets, program_name};
 
 use abi::{ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
 use heartbeat::Renewal;
@@ -103,7 +103,12 @@ impl Steer {
         }
     }
 
-    /// Loads a program and attaches it to an interface, which is a port from now on. It steers what
+    /// Whether the programs can forward flows themselves, for [`Loaded::load`].
+    pub fn offloads(&self) -> bool {
+        self.offload
+    }
+
+    /// Attaches a program to an interface, which is a port from now on. It steers what
     /// the others do, once its queues have sockets; nothing as long as these were told nothing.
     ///
     /// `lasting`: the program stays when the process dies, so that `on_failure = "drop"` holds then
@@ -117,8 +122,9 @@ impl Steer {
         interface: &str,
         mode: AttachMode,
         lasting: bool,
+        loaded: Loaded,
     ) -> Result<(Attached, Sockets), NicError> {
-        let mut program = Program::attach(interface, mode, lasting, self.offload)?;
+        let mut program = Program::attach(interface, mode, lasting, loaded)?;
         let result = (program.attached.clone(), program.sockets.clone());
         for worker in 0..self.workers {
             let beat = program.heartbeats.at(usize::from(worker));

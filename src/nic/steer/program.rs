@@ -58,6 +58,37 @@ impl Sockets {
     }
 }
 
+/// A program that the kernel has checked, which takes it up to seconds, and no interface has.
+pub struct Loaded {
+    ebpf: Ebpf,
+    offload: bool,
+}
+
+impl Loaded {
+    /// Has the kernel check a program; with `offload` one that can forward flows itself.
+    ///
+    /// # Errors
+    /// No privileges, or the kernel refusing it.
+    pub fn load(offload: bool) -> Result<Loaded, NicError> {
+        let mut loader = EbpfLoader::new();
+        let enabled = u32::from(offload);
+        loader.override_global("offload_enabled", &enabled, true);
+        if !offload {
+            loader.map_max_entries("offloads", 1).map_max_entries("offload_slots", 1);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|e| load_error(&e))?;
+        xdp(&mut ebpf)?.load().map_err(|e| load_error(&e))?;
+        Ok(Loaded { ebpf, offload })
+    }
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, NicError> {
+    ebpf.program_mut(PROGRAM_NAME)
+        .ok_or_else(|| NicError::Load(format!("no program {PROGRAM_NAME}")))?
+        .try_into()
+        .map_err(|e| load_error(&e))
+}
+
 /// See the module. Detached and unloaded on drop.
 pub(super) struct Program {
     pub(super) interface: String,
@@ -110,29 +141,18 @@ impl Offloads {
 }
 
 impl Program {
-    /// Loads the program and attaches it; `lasting` makes the attachment survive a crash.
+    /// Attaches the program; `lasting` makes the attachment survive a crash.
     pub(super) fn attach(
         interface: &str,
         mode: AttachMode,
         lasting: bool,
-        offload: bool,
+        loaded: Loaded,
     ) -> Result<Program, NicError> {
         let index = link::index_of(interface)
             .map_err(|_| NicError::NoInterface { interface: interface.to_owned() })?;
-        let mut loader = EbpfLoader::new();
-        let enabled = u32::from(offload);
-        loader.override_global("offload_enabled", &enabled, true);
-        if !offload {
-            loader.map_max_entries("offloads", 1).map_max_entries("offload_slots", 1);
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(|e| load_error(&e))?;
-        let program: &mut Xdp = ebpf
-            .program_mut(PROGRAM_NAME)
-            .ok_or_else(|| NicError::Load(format!("no program {PROGRAM_NAME}")))?
-            .try_into()
-            .map_err(|e| load_error(&e))?;
-        program.load().map_err(|e| load_error(&e))?;
+        let Loaded { mut ebpf, offload } = loaded;
         refuse_present(interface, index)?;
+        let program = xdp(&mut ebpf)?;
         let (attached, lasting) = attach_by_mode(program, interface, index, mode, lasting)?;
         let page = mapped(&ebpf, "heartbeats", MAX_WORKERS as usize)?;
         let offload = offload.then(|| Offloads::take(&mut ebpf)).transpose()?;

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,9 +22,14 @@ const FLOOD: u16 = 7002;
 
 /// A router whose port to the servers has this tree; destination ports tell the classes.
 fn routed(tree: &str, rules: &[(u16, &str)]) -> (Net, Process) {
-    let net = Net::new(1);
+    routed_by(1, tree, rules)
+}
+
+/// As [`routed`], by so many workers.
+fn routed_by(workers: u16, tree: &str, rules: &[(u16, &str)]) -> (Net, Process) {
+    let net = Net::new(workers);
     net.kernel_forwards(false);
-    let mut config = net.config_head("router", "");
+    let mut config = net.config_head("router", &format!("count = {workers}"));
     config += "[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
     config += tree;
     for (port, class) in rules {
@@ -166,6 +171,59 @@ fn a_stream_loses_nothing_beside_greedy_flows_and_a_flood() {
         interactive["sent_packets"].as_u64() == Some(DATAGRAMS as u64)
     });
     assert!(published.is_ok(), "{interactive:#}");
+}
+
+/// Datagrams of many flows, which the kernel spreads over both workers.
+#[test]
+fn what_is_shown_is_the_sum_over_the_workers() {
+    const FLOWS: u64 = 32;
+    const EACH: u64 = 8;
+    const PAYLOAD: usize = 200;
+    /// With Ethernet, IPv4 and UDP headers, and the port's overhead.
+    const COUNTED: u64 = PAYLOAD as u64 + 14 + 20 + 8 + 24;
+    let tree = [
+        "[qos.lan]\nrate = \"100Mbit/s\"\ndefault = \"rest\"\n".to_string(),
+        class("told", "rate = \"50%\""),
+        class("rest", "rate = \"10%\""),
+    ]
+    .concat();
+    let (net, _edge) = routed_by(2, &tree, &[(STREAM, "told")]);
+    let send = |flows: u64, each: u64| {
+        let all = move || {
+            for _ in 0..flows {
+                let socket = UdpSocket::bind("10.0.1.2:0").expect("bind");
+                for _ in 0..each {
+                    socket.send_to(&[0; PAYLOAD], (SERVERS4[0], STREAM)).expect("send");
+                }
+            }
+        };
+        net.client.enter(all).expect("thread");
+    };
+    let mut told = Value::Null;
+    let mut wait_for_sent = |packets: u64| {
+        let all = wait_for(Duration::from_secs(20), "what was sent", || {
+            told = shown(&net, "told");
+            told["sent_packets"].as_u64() >= Some(packets)
+        });
+        all.unwrap_or_else(|e| panic!("{e}: {told:#}"));
+        told.clone()
+    };
+    // Alone, so that both know their neighbour before the rest comes.
+    send(1, 1);
+    wait_for_sent(1);
+    send(FLOWS, EACH);
+    let told = wait_for_sent(FLOWS * EACH + 1);
+    let value = |name: &str| told[name].as_u64().unwrap_or_else(|| panic!("{name}: {told:#}"));
+    assert_eq!(value("sent_packets"), FLOWS * EACH + 1);
+    assert_eq!(value("sent_bytes"), (FLOWS * EACH + 1) * COUNTED);
+    assert_eq!((value("dropped_packets"), value("backlog_packets")), (0, 0));
+    let counters = net.ask_json(&["show", "counters"]);
+    for worker in counters["workers"].as_array().expect("workers") {
+        assert!(
+            worker["values"]["tx_packets"].as_u64() > Some(0),
+            "all went by the other: {counters:#}"
+        );
+    }
 }
 
 /// Flows of a class with a `flow_rate`, of which each could take all.

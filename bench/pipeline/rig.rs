@@ -286,7 +286,8 @@ impl<P: Port> Rig<P> {
             let end = (first + OPEN_AT_ONCE).min(flows);
             for mode in [Mode::Open(end), Mode::Accept(end), Mode::Confirm(end)] {
                 self.traffic.borrow_mut().set(mode, first);
-                while self.worker.poll(self.clock.now()) > 0 {}
+                // What waits for its turn at a tree is no end of the work.
+                while self.worker.poll(self.clock.now()) > 0 || self.worker.held() > 0 {}
             }
         }
         let seen = self.traffic.borrow().seen;
@@ -310,6 +311,11 @@ impl<P: Port> Rig<P> {
             self.worker.poll(now);
         }
         self.worker.counters().rx_packets - before
+    }
+
+    /// Packets dropped so far.
+    pub fn dropped(&self) -> u64 {
+        self.worker.counters().drops_total()
     }
 
     /// The longest turns of the worker's loop over so many packets, longest first, in nanoseconds.

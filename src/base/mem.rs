@@ -182,7 +182,7 @@ impl Arena {
     /// Asks the cache for the line `offset` bytes into the slot.
     #[inline(always)]
     pub fn prefetch(&self, slot: &Slot, offset: usize) {
-        prefetch_ptr(self.at(slot).wrapping_add(offset));
+        prefetch_at(self.at(slot).wrapping_add(offset));
     }
 }
 
@@ -224,13 +224,13 @@ pub fn huge_table<T>(n: usize) -> Vec<T> {
 #[inline(always)]
 pub fn prefetch<T>(slice: &[T], index: usize) {
     let inside = usize::from(index < slice.len());
-    prefetch_ptr(slice.as_ptr().wrapping_add(index * inside));
+    prefetch_at(slice.as_ptr().wrapping_add(index * inside));
 }
 
 /// Asks the cache for the line that `value` begins in.
 #[inline(always)]
 pub fn prefetch_line<T>(value: &T) {
-    prefetch_ptr(value);
+    prefetch_at(value);
 }
 
 /// A bit for each of `words` that equals `wanted`, the first one's lowest.
@@ -259,8 +259,9 @@ pub fn lanes_equal(words: &[u32; 8], wanted: u32) -> u32 {
     words.iter().enumerate().map(bit).sum()
 }
 
+/// Asks the cache for the line at any address, be it one of memory or not.
 #[inline(always)]
-fn prefetch_ptr<T>(p: *const T) {
+pub fn prefetch_at<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch is a hint; it never faults, whatever the address.
     unsafe {

@@ -33,6 +33,15 @@ pub fn set_dscp(bytes: &mut [u8], meta: &mut PacketMeta, dscp: u8) {
     meta.tos = tos;
 }
 
+/// As [`set_dscp`], for what rules and meters say: the code point by which rules decide stays known.
+pub fn mark(bytes: &mut [u8], meta: &mut PacketMeta, dscp: u8) {
+    if !meta.flags.has(PacketFlags::MARKED) {
+        meta.flags.set(PacketFlags::MARKED);
+        meta.marked_from = meta.dscp();
+    }
+    set_dscp(bytes, meta, dscp);
+}
+
 /// Makes a TCP segment one that resets the connection where it was to be received: its payload and
 /// options go, its numbers stay (RFC 9293, section 3.10.7.4). `false`, changing nothing, where
 /// `meta`'s offsets leave the packet.

@@ -203,6 +203,12 @@ impl PacketFlags {
     pub const JOINED: PacketFlags = PacketFlags(128);
     /// It has waited for a token, and passes the stages again.
     pub const DELAYED: PacketFlags = PacketFlags(256);
+    /// Its class's meter has measured it.
+    pub const METERED: PacketFlags = PacketFlags(512);
+    /// A client's packet, of which a copy was made.
+    pub const COPIED: PacketFlags = PacketFlags(1_024);
+    /// It has another code point than that by which rules decide: [`PacketMeta::marked_from`].
+    pub const MARKED: PacketFlags = PacketFlags(2_048);
 
     #[inline]
     pub fn has(self, flag: PacketFlags) -> bool {
@@ -252,6 +258,8 @@ pub struct PacketMeta {
     pub tos: u8,
     /// TTL or hop limit as received.
     pub ttl: u8,
+    /// The code point before the first mark; means nothing without one.
+    pub marked_from: u8,
     pub flags: PacketFlags,
     pub direction: Direction,
     pub verdict: Verdict,
@@ -289,6 +297,7 @@ impl PacketMeta {
         tcp_flags: 0,
         tos: 0,
         ttl: 0,
+        marked_from: 0,
         flags: PacketFlags(0),
         direction: Direction::Forward,
         verdict: Verdict::Next,
@@ -312,6 +321,13 @@ impl PacketMeta {
     #[inline]
     pub fn dscp(&self) -> u8 {
         self.tos >> 2
+    }
+
+    /// The code point by which rules decide: the one that its port trusts it with, whatever rules
+    /// and meters have made of it since. So one that waits is decided about as when it came.
+    #[inline]
+    pub fn dscp_for_rules(&self) -> u8 {
+        if self.flags.has(PacketFlags::MARKED) { self.marked_from } else { self.dscp() }
     }
 
     /// Bytes of transport payload.

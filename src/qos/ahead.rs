@@ -126,8 +126,10 @@ impl Queues {
                 prefetch(&self.losses, leaf as usize);
                 self.packets.prefetch(self.packets.next(head));
             }
-            let waited = now.wrapping_sub(self.packets.note(head).since);
-            self.sojourns[leaf as usize].prefetch(waited);
+            if self.leaves[leaf as usize].recent.is_nearly_full() {
+                let waited = now.wrapping_sub(self.packets.note(head).since);
+                self.sojourns[leaf as usize].prefetch(waited);
+            }
         }
     }
 }

@@ -14,6 +14,10 @@ const RATE_BITS: u32 = 40;
 /// Bits that a refill shifts out and carries.
 const CARRY_BITS: u32 = RATE_BITS - TOKEN_BITS;
 const BITS_PER_SECOND_PER_BYTE_PER_NANO: u128 = 8_000_000_000;
+/// While something waits for its turn, what comes in this time (2^24 ns, 17 ms) is kept, however
+/// small the burst is: that the others are served first must not cost it its rate.
+const WAITING_NS_BITS: u32 = 24;
+const WAITING_SHIFT: u32 = WAITING_NS_BITS + TOKEN_BITS - RATE_BITS;
 
 /// A rate in bytes per nanosecond, 40 fractional bits: steps of 0.0073 bit/s up to 134 Pbit/s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,17 +78,31 @@ impl Bucket {
     /// no elapsed time is too long; what is over the cap is lost, carry included.
     #[inline(always)]
     pub fn refill(&mut self, elapsed: u64) {
+        self.refill_for(elapsed, false);
+    }
+
+    /// As above. `waits`: something waits for its turn, and keeps what comes meanwhile, for a time.
+    #[inline(always)]
+    pub fn refill_for(&mut self, elapsed: u64, waits: bool) {
         let grown = u128::from(elapsed) * u128::from(self.rate.0) + u128::from(self.carry);
-        let cap = i64::from(self.cap) << TOKEN_BITS;
-        let room = cap.saturating_sub(self.tokens);
-        let whole = grown >> CARRY_BITS;
-        if whole >= room as u128 {
+        let mut cap = i64::from(self.cap) << TOKEN_BITS;
+        let whole = (grown >> CARRY_BITS) as i128;
+        if waits && whole >= i128::from(cap.saturating_sub(self.tokens)) {
+            cap = cap.max(self.kept());
+        }
+        if whole >= i128::from(cap.saturating_sub(self.tokens)) {
             self.tokens = cap;
             self.carry = 0;
         } else {
             self.tokens += whole as i64;
             self.carry = grown as u32 & ((1 << CARRY_BITS) - 1);
         }
+    }
+
+    /// What is kept while something waits, beside a burst.
+    #[cold]
+    fn kept(&self) -> i64 {
+        (self.rate.0.min(u64::MAX >> (WAITING_SHIFT + 1)) << WAITING_SHIFT) as i64
     }
 
     #[inline(always)]
@@ -181,6 +199,25 @@ mod tests {
         assert_eq!(b.bytes(), 3_000);
         b.refill(u64::MAX);
         assert_eq!(b.bytes(), 3_000);
+    }
+
+    #[test]
+    fn what_waits_keeps_what_comes_for_a_time_and_no_longer() {
+        // 8 Mbit/s, a byte a microsecond.
+        let mut b = Bucket::new(mbit(8), 1_500);
+        b.refill_for(10_000_000, true);
+        assert_eq!(b.bytes(), 11_500);
+        b.refill_for(1_000_000_000, true);
+        assert_eq!(b.bytes(), 16_777);
+        b.charge(1_777);
+        b.refill_for(1_000, false);
+        assert_eq!(b.bytes(), 1_500, "once it idles the burst is all");
+        let mut large = Bucket::new(mbit(8), 50_000);
+        large.refill_for(1_000_000, true);
+        assert_eq!(large.bytes(), 50_000);
+        let mut fastest = Bucket::new(Rate(u64::MAX), 0);
+        fastest.refill_for(u64::MAX, true);
+        assert!(fastest.is_open());
     }
 
     #[test]

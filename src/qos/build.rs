@@ -3,7 +3,7 @@
 use super::bucket::{Bucket, Rate};
 use super::class::{Buckets, Class, Traits};
 use super::pacing::Pace;
-use super::settings::LeafSettings;
+use super::settings::Manner;
 use super::spec::{ClassSpec, Counting, DEPTH_MAX, PRIORITIES, PortQosSpec, QueueSpec};
 use super::tree::{ROOT, Tree};
 use super::wheel::TICK_NS;
@@ -25,7 +25,7 @@ pub(super) struct Compiled {
     pub leaf_of: Vec<u32>,
     pub default_leaf: u32,
     /// By class, as what follows.
-    pub leaves: Vec<LeafSettings>,
+    pub leaves: Vec<Manner>,
     pub ids: Vec<ClassId>,
     /// Of the largest frame, as counted where it counts most.
     pub largest: u32,
@@ -49,7 +49,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         tree: Tree::new(root, spec.classes.len() + 2, now),
         leaf_of: vec![u32::MAX; shape.ids],
         default_leaf: u32::MAX,
-        leaves: vec![LeafSettings::NONE],
+        leaves: vec![Manner::NONE],
         ids: vec![ClassId::UNSET],
         largest,
     };
@@ -67,12 +67,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         } else if at == ROOT as usize {
             let traits = Traits::new(true, Buckets::Rate, 0);
             out.add(Class::new(ROOT, bucket, bucket, traits), ClassId::UNSET, largest);
-            out.leaves.push(LeafSettings::new(
-                u32::MAX,
-                QueueSpec::Fifo,
-                spec.counting(),
-                Pace::NONE,
-            ));
+            out.leaves.push(Manner::new(u32::MAX, QueueSpec::Fifo, spec.counting(), Pace::NONE));
             out.tree.adopt(ROOT, ROOT + 1, 1, 1);
             break;
         }
@@ -164,7 +159,7 @@ impl Compiled {
             let pace = Pace::new(class.flow_rate.filter(|_| class.queue != QueueSpec::Fifo));
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
             let counting = countings[at - 1];
-            self.leaves.push(LeafSettings::new(class.limit, class.queue, counting, pace));
+            self.leaves.push(Manner::new(class.limit, class.queue, counting, pace));
             if is_leaf {
                 self.leaf_of[usize::from(class.id.0)] = node;
             }

@@ -200,6 +200,8 @@ impl Class {
         }
     }
 
+    /// To be called before what is below the class begins to want something, too: the time in which
+    /// nothing waited brings no more than a burst.
     #[inline(always)]
     pub fn settle(&mut self, now: Nanos) {
         let elapsed = now.since(self.settled);
@@ -207,7 +209,9 @@ impl Class {
             return;
         }
         if self.traits.has_rate() {
-            self.rate.refill(elapsed);
+            // What is guaranteed is not lost to whoever is served first. The ceil, which bounds
+            // what the class may send at once, is not kept in the same way.
+            self.rate.refill_for(elapsed, self.wants());
         }
         if self.traits.has_ceil() {
             self.ceil.refill(elapsed);

@@ -15,6 +15,7 @@
 //! time does not matter. Own rates below a class are no loans, and pay nothing of this.
 
 use super::class::Mode;
+use super::inner::Round;
 use super::spec::PRIORITIES;
 use super::tree::{ROOT, Tree};
 
@@ -31,7 +32,7 @@ impl Tree {
             return;
         }
         let most = self.classes[at as usize].rate.cap();
-        let (debt, deep) = (&mut inner.rounds[priority].debt, &mut inner.deep[priority]);
+        let Round { debt, deep, .. } = &mut inner.rounds[priority];
         let all = debt.saturating_add(bytes);
         *deep = deep.saturating_add(if is_deep { bytes } else { 0 });
         if all > most {
@@ -85,9 +86,9 @@ impl Tree {
         let inner = &mut self.inners[self.inner_of[at as usize] as usize];
         let mut bytes = 0u32;
         for (priority, (part, round)) in debts.iter_mut().zip(&mut inner.rounds).enumerate() {
-            let (paid, deep) = (round.debt.min(*part), &mut inner.deep[priority]);
-            *part = share(*deep, paid, round.debt);
-            *deep -= *part;
+            let paid = round.debt.min(*part);
+            *part = share(round.deep, paid, round.debt);
+            round.deep -= *part;
             round.debt -= paid;
             // It is no loan any more, and so takes nothing of the class's share in those.
             round.deficit = round.deficit.saturating_add_unsigned(paid);

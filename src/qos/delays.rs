@@ -255,6 +255,25 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_while_a_whole_batch_still_fits() {
+        let mut b = Bench::new();
+        let most = DELAYED_MAX - BATCH_MAX;
+        for number in 0..most {
+            let hash = (number / DELAYED_PER_CONNECTION_MAX) as u64;
+            b.delays.begin(hash, Nanos(MS), true);
+            assert!(b.delays.has_room() && b.hold(hash, number as u32), "{number}");
+        }
+        assert!(b.delays.has_room(), "for all packets of one more batch");
+        b.delays.begin(u64::MAX, Nanos(MS), true);
+        assert!(b.hold(u64::MAX, 0) && !b.delays.has_room());
+        // What is released still holds its frames.
+        b.delays.release(Nanos(MS));
+        assert!(!b.delays.has_room());
+        assert_eq!(b.released(1).len(), most + 1);
+        assert!(b.delays.has_room());
+    }
+
+    #[test]
     fn limits_of_a_connection_and_in_all() {
         let mut b = Bench::new();
         let mut held = 0;

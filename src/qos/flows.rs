@@ -6,7 +6,7 @@ use super::codel::{Above, Codel};
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::base::hash::fold;
-use crate::base::mem::{huge_table, huge_vec, prefetch};
+use crate::base::mem::{huge_table, huge_vec, prefetch, prefetch_at};
 
 const MIX: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
@@ -146,34 +146,54 @@ impl Flows {
         prefetch(&self.table, (key.tag & self.mask) as usize);
     }
 
-    /// Asks the cache for the flow that is known at that place; where there is none, for the one
-    /// behind which a new one will stand.
+    /// Asks the cache for the likely flow, or where there is none for the place in the table.
     #[inline(always)]
-    pub fn prefetch_known(&self, key: Key, last_new: u32) {
-        let known = self.known(key);
-        prefetch(&self.arena, if known == NIL as usize { last_new as usize } else { known });
+    pub fn prefetch_likely(&self, key: Key, likely: u32) {
+        let entry = self.table.as_ptr().wrapping_add((key.tag & self.mask) as usize).cast::<Flow>();
+        let flow = self.arena.as_ptr().wrapping_add(likely as usize);
+        prefetch_at(if likely == NIL { entry } else { flow });
     }
 
-    /// The last cell of that flow, once it is in the cache.
+    /// The flow that is meant, once what [`Flows::prefetch_likely`] asked for has come; `NIL` for
+    /// a new one. The cache is asked for it where the table told.
     #[inline(always)]
-    pub fn known_tail(&self, key: Key) -> u32 {
-        self.arena.get(self.known(key)).map_or(NIL, |flow| flow.tail)
+    pub fn prefetch_known(&self, key: Key, likely: u32) -> u32 {
+        if self.is_of(likely, key) {
+            return likely;
+        }
+        let known = self.known(key);
+        self.prefetch(known);
+        known
+    }
+
+    /// The last cell of a flow; `NIL` for none.
+    #[inline(always)]
+    pub fn tail(&self, flow: u32) -> u32 {
+        self.arena.get(flow as usize).map_or(NIL, |flow| flow.tail)
     }
 
     /// Asks the cache for what a flow's end, or its standing queue, will touch; the flow itself is
     /// there.
     #[inline(always)]
     pub fn prefetch_rest(&self, flow: u32) {
-        prefetch(&self.queues, flow as usize);
-        let Flow { leaf, hash, head, tail, .. } = self.arena[flow as usize];
+        let Flow { leaf, hash, head, tail, above, fat, .. } = self.arena[flow as usize];
+        let stands = above.is_set() | (fat != 0);
+        prefetch(&self.queues, flow as usize * usize::from(stands));
         let ends = head == tail;
         self.prefetch_entry(self.key(u32::from(leaf) * u32::from(ends), hash));
     }
 
+    /// Whether an entry, in use or `NIL`, is that of a key.
+    #[inline(always)]
+    fn is_of(&self, flow: u32, key: Key) -> bool {
+        let entry = self.arena.get(flow as usize);
+        entry.is_some_and(|flow| flow.hash == key.hash && u32::from(flow.leaf) == key.leaf)
+    }
+
     /// The flow that is likely to be meant, as the first look into the table says.
     #[inline(always)]
-    fn known(&self, key: Key) -> usize {
-        self.table[(key.tag & self.mask) as usize] as u32 as usize
+    fn known(&self, key: Key) -> u32 {
+        self.table[(key.tag & self.mask) as usize] as u32
     }
 
     #[cfg(test)]
@@ -206,10 +226,14 @@ impl Flows {
     }
 
     /// The flow's entry, made if there is none. The flag says that it was made; such a flow stands
-    /// nowhere yet. `None` when all entries are taken.
+    /// nowhere yet. `None` when all entries are taken. `likely`: the entry that is looked at before
+    /// the table is; `NIL`: none.
     #[inline]
-    pub fn find_or_insert(&mut self, key: Key) -> Option<(u32, bool)> {
+    pub fn find_or_insert(&mut self, key: Key, likely: u32) -> Option<(u32, bool)> {
         let Key { leaf, hash, tag } = key;
+        if self.is_of(likely, key) {
+            return Some((likely, false));
+        }
         let mut slot = (tag & self.mask) as usize;
         loop {
             let entry = self.table[slot];
@@ -300,7 +324,8 @@ mod tests {
         for _ in 0..100_000 {
             let key = (rng.below(4), rng.below(150));
             if rng.chance(0.5) {
-                let made = flows.find_or_insert(flows.key(key.0, key.1));
+                let likely = model.values().next().copied().unwrap_or(NIL);
+                let made = flows.find_or_insert(flows.key(key.0, key.1), likely);
                 match model.get(&key) {
                     Some(&at) => assert_eq!(made, Some((at, false))),
                     None if model.len() == 300 => assert_eq!(made, None),

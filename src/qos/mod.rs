@@ -14,6 +14,7 @@ pub mod delays;
 pub mod dscp;
 mod ecn;
 mod flows;
+mod inner;
 #[cfg(test)]
 mod invariants;
 pub mod limits;

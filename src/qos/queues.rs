@@ -10,8 +10,8 @@ use super::ecn;
 use super::flows::{Flows, Key, Standing};
 use super::pacing::{Due, Pace, Pacing};
 use super::packets::{Note, Packets};
-use super::settings::{LeafSettings, Manner, NO_TARGET, lay_out};
-use super::sojourn::Sojourn;
+use super::settings::{Manner, lay_out};
+use super::sojourn::{Recent, Sojourn};
 use super::stats::ClassStats;
 use super::wheel::NIL;
 use crate::base::mem::{Arena, huge_vec};
@@ -61,10 +61,9 @@ pub(super) struct Leaf {
     pub bytes: u64,
     pub sent: Tally,
     pub borrowed_bytes: u64,
+    /// How long the last few sent have waited, not yet in [`Queues::sojourns`].
+    pub recent: Recent,
     pub packets: u32,
-    pub limit: u32,
-    /// Packets of a flow that wait longer are too many.
-    pub target: Ticks,
     /// An index in [`Queues::manners`].
     pub manner: u16,
     /// Flows that hold packets, modulo 2^16: a weight among workers.
@@ -124,15 +123,14 @@ pub(super) struct Queues {
 }
 
 impl Leaf {
-    pub fn new(settings: LeafSettings, manner: u16) -> Leaf {
+    pub fn new(manner: u16) -> Leaf {
         Leaf {
             lists: [List { head: NIL, tail: NIL }; 2],
             bytes: 0,
             sent: Tally::default(),
             borrowed_bytes: 0,
+            recent: Recent::default(),
             packets: 0,
-            limit: settings.limit,
-            target: settings.target,
             manner,
             flows: 0,
         }
@@ -145,9 +143,11 @@ impl Leaf {
         self.lists[usize::from(self.lists[NEW].head == NIL)].head
     }
 
+    /// The flow that holds all its packets, if there is one, or no more than one, to be looked at;
+    /// else `NIL`.
     #[inline(always)]
-    pub fn is_fifo(&self) -> bool {
-        self.target == NO_TARGET
+    pub fn only_flow(&self) -> u32 {
+        if self.flows <= 1 { self.first_flow() } else { NIL }
     }
 }
 
@@ -162,7 +162,7 @@ impl Losses {
 }
 
 impl Queues {
-    pub fn new(leaves: &[LeafSettings], packets_max: u32, quantum: u32, seed: Seed) -> Queues {
+    pub fn new(leaves: &[Manner], packets_max: u32, quantum: u32, seed: Seed) -> Queues {
         let empty_max = packets_max / EMPTY_SHARE + 1;
         let (manners, leaves_new) = lay_out(leaves);
         let has_paces = manners.iter().any(|manner| manner.pace.is_set());
@@ -190,6 +190,8 @@ impl Queues {
     pub fn stats(&self, leaf: usize) -> ClassStats {
         let (held, losses) = (&self.leaves[leaf], &self.losses[leaf]);
         let (backlog_packets, backlog_bytes) = (u64::from(held.packets), held.bytes);
+        let mut sojourn = self.sojourns[leaf];
+        sojourn.record(&mut held.recent.clone());
         ClassStats {
             enqueued_packets: held.sent.packets + losses.dropped.packets + backlog_packets,
             enqueued_bytes: held.sent.bytes + losses.dropped.bytes + backlog_bytes,
@@ -202,7 +204,7 @@ impl Queues {
             borrowed_bytes: held.borrowed_bytes,
             backlog_packets,
             backlog_bytes,
-            sojourn: self.sojourns[leaf],
+            sojourn,
         }
     }
 
@@ -214,6 +216,12 @@ impl Queues {
         if is_borrowed {
             leaf.borrowed_bytes += u64::from(bytes);
         }
+    }
+
+    /// By which a packet's flow is found in its leaf; a FIFO has one flow.
+    #[inline(always)]
+    pub fn key(&self, leaf: u32, hash: u32) -> Key {
+        self.flows.key(leaf, if self.manner(leaf).is_fifo() { 0 } else { hash })
     }
 
     /// Bytes that a frame counts as in a leaf.
@@ -241,7 +249,8 @@ impl Queues {
         if self.packets.is_full() {
             return Err(frame);
         }
-        let Some((flow, fresh)) = self.flows.find_or_insert(key) else {
+        let likely = self.leaves[leaf as usize].only_flow();
+        let Some((flow, fresh)) = self.flows.find_or_insert(key, likely) else {
             return Err(frame);
         };
         let cell = self.packets.insert(frame, note)?;
@@ -308,7 +317,7 @@ impl Queues {
             }
             let (mut frame, bytes, Note { since, l3 }) = self.shift(leaf, flow)?;
             let waited = exit.now.wrapping_sub(since);
-            let late = waited >= self.leaves[leaf as usize].target;
+            let late = waited >= self.manner(leaf).target;
             let drops = (late || self.flows.at(flow).above.is_set())
                 && self.signals(leaf, flow, late, exit)
                 && !self.mark(leaf, &mut frame, l3, exit);
@@ -331,10 +340,18 @@ impl Queues {
                 self.sleep_first(leaf, list);
             }
             if !drops {
-                self.sojourns[leaf as usize].record(waited);
+                self.note_wait(leaf, waited);
                 return Some((frame, bytes));
             }
             self.count_aqm_drop(leaf, frame, bytes, exit);
+        }
+    }
+
+    #[inline(always)]
+    fn note_wait(&mut self, leaf: u32, waited: Ticks) {
+        let recent = &mut self.leaves[leaf as usize].recent;
+        if recent.note(waited) {
+            self.sojourns[leaf as usize].record(recent);
         }
     }
 

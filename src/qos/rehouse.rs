@@ -4,7 +4,6 @@ use super::codel::Above;
 use super::flows::{Flow, Flows, Standing};
 use super::pacing::Due;
 use super::queues::{Leaf, Losses, Queues};
-use super::settings::LeafSettings;
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::packet::Frame;
@@ -26,9 +25,8 @@ impl Queues {
         (self.bytes, self.empty) = (0, 0);
         (self.fattest, self.donor_scan) = (0, 0);
         for (leaf, losses) in self.leaves.iter_mut().zip(&mut self.losses) {
-            let Leaf { sent, borrowed_bytes, limit, target, manner, .. } = *leaf;
-            let fresh = Leaf::new(LeafSettings::NONE, manner);
-            *leaf = Leaf { sent, borrowed_bytes, limit, target, ..fresh };
+            let Leaf { sent, borrowed_bytes, recent, manner, .. } = *leaf;
+            *leaf = Leaf { sent, borrowed_bytes, recent, ..Leaf::new(manner) };
             let Losses { fat, fat_sizes, .. } = Losses::NONE;
             (losses.fat, losses.fat_sizes) = (fat, fat_sizes);
         }
@@ -50,6 +48,7 @@ impl Queues {
             if to.keeps_counters {
                 let (leaf, losses) = (&mut self.leaves[at], &mut self.losses[at]);
                 (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
+                leaf.recent = from.recent;
                 let Losses { fat, fat_sizes, .. } = *losses;
                 *losses = Losses { fat, fat_sizes, ..old_losses[i] };
                 self.sojourns[at] = old_sojourns[i];
@@ -73,7 +72,8 @@ impl Queues {
     }
 
     fn settle_in(&mut self, leaf: u32, old: &Flow, due: Due) {
-        let Some((flow, fresh)) = self.flows.find_or_insert(self.flows.key(leaf, old.hash)) else {
+        let Some((flow, fresh)) = self.flows.find_or_insert(self.flows.key(leaf, old.hash), NIL)
+        else {
             debug_assert!(false, "as many flows as before do not fit");
             return;
         };

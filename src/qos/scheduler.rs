@@ -14,7 +14,7 @@ use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
 use super::stats::ClassStats;
 use super::tree::{ROOT, Tree};
-use super::wheel::TICK_BITS;
+use super::wheel::{NIL, TICK_BITS};
 use crate::base::mem::Arena;
 use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame};
@@ -113,33 +113,49 @@ impl Scheduler {
     ) {
         if is_in_cache(&self.tree, &self.queues) {
             for q in packets.drain(..) {
-                let key = self.queues.flows.key(self.leaf(q.class), q.flow_hash);
+                let key = self.queues.key(self.leaf(q.class), q.flow_hash);
                 self.enqueue_known(now, q, key, arena, dropped);
             }
         }
         while !packets.is_empty() {
             let count = packets.len().min(TOGETHER);
-            let mut keys = [Key::default(); TOGETHER];
-            for (q, key) in packets.iter().zip(&mut keys) {
-                *key = self.queues.flows.key(self.leaf(q.class), q.flow_hash);
-                self.queues.prefetch_leaf(key.leaf);
-                self.queues.flows.prefetch_entry(*key);
-            }
-            for key in &keys[..count] {
-                let held = &self.queues.leaves[key.leaf as usize];
-                self.queues.flows.prefetch_known(*key, held.lists[NEW].tail);
-                if held.packets == 0 {
-                    self.tree.prefetch(key.leaf);
-                }
-            }
-            for key in &keys[..count] {
-                let tail = self.queues.flows.known_tail(*key);
-                self.queues.packets.prefetch(tail);
-            }
+            let keys = self.prefetch_arrivals(&packets[..count]);
             for (q, key) in packets.drain(..count).zip(keys) {
                 self.enqueue_known(now, q, key, arena, dropped);
             }
         }
+    }
+
+    /// Asks the cache for all that these packets will touch, for all of them step by step: the leaf
+    /// tells where to find the flow, and that its last packet.
+    #[inline(always)]
+    fn prefetch_arrivals(&self, packets: &[Queued]) -> [Key; TOGETHER] {
+        let Scheduler { queues, tree, .. } = self;
+        let (mut keys, mut flows) = ([Key::default(); TOGETHER], [NIL; TOGETHER]);
+        for (q, key) in packets.iter().zip(&mut keys) {
+            key.leaf = self.leaf(q.class);
+            queues.prefetch_leaf(key.leaf);
+        }
+        for ((q, key), flow) in packets.iter().zip(&mut keys).zip(&mut flows) {
+            *key = queues.key(key.leaf, q.flow_hash);
+            let held = &queues.leaves[key.leaf as usize];
+            *flow = held.only_flow();
+            queues.flows.prefetch_likely(*key, *flow);
+            if held.packets == 0 {
+                tree.prefetch(key.leaf);
+            }
+        }
+        for (key, flow) in keys.iter().zip(&mut flows).take(packets.len()) {
+            *flow = queues.flows.prefetch_known(*key, *flow);
+            if *flow == NIL {
+                // Behind it the new one will stand.
+                queues.flows.prefetch(queues.leaves[key.leaf as usize].lists[NEW].tail);
+            }
+        }
+        for &flow in &flows[..packets.len()] {
+            queues.packets.prefetch(queues.flows.tail(flow));
+        }
+        keys
     }
 
     /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses half of
@@ -153,11 +169,11 @@ impl Scheduler {
         arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
-        let key = self.queues.flows.key(self.leaf(q.class), q.flow_hash);
+        let key = self.queues.key(self.leaf(q.class), q.flow_hash);
         self.enqueue_known(now, q, key, arena, dropped);
     }
 
-    /// `key`: of leaf and hash, as they were told.
+    /// `key`: by which the packet's flow is found.
     #[inline(always)]
     fn enqueue_known(
         &mut self,
@@ -169,11 +185,11 @@ impl Scheduler {
     ) {
         let now = self.advance(now);
         let held = &self.queues.leaves[key.leaf as usize];
-        let (is_fifo, was_idle) = (held.is_fifo(), held.packets == 0);
-        let bytes = self.queues.counted(key.leaf, q.frame.len());
-        let is_over = held.bytes + u64::from(bytes) > u64::from(held.limit);
-        let key = if is_fifo { self.queues.flows.key(key.leaf, 0) } else { key };
+        let (manner, was_idle) = (self.queues.manner(key.leaf), held.packets == 0);
+        let bytes = manner.counting.counted(q.frame.len());
+        let is_over = held.bytes + u64::from(bytes) > u64::from(manner.limit);
         if is_over || self.queues.packets.is_full() || self.queues.has_paces {
+            let is_fifo = manner.is_fifo();
             let mut exit = Exit::new(now, arena, dropped);
             return self.enqueue_with_care(q, key, bytes, is_fifo, is_over, &mut exit);
         }
@@ -251,9 +267,12 @@ impl Scheduler {
         if self.is_empty() {
             return 0;
         }
+        let looks_ahead = !is_in_cache(&self.tree, &self.queues);
+        if looks_ahead {
+            self.tree.foresee_wakes(now);
+        }
         let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
         self.tree.wake(now, wakes);
-        let looks_ahead = !is_in_cache(&self.tree, &self.queues);
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };

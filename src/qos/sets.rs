@@ -19,13 +19,13 @@ pub(super) struct Sets {
 const BITS: u32 = u64::BITS;
 
 impl Sets {
-    /// An empty set with room for members below `size`.
-    pub fn add(&mut self, size: u32) -> Set {
+    /// An empty set with room for members below `size`. Returns where it begins.
+    pub fn add(&mut self, size: u32) -> u32 {
         let at = self.words.len() as u32;
         let words = size.div_ceil(BITS).max(1);
         let above = if words > 1 { words.div_ceil(BITS) } else { 0 };
         self.words.resize((at + words + above) as usize, 0);
-        Set { at, size }
+        at
     }
 
     /// Puts a member in, or takes it out.
@@ -99,14 +99,11 @@ impl Sets {
 }
 
 impl Set {
-    /// Members at most.
+    /// One that was made for members below `size`, and begins there.
     #[inline(always)]
-    pub fn size(self) -> u32 {
-        self.size
+    pub fn at(at: u32, size: u32) -> Set {
+        Set { at, size }
     }
-
-    /// Stands for a set that no class is in.
-    pub const NONE: Set = Set { at: 0, size: 0 };
 
     #[inline(always)]
     fn above(self) -> u32 {
@@ -126,8 +123,7 @@ mod tests {
         let mut rng = Rng::new(Seed(7));
         for size in [1u32, 2, 63, 64, 65, 128, 700, 4_096, 4_097, 65_000] {
             let mut sets = Sets::default();
-            let (below, set) = (sets.add(size), sets.add(size));
-            let above = sets.add(size);
+            let [below, set, above] = [0; 3].map(|_| Set::at(sets.add(size), size));
             let mut model = BTreeSet::new();
             for _ in 0..3_000 {
                 let member = rng.below(size);

@@ -9,67 +9,59 @@ use super::spec::{Counting, QueueSpec};
 use super::wheel::TICK_BITS;
 use crate::base::mem::huge_table;
 
-/// What a leaf takes from the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LeafSettings {
-    /// Bytes, as counted, that it may hold.
-    pub limit: u32,
-    pub target: Ticks,
-    pub manner: Manner,
-}
-
-/// What many leaves have in common.
+/// What a leaf takes from the configuration. Most have it in common with many others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Manner {
     /// How frames are counted.
     pub counting: Counting,
     pub pace: Pace,
+    /// Bytes, as counted, that it may hold.
+    pub limit: u32,
+    /// Packets of a flow that wait longer are too many.
+    pub target: Ticks,
     /// Of the queue management.
     pub interval: Ticks,
 }
 
 /// The target of a leaf without queue management: nothing waits that long.
-pub(super) const NO_TARGET: Ticks = Ticks::MAX;
+const NO_TARGET: Ticks = Ticks::MAX;
 
-impl LeafSettings {
+impl Manner {
     /// Of an inner class.
-    pub const NONE: LeafSettings = LeafSettings {
+    pub const NONE: Manner = Manner {
+        counting: Counting { overhead: 0, mpu: 0 },
+        pace: Pace::NONE,
         limit: 0,
         target: NO_TARGET,
-        manner: Manner {
-            counting: Counting { overhead: 0, mpu: 0 },
-            pace: Pace::NONE,
-            interval: 0,
-        },
+        interval: 0,
     };
 
-    pub fn new(limit: u32, queue: QueueSpec, counting: Counting, pace: Pace) -> LeafSettings {
+    pub fn new(limit: u32, queue: QueueSpec, counting: Counting, pace: Pace) -> Manner {
         let ticks = |ns: u64| u32::try_from(ns >> TICK_BITS).unwrap_or(u32::MAX).clamp(1, 1 << 30);
         let (target, interval) = match queue {
             QueueSpec::FqCodel { target, interval } => (ticks(target), ticks(interval)),
             QueueSpec::Fifo => (NO_TARGET, 0),
         };
-        LeafSettings { limit, target, manner: Manner { counting, pace, interval } }
+        Manner { counting, pace, limit, target, interval }
+    }
+
+    #[inline(always)]
+    pub fn is_fifo(&self) -> bool {
+        self.target == NO_TARGET
     }
 }
 
-/// What is kept by class.
-pub(super) fn table<T>(leaves: &[LeafSettings], new: impl Fn(usize, LeafSettings) -> T) -> Vec<T> {
-    let mut table = huge_table(leaves.len());
-    table.extend(leaves.iter().enumerate().map(|(i, &settings)| new(i, settings)));
-    table
-}
-
 /// Empty leaves, and the manners that they have, each once.
-pub(super) fn lay_out(leaves: &[LeafSettings]) -> (Vec<Manner>, Vec<Leaf>) {
+pub(super) fn lay_out(of_classes: &[Manner]) -> (Vec<Manner>, Vec<Leaf>) {
     let mut numbers = HashMap::new();
     let mut manners = Vec::new();
-    let number = |settings: &LeafSettings| {
-        *numbers.entry(settings.manner).or_insert_with(|| {
-            manners.push(settings.manner);
+    let number = |manner: &Manner| {
+        *numbers.entry(*manner).or_insert_with(|| {
+            manners.push(*manner);
             (manners.len() - 1) as u16
         })
     };
-    let numbers: Vec<u16> = leaves.iter().map(number).collect();
-    (manners, table(leaves, |i, settings| Leaf::new(settings, numbers[i])))
+    let mut leaves = huge_table(of_classes.len());
+    leaves.extend(of_classes.iter().map(number).map(Leaf::new));
+    (manners, leaves)
 }

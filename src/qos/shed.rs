@@ -22,8 +22,7 @@ impl Queues {
         let leaf = arriving.leaf;
         let mut left = DROPS_MAX;
         while left > 0 {
-            let held = &self.leaves[leaf as usize];
-            if held.bytes <= u64::from(held.limit) {
+            if self.leaves[leaf as usize].bytes <= u64::from(self.manner(leaf).limit) {
                 return;
             }
             match self.shed(leaf, Some(arriving), left, exit) {

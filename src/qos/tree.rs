@@ -19,7 +19,8 @@
 //! without touching them, and they are fetched ahead.
 
 use super::class::{Class, LOAN, Mode, OWN, Offers, Turn};
-use super::sets::{Set, Sets};
+use super::inner::{Inner, Round};
+use super::sets::Sets;
 use super::spec::{DEPTH_MAX, PRIORITIES};
 use super::wheel::{NIL, Timer, Wheel};
 use crate::base::Nanos;
@@ -54,38 +55,6 @@ struct Share {
     /// Bytes a round.
     quantum: u32,
 }
-
-/// What an inner class has besides.
-#[derive(Clone, Debug)]
-#[repr(C, align(64))]
-pub(super) struct Inner {
-    pub rounds: [Round; PRIORITIES],
-    /// Its first child.
-    first: u32,
-    /// Priorities before others of those below it.
-    pub early: u8,
-    /// Priorities of which it has debts.
-    pub owes: u8,
-    /// No child has children.
-    has_leaves_only: bool,
-    /// By priority: of its debts, what the class above it did not pay for either.
-    pub deep: [u32; PRIORITIES],
-}
-
-/// One priority below an inner class.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Round {
-    /// Children with something to offer.
-    sets: [Set; 2],
-    /// Whose turn it is, as a distance from the first child.
-    cursors: [u32; 2],
-    /// Bytes left in its own round among its siblings.
-    pub deficit: i32,
-    /// Bytes that it owes; see [`super::debts`].
-    pub debt: u32,
-}
-
-const _: () = assert!(size_of::<Round>() == 32, "two of them in a cache line");
 
 /// A leaf chosen to send.
 #[derive(Clone, Copy, Debug)]
@@ -136,19 +105,20 @@ impl Tree {
     /// Makes a class the parent of the `count` classes from `first` on. `priorities`: those of the
     /// leaves anywhere below.
     pub fn adopt(&mut self, parent: u32, first: u32, count: u32, priorities: u8) {
-        let none = Round { sets: [Set::NONE; 2], cursors: [0; 2], deficit: 0, debt: 0 };
-        let mut rounds = [none; PRIORITIES];
+        let mut rounds = [Round::default(); PRIORITIES];
+        let mut stride = 0;
         for (priority, round) in rounds.iter_mut().enumerate() {
             if priorities & (1 << priority) != 0 {
-                round.sets = [self.sets.add(count), self.sets.add(count)];
+                round.sets = self.sets.add(count);
+                stride = self.sets.add(count) - round.sets;
             }
         }
         self.inner_of[parent as usize] = self.inners.len() as u32;
         let last = priorities.checked_ilog2().unwrap_or(0);
         let children = &self.classes[first as usize..][..count as usize];
         let has_leaves_only = children.iter().all(|child| child.traits.is_leaf());
-        let (early, deep) = (priorities & !(1 << last), [0; PRIORITIES]);
-        self.inners.push(Inner { rounds, first, early, owes: 0, has_leaves_only, deep });
+        let early = priorities & !(1 << last);
+        self.inners.push(Inner { first, count, stride, early, owes: 0, has_leaves_only, rounds });
     }
 
     /// Takes over the tokens of the classes of another tree that are in this one too. `from`: by
@@ -167,8 +137,9 @@ impl Tree {
     /// A leaf has packets again.
     #[inline]
     pub fn activate(&mut self, now: Nanos, class: u32) {
-        let priority = self.classes[class as usize].traits.priority();
-        self.classes[class as usize].want.add(Turn::loan(priority));
+        let leaf = &mut self.classes[class as usize];
+        leaf.settle(now);
+        leaf.want.add(Turn::loan(leaf.traits.priority()));
         self.look_again(now, class);
         self.announce(now, class);
     }
@@ -191,7 +162,10 @@ impl Tree {
         self.now = now;
         for _ in 0..budget {
             let Some(class) = self.wheel.pop(&mut self.timers, now) else { return };
-            prefetch(&self.classes, self.wheel.first() as usize);
+            // The next one's timer is here by now, and tells the one after it.
+            let next = self.wheel.first();
+            let later = self.timers.get(next as usize).map_or(next, |timer| timer.next());
+            self.prefetch(later);
             if self.classes[class as usize].wants() {
                 self.look_again(now, class);
                 self.announce(now, class);
@@ -259,6 +233,12 @@ impl Tree {
         }
     }
 
+    /// Asks the cache for those that wake first.
+    #[inline]
+    pub fn foresee_wakes(&self, now: Nanos) {
+        self.wheel.foresee(now, |class| self.prefetch(class));
+    }
+
     /// A leaf that is likely to have its turn `ahead` packets later, fetched into the cache;
     /// `None` where none is in sight.
     #[inline]
@@ -267,14 +247,13 @@ impl Tree {
         loop {
             let turn = self.classes[at as usize].want.first()?;
             let inner = &self.inners[self.inner_of[at as usize] as usize];
-            let (round, kind) = (&inner.rounds[turn.priority()], turn.kind());
-            let set = round.sets[kind];
             // As if each of those below had a packet in turn. Divided only where it must be.
-            let size = set.size();
+            let size = inner.count;
             let (rounds, rest) =
                 if ahead < size { (0, ahead) } else { (ahead / size, ahead % size) };
-            let from = round.cursors[kind] + rest;
-            at = inner.first + self.sets.next(set, if from < size { from } else { from - size })?;
+            let from = inner.rounds[turn.priority()].cursors[turn.kind()] + rest;
+            let from = if from < size { from } else { from - size };
+            at = inner.first + self.sets.next(inner.set(turn), from)?;
             ahead = rounds;
             if inner.has_leaves_only || self.inner_of[at as usize] == NIL {
                 self.prefetch(at);
@@ -350,8 +329,8 @@ impl Tree {
     #[inline(always)]
     fn next_own(&mut self, at: u32, turn: Turn) -> Option<u32> {
         let inner = &mut self.inners[self.inner_of[at as usize] as usize];
-        let (first, round) = (inner.first, &mut inner.rounds[turn.priority()]);
-        let set = round.sets[OWN];
+        let (first, set) = (inner.first, inner.set(turn));
+        let round = &mut inner.rounds[turn.priority()];
         loop {
             let Some(i) = self.sets.next(set, round.cursors[OWN]) else {
                 self.classes[at as usize].want.remove(turn);
@@ -371,8 +350,9 @@ impl Tree {
     fn next_loan(&mut self, at: u32, turn: Turn) -> Option<u32> {
         let priority = turn.priority();
         let inner = self.inner_of[at as usize] as usize;
-        let (first, round) = (self.inners[inner].first, &self.inners[inner].rounds[priority]);
-        let (set, mut cursor) = (round.sets[LOAN], round.cursors[LOAN]);
+        let Inner { first, ref rounds, .. } = self.inners[inner];
+        let mut cursor = rounds[priority].cursors[LOAN];
+        let set = self.inners[inner].set(turn);
         loop {
             let Some(i) = self.sets.next(set, cursor) else {
                 self.classes[at as usize].want.remove(turn);
@@ -414,7 +394,11 @@ impl Tree {
         let mut at = class;
         while at != ROOT {
             let parent = self.classes[at as usize].parent;
-            let idle = !self.classes[parent as usize].wants();
+            let above = &mut self.classes[parent as usize];
+            let idle = !above.wants();
+            if idle {
+                above.settle(now);
+            }
             if !self.offer(at) {
                 return;
             }
@@ -434,8 +418,7 @@ impl Tree {
         let want = &mut self.classes[parent].want;
         let before = *want;
         for turn in offers {
-            let set = inner.rounds[turn.priority()].sets[turn.kind()];
-            self.sets.insert(set, at - inner.first);
+            self.sets.insert(inner.set(turn), at - inner.first);
         }
         want.add_all(offers);
         *want != before
@@ -448,8 +431,7 @@ impl Tree {
         let inner = &self.inners[self.inner_of[parent] as usize];
         let want = &mut self.classes[parent].want;
         for turn in from.differing(to) {
-            let set = inner.rounds[turn.priority()].sets[turn.kind()];
-            self.sets.put(set, at - inner.first, to.contains(turn));
+            self.sets.put(inner.set(turn), at - inner.first, to.contains(turn));
         }
         want.add_all(to);
     }
@@ -479,6 +461,6 @@ impl Tree {
         let parent = self.classes[at as usize].parent as usize;
         let inner = &self.inners[self.inner_of[parent] as usize];
         let i = at - inner.first;
-        self.sets.next(inner.rounds[turn.priority()].sets[turn.kind()], i) == Some(i)
+        self.sets.next(inner.set(turn), i) == Some(i)
     }
 }

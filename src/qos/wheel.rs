@@ -16,6 +16,8 @@ const NEAR: u64 = 1 << NEAR_BITS;
 const FAR: u64 = 256;
 const SLOTS: usize = (NEAR + FAR) as usize;
 const UNARMED: u16 = u16::MAX;
+/// Slots that are foreseen at most.
+const FORESEEN_MAX: u64 = 8;
 /// Ticks ahead that a timer is set to at most (18 min): whoever it wakes looks again.
 const TICKS_MAX: u64 = 1 << 30;
 
@@ -37,6 +39,12 @@ impl Timer {
     #[inline(always)]
     pub fn is_armed(&self) -> bool {
         self.slot != UNARMED
+    }
+
+    /// Who is behind it in its slot.
+    #[inline(always)]
+    pub fn next(&self) -> u32 {
+        self.next
     }
 }
 
@@ -77,6 +85,13 @@ impl Wheel {
             self.disarm(timers, id);
         }
         self.place(timers, id, tick);
+    }
+
+    /// Calls `see` with those at the heads of the slots that are due by `now`, or some of them.
+    #[inline(always)]
+    pub fn foresee(&self, now: Nanos, see: impl Fn(u32)) {
+        let due = (now.0 >> TICK_BITS).saturating_sub(self.at).min(FORESEEN_MAX);
+        (0..=due).for_each(|ticks| see(self.heads[((self.at + ticks) % NEAR) as usize]));
     }
 
     /// The next timer due by `now`, disarmed.

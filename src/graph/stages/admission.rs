@@ -55,7 +55,7 @@ pub(super) fn begin(cx: &mut Cx<'_>, meta: &PacketMeta) -> Result<(), Lacking> {
         return Err(Lacking::Waits);
     }
     // As for its SYN, with what was known of it.
-    let rule = snapshot.rules.decide(&Facts::of(&meta.key, meta.dscp())).rule;
+    let rule = snapshot.rules.decide(&Facts::of(&meta.key, meta.dscp_for_rules())).rule;
     let asker = asker(snapshot, &meta.key, rule, cx.may_delay());
     match snapshot.limits.take(cx.now, &asker, EVENT) {
         Ok(0) => Ok(()),

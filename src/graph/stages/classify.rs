@@ -9,7 +9,7 @@ use crate::graph::{Cx, Stage};
 use crate::inspect::AlpnList;
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::tcp::flag::{ACK, RST, SYN};
-use crate::packet::{Batch, FlowRef, PacketFlags, PacketMeta, PacketMut, Verdict, ip, tcp};
+use crate::packet::{Batch, FlowRef, PacketMeta, PacketMut, Verdict, ip, tcp};
 use crate::policy::Facts;
 use crate::qos::limits::Event;
 
@@ -102,7 +102,7 @@ pub(super) fn treat(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, treatment: Trea
         mirror(cx, packet, port);
     }
     if let Some(dscp) = treatment.dscp {
-        ip::set_dscp(packet.frame.bytes_mut(cx.arena), packet.meta, dscp);
+        ip::mark(packet.frame.bytes_mut(cx.arena), packet.meta, dscp);
     }
 }
 
@@ -110,7 +110,7 @@ pub(super) fn treat(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, treatment: Trea
 fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta, limits: bool) -> Treatment {
     // Told by value: what is sighted lies beside what is decided.
     let sighting = cx.names.sightings.take(at);
-    let mut facts = Facts::of(&meta.key, meta.dscp());
+    let mut facts = Facts::of(&meta.key, meta.dscp_for_rules());
     if let Some(sighting) = &sighting {
         facts.sni = sighting.sni();
         facts.alpn = AlpnList::from_wire(sighting.alpn_wire());
@@ -125,9 +125,7 @@ fn first(cx: &mut Cx<'_>, at: usize, meta: &mut PacketMeta, limits: bool) -> Tre
     {
         meta.class = class;
     }
-    // What has waited was copied when it came.
-    let mirror = decision.mirror.filter(|_| !meta.flags.has(PacketFlags::DELAYED));
-    Treatment { dscp: decision.mark, mirror }
+    Treatment { dscp: decision.mark, mirror: decision.mirror }
 }
 
 fn opens(meta: &PacketMeta) -> bool {

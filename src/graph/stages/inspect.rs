@@ -40,8 +40,10 @@ pub(super) use streams::keep_request;
 pub const NOT_YET: u16 = u16::MAX;
 /// [`Flow::inspection`] of a flow that is not looked at any more.
 pub const DONE: u16 = u16::MAX - 1;
+/// As [`DONE`], once a request that waits for its token has gone on: what follows waits behind it.
+const BEHIND: u16 = u16::MAX - 2;
 /// Flows under inspection at most, whatever is configured.
-pub const FLOWS_MAX: usize = DONE as usize;
+pub const FLOWS_MAX: usize = BEHIND as usize;
 
 /// A flow that is undecided and makes no progress for this long is given up.
 const STALL_NS_MAX: u64 = 10_000_000_000;
@@ -247,7 +249,8 @@ impl Inspect {
         }
         let inspector = &self.inspectors[slot];
         let unknown = count_end(inspector, &self.slots[slot], why, cx.counters);
-        cx.flows.get_mut(at).inspection = DONE;
+        let is_held = cx.delays.until(self.slots[slot].hash).is_some();
+        cx.flows.get_mut(at).inspection = if is_held { BEHIND } else { DONE };
         let app = inspector.app();
         if (app != App::None || unknown.is_some())
             && let Some(note) = cx.names.notes.of(at, cx.flows.details_mut(at))

@@ -19,14 +19,12 @@ impl Stage for Meter {
         }
         let (frames, metas) = batch.parts_mut();
         for (frame, meta) in frames.iter_mut().zip(metas) {
-            if meta.verdict != Verdict::Next {
-                continue;
-            }
-            // What has waited to begin a flow was measured when it came.
-            if meta.flags.has(PacketFlags::DELAYED) && !meta.flow.is_some() {
+            // What has waited since it was measured passes here again.
+            if meta.verdict != Verdict::Next || meta.flags.has(PacketFlags::METERED) {
                 continue;
             }
             let Some(entry) = meters.of(meta.class, meta.in_port) else { continue };
+            meta.flags.set(PacketFlags::METERED);
             let bytes = u32::from(meta.end.saturating_sub(meta.l3));
             let colour = entry.meter.colour(cx.now, bytes, colour_of(meta.dscp()));
             let count = match colour {
@@ -44,7 +42,7 @@ impl Stage for Meter {
                 Action::Dscp(dscp) => dscp,
                 Action::Precedence => with_colour(meta.dscp(), colour),
             };
-            ip::set_dscp(frame.bytes_mut(cx.arena), meta, dscp);
+            ip::mark(frame.bytes_mut(cx.arena), meta, dscp);
         }
     }
 }
@@ -57,7 +55,7 @@ mod tests {
     use super::*;
     use crate::base::units::BitRate;
     use crate::flow::FlowLimits;
-    use crate::packet::ClassId;
+    use crate::packet::{ClassId, PacketMeta};
     use crate::qos::meter::{MeterSpec, Second};
     use crate::qos::meters::{ClassMeterSpec, MeteringSpec, Meters};
 
@@ -97,6 +95,17 @@ mod tests {
             assert_eq!((c.metered_green, c.metered_yellow), (green, yellow));
             assert_eq!(c.metered_red, 12 - green - yellow);
         }
+    }
+
+    #[test]
+    fn what_has_waited_is_measured_once() {
+        let mut rig = rig([Action::Dscp(8); 3], false);
+        let out = rig.run_tos(&mut Meter, &V4, 46 << 2);
+        assert_eq!((out.meta.dscp(), out.meta.dscp_for_rules()), (8, 46));
+        let again = |meta: &mut PacketMeta| meta.flags = out.meta.flags;
+        rig.run_with(&mut Meter, std::slice::from_ref(&out.bytes), again);
+        let c = &rig.counters;
+        assert_eq!(c.metered_green + c.metered_yellow + c.metered_red, 1);
     }
 
     #[test]

@@ -20,7 +20,12 @@ const FREE_PART: usize = 2;
 /// Has a packet copied: at once, or as it leaves where it is a server's.
 pub(super) fn mirror(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, to: CopyTo) {
     match packet.meta.direction {
-        Direction::Forward => copy(cx, packet.frame.bytes(cx.arena), packet.meta, to),
+        // What has waited since it was copied.
+        Direction::Forward if packet.meta.flags.has(PacketFlags::COPIED) => {}
+        Direction::Forward => {
+            packet.meta.flags.set(PacketFlags::COPIED);
+            copy(cx, packet.frame.bytes(cx.arena), packet.meta, to);
+        }
         Direction::Reply => {
             packet.meta.flags.set(PacketFlags::MIRRORED);
             cx.copies.later = true;
@@ -197,6 +202,18 @@ mod tests {
             assert_eq!((meta.out_port, meta.class), (MONITOR_PORT, ClassId::UNSET));
             assert_eq!((rig.counters.mirrored, rig.counters.mirror_missed), (2, 0));
         }
+    }
+
+    #[test]
+    fn what_has_waited_is_copied_once() {
+        let (mut rig, mut whole) = rig(CopyTo::Port(MONITOR_PORT));
+        let sent = Shape::udp().between(V4.client, (V4.vip, dnat()));
+        let out = rig.run(&mut whole, sent.clone());
+        assert_eq!(rig.copied().len(), 1);
+        // Its flow is known by now.
+        let again = |meta: &mut PacketMeta| meta.flags = out.meta.flags;
+        let (again, _) = rig.run_with(&mut whole, &[sent], again);
+        assert_eq!((again[0].verdict, rig.copied().len()), (Verdict::Output, 0));
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Inspect {
     fn tell(&mut self, cx: &mut Cx<'_>, at: usize, meta: &PacketMeta, slot: usize) {
         let (inspector, key) = (&self.inspectors[slot], self.slots[slot].key);
         let known = meta.flow.is_some();
-        facts_told(inspector, &key, meta.dscp(), |facts| {
+        facts_told(inspector, &key, meta.dscp_for_rules(), |facts| {
             if !known {
                 let Facts { sni, alpn, ja4, .. } = *facts;
                 return cx.names.sightings.report(at, sni, alpn.wire(), ja4);
@@ -172,7 +172,7 @@ impl Inspect {
     }
 
     fn begin_datagrams(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {
-        let slot = self.take_slot(cx, (meta.key, meta.hash), meta.dscp(), Some(0));
+        let slot = self.take_slot(cx, (meta.key, meta.hash), meta.dscp_for_rules(), Some(0));
         self.places.set(meta.hash, slot as u16);
         slot
     }

@@ -22,7 +22,7 @@ pub(super) fn hides(cx: &Cx<'_>, packet: &PacketRef<'_>) -> bool {
         _ => false,
     };
     let key = flow.map_or(meta.key, Flow::client_key);
-    let facts = Facts::of(&key, meta.dscp());
+    let facts = Facts::of(&key, meta.dscp_for_rules());
     let client = meta.direction == Direction::Forward;
     let said = if meta.key.proto == tcp::PROTOCOL { Said::Anything } else { Said::Hello };
     // What was bound by its hello is not to get another one in pieces.

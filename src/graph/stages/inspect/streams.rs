@@ -2,7 +2,8 @@
 
 use super::datagrams::facts_told;
 use super::{
-    DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens, payload_of,
+    BEHIND, DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens,
+    payload_of,
 };
 use crate::base::Nanos;
 use crate::flow::reassembly::Pushed;
@@ -53,7 +54,9 @@ impl Inspect {
                 }
                 self.begin(cx, meta)
             }
-            // Its slot went with an inspector of another size.
+            // The request still waits, or has not passed yet.
+            (BEHIND, None) if meta.direction == Direction::Reply => return Passage::On,
+            // It has gone on; or its slot went with an inspector of another size.
             _ => {
                 cx.flows.get_mut(meta.flow).inspection = DONE;
                 return Passage::On;
@@ -110,7 +113,7 @@ impl Inspect {
         let key = cx.flows.get(meta.flow).client_key();
         let hash = key.hash(cx.flows.seed());
         let first = self.openings.first_byte(hash);
-        let slot = self.take_slot(cx, (key, hash), meta.dscp(), first);
+        let slot = self.take_slot(cx, (key, hash), meta.dscp_for_rules(), first);
         let from_client = meta.direction == Direction::Forward;
         // Without a SYN that was seen, the stream begins here as far as can be told.
         let here = if from_client { meta.tcp_seq } else { meta.tcp_ack };
@@ -146,7 +149,7 @@ impl Inspect {
             deciding: Deciding::of(cx),
             flow: meta.flow,
             key: slot.key,
-            dscp: meta.dscp(),
+            dscp: meta.dscp_for_rules(),
             may_wait,
             wait_ns: 0,
         };
@@ -258,7 +261,7 @@ fn read_hello(cx: &mut Cx<'_>, meta: &PacketMeta, key: FlowKey, inspector: &Insp
     if cx.flows.get(meta.flow).class.is_refused() {
         return; // what has ended stays ended
     }
-    facts_told(inspector, &key, meta.dscp(), |facts| {
+    facts_told(inspector, &key, meta.dscp_for_rules(), |facts| {
         count_name(facts.sni, cx.counters);
         keep_hello(cx, meta.flow, facts);
         Deciding::of(cx).decide(meta.flow, facts);

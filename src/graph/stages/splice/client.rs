@@ -276,7 +276,9 @@ pub(super) fn seen(cx: &Cx<'_>, packet: PacketRef<'_>) -> Seen {
 /// The code point that a packet of no flow came with, and the one that a rule gave it.
 fn code_points(cx: &Cx<'_>, meta: &PacketMeta) -> (u8, Option<u8>) {
     let of_it = |fate: &&Fate| fate.key == meta.key;
-    let Some(fate) = cx.names.fates.iter().rfind(of_it) else { return (meta.dscp(), None) };
+    let Some(fate) = cx.names.fates.iter().rfind(of_it) else {
+        return (meta.dscp_for_rules(), None);
+    };
     (fate.dscp, cx.flows.steps().treatments.get(fate.treatment).dscp)
 }
 

@@ -84,7 +84,7 @@ impl Splice {
                 pass(cx, packet, flow)
             }
             Start::Unreadable => {
-                let facts = Facts::of(&meta.key, meta.dscp());
+                let facts = Facts::of(&meta.key, meta.dscp_for_rules());
                 let Some(flow) = bind(cx, meta, service, &facts)? else {
                     return Lacking::Waits.apply(packet.meta);
                 };
@@ -266,7 +266,7 @@ impl Quic {
         slot: usize,
     ) -> Result<Option<FlowRef>, DropReason> {
         let hello = &self.hellos[slot];
-        let mut facts = Facts::of(&meta.key, meta.dscp());
+        let mut facts = Facts::of(&meta.key, meta.dscp_for_rules());
         let ja4 = hello.is_complete().then(|| hello.ja4(Carrier::Quic)).flatten();
         let is_other = self.readers[slot].failure() == Some(Failure::NotQuic);
         let is_read = hello.is_complete() && !self.readers[slot].is_mixed();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::{Nanos, Seed};
+use crate::graph::stages::balance::Balance;
 use crate::qos::limits::{ClientsSpec, EventCounts, Excess, LimitSpec, Limits, LimitsSpec};
 use crate::qos::tokens::Pace;
 
@@ -216,6 +217,63 @@ fn a_request_waits_and_so_does_what_follows_it() {
     // The one that was not read has the next token, and the one behind it would be too late.
     let (out, replies) = c.segment(true, ACK, &get("/c").repeat(2));
     assert_eq!((out.meta.tcp_flags & RST, replies.len()), (RST, 1));
+}
+
+/// Where its inspection ends with the segment that waits: a connection joined later than its
+/// beginning says something that nobody can read.
+#[test]
+fn what_follows_waits_where_nothing_more_is_read() {
+    let mut c = limited(&V4, &[all()], Excess::Delay(SECOND + SECOND / 2));
+    c.segment(true, SYN, b"");
+    c.segment(false, SYN | ACK, b"");
+    c.segment(true, ACK, b"");
+    c.whole.inspect = Inspect::new(&inspect_limits(16_384, 4));
+    assert_eq!(c.say(&get("/a").repeat(3)), CHAT);
+    let last = [&get("/b")[..], b"no request at all\r\n\r\n"].concat();
+    assert_eq!(c.segment(true, ACK, &last).0.verdict, Verdict::Wait);
+    assert_eq!(c.whole.inspect.flows(), 0, "read no further");
+    assert_eq!(c.segment(true, ACK, b"more").0.verdict, Verdict::Wait);
+    assert_eq!(c.hear(OK), CHAT);
+    assert_eq!(c.segment(true, ACK, b"and more").0.verdict, Verdict::Wait);
+    c.rig.now = c.rig.now.saturating_add(SECOND);
+    c.rig.delays.release(c.rig.now);
+    c.rig.delays.settle();
+    c.sent[0] -= (last.len() + b"moreand more".len()) as u32;
+    assert_eq!(c.say(&last), CHAT);
+    assert_eq!((c.say(b"more"), c.inspection()), (CHAT, DONE));
+    assert_eq!(counts(&c)[1].passed, 4);
+}
+
+/// Classifier and balancer.
+struct Served(Classify, Balance);
+
+impl Stage for Served {
+    fn process(&mut self, cx: &mut Cx<'_>, batch: &mut Batch) {
+        self.0.process(cx, batch);
+        self.1.process(cx, batch);
+    }
+}
+
+/// A rule is found by the code point that a packet came with, which it changes.
+#[test]
+fn a_mark_leaves_a_packet_with_the_limit_of_its_rule() {
+    let by_dscp = RuleSpec { dscp: vec![0], mark: Some(46), ..all() };
+    let mut rig = limited(&V4, &[by_dscp], Excess::Delay(SECOND + SECOND / 2)).rig;
+    let mut served = Served(Classify::new(true), Balance::new());
+    let sent = |port| Shape::udp().between((V4.client.0, port), (V4.vip, 80));
+    let [first, second, third, fourth] = [1, 2, 3, 4].map(|port| rig.run(&mut served, sent(port)));
+    let verdicts = [first.verdict, second.verdict, third.verdict, fourth.verdict];
+    assert_eq!(verdicts, [Verdict::Output, Verdict::Output, Verdict::Wait, OVER]);
+    let meta = &third.meta;
+    assert_eq!((meta.class, meta.dscp(), meta.dscp_for_rules()), (CHAT, 46, 0));
+    // With its mark it passes again, and is decided about as when it came.
+    rig.now = rig.now.saturating_add(SECOND);
+    rig.delays.release(rig.now);
+    let again = |new: &mut PacketMeta| {
+        (new.flags, new.marked_from) = (meta.flags, meta.marked_from);
+    };
+    let (out, _) = rig.run_with(&mut served, std::slice::from_ref(&third.bytes), again);
+    assert_eq!((out[0].verdict, out[0].meta.class), (Verdict::Output, CHAT));
 }
 
 #[test]

@@ -106,8 +106,11 @@ impl Inspect {
         if is_refused || unbound {
             return Passage::On;
         }
-        let is_guarded =
-            admission::must_read(cx.snapshot, &Facts::of(&meta.key, meta.dscp()), Said::Hello);
+        let is_guarded = admission::must_read(
+            cx.snapshot,
+            &Facts::of(&meta.key, meta.dscp_for_rules()),
+            Said::Hello,
+        );
         match attempt {
             Attempt::Unreadable if is_guarded => Passage::Refused(DropReason::Unread),
             Attempt::Unreadable => Passage::On,
@@ -131,7 +134,7 @@ impl Inspect {
             Some(Attempt::Unreadable) => true,
             None => false,
         };
-        let facts = Facts::of(&meta.key, meta.dscp());
+        let facts = Facts::of(&meta.key, meta.dscp_for_rules());
         other
             && (admission::must_read(cx.snapshot, &facts, Said::Hello) || is_bound_later(cx, meta))
     }
@@ -146,7 +149,8 @@ impl Inspect {
         let slot = match self.slot_of(cx.flows.get(meta.flow)) {
             Some(slot) => slot,
             None => {
-                let slot = self.take_slot(cx, (meta.key, meta.hash), meta.dscp(), Some(0));
+                let slot =
+                    self.take_slot(cx, (meta.key, meta.hash), meta.dscp_for_rules(), Some(0));
                 self.slots[slot].newcomer = true;
                 cx.flows.get_mut(meta.flow).inspection = slot as u16;
                 slot
@@ -181,7 +185,7 @@ impl Inspect {
     ) -> Passage {
         let inspector = &self.inspectors[slot];
         let (key, judged) = (self.slots[slot].key, &mut self.judged);
-        let passage = facts_told(inspector, &key, meta.dscp(), |facts| {
+        let passage = facts_told(inspector, &key, meta.dscp_for_rules(), |facts| {
             let flow = cx.flows.get(meta.flow);
             let bytes = flow.bytes().iter().sum();
             let decision = cx.snapshot.rules.decide(&Facts { bytes, ..*facts });

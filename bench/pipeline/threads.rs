@@ -26,9 +26,7 @@ pub fn print(cli: &Cli, packets: u64) -> Vec<Value> {
         return rows;
     }
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    println!(
-        "\nworkers at once, {FLOWS} flows each; {cores} cores: CPU ns a packet, median (least), lost"
-    );
+    println!("\nworkers at once, {FLOWS} flows each; {cores} cores: CPU ns a packet (least), lost");
     for case in CASES {
         print!("{case:<34}");
         for count in THREADS {

@@ -33,7 +33,8 @@ pub fn set_dscp(bytes: &mut [u8], meta: &mut PacketMeta, dscp: u8) {
     meta.tos = tos;
 }
 
-/// As [`set_dscp`], for what rules and meters say: the code point by which rules decide stays known.
+/// As [`set_dscp`], for what rules and meters say: the code point by which rules decide stays
+/// known.
 pub fn mark(bytes: &mut [u8], meta: &mut PacketMeta, dscp: u8) {
     if !meta.flags.has(PacketFlags::MARKED) {
         meta.flags.set(PacketFlags::MARKED);

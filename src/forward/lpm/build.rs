@@ -11,6 +11,9 @@ use crate::base::{Addr, Prefix};
 const RUNS_FROM: usize = 1_024;
 /// With so many IPv4 prefixes a table begins with two bytes at once, in 256 KiB.
 const DIRECT_FROM: usize = 8_192;
+/// With so many a table begins with three bytes at once, in 32 MiB: what they take otherwise is
+/// too much for the caches.
+const FLAT_FROM: usize = 131_072;
 /// With so many IPv6 prefixes a table begins with ranges.
 const RANGES_FROM: usize = 8_192;
 /// Lines that a prefix takes at most: two ends of ranges, each in a bucket of its own, and a node
@@ -28,6 +31,8 @@ pub(super) struct Form {
     pub lists_runs: bool,
     /// IPv4 begins with two bytes at once.
     pub direct: bool,
+    /// IPv4 begins with three bytes at once, where that holds the prefixes.
+    pub flat: bool,
     /// IPv6 begins with ranges.
     pub ranges: bool,
 }
@@ -43,6 +48,7 @@ impl Lpm {
         let form = Form {
             lists_runs: prefixes.len() >= RUNS_FROM,
             direct: v4 >= DIRECT_FROM,
+            flat: v4 >= FLAT_FROM,
             ranges: v6 >= RANGES_FROM
                 && LINES * v4 + LINES_WITH_RANGES * v6 <= Entry::INDEX_MASK as usize,
         };
@@ -59,14 +65,20 @@ impl Lpm {
         let split = sorted.partition_point(|(p, _)| p.is_v4());
         let (v4, v6) = sorted.split_at(split);
         let mut trie = Builder { lpm: &mut lpm, lists_runs: form.lists_runs };
-        trie.lpm.root_v4 = trie.root(v4, V4_START);
+        let is_flat = form.flat && Lpm::fits_flat(v4);
+        if is_flat {
+            trie.lpm.flat = trie.flat(v4);
+            trie.lpm.root_v4 = Entry(Entry::NODE | Entry::DIRECT);
+        } else {
+            trie.lpm.root_v4 = trie.root(v4, V4_START);
+        }
         if form.ranges {
             trie.lpm.ranges = trie.ranges(v6);
             trie.lpm.root_v6 = Entry(Entry::NODE | Entry::DIRECT);
         } else {
             trie.lpm.root_v6 = trie.root(v6, 0);
         }
-        if form.direct {
+        if form.direct && !is_flat {
             lpm.go_direct();
         }
         // Exactly as large as needed, and on huge pages.

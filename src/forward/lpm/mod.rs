@@ -9,13 +9,16 @@
 //! runs, or few routes in all, it lists every answer (1 KiB); else its runs, in two to five cache
 //! lines (64 B) or in one. A million IPv4 routes take 12 MiB, most of which a third-level cache
 //! holds; listing every answer they took 57 MiB. Tables of many IPv4 routes begin with both first
-//! bytes at once, those of many IPv6 routes with [`ranges`].
+//! bytes at once, those of very many with the first three ([`flat`]), those of many IPv6 routes
+//! with [`ranges`].
 
 mod build;
+mod flat;
 mod ranges;
 
 use crate::base::Addr;
 use crate::base::mem::prefetch;
+use flat::Flat;
 use ranges::Ranges;
 
 /// Values stored at most: an entry keeps one bit for itself, and 0 means none.
@@ -49,6 +52,8 @@ pub struct Lpm {
     lines: Vec<Line>,
     /// Empty, or the entry for each value of an IPv4 address's first two bytes.
     direct: Vec<Entry>,
+    /// Not in use, or where IPv4 addresses begin.
+    flat: Flat,
     /// Empty, or where IPv6 addresses begin.
     ranges: Ranges,
 }
@@ -82,7 +87,8 @@ impl Entry {
     const NARROW: u32 = 1 << 29;
     /// A line of run ends, then lines of entries; index of the first.
     const WIDE: u32 = 1 << 28;
-    /// [`Lpm::direct`], or of IPv6 [`Lpm::ranges`]; with [`Entry::SKIPPED`] a bucket of these.
+    /// [`Lpm::direct`], [`Lpm::flat`], or of IPv6 [`Lpm::ranges`]; with [`Entry::SKIPPED`] a bucket
+    /// of these.
     const DIRECT: u32 = Entry::NARROW | Entry::WIDE;
     const BUCKET: u32 = Entry::NODE | Entry::SKIPPED | Entry::DIRECT;
     /// What does not list every answer.
@@ -143,6 +149,7 @@ impl Lpm {
         entries * size_of::<Entry>()
             + self.skips.capacity() * size_of::<Skip>()
             + self.lines.capacity() * LINE_BYTES
+            + self.flat.memory_bytes()
             + self.ranges.memory_bytes()
     }
 
@@ -153,8 +160,9 @@ impl Lpm {
         if node.0 & Entry::OTHER == Entry::DIRECT {
             return match node.0 & Entry::SKIPPED != 0 {
                 true => self.of_bucket(node, addr),
-                false if addr.is_v4() => self.direct[(addr.v4_bits() >> 16) as usize],
-                false => self.ranges.slot(addr),
+                false if !addr.is_v4() => self.ranges.slot(addr),
+                false if self.flat.is_in_use() => self.flat.entry(addr),
+                false => self.direct[(addr.v4_bits() >> 16) as usize],
             };
         }
         if node.0 & Entry::SKIPPED != 0 {

@@ -73,11 +73,14 @@ impl Head {
 }
 
 impl Lpm {
-    /// Asks the cache for what look-ups of these addresses will read, where IPv6 begins with
-    /// ranges: of each first the slot, then what lies in it. A look-up alone waits for one read of
-    /// memory after the other.
+    /// Asks the cache for what look-ups of these addresses will read, in tables of many routes: of
+    /// IPv6 first the slot, then what lies in it. A look-up alone waits for one read of memory
+    /// after the other.
     #[inline]
     pub fn ask(&self, addrs: impl Iterator<Item = Addr> + Clone) {
+        if self.flat.is_in_use() {
+            addrs.clone().filter(|addr| addr.is_v4()).for_each(|addr| self.flat.ask(addr));
+        }
         if self.root_v6 != Entry(Entry::NODE | Entry::DIRECT) {
             return;
         }
@@ -101,13 +104,15 @@ impl Lpm {
         // All that will be read is asked for at once.
         (0..FEW_LINES).for_each(|at| prefetch(&self.lines, first + lines + at));
         if lines <= FEW_LINES {
-            // So many are mostly enough, and buckets differ: a branch less that can't be foretold.
-            let run = (0..FEW_LINES).map(|at| {
-                let counts = if at < lines { u32::MAX } else { 0 };
-                ends_before(&self.lines[first + at.min(lines - 1)], key) & counts
+            // So many are mostly enough, and buckets differ: no branch that can't be foretold. The
+            // last end of a line says whether the run lies behind it; one line is looked into.
+            let passed = (0..FEW_LINES - 1).map(|at| {
+                let last = self.lines[first + at.min(lines - 1)].entry(ENTRIES_A_LINE - 1).0;
+                usize::from(last < key) & usize::from(at + 1 < lines)
             });
-            let run = run.sum::<u32>() as usize;
-            return self.lines[first + lines + run / ENTRIES_A_LINE].entry(run);
+            let line = passed.sum::<usize>();
+            let run = ends_before(&self.lines[first + line], key) as usize;
+            return self.lines[first + lines + line].entry(run);
         }
         let ends = &self.lines[first..first + lines];
         let run = ends.iter().map(|line| ends_before(line, key)).sum::<u32>() as usize;

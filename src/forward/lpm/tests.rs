@@ -89,7 +89,7 @@ proptest! {
         // Beginning with two bytes at once takes long to build; other tests do that.
         let forms = [(false, false), (true, false), (true, true)];
         for lpm in forms.map(|(lists_runs, ranges)| {
-            Lpm::build_as(&list, Form { lists_runs, direct: false, ranges })
+            Lpm::build_as(&list, Form { lists_runs, direct: false, flat: false, ranges })
         }) {
             for (random, index, bit) in &probes {
                 prop_assert_eq!(lpm.lookup(*random), naive(*random));
@@ -109,9 +109,8 @@ proptest! {
 /// Every way to store a table.
 fn all_forms(list: &[(Prefix, u32)]) -> impl Iterator<Item = Lpm> {
     let forms = [(false, false), (true, false), (false, true), (true, true)];
-    forms
-        .into_iter()
-        .map(|(lists_runs, direct)| Lpm::build_as(list, Form { lists_runs, direct, ranges: false }))
+    let form = |(lists_runs, direct)| Form { lists_runs, direct, flat: false, ranges: false };
+    forms.into_iter().map(move |of| Lpm::build_as(list, form(of)))
 }
 
 /// Nodes of every number of runs: one prefix of each of `n` values of a byte.
@@ -141,7 +140,7 @@ fn many_routes_take_little_memory() {
     let list: Vec<_> = (0..40_000u32)
         .map(|i| (Prefix::new(Addr::v4(i.wrapping_mul(0x9e37_79b1)), 24).expect("a length"), i))
         .collect();
-    let all = Form { lists_runs: false, direct: false, ranges: false };
+    let all = Form { lists_runs: false, direct: false, flat: false, ranges: false };
     let (lists_all, as_runs) = (Lpm::build_as(&list, all), Lpm::build(&list));
     assert!(lists_all.memory_bytes() > 20 << 20, "{}", lists_all.memory_bytes());
     assert!(as_runs.memory_bytes() < 4 << 20, "{}", as_runs.memory_bytes());
@@ -149,6 +148,41 @@ fn many_routes_take_little_memory() {
         let addr = Addr::v4(i.wrapping_mul(0x85eb_ca6b));
         assert_eq!(as_runs.lookup(addr), lists_all.lookup(addr), "{addr}");
     }
+}
+
+/// Routes around, at and within blocks of 256 addresses.
+#[test]
+fn three_bytes_at_once() {
+    let net = |addr: u32, len: u8| Prefix::new(Addr::v4(addr), len).expect("a length");
+    let mut list = vec![(net(0, 0), 0), (net(0xffff_ff00, 24), 1), (net(0xffff_ffff, 32), 2)];
+    for i in 0..3_000u32 {
+        let (addr, len) = (i.wrapping_mul(0x9e37_79b1), (i % 33) as u8);
+        list.push((net(addr, len.max(9)), 3 + i));
+        list.push((net(addr ^ 0x80, 25), 4_000 + i));
+    }
+    let trie = Form { lists_runs: true, direct: false, flat: false, ranges: false };
+    let (flat, trie) =
+        (Lpm::build_as(&list, Form { flat: true, ..trie }), Lpm::build_as(&list, trie));
+    assert!(flat.flat.is_in_use());
+    let near = list.iter().flat_map(|(p, _)| {
+        let addr = p.addr().v4_bits();
+        [addr, addr | 1, addr ^ 0x80, addr ^ 0x100, addr.wrapping_sub(1)]
+    });
+    for addr in near.map(Addr::v4) {
+        assert_eq!(flat.lookup(addr), trie.lookup(addr), "{addr}");
+    }
+}
+
+#[test]
+fn what_two_bytes_cannot_tell_apart_is_not_flat() {
+    let host = |i: u32| Prefix::host(Addr::v4(i << 8));
+    let fits = |blocks: u32, value: u32| {
+        let list: Vec<_> = (0..blocks).map(|i| (host(i), value)).collect();
+        Lpm::fits_flat(&list)
+    };
+    assert!(fits(32_768, 7) && !fits(32_769, 7));
+    assert!(fits(1, 32_766) && !fits(1, 32_767));
+    assert!(Lpm::fits_flat(&[(host(1), 7); 40_000]), "one block");
 }
 
 /// Slots of one range, of a line's, of many lines', and of too many for a bucket; with prefixes
@@ -178,7 +212,7 @@ fn ranges_of_any_number() {
             }
         }
     }
-    let form = Form { lists_runs: true, direct: false, ranges: true };
+    let form = Form { lists_runs: true, direct: false, flat: false, ranges: true };
     let (by_ranges, by_trie) =
         (Lpm::build_as(&list, form), Lpm::build_as(&list, Form { ranges: false, ..form }));
     assert_eq!(Lpm::build(&list).root_v6, by_ranges.root_v6, "used where there are many");

@@ -89,7 +89,12 @@ fn forward() -> ForwardSpec {
             backends: (0..BACKENDS).map(backend).collect(),
             ..PoolSpec::default()
         }],
-        nat: Some(NatSpec { addresses: vec![Addr::v4(NAT)], port_first: 1_024, port_last: 65_535 }),
+        nat: Some(NatSpec {
+            addresses: vec![Addr::v4(NAT)],
+            port_first: 1_024,
+            port_last: 65_535,
+            check_ports: 0,
+        }),
         ..ForwardSpec::default()
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::announce::{self, Announcer};
+use super::checks::{Passage, way};
 use super::copies::Copies;
 use super::crew::{Crew, Seat};
 use super::exchanges::Exchanges;
@@ -51,6 +52,8 @@ pub enum BootError {
     Memory { workers: u16, flows: u32, bytes: usize },
     #[error("routes to VIPs can't be announced over netlink: {0}")]
     Announce(#[source] std::io::Error),
+    #[error("health checks can't go the way of real traffic, for want of {0}")]
+    Checks(#[source] std::io::Error),
     #[error("can't start a thread: {0}")]
     Thread(#[source] std::io::Error),
     #[error("worker {worker}: {source}")]
@@ -65,6 +68,7 @@ pub struct Appliance {
     pub(super) keeper: Keeper,
     pub(super) snapshot: Snapshot,
     pub(super) pools: Pools,
+    passage: Passage,
     pub(super) crew: Crew,
     announcer: Announcer,
     pub(super) copies: Copies,
@@ -123,6 +127,7 @@ impl Appliance {
             keeper: Keeper::default(),
             snapshot,
             pools: standing,
+            passage: Passage::new().map_err(BootError::Thread)?,
             crew: Crew::default(),
             announcer,
             copies: Copies::new(clock.clone()),
@@ -145,6 +150,8 @@ impl Appliance {
         appliance.steering.set_tables(SteerTables::of(&appliance.config))?;
         appliance.refresh_offload();
         appliance.steering.resume_offload(&appliance.snapshot.routes)?;
+        appliance.open_passage().map_err(BootError::Checks)?;
+        appliance.pools.prober.set_door(appliance.passage.door());
         Ok(appliance)
     }
 
@@ -182,6 +189,7 @@ impl Appliance {
             let desk = PortDesk::default();
             worker.set_desk(desk.clone());
             worker.set_copy_ring(self.copies.ring(spec.frame_size as usize));
+            worker.set_check_ring(self.passage.ring());
             let ring = slots.clone().map(|slots| {
                 let (ring, flows) = (OffloadRing::new(), spec.flows_max as usize);
                 worker.set_offload(Offload::new(id, spec.count, flows, ring.clone(), slots));
@@ -192,6 +200,18 @@ impl Appliance {
             seat.set_desk(desk);
             ring.into_iter().for_each(|ring| seat.set_offload(ring));
             self.crew.seats.push(seat);
+        }
+        Ok(())
+    }
+
+    /// Has checks that are to go by the workers get there.
+    ///
+    /// # Errors
+    /// The kernel having no place for their sockets.
+    pub(super) fn open_passage(&mut self) -> std::io::Result<()> {
+        self.passage.set_config(&self.config.forward);
+        if way::goes_by_workers(&self.config) {
+            self.passage.open(self.crew.links())?;
         }
         Ok(())
     }

@@ -150,6 +150,11 @@ impl Crew {
         }
     }
 
+    /// Ways to give the workers commands past their seats.
+    pub fn links(&self) -> impl Iterator<Item = WorkerLink> {
+        self.seats.iter().map(|seat| seat.link.clone())
+    }
+
     /// Has all count at places below this.
     pub fn reserve(&self, places: usize) {
         self.seats.iter().for_each(|seat| seat.serving().reserve(places));

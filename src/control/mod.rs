@@ -3,6 +3,7 @@
 mod announce;
 mod appliance;
 pub mod ask;
+mod checks;
 mod classes;
 mod copies;
 mod crew;

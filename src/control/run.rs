@@ -168,6 +168,7 @@ impl Control {
                     drop(update);
                 }
                 WorkerEvent::Blocked(blocked) => self.blocked(worker, blocked),
+                WorkerEvent::OldEgress(queue) => drop(queue),
                 WorkerEvent::OldRoutes(routes) => drop(routes),
                 WorkerEvent::OldTables(tables) => drop(tables),
                 WorkerEvent::Counted(count) => self.flows_counted(worker, &count),

@@ -2,12 +2,16 @@
 
 use crate::base::{Addr, Prefix};
 use crate::config::Config;
+use crate::control::checks::way;
 use crate::control::netlink::Mirror;
 use crate::forward::Routes;
+use crate::forward::checks::OWN_PORTS;
 use crate::forward::spec::{ForwardMode, ForwardSpec};
 use crate::forward::tunnel::{IPV4_WITHIN, IPV6_WITHIN};
 use crate::nic::NicError;
-use crate::nic::steer::{NatRange, OffloadOrder, SHARE_ALL, SHARE_TUNNEL, Steer, VipEntry};
+use crate::nic::steer::{
+    NatRange, OffloadOrder, PortRange, SHARE_ALL, SHARE_TUNNEL, Steer, VipEntry,
+};
 use crate::packet::udp;
 use crate::worker::spec::WorkersSpec;
 
@@ -19,6 +23,8 @@ pub struct SteerTables {
     pub returns: Vec<VipEntry>,
     pub nat: Vec<NatRange>,
     pub transit: Vec<Prefix>,
+    /// Ports of health checks at the box's own addresses.
+    pub checks: Option<PortRange>,
 }
 
 impl SteerTables {
@@ -33,6 +39,8 @@ impl SteerTables {
             returns: returns(spec),
             nat: nat(spec),
             transit: spec.transit.clone(),
+            checks: way::asks_from_own_ports(config)
+                .then(|| (*OWN_PORTS.start(), *OWN_PORTS.end())),
         }
     }
 
@@ -44,6 +52,7 @@ impl SteerTables {
             returns: union(&other.returns, &self.returns, |a, b| at(a) == at(b)),
             nat: union(&other.nat, &self.nat, |a, b| a.addr == b.addr),
             transit: union(&other.transit, &self.transit, |a, b| a == b),
+            checks: other.checks.or(self.checks),
         }
     }
 }
@@ -174,6 +183,9 @@ impl Steering {
         }
         if self.tables.nat != wanted.nat {
             self.steer.set_nat(&wanted.nat)?;
+        }
+        if self.tables.checks != wanted.checks {
+            self.steer.set_checks(wanted.checks)?;
         }
         if self.tables.transit != wanted.transit {
             self.steer.set_transit(&wanted.transit)?;

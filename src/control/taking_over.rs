@@ -269,6 +269,9 @@ impl Control {
         }
         a.snapshot = snapshot;
         a.config = wanted;
+        if let Err(error) = a.open_passage() {
+            tracing::error!(%error, "health checks can't go the way of real traffic");
+        }
         a.refresh_kept();
         if ports_differ {
             a.reroute();

@@ -1,5 +1,6 @@
 //! Where a packet goes: services, pools and their Maglev tables, NAT, routes, neighbours, ICMP.
 
+pub mod checks;
 pub mod choice;
 pub mod errors;
 pub mod fib;

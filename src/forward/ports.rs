@@ -21,13 +21,16 @@ pub struct NatPorts {
     /// `2^32 / slice`, rounded up: a division per packet would cost as much as a table lookup.
     reciprocal: u64,
     workers: u16,
+    /// Of health checks; none where the last is below the first.
+    checks: (u16, u16),
 }
 
 impl NatPorts {
     /// `None` where the range holds less than a port for each worker.
     pub fn new(spec: &NatSpec, workers: u16) -> Option<NatPorts> {
         let workers = workers.max(1);
-        let ports = u32::from(spec.port_last).checked_sub(u32::from(spec.port_first))? + 1;
+        let all = u32::from(spec.port_last).checked_sub(u32::from(spec.port_first))? + 1;
+        let ports = all.checked_sub(u32::from(spec.check_ports))?;
         let slice = (ports / u32::from(workers)).min(u32::from(u16::MAX)) as u16;
         if slice == 0 {
             return None;
@@ -39,6 +42,7 @@ impl NatPorts {
             slice,
             reciprocal: (1u64 << 32).div_ceil(u64::from(slice)),
             workers,
+            checks: spec.check_range(),
         })
     }
 
@@ -51,6 +55,11 @@ impl NatPorts {
     /// Whether it is one of the addresses.
     pub fn is_source(&self, addr: Addr) -> bool {
         self.v4 == Some(addr) || self.v6 == Some(addr)
+    }
+
+    /// Whether flows never have this port, and health checks do.
+    pub fn is_for_checks(&self, port: u16) -> bool {
+        (self.checks.0..=self.checks.1).contains(&port)
     }
 
     /// The worker whose slice a reply's destination lies in.
@@ -93,7 +102,7 @@ mod tests {
 
     fn ports(first: u16, last: u16, workers: u16) -> NatPorts {
         let addresses = vec![Addr::v4(0x0a00_0001), Addr { hi: 1, lo: 1 }];
-        let spec = NatSpec { addresses, port_first: first, port_last: last };
+        let spec = NatSpec { addresses, port_first: first, port_last: last, check_ports: 0 };
         NatPorts::new(&spec, workers).expect("ports")
     }
 
@@ -139,9 +148,9 @@ mod tests {
 
     #[test]
     fn a_range_without_a_port_for_each_is_refused() {
-        let spec = NatSpec { addresses: vec![], port_first: 10, port_last: 11 };
+        let spec = NatSpec { addresses: vec![], port_first: 10, port_last: 11, check_ports: 0 };
         assert!(NatPorts::new(&spec, 3).is_none());
-        let spec = NatSpec { addresses: vec![], port_first: 10, port_last: 9 };
+        let spec = NatSpec { addresses: vec![], port_first: 10, port_last: 9, check_ports: 0 };
         assert!(NatPorts::new(&spec, 1).is_none());
     }
 }

@@ -204,9 +204,14 @@ impl Routes {
     /// The address to send ICMP from: of the port the packet came in by (RFC 1812, 4.3.2.4), else
     /// of any. Link-local ones would not be answerable from beyond the link.
     pub fn own_address(&self, in_port: PortId, v4: bool) -> Option<Addr> {
+        self.own_addresses(in_port, v4).next()
+    }
+
+    /// All those, some perhaps twice.
+    pub fn own_addresses(&self, in_port: PortId, v4: bool) -> impl Iterator<Item = Addr> {
         let first = self.ports.get(usize::from(in_port.0));
         let addrs = first.into_iter().chain(&self.ports).flat_map(|p| &p.addrs);
-        addrs.copied().find(|a| a.is_v4() == v4 && !is_link_local(*a))
+        addrs.copied().filter(move |a| a.is_v4() == v4 && !is_link_local(*a))
     }
 }
 

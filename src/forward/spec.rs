@@ -193,14 +193,31 @@ pub enum Balance {
     PeakEwma,
 }
 
+/// Ports of `[nat]` that are kept for health checks at most ...
+pub const NAT_CHECK_PORTS_MAX: u32 = 512;
+/// ... and as a part of all: one in so many.
+pub const NAT_CHECK_PORTS_ONE_IN: u32 = 8;
+
 /// Source addresses and ports for [`ForwardMode::Nat`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatSpec {
     /// One per family at most is used for a backend of that family; they must be routed to us.
     pub addresses: Vec<Addr>,
-    /// First and last port; every worker owns an equal slice.
+    /// First and last port; every worker owns an equal slice of those that clients' flows get.
     pub port_first: u16,
     pub port_last: u16,
+    /// So many of them, the last ones, are for health checks.
+    pub check_ports: u16,
+}
+
+impl NatSpec {
+    /// The first and the last port of health checks; none where the last is below the first.
+    pub fn check_range(&self) -> (u16, u16) {
+        match self.port_last.checked_sub(self.check_ports) {
+            Some(before) if self.check_ports > 0 => (before + 1, self.port_last),
+            _ => (1, 0),
+        }
+    }
 }
 
 /// This side of the tunnels of [`ForwardMode::Ipip`] and [`ForwardMode::Gue`].
@@ -248,6 +265,11 @@ impl ForwardSpec {
         let weighted = parts.iter().filter(|(_, weight)| *weight > 0).map(|(pool, _)| *pool);
         let pools = std::iter::once(id).chain(weighted);
         pools.filter_map(|pool| self.pools.get(usize::from(pool.0)))
+    }
+
+    /// The first service whose connections may go to a pool: checks take their way.
+    pub fn checked_by(&self, pool: PoolId) -> Option<&ServiceSpec> {
+        self.services.iter().find(|service| self.pools_of(service).any(|p| p.id == pool))
     }
 
     /// All pools that a service's connections may go to, some perhaps twice.

@@ -375,6 +375,7 @@ mod tests {
                 addresses: vec![addr("192.0.2.9")],
                 port_first: 1024,
                 port_last: 65535,
+                check_ports: 0,
             }),
             ..ForwardSpec::default()
         }

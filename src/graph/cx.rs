@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::base::mem::Arena;
 use crate::base::{Addr, Nanos, Seed};
 use crate::flow::{FlowTable, Names};
+use crate::forward::checks::CheckRing;
 use crate::forward::{IcmpLimiter, Routes, Tables, Turns};
 use crate::observe::copies::CopyRing;
 use crate::observe::{Counters, Latencies};
@@ -26,13 +27,15 @@ pub struct Copies {
     pub packets: Vec<Packet>,
     /// For those that a thread of the control plane takes.
     pub ring: Option<Arc<CopyRing>>,
+    /// Where answers to health checks go.
+    pub checks: Option<Arc<CheckRing>>,
     /// Packets of this batch are to be copied as they leave.
     pub later: bool,
 }
 
 impl Default for Copies {
     fn default() -> Copies {
-        Copies { packets: Vec::with_capacity(COPIES_MAX), ring: None, later: false }
+        Copies { packets: Vec::with_capacity(COPIES_MAX), ring: None, checks: None, later: false }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod port;
 pub mod restore;
 pub mod spec;
 pub mod steer;
+pub mod tun;
 pub mod umem;
 pub mod wake;
 pub mod xsk;

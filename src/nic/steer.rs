@@ -19,7 +19,7 @@ pub use heartbeat::{Heartbeat, kernel_now};
 pub use offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
 pub use program::{Attached, Loaded, PROGRAM_NAME, Sockets, program_name};
 
-use abi::{ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
+use abi::{ADDR_CHECKS, ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
 use heartbeat::Renewal;
 use program::Program;
 
@@ -81,8 +81,12 @@ pub struct Steer {
     returns: Vec<VipEntry>,
     transit: Vec<Prefix>,
     nat: Vec<NatRange>,
+    checks: Option<PortRange>,
     local: Vec<Addr>,
 }
+
+/// First and last.
+pub type PortRange = (u16, u16);
 
 impl Steer {
     /// Attached nowhere yet. Queue `q` of each interface belongs to worker `q % workers`. With
@@ -99,6 +103,7 @@ impl Steer {
             returns: Vec::new(),
             transit: Vec::new(),
             nat: Vec::new(),
+            checks: None,
             local: Vec::new(),
         }
     }
@@ -158,7 +163,7 @@ impl Steer {
         program.set_config(self.config)?;
         program.set_returns(&returns_of(&self.returns))?;
         program.set_transit(&self.transit)?;
-        program.set_addrs(&addr_infos(&self.local, &self.vips, &self.nat))?;
+        program.set_addrs(&addr_infos(&self.local, &self.vips, &self.nat, self.checks))?;
         program.set_services(&endpoints(&self.vips))?;
         if let Some(offload) = &mut program.offload {
             for (port, to) in (0u32..).zip(&self.targets) {
@@ -243,9 +248,11 @@ impl Steer {
         }
         for port in 0..self.programs.len() {
             let Some(program) = &self.programs[port] else { continue };
-            let index = link::index_of(&program.interface).ok();
-            let native = program.attached.native;
-            self.set_target(port, index.filter(|&i| !native || link::takes_xdp_frames(i)))?;
+            let Program { interface, index, attached, .. } = program;
+            // Another interface of this name has no program of ours, and flows don't lead there.
+            let here = link::index_of(interface).ok().filter(|now| now == index);
+            let to = here.filter(|&to| !attached.native || link::takes_xdp_frames(to));
+            self.set_target(port, to)?;
         }
         Ok(())
     }
@@ -303,6 +310,16 @@ impl Steer {
         self.set_addrs()
     }
 
+    /// Ports of health checks at the box's own addresses, but those of NAT: TCP and UDP packets to
+    /// them are ours.
+    ///
+    /// # Errors
+    /// As [`Steer::set_vips`].
+    pub fn set_checks(&mut self, ports: Option<PortRange>) -> Result<(), NicError> {
+        self.checks = ports;
+        self.set_addrs()
+    }
+
     /// Backends of `dnat` pools: what they send to clients within the share is ours. Where several
     /// services share a backend, the largest share counts.
     ///
@@ -354,7 +371,7 @@ impl Steer {
     }
 
     fn set_addrs(&mut self) -> Result<(), NicError> {
-        let wanted = addr_infos(&self.local, &self.vips, &self.nat);
+        let wanted = addr_infos(&self.local, &self.vips, &self.nat, self.checks);
         self.all().try_for_each(|p| p.set_addrs(&wanted))
     }
 }
@@ -388,7 +405,12 @@ fn fragments_of(list: &[VipEntry]) -> HashMap<Endpoint, u32> {
     map
 }
 
-fn addr_infos(local: &[Addr], vips: &[VipEntry], nat: &[NatRange]) -> HashMap<Addr, AddrInfo> {
+fn addr_infos(
+    local: &[Addr],
+    vips: &[VipEntry],
+    nat: &[NatRange],
+    checks: Option<PortRange>,
+) -> HashMap<Addr, AddrInfo> {
     let fresh = AddrInfo { fragment_share: SHARE_ALL, ..AddrInfo::default() };
     let mut map: HashMap<Addr, AddrInfo> = HashMap::new();
     for &addr in local {
@@ -404,6 +426,12 @@ fn addr_infos(local: &[Addr], vips: &[VipEntry], nat: &[NatRange]) -> HashMap<Ad
         info.flags |= ADDR_NAT;
         info.nat_first = range.first;
         info.nat_last = range.last;
+    }
+    for (info, (first, last)) in map.values_mut().filter_map(|info| Some((info, checks?))) {
+        if info.flags & (ADDR_LOCAL | ADDR_NAT) == ADDR_LOCAL {
+            info.flags |= ADDR_CHECKS;
+            (info.nat_first, info.nat_last) = (first, last);
+        }
     }
     map
 }
@@ -423,11 +451,29 @@ mod tests {
             &[a],
             &[vip("192.0.2.1", 80, 10_000), vip("192.0.2.1", 443, 500)],
             &[NatRange { addr: a, first: 40_000, last: 49_999 }],
+            Some((64_000, 64_511)),
         );
         let info = infos[&a];
         assert_eq!(info.flags, ADDR_LOCAL | ADDR_VIP | ADDR_NAT);
         assert_eq!((info.nat_first, info.nat_last), (40_000, 49_999));
         assert_eq!(info.fragment_share, 500, "fragments follow the smallest share");
+    }
+
+    #[test]
+    fn checks_have_ports_of_own_addresses_only() {
+        let [own, vip_too, nat] =
+            ["192.0.2.1", "192.0.2.2", "192.0.2.9"].map(|a| a.parse().expect("literal"));
+        let range = NatRange { addr: nat, first: 40_000, last: 49_999 };
+        let vips = [vip("192.0.2.2", 80, 10_000), vip("192.0.2.3", 80, 10_000)];
+        let infos = addr_infos(&[own, vip_too], &vips, &[range], Some((64_000, 64_511)));
+        let told = |a: &Addr| {
+            let info = infos[a];
+            (info.flags, info.nat_first, info.nat_last)
+        };
+        assert_eq!(told(&own), (ADDR_LOCAL | ADDR_CHECKS, 64_000, 64_511));
+        assert_eq!(told(&vip_too), (ADDR_LOCAL | ADDR_VIP | ADDR_CHECKS, 64_000, 64_511));
+        assert_eq!(told(&nat), (ADDR_NAT, 40_000, 49_999));
+        assert_eq!(told(&vips[1].addr), (ADDR_VIP, 0, 0), "not the box's own");
     }
 
     #[test]

@@ -70,9 +70,23 @@ impl CopyRing {
 
     /// Copies as much as fits a record. `false`: none is free.
     pub fn push(&self, at: Nanos, about: CopyAbout, bytes: &[u8]) -> bool {
+        self.push_edited(at, about, bytes, |_| ())
+    }
+
+    /// The same with what `edit` changes of the copy, where it is whole.
+    pub fn push_edited(
+        &self,
+        at: Nanos,
+        about: CopyAbout,
+        bytes: &[u8],
+        edit: impl FnOnce(&mut [u8]),
+    ) -> bool {
         let Some(mut record) = self.free.pop() else { return false };
         let kept = bytes.len().min(record.bytes.len());
         record.bytes[..kept].copy_from_slice(&bytes[..kept]);
+        if kept == bytes.len() {
+            edit(&mut record.bytes[..kept]);
+        }
         (record.about, record.at, record.length, record.kept) = (about, at, bytes.len(), kept);
         // There is room for all records there are.
         self.full.push(record).is_ok()

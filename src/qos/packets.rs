@@ -5,6 +5,9 @@ use super::wheel::NIL;
 use crate::base::mem::{huge_table, prefetch};
 use crate::packet::Frame;
 
+/// Cells that are looked at for each packet that may be taken out, where any will do.
+const LOOKED_AT: usize = 16;
+
 /// Aligned so that it never lies in two cache lines.
 #[repr(align(32))]
 struct Cell {
@@ -104,6 +107,21 @@ impl Packets {
     #[inline(always)]
     pub fn frame_len(&self, at: u32) -> usize {
         self.cells[at as usize].frame.as_ref().map_or(0, Frame::len)
+    }
+
+    /// Takes frames out of the cells from `from` on, so many at most and of no more
+    /// cells than [`LOOKED_AT`] times as many. In no order.
+    pub fn take_some(&mut self, from: &mut u32, frames_max: usize, out: &mut Vec<Frame>) {
+        let cells = self.cells.len() as u32;
+        let end = from.saturating_add((frames_max * LOOKED_AT) as u32).min(cells);
+        let mut left = frames_max;
+        while *from < end && left > 0 {
+            if self.cells[*from as usize].frame.is_some() {
+                out.extend(self.remove(*from).0);
+                left -= 1;
+            }
+            *from += 1;
+        }
     }
 
     /// Takes every frame out, in no order.

@@ -382,10 +382,10 @@ impl Scheduler {
         (first..self.ids.len()).map(|at| (self.ids[at], self.stats_of(at)))
     }
 
-    /// Takes all packets out, in no order, and leaves the rest as it is: no more may come.
-    /// Allocates only where `out` lacks room.
-    pub fn take_all(&mut self, out: &mut Vec<Frame>) {
-        self.queues.packets.drain(out);
+    /// Takes packets out, so many at most, in no order, and leaves the rest as it is: no more may
+    /// come, and nothing may be asked but how many are left. `at` is where it goes on, 0 at first.
+    pub fn take_some(&mut self, at: &mut u32, packets_max: usize, out: &mut Vec<Frame>) {
+        self.queues.packets.take_some(at, packets_max, out);
     }
 
     /// Takes all packets out, in no order, whatever the rates say. Allocates.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::command::{ControlLink, EgressUpdate, Update};
 use super::egress::EgressQueue;
 use super::handover::Handover;
+use super::leaving::Leaving;
 use super::side::Side;
 use super::spec::WorkersSpec;
 use super::turn::{Worker, WorkerParts};
@@ -108,10 +109,7 @@ impl Blueprint<'_> {
                     let next = Successor::new(now, (of, new), packets, seed);
                     EgressUpdate::Succeed(Box::new(next))
                 }
-                _ => {
-                    let frames = Vec::with_capacity(old.queue_packets_max());
-                    EgressUpdate::Replace(self.egress(port), frames)
-                }
+                _ => EgressUpdate::Replace(Leaving::new(port, self.egress(port))),
             });
         Update { snapshot: self.snapshot.clone(), pipeline, egress: egress.collect() }
     }

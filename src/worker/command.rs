@@ -8,15 +8,17 @@ use crossbeam::queue::ArrayQueue;
 
 use super::count::FlowCount;
 use super::egress::EgressQueue;
+use super::leaving::Leaving;
 use super::turn::Worker;
 use crate::base::{Addr, Nanos};
 use crate::flow::{Flow, Note, Treatment};
+use crate::forward::checks::CheckPacket;
 use crate::forward::{Routes, Tables};
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::wake::Waker;
-use crate::packet::{ClassId, DropReason, FlowRef, Frame, Packet, PortId};
-use crate::qos::{ClassStats, Queued, Successor};
+use crate::packet::{ClassId, DropReason, FlowRef, Packet, PortId};
+use crate::qos::{ClassStats, Successor};
 
 /// Commands that wait for one worker at most.
 const COMMANDS_MAX: usize = 64;
@@ -26,6 +28,8 @@ const EVENTS_MAX: usize = 256;
 const COMMANDS_A_TURN: usize = 4;
 /// Flows looked at for a listing in one turn of the loop at most.
 const DUMP_FLOWS_A_TURN: usize = 256;
+/// Queues that may leave at once without a reallocation: one for each port of a large box.
+const LEAVING_MAX: usize = 64;
 /// Room that is kept in the ring of events for answers to commands.
 const EVENTS_RESERVED: usize = 64;
 
@@ -47,6 +51,9 @@ pub enum WorkerCommand {
     CountFlows(Box<FlowCount>),
     /// Answered by [`WorkerEvent::Cut`].
     CutFlows(Box<FlowCount>),
+    /// A packet of a health check to be sent; it goes back by its
+    /// [`crate::forward::checks::CheckRing`].
+    Check(Box<CheckPacket>),
     /// Receive nothing more, send what waits until the deadline, then end.
     Stop { deadline: Nanos },
 }
@@ -57,6 +64,8 @@ pub enum WorkerEvent {
     Old(Box<Update>),
     /// How long the turn took that did this, or exchanged ports, and nothing else.
     Blocked(Blocked),
+    /// A queue that another has taken over from, to be freed.
+    OldEgress(Leaving),
     /// What new routes replaced, to be freed.
     OldRoutes(Arc<Routes>),
     /// What new weights replaced, to be freed.
@@ -94,9 +103,9 @@ pub enum EgressUpdate {
     Keep,
     /// The class tree changes and keeps its packets and tokens.
     Succeed(Box<Successor>),
-    /// Another kind of queue. Packets move over, into the default class, by a list with room for
-    /// them.
-    Replace(EgressQueue, Vec<Frame>),
+    /// Another kind of queue. Packets move over, into the default class, some a turn; then the old
+    /// one goes back as [`WorkerEvent::OldEgress`].
+    Replace(Leaving),
 }
 
 /// A listing of flows, in parts where there are many.
@@ -167,6 +176,8 @@ pub struct ControlLink {
     pub(super) counting: Option<Box<FlowCount>>,
     /// Flows that are being cut.
     pub(super) cutting: Option<Box<FlowCount>>,
+    /// Queues of ports that have others now.
+    pub(super) leaving: Vec<Leaving>,
 }
 
 /// The control plane's end.
@@ -188,7 +199,13 @@ pub fn control_link(waker: Option<Waker>) -> (ControlLink, WorkerLink) {
         events: ArrayQueue::new(EVENTS_MAX),
     });
     (
-        ControlLink { rings: Arc::clone(&rings), listing: None, counting: None, cutting: None },
+        ControlLink {
+            rings: Arc::clone(&rings),
+            listing: None,
+            counting: None,
+            cutting: None,
+            leaving: Vec::with_capacity(LEAVING_MAX),
+        },
         WorkerLink { rings, waker },
     )
 }
@@ -217,7 +234,8 @@ impl ControlLink {
 
     /// What was asked is under way: the next question waits.
     fn is_busy(&self) -> bool {
-        self.listing.is_some() || self.counting.is_some() || self.cutting.is_some()
+        let asked = self.listing.is_some() || self.counting.is_some() || self.cutting.is_some();
+        asked || !self.leaving.is_empty()
     }
 
     /// Room for one more event, so that whatever a command replaces can go back.
@@ -250,6 +268,7 @@ impl<P: Port> Worker<P> {
         self.list_flows();
         self.count_flows();
         self.cut_flows(now);
+        self.move_packets(now);
         for _ in 0..COMMANDS_A_TURN {
             let control = &self.parts.control;
             if !control.has_room(0) || control.is_busy() {
@@ -285,6 +304,7 @@ impl<P: Port> Worker<P> {
                     self.parts.control.listing = Some(list);
                     self.list_flows();
                 }
+                WorkerCommand::Check(packet) => self.send_check(now, packet),
                 WorkerCommand::ListClasses(rows) => self.list_classes(now, rows),
                 WorkerCommand::Stop { deadline } => self.phase = Phase::Draining(deadline),
             }
@@ -314,12 +334,12 @@ impl<P: Port> Worker<P> {
                     tree.succeed(now, next);
                 }
             }
-            EgressUpdate::Replace(egress, frames) => {
-                std::mem::swap(&mut side.egress, egress);
-                egress.take_all(frames);
-                for frame in frames.drain(..) {
-                    let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 };
-                    side.enqueue(now, packet, &mut self.parts.pool, &mut self.counters);
+            EgressUpdate::Replace(leaving) => {
+                std::mem::swap(&mut side.egress, &mut leaving.queue);
+                if let EgressUpdate::Replace(leaving) =
+                    std::mem::replace(change, EgressUpdate::Keep)
+                {
+                    self.parts.control.leaving.push(leaving);
                 }
             }
         }
@@ -413,6 +433,9 @@ impl<P: Port> Worker<P> {
         let Worker { parts, counters, unparked, .. } = self;
         for side in &mut parts.sides {
             side.close(&mut parts.pool, counters);
+        }
+        for leaving in &mut parts.control.leaving {
+            leaving.close(&mut parts.pool, counters);
         }
         parts.parking.drain(unparked);
         parts.delays.drain(unparked);

@@ -132,11 +132,15 @@ impl EgressQueue {
         }
     }
 
-    /// The same for the last time: no more packets may come.
-    pub fn take_all(&mut self, out: &mut Vec<Frame>) {
+    /// The same in parts of so many packets at most: no more may come. `at` is where it goes on, 0
+    /// at first.
+    pub fn take_some(&mut self, at: &mut u32, packets_max: usize, out: &mut Vec<Frame>) {
         match self {
-            EgressQueue::Fifo(_) | EgressQueue::Closed => self.drain(out),
-            EgressQueue::Tree(tree) => tree.take_all(out),
+            EgressQueue::Fifo(fifo) => {
+                fifo.dequeue(packets_max, u64::MAX, out);
+            }
+            EgressQueue::Tree(tree) => tree.take_some(at, packets_max, out),
+            EgressQueue::Closed => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The poll loop: one thread a core, its ports, its tables, its frames.
 
 pub mod build;
+mod checking;
 pub mod clock;
 pub mod command;
 pub mod count;
@@ -10,6 +11,7 @@ mod desk;
 pub mod egress;
 pub mod handover;
 mod joining;
+pub mod leaving;
 pub mod offload;
 mod openings;
 pub mod runner;

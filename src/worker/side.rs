@@ -138,7 +138,10 @@ impl<P: Port> Side<P> {
     pub fn empty(&mut self, room: &mut Vec<Frame>, pool: &mut FramePool, counters: &mut Counters) {
         room.append(&mut self.staged);
         room.extend(self.arrivals.drain(..).map(|packet| packet.frame));
-        self.egress.take_all(room);
+        let mut at = 0;
+        while !self.egress.is_empty() {
+            self.egress.take_some(&mut at, BATCH_MAX, room);
+        }
         for frame in room.drain(..) {
             counters.drop(DropReason::NotOurPort);
             pool.put(frame);

@@ -22,6 +22,11 @@ impl<P: Port> Worker<P> {
         self.parts.handover.backlog()
     }
 
+    /// Packets in ports' queues that others have taken over from.
+    pub fn leaving(&self) -> usize {
+        self.parts.control.leaving.iter().map(|leaving| leaving.queue.len()).sum()
+    }
+
     /// Frames of this worker's share that are not in its pool; negative where it has others'
     /// frames.
     pub fn frames_outstanding(&self) -> isize {

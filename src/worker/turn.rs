@@ -349,7 +349,7 @@ impl<P: Port> Worker<P> {
     /// for a token.
     pub fn held(&self) -> usize {
         let queued: usize = self.parts.sides.iter().map(Side::held).sum();
-        let waiting = self.parts.parking.len() + self.parts.delays.len();
+        let waiting = self.parts.parking.len() + self.parts.delays.len() + self.leaving();
         queued + waiting + self.joining.fragments.len()
     }
 

@@ -81,6 +81,7 @@ fn configured() -> Side {
     let transit = transit.map(|p| p.parse().expect("literal"));
     steer.set_transit(&transit).expect("transit");
     steer.set_local(&[addr(LOCAL)]).expect("local");
+    steer.set_checks(Some((64_000, 64_511))).expect("checks");
     a
 }
 
@@ -158,12 +159,23 @@ fn golden() -> Vec<(&'static str, Vec<u8>, SteerReason)> {
     ]
 }
 
+/// What is almost something else.
+fn golden_rest() -> Vec<(&'static str, Vec<u8>, SteerReason)> {
+    use SteerReason::*;
+    vec![
+        ("port 0 of a backend", tcp((BACKEND.0, 0), CLIENT), NotOurs),
+        ("answer to a health check", tcp(VIP, (LOCAL, 64_000)), NatReturn),
+        ("beyond the checks' ports", tcp(VIP, (LOCAL, 64_512)), Local),
+        ("later fragment to the box itself", fragment(tcp(VIP, (LOCAL, 1)), 100), Local),
+    ]
+}
+
 #[test]
 fn every_packet_is_steered_or_passed_for_its_reason() {
     with_veth(1, || {
         let mut a = configured();
         let mut b = Side::open("v1", 1, AttachMode::Native);
-        for (what, packet, reason) in golden() {
+        for (what, packet, reason) in golden().into_iter().chain(golden_rest()) {
             let before: Vec<u64> = SteerReason::ALL.iter().map(|&r| a.count(r)).collect();
             b.send(0, std::slice::from_ref(&packet));
             let counted: Vec<&str> = SteerReason::ALL
@@ -194,6 +206,7 @@ fn tables_are_replaced_not_added_to() {
         steer.set_returns(&[]).expect("returns");
         steer.set_transit(&["192.0.2.0/25".parse().expect("literal")]).expect("transit");
         steer.set_local(&[]).expect("local");
+        steer.set_checks(None).expect("checks");
         let gone = [
             tcp(CLIENT, VIP),
             tcp(BACKEND, (NAT, 20_000)),

@@ -144,6 +144,42 @@ fn a_stop_sends_what_waits_and_counts_the_rest() {
     });
 }
 
+/// Between a plain queue and a class tree, with packets that wait in it.
+#[test]
+fn a_ports_other_kind_of_queue_gets_some_packets_a_turn() {
+    const A_TURN: usize = 256;
+    let (family, mode) = (Family::V4, ForwardMode::Nat);
+    let rate = Some("2Mbit/s".parse().expect("a rate"));
+    let (fast, slow) = (LinkSpec::default(), LinkSpec { rate, ..LinkSpec::default() });
+    let mut setup = setup(Seed(5), family, mode);
+    setup.workers = 1;
+    setup.qos = (0..2).map(|port| qos(port, 200)).collect();
+    setup.pipeline = stages(&[StageSpec::Balance]);
+    let mut net = world_between(setup, family, mode, [fast, slow]);
+    for i in 0..4 {
+        add_source(&mut net, family, i, 100_000, 10_000);
+    }
+    net.run_for(Duration::from_millis(300));
+    for kind in [&[StageSpec::Balance, StageSpec::Shape][..], &[StageSpec::Balance]] {
+        net.appliance.reload(|setup| setup.pipeline = stages(kind));
+        let (now, worker) = (net.now, &mut net.appliance.workers[0]);
+        worker.poll(now);
+        let mut left = worker.leaving();
+        assert!(left > A_TURN, "{left} packets go over");
+        while left > 0 {
+            worker.poll(now);
+            let before = std::mem::replace(&mut left, worker.leaving());
+            assert!(left < before && before - left <= A_TURN, "{before}, then {left}");
+        }
+    }
+    // And a stop meanwhile.
+    net.appliance.reload(|setup| setup.pipeline = stages(&[StageSpec::Balance, StageSpec::Shape]));
+    let now = net.now;
+    net.appliance.workers[0].poll(now);
+    assert!(net.appliance.workers[0].leaving() > 0);
+    net.appliance.finish();
+}
+
 #[test]
 fn half_of_a_pool_can_be_drained() {
     let (family, mode) = (Family::V4, ForwardMode::Dnat);

@@ -156,7 +156,12 @@ fn forward(family: Family, mode: ForwardMode) -> ForwardSpec {
     ForwardSpec {
         services: vec![service(0, TCP_PORT, tcp::PROTOCOL), service(1, UDP_PORT, udp::PROTOCOL)],
         pools: vec![pool(0), pool(1)],
-        nat: Some(NatSpec { addresses: vec![family.nat()], port_first: 20_000, port_last: 29_999 }),
+        nat: Some(NatSpec {
+            addresses: vec![family.nat()],
+            port_first: 20_000,
+            port_last: 29_999,
+            check_ports: 0,
+        }),
         ..ForwardSpec::default()
     }
 }

@@ -14,8 +14,8 @@ use crate::base::{Addr, Prefix};
 use crate::config::atoms::PortRange;
 use crate::config::file::{FileBackend, FileBalance, FileConfig, FileNat, FilePool, FileRule};
 use crate::forward::spec::{
-    BackendId, BackendSpec, Balance, ForwardMode, ForwardSpec, NatSpec, PRIORITIES, PoolId,
-    PoolSpec,
+    BackendId, BackendSpec, Balance, ForwardMode, ForwardSpec, NAT_CHECK_PORTS_MAX,
+    NAT_CHECK_PORTS_ONE_IN, NatSpec, PRIORITIES, PoolId, PoolSpec,
 };
 
 pub const POOLS_MAX: usize = 65_000;
@@ -282,7 +282,11 @@ fn nat(b: &mut Build<'_>, table: &Spanned<FileNat>, workers: u16) -> NatSpec {
         let what = format!("{} ports can't be shared by {workers} workers", last - first + 1);
         b.error(&ports.span(), what);
     }
-    NatSpec { addresses: list, port_first: first, port_last: last }
+    let ports = u32::from(last - first) + 1;
+    // Every worker has at least one left.
+    let spare = ports.saturating_sub(u32::from(workers));
+    let check_ports = (ports / NAT_CHECK_PORTS_ONE_IN).min(NAT_CHECK_PORTS_MAX).min(spare) as u16;
+    NatSpec { addresses: list, port_first: first, port_last: last, check_ports }
 }
 
 /// Each service that translates sources needs a source, and replies must not look like requests.

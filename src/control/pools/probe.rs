@@ -1,4 +1,4 @@
-//! One check of one backend, over an ordinary socket of this process.
+//! One check of one backend.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -50,6 +50,14 @@ impl Probe<'_> {
     /// What was not as it should be.
     pub async fn run(&self, end: SocketAddr) -> Result<(), String> {
         let stream = TcpStream::connect(end).await.map_err(|e| told("connect", &e))?;
+        self.talk(stream, end).await
+    }
+
+    /// The same over a connection that there is.
+    ///
+    /// # Errors
+    /// What was not as it should be.
+    pub async fn talk(&self, stream: TcpStream, end: SocketAddr) -> Result<(), String> {
         match self.check {
             Check::Tcp => Ok(()),
             Check::Tls(tls) => handshake(stream, Some(tls), self.tls.as_ref(), end).await.map(drop),
@@ -274,7 +282,7 @@ fn serving_status(frame: &[u8]) -> Option<u64> {
 }
 
 /// An error with its causes, in one line.
-fn told(step: &str, error: &(dyn Error + 'static)) -> String {
+pub fn told(step: &str, error: &(dyn Error + 'static)) -> String {
     let mut text = format!("{step}: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {

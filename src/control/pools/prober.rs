@@ -1,18 +1,19 @@
 //! Checks all backends, again and again: a task each, few of them at work at once.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
-use super::probe::Probe;
+use super::probe::{Probe, told};
 use super::{BackendKey, checked, key};
 use crate::base::Seed;
 use crate::base::hash::Rng;
 use crate::config::Config;
 use crate::config::health::HealthSpec;
+use crate::control::checks::Door;
+use crate::control::checks::way::Target;
 
 /// Checks at work at once: each holds a descriptor.
 const AT_ONCE_MAX: usize = 256;
@@ -29,7 +30,9 @@ pub struct Found {
 /// The tasks that check. They end with it.
 #[derive(Debug)]
 pub struct Prober {
-    wanted: Vec<(BackendKey, HealthSpec)>,
+    wanted: Vec<(BackendKey, HealthSpec, Target)>,
+    /// The way through the workers; `None`: they do not run yet.
+    door: Option<Door>,
     tasks: Vec<JoinHandle<()>>,
     seats: Arc<Semaphore>,
     to: mpsc::Sender<Found>,
@@ -40,25 +43,45 @@ impl Prober {
     pub fn new() -> Prober {
         let (to, results) = mpsc::channel(RESULTS_MAX);
         let seats = Arc::new(Semaphore::new(AT_ONCE_MAX));
-        Prober { wanted: Vec::new(), tasks: Vec::new(), seats, to, results }
+        Prober { wanted: Vec::new(), door: None, tasks: Vec::new(), seats, to, results }
     }
 
     /// Checks what this configuration says from now on. Needs a tokio runtime.
     pub fn set_config(&mut self, config: &Config) {
         let spec = |pool: u16| config.health.get(usize::from(pool))?.check.clone();
-        let wanted: Vec<_> = checked(config)
-            .filter_map(|(pool, backend)| Some((key(pool, backend), spec(pool.id.0)?)))
-            .collect();
-        if wanted == self.wanted {
-            return;
+        let wanted = checked(config).filter_map(|(pool, backend)| {
+            let spec = spec(pool.id.0)?;
+            let target = Target::of(config, pool, backend, &spec);
+            Some((key(pool, backend), spec, target))
+        });
+        let wanted: Vec<_> = wanted.collect();
+        if wanted != self.wanted {
+            self.wanted = wanted;
+            self.begin();
         }
+    }
+
+    /// From now on checks that go by the workers do.
+    pub fn set_door(&mut self, door: Door) {
+        self.door = Some(door);
+        self.begin();
+    }
+
+    fn begin(&mut self) {
         self.end();
-        for (key, spec) in &wanted {
-            let seats = Arc::clone(&self.seats);
-            let check = repeat(key.clone(), spec.clone(), seats, self.to.clone());
-            self.tasks.push(tokio::spawn(check));
+        for (key, spec, target) in &self.wanted {
+            if target.way.is_some() && self.door.is_none() {
+                continue;
+            }
+            let asking = Asking {
+                key: key.clone(),
+                spec: spec.clone(),
+                target: *target,
+                door: self.door.clone(),
+            };
+            let (seats, to) = (Arc::clone(&self.seats), self.to.clone());
+            self.tasks.push(tokio::spawn(asking.repeat(seats, to)));
         }
-        self.wanted = wanted;
     }
 
     /// The next result. Never ends.
@@ -91,23 +114,49 @@ impl Drop for Prober {
     }
 }
 
-async fn repeat(key: BackendKey, spec: HealthSpec, seats: Arc<Semaphore>, to: mpsc::Sender<Found>) {
-    let end = SocketAddr::new(key.1.to_ip(), spec.port.unwrap_or(key.2));
-    let probe = Probe::new(&spec.check);
-    let mut rng = Rng::new(Seed::random());
-    // Not all at the same moment, but soon: a dead backend is in use until then.
-    let mut due = Instant::now() + part(spec.interval.min(Duration::from_secs(1)), &mut rng) / 4;
-    loop {
-        sleep_until(due).await;
-        due = Instant::now() + jittered(&spec, &mut rng);
-        let Ok(_seat) = seats.acquire().await else { return };
-        let result = match timeout(spec.timeout, probe.run(end)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no answer within {:?}", spec.timeout)),
-        };
-        if to.send(Found { key: key.clone(), result }).await.is_err() {
-            return;
+/// A backend's checks.
+struct Asking {
+    key: BackendKey,
+    spec: HealthSpec,
+    target: Target,
+    door: Option<Door>,
+}
+
+impl Asking {
+    async fn repeat(self, seats: Arc<Semaphore>, to: mpsc::Sender<Found>) {
+        let probe = Probe::new(&self.spec.check);
+        let mut rng = Rng::new(Seed::random());
+        // Not all at the same moment, but soon: a dead backend is in use until then.
+        let soon = self.spec.interval.min(Duration::from_secs(1));
+        let mut due = Instant::now() + part(soon, &mut rng) / 4;
+        loop {
+            sleep_until(due).await;
+            due = Instant::now() + jittered(&self.spec, &mut rng);
+            let Ok(_seat) = seats.acquire().await else { return };
+            let result = self.ask(&probe).await;
+            if to.send(Found { key: self.key.clone(), result }).await.is_err() {
+                return;
+            }
         }
+    }
+
+    async fn ask(&self, probe: &Probe<'_>) -> Result<(), String> {
+        let (Target { end, way }, limit) = (self.target, self.spec.timeout);
+        let (Some(way), Some(door)) = (way, &self.door) else {
+            let asked = timeout(limit, probe.run(end)).await;
+            return asked.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
+        };
+        let cause = Arc::new(OnceLock::new());
+        let asked = timeout(limit, async {
+            let connected = door.connect(end, way, &cause).await;
+            // The seat is taken for as long as the connection lasts.
+            let (stream, _seat) = connected.map_err(|e| told("connect", &e))?;
+            probe.talk(stream, end).await
+        });
+        asked.await.unwrap_or_else(|_| match cause.get() {
+            Some(reason) => Err(format!("not sent: {}", reason.label())),
+            None => Err(format!("no answer within {limit:?}")),
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Binds flows of services to backends and rewrites their packets, in both directions.
 
 use super::admission::{self, Lacking};
+use super::checks::take_answer;
 use super::egress::{begin, each_undecided, forbidden, may_cross, refuse, send, wait, way_of_flow};
 use super::errors::pass_on;
 use super::inspect::Inspect;
@@ -264,6 +265,7 @@ fn first(
                 (packet.meta.flow, packet.meta.direction) = (flow, Direction::Reply);
                 forward(cx, packet, flow)
             }
+            None if take_answer(cx, packet) => Ok(()),
             None => stray(cx, packet.meta),
         };
     };

@@ -64,8 +64,11 @@ fn copy_leaving(cx: &mut Cx<'_>, batch: &mut Batch) {
 
 fn copy(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, to: CopyTo) {
     if let CopyTo::Files(files) = to {
+        // As it would have left: a local sender's checksum is completed on the way.
+        let whole = |copy: &mut [u8]| complete_checksum(copy, &mut meta.clone());
+        let about = CopyAbout::Frame(files);
         let ring = cx.copies.ring.as_ref();
-        return match ring.is_some_and(|ring| ring.push(cx.now, CopyAbout::Frame(files), bytes)) {
+        return match ring.is_some_and(|r| r.push_edited(cx.now, about, bytes, whole)) {
             true => cx.counters.mirrored += 1,
             false => cx.counters.mirror_missed += 1,
         };
@@ -319,6 +322,14 @@ mod tests {
             let record = ring.take().expect("a copy");
             assert_eq!(record.about, CopyAbout::Frame(files));
             assert!(record.bytes() == wanted.as_slice(), "as the client's side sees it");
+            ring.give_back(record);
         }
+        // What a device was to complete is complete.
+        let partial = Shape { sum: ChecksumFill::Partial, ..Shape::syn() };
+        let other = (V4.client.0, V4.client.1 + 1);
+        rig.run(&mut whole, partial.between(other, (V4.vip, dnat())));
+        let ring = rig.copies.ring.as_ref().expect("one");
+        let record = ring.take().expect("a copy");
+        assert!(record.bytes() == Shape::syn().between(other, (V4.vip, dnat())).as_slice());
     }
 }

@@ -2,6 +2,7 @@
 
 mod admission;
 pub mod balance;
+pub mod checks;
 pub mod classify;
 mod egress;
 mod ending;

@@ -301,6 +301,7 @@ pub(super) fn services() -> ForwardSpec {
             addresses: vec![addr(V4.nat), addr(V6.nat)],
             port_first: *NAT_PORTS.start(),
             port_last: *NAT_PORTS.end(),
+            check_ports: 0,
         }),
         ..ForwardSpec::default()
     };

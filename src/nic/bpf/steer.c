@@ -43,7 +43,7 @@ struct tg_addr_info {
 	__u32 flags;
 	// Smallest canary share of the services at this address: later fragments carry no port.
 	__u32 fragment_share;
-	// Ports that our NAT uses, inclusive.
+	// Ports that our NAT uses, or at the box's own addresses health checks; inclusive.
 	__u16 nat_first;
 	__u16 nat_last;
 	__u32 pad;
@@ -52,6 +52,8 @@ struct tg_addr_info {
 #define TG_ADDR_LOCAL 1
 #define TG_ADDR_VIP 2
 #define TG_ADDR_NAT 4
+// The box's own, of which health checks have some ports.
+#define TG_ADDR_CHECKS 8
 
 // Key of the longest-prefix trie; the address in network order.
 struct tg_prefix {
@@ -261,7 +263,8 @@ static __always_inline int decide_address(struct xdp_md *ctx, struct tg_config *
 			return in_share(hash_endpoint(&p->src, p->sport), *share) ?
 				steer(ctx, cfg, TG_VIP) : count(TG_CANARY, XDP_PASS);
 	}
-	if (info->flags & TG_ADDR_NAT && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
+	if (info->flags & (TG_ADDR_NAT | TG_ADDR_CHECKS) &&
+	    (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
 	    p->dport >= info->nat_first && p->dport <= info->nat_last)
 		return steer(ctx, cfg, TG_NAT_RETURN);
 	return info->flags & TG_ADDR_LOCAL ? count(TG_LOCAL, XDP_PASS) : -1;
@@ -292,7 +295,7 @@ static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
 {
 	struct tg_addr_info *info = bpf_map_lookup_elem(&addrs, &p->dst);
 	struct tg_endpoint key = endpoint(&p->src, p->sport, p->proto);
-	__u32 *share;
+	__u32 *share = NULL;
 
 	if (p->discovery)
 		return count(TG_ICMP, XDP_PASS);
@@ -308,7 +311,9 @@ static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
 		if (action >= 0)
 			return action;
 	}
-	share = bpf_map_lookup_elem(&returns, &key);
+	// An entry of port 0 is for later fragments, and not for whoever sends from that port.
+	if (p->sport || p->later_fragment)
+		share = bpf_map_lookup_elem(&returns, &key);
 	if (share && *share != SHARE_TUNNEL && p->later_fragment)
 		return *share >= SHARE_ALL ?
 			steer(ctx, cfg, TG_FRAGMENT) : count(TG_CANARY, XDP_PASS);
@@ -393,7 +398,8 @@ const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) 
 	FIELD(tg_config, transit_share), FIELD(tg_config, workers),
 	FIELD(tg_config, generation),
 	WHOLE(tg_heartbeat), FIELD(tg_heartbeat, ns),
-	NUMBER(TG_ADDR_LOCAL), NUMBER(TG_ADDR_VIP), NUMBER(TG_ADDR_NAT), NUMBER(MAX_WORKERS),
+	NUMBER(TG_ADDR_LOCAL), NUMBER(TG_ADDR_VIP), NUMBER(TG_ADDR_NAT), NUMBER(TG_ADDR_CHECKS),
+	NUMBER(MAX_WORKERS),
 	NUMBER(MAX_QUEUES), NUMBER(SHARE_ALL),
 	NUMBER(TG_VIP), NUMBER(TG_NAT_RETURN), NUMBER(TG_DNAT_RETURN), NUMBER(TG_TRANSIT),
 	NUMBER(TG_FRAGMENT), NUMBER(TG_NOT_IP), NUMBER(TG_NOT_OURS), NUMBER(TG_LOCAL),

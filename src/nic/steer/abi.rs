@@ -35,6 +35,7 @@ pub struct AddrInfo {
 pub const ADDR_LOCAL: u32 = 1;
 pub const ADDR_VIP: u32 = 2;
 pub const ADDR_NAT: u32 = 4;
+pub const ADDR_CHECKS: u32 = 8;
 
 /// `struct tg_config`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -233,6 +234,7 @@ mod tests {
             ("TG_ADDR_LOCAL", ADDR_LOCAL),
             ("TG_ADDR_VIP", ADDR_VIP),
             ("TG_ADDR_NAT", ADDR_NAT),
+            ("TG_ADDR_CHECKS", ADDR_CHECKS),
             ("MAX_WORKERS", MAX_WORKERS),
             ("MAX_QUEUES", MAX_QUEUES),
             ("SHARE_ALL", SHARE_ALL),

@@ -92,6 +92,8 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, NicError> {
 /// See the module. Detached and unloaded on drop.
 pub(super) struct Program {
     pub(super) interface: String,
+    /// The interface's own, whatever its name is now.
+    pub(super) index: u32,
     pub(super) attached: Attached,
     pub(super) heartbeats: Arc<HeartbeatPage>,
     pub(super) sockets: Sockets,
@@ -158,6 +160,7 @@ impl Program {
         let offload = offload.then(|| Offloads::take(&mut ebpf)).transpose()?;
         Ok(Program {
             interface: interface.to_owned(),
+            index,
             attached,
             heartbeats: Arc::new(page),
             sockets: Sockets(Arc::new(Mutex::new(take(&mut ebpf, "xsks")?))),

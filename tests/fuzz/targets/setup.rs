@@ -229,6 +229,7 @@ fn forward(variant: usize) -> ForwardSpec {
             addresses: vec![addr(V4.nat), addr(V6.nat)],
             port_first: *NAT_PORTS.start(),
             port_last: *NAT_PORTS.end(),
+            check_ports: 0,
         }),
         ..ForwardSpec::default()
     };

@@ -11,7 +11,9 @@ use crate::graph::Stage;
 use crate::graph::stages::balance::Balance;
 use crate::graph::stages::classify::Classify;
 use crate::graph::stages::rig::*;
-use crate::packet::build::{TcpSpec, UdpSpec, tcp_packet, udp_packet};
+use crate::packet::build::{
+    IcmpSpec, IpSpec, TcpSpec, UdpSpec, icmp_packet, tcp_packet, udp_packet,
+};
 use crate::packet::tcp::flag::{ACK, SYN};
 use crate::packet::udp;
 use crate::packet::{Batch, ParseOptions, Verdict, parse};
@@ -203,4 +205,62 @@ fn what_is_made_here_has_the_code_point_that_rules_give() {
         assert!(toward_client.iter().all(|dscp| *dscp == want[1]), "{toward_client:?} {rules:?}");
         assert!(toward_backend.iter().all(|dscp| *dscp == want[2]), "{toward_backend:?}");
     }
+}
+
+/// A turn of time without packets.
+struct Ticking<'a>(&'a mut Balance);
+
+impl Stage for Ticking<'_> {
+    fn process(&mut self, cx: &mut Cx<'_>, _: &mut Batch) {
+        self.0.tick(cx);
+    }
+}
+
+#[test]
+fn what_is_held_gets_through_a_path_that_is_narrower_than_the_backends_link() {
+    const MTU: u16 = 1_280;
+    let mut b = Bench::new(8, 2);
+    let payload_of = |outcome: &Outcome| {
+        let mut meta = PacketMeta::default();
+        parse(&outcome.bytes, Seed(1), ParseOptions::default(), &mut meta).expect("a packet");
+        (usize::from(meta.end - meta.payload), meta)
+    };
+    let toward_backend = |(out, replies): (Vec<Outcome>, Vec<Outcome>)| {
+        let all = out.into_iter().filter(|o| o.verdict == Verdict::Output).chain(replies);
+        all.filter(|o| payload_of(o).1.key.dst == addr(V4.backend.0)).collect::<Vec<_>>()
+    };
+    let answer = b.send(REQUEST, 1, (99, 0), SYN, b"");
+    let next = payload_of(&answer).1.tcp_seq.wrapping_add(1);
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1_300));
+    let client = (addr(V4.client.0), 1);
+    let mut spec = TcpSpec::new(client, (addr(V4.vip), REQUEST), ACK, request.as_bytes());
+    (spec.seq, spec.ack) = (100, next);
+    spec.link.destination = CLIENT_SIDE;
+    let opened = toward_backend(b.rig.run_with(&mut b.stage, &[tcp_packet(&spec)], |_| {}));
+    let syn = payload_of(&opened[0]).1;
+    assert_eq!(syn.tcp_flags & (SYN | ACK), SYN);
+
+    // The backend's own link takes whole segments (option 2: 1,460 bytes).
+    let backend = (addr(V4.backend.0), V4.backend.1);
+    let mut spec = TcpSpec::new(backend, (syn.key.src, syn.key.sport), SYN | ACK, b"");
+    (spec.seq, spec.ack) = (5_000, syn.tcp_seq.wrapping_add(1));
+    spec.options = vec![2, 4, 5, 0xb4];
+    (spec.link.destination, spec.link.source) = (BACKEND_SIDE, BACKEND_MAC);
+    let sent = toward_backend(b.rig.run_with(&mut b.stage, &[tcp_packet(&spec)], |_| {}));
+    let longest = sent.iter().max_by_key(|o| o.bytes.len()).expect("what was held");
+    assert_eq!(payload_of(longest).0, request.len(), "in one segment");
+
+    let error = icmp_packet(&IcmpSpec {
+        link: spec.link,
+        ip: IpSpec::new(addr("203.0.113.77"), syn.key.src),
+        kind: 3,
+        code: 4,
+        rest: MTU.into(),
+        payload: longest.bytes[14..].to_vec(),
+    });
+    assert_eq!(b.rig.run(&mut b.stage, error).verdict, Verdict::Absorb, "it was for us");
+    b.rig.now += std::time::Duration::from_millis(500);
+    let again = toward_backend(b.rig.run_with(&mut Ticking(&mut b.stage), &[], |_| {}));
+    let lengths: Vec<_> = again.iter().map(|o| payload_of(o).0).collect();
+    assert_eq!(lengths.first(), Some(&usize::from(MTU - 40)), "{lengths:?}");
 }

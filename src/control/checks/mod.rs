@@ -1,0 +1,238 @@
+//! Health checks on the way of real traffic.
+//!
+//! ```text
+//! socket of a check ─► a namespace of its own ─► TUN ─► pump ─► worker: source, tunnel, next hop
+//!                                                        ▲                     │
+//!                                    answers, by port ───┴─ worker ◄─ XDP ◄─ backend
+//! ```
+//! So a check is a connection of the kernel's, whose packets leave as those of a client's would
+//! behind the balancer, and whose answers come where a client's would go: from a backend that takes
+//! its tunnel apart and has the VIP, or not at all.
+
+mod ports;
+mod pump;
+mod space;
+pub mod way;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread::JoinHandle;
+
+use crossbeam::queue::ArrayQueue;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+
+use crate::base::Addr;
+use crate::forward::checks::{CheckRing, CheckWay, OWN_PORTS};
+use crate::forward::spec::{ForwardMode, ForwardSpec};
+use crate::nic::wake::{Sleeper, Waker};
+use crate::packet::DropReason;
+use crate::worker::WorkerLink;
+
+use ports::{Ports, Seat};
+
+/// Sockets that wait to be made at most: one for each check that may be at work.
+const SOCKETS_MAX: usize = 256;
+/// Ports tried for one check: a server without timestamps keeps them for a minute each.
+const PORTS_TRIED_MAX: usize = 16;
+
+/// Why packets of a check did not go out, once one did not.
+pub type Told = Arc<OnceLock<DropReason>>;
+
+/// The way through the workers. Dropped, its thread ends, and with that its namespace.
+pub struct Passage {
+    door: Door,
+    sleeper: Option<Sleeper>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where checks go through, from any task.
+#[derive(Clone)]
+pub struct Door {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    ring: Arc<CheckRing>,
+    waker: Waker,
+    sockets: ArrayQueue<SocketWanted>,
+    /// By port: whom the check there asks. An entry stays until the port is used again, for the
+    /// end of its connection.
+    checks: Mutex<HashMap<u16, Check>>,
+    own_ports: Arc<Ports>,
+    nat_ports: Mutex<Option<Arc<Ports>>>,
+    ended: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Check {
+    end: SocketAddr,
+    way: CheckWay,
+    told: Told,
+}
+
+/// A socket that is bound to a port of the namespace's.
+struct SocketWanted {
+    v4: bool,
+    port: u16,
+    made: oneshot::Sender<io::Result<TcpSocket>>,
+}
+
+impl Passage {
+    /// Not open yet.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub fn new() -> io::Result<Passage> {
+        let sleeper = Sleeper::new()?;
+        let (waker, wakes) = (sleeper.waker(), sleeper.waker());
+        let shared = Shared {
+            ring: Arc::new(CheckRing::new(move || wakes.wake())),
+            waker,
+            sockets: ArrayQueue::new(SOCKETS_MAX),
+            checks: Mutex::default(),
+            own_ports: Arc::new(Ports::new(OWN_PORTS)),
+            nat_ports: Mutex::default(),
+            ended: AtomicBool::new(false),
+        };
+        let door = Door { shared: Arc::new(shared) };
+        Ok(Passage { door, sleeper: Some(sleeper), thread: None })
+    }
+
+    /// Where workers give what comes back.
+    pub fn ring(&self) -> Arc<CheckRing> {
+        Arc::clone(&self.door.shared.ring)
+    }
+
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
+    /// Opens it, where it is not open yet.
+    ///
+    /// # Errors
+    /// What the kernel refuses: see [`space::enter`]. Where it did so once it is not asked again.
+    pub fn open(&mut self, workers: impl Iterator<Item = WorkerLink>) -> io::Result<()> {
+        if self.thread.is_some() {
+            return Ok(());
+        }
+        let sleeper = match self.sleeper.take() {
+            Some(sleeper) => sleeper,
+            None => return Err(io::Error::other("refused before")),
+        };
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (shared, workers) = (Arc::clone(&self.door.shared), workers.collect());
+        let run = move || match space::enter() {
+            Ok(tun) => {
+                drop(ready.send(Ok(())));
+                pump::run(&shared, sleeper, &tun, workers);
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new().name("checks".into()).spawn(run)?;
+        let opened = is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("a panic")));
+        match opened {
+            Ok(()) => self.thread = Some(thread),
+            Err(_) => drop(thread.join()),
+        }
+        opened
+    }
+
+    /// Says which ports of `[nat]` are for checks.
+    pub fn set_config(&self, spec: &ForwardSpec) {
+        let range = spec.nat.as_ref().map(|nat| nat.check_range());
+        let range = range.filter(|(first, last)| first <= last).map(|(first, last)| first..=last);
+        let mut ports = locked(&self.door.shared.nat_ports);
+        if ports.as_ref().map(|ports| ports.range()) != range {
+            *ports = range.map(|range| Arc::new(Ports::new(range)));
+        }
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.door.shared.ended.store(true, Ordering::SeqCst);
+        self.door.shared.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Door {
+    /// A connection to where the check is to ask, through the workers. The port is free for others
+    /// when the seat is dropped. `told` hears it where packets can't go out.
+    ///
+    /// # Errors
+    /// As with any connection.
+    pub async fn connect(
+        &self,
+        end: SocketAddr,
+        way: CheckWay,
+        told: &Told,
+    ) -> io::Result<(TcpStream, Seat)> {
+        let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for _ in 0..PORTS_TRIED_MAX {
+            let seat = self.ports(way.mode)?.seat().await;
+            let check = Check { end, way, told: Arc::clone(told) };
+            locked(&self.shared.checks).insert(seat.port(), check);
+            let socket = self.socket(end.is_ipv4(), seat.port()).await?;
+            match socket.connect(end).await {
+                Ok(stream) => return Ok((stream, seat)),
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+
+    fn ports(&self, mode: ForwardMode) -> io::Result<Arc<Ports>> {
+        if mode != ForwardMode::Nat {
+            return Ok(Arc::clone(&self.shared.own_ports));
+        }
+        let ports = locked(&self.shared.nat_ports).clone();
+        ports.ok_or_else(|| io::Error::other("the `ports` of `[nat]` are too few for checks"))
+    }
+
+    async fn socket(&self, v4: bool, port: u16) -> io::Result<TcpSocket> {
+        let (made, socket) = oneshot::channel();
+        let wanted = SocketWanted { v4, port, made };
+        if self.shared.sockets.push(wanted).is_err() {
+            return Err(io::Error::other("too many checks at once"));
+        }
+        self.shared.waker.wake();
+        socket.await.unwrap_or_else(|_| Err(io::Error::other("checks have ended")))
+    }
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Door").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Whom the check of a port asks.
+    fn check(&self, port: u16) -> Option<Check> {
+        locked(&self.checks).get(&port).cloned()
+    }
+}
+
+impl Check {
+    /// Whether a packet from there is an answer to it.
+    fn asks(&self, addr: Addr, port: u16) -> bool {
+        Addr::from(self.end.ip()) == addr && self.end.port() == port
+    }
+}
+
+fn inner(v4: bool) -> IpAddr {
+    if v4 { space::INNER4.into() } else { space::INNER6.into() }
+}
+
+/// Nobody panics with one of these locks, and what they guard is whole at all times.
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use common::probe::{Echo, Lockstep};
@@ -142,6 +142,33 @@ fn datagrams_are_counted_each_and_their_flow_lives() {
     .unwrap_or_else(|_| panic!("{} of {}: {}", client.answered, client.sent, listed()));
     // 14 + 20 + 8 bytes of headers, 8 of payload.
     assert_eq!(listed()["bytes_forward"], client.sent * 50);
+}
+
+#[test]
+fn no_packet_is_overtaken_as_its_flow_is_handed_down() {
+    let net = net(1);
+    let _edge = net.start(&routed(&net, ""));
+    let server = net.server.enter(|| UdpSocket::bind(echo_at()).expect("bind")).expect("thread");
+    server.set_read_timeout(Some(Duration::from_millis(300))).expect("a time");
+    let mut overtaken = 0;
+    for _ in 0..12 {
+        let client = net.client.enter(|| UdpSocket::bind("0.0.0.0:0").expect("bind"));
+        let (client, wanted) = (client.expect("thread"), offloaded(&net, WAN) + 100);
+        let (mut sent, mut last, mut bytes) = (0_u32, 0, [0; 4]);
+        wait_for(LIMIT, "the flow to be handed down", || {
+            for burst in 1..=8 * 32 {
+                sent += 1;
+                let _ = client.send_to(&sent.to_be_bytes(), echo_at());
+                while burst % 32 == 0 && last < sent && server.recv(&mut bytes).is_ok() {
+                    overtaken += u32::from(u32::from_be_bytes(bytes) < last);
+                    last = last.max(u32::from_be_bytes(bytes));
+                }
+            }
+            offloaded(&net, WAN) >= wanted
+        })
+        .expect("in time");
+    }
+    assert_eq!(overtaken, 0);
 }
 
 #[test]

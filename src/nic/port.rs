@@ -45,6 +45,14 @@ pub trait Port {
     /// loop, with or without traffic.
     fn poll(&mut self, now: Nanos, pool: &mut FramePool);
 
+    /// Whether the device has seen all that was transmitted.
+    fn is_flushed(&self) -> bool {
+        true
+    }
+
+    /// What was received up to now is sent or gone, by whatever port: who waits for that is told.
+    fn settle(&mut self) {}
+
     /// Bytes handed to the device and not yet reported sent.
     fn tx_in_flight_bytes(&self) -> u64;
 

@@ -16,7 +16,7 @@ mod program;
 
 pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
-pub use offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
+pub use offload::{MAX_OFFLOAD_SLOTS, MAX_WAITED, OffloadEntry, OffloadOrder, OffloadSlots};
 pub use program::{Attached, Loaded, PROGRAM_NAME, Sockets, program_name};
 
 use abi::{ADDR_CHECKS, ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};

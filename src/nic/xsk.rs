@@ -43,6 +43,10 @@ pub(super) struct Queue {
     pub(super) completion: CompQueue,
     /// Frames that the fill ring should be given.
     pub(super) missing: u32,
+    /// Packets taken from the receive ring, and lost before it as of the last time that the kernel
+    /// was asked.
+    pub(super) taken: u64,
+    pub(super) lost: u64,
 }
 
 /// What one worker drives of one interface: its receive queues, and the transmit queue of the
@@ -176,6 +180,7 @@ impl XskPort {
             }
         }
         self.queues[q].missing += got as u32;
+        self.queues[q].taken += got as u64;
         got
     }
 
@@ -308,9 +313,10 @@ impl XskPort {
     fn read_kernel_stats(&mut self) {
         let mut missed = 0;
         let mut invalid = self.refused;
-        for q in &self.queues {
+        for q in &mut self.queues {
             if let Ok(s) = q.rx.fd().xdp_statistics() {
-                missed += s.rx_dropped() + s.rx_ring_full();
+                q.lost = s.rx_dropped() + s.rx_ring_full();
+                missed += q.lost;
                 invalid += s.tx_invalid_descs();
             }
         }
@@ -383,6 +389,15 @@ impl Port for XskPort {
             self.stats_at = now;
             self.read_kernel_stats();
         }
+    }
+
+    fn is_flushed(&self) -> bool {
+        !self.unsent
+    }
+
+    fn settle(&mut self) {
+        let Some(sockets) = &self.sockets else { return };
+        self.queues.iter().for_each(|q| sockets.pass(q.id, q.taken + q.lost));
     }
 
     fn tx_in_flight_bytes(&self) -> u64 {

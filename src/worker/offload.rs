@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
-use super::turn::WorkerParts;
+use super::side::Side;
+use super::turn::{Worker, WorkerParts};
 use crate::base::Nanos;
 use crate::flow::{Flow, FlowKind, FlowTable, Hop, TcpState};
 use crate::forward::Egress;
 use crate::forward::splice::Shift;
 use crate::nic::Port;
-use crate::nic::steer::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadOrder, OffloadSlots};
+use crate::nic::steer::{MAX_OFFLOAD_SLOTS, MAX_WAITED, OffloadEntry, OffloadOrder, OffloadSlots};
 use crate::packet::checksum::FoldedDelta;
 use crate::packet::{
     Direction, FlowKey, FlowRef, PacketFlags, PacketMeta, PortId, Verdict, eth, tcp, udp,
@@ -30,7 +31,7 @@ const ORDERS_RESERVED: usize = ORDERS_MAX / 2;
 const LOOK_FIRST: u16 = 4;
 const LOOK_EVERY: u16 = 16;
 /// An order that got lost is given again after so many packets that came by here.
-const REPEAT_EVERY: u16 = 64 * LOOK_EVERY;
+const REPEAT_EVERY: u16 = 256 * LOOK_EVERY;
 /// Slots looked at each time that timers are.
 const FOLLOW_BUDGET: usize = 256;
 /// Flows that may be idle for less than this are not handed down: slots are looked at once in a
@@ -43,6 +44,8 @@ const EARLY_LIFE: Duration = Duration::from_secs(300);
 const NONE: u32 = u32::MAX;
 
 const _: () = assert!(LOOK_EVERY.is_power_of_two() && LOOK_FIRST < LOOK_EVERY);
+// One that waits for the worker is not made to begin anew.
+const _: () = assert!((REPEAT_EVERY as u32) > 2 * MAX_WAITED);
 
 /// The way of a worker's orders to control.
 #[derive(Clone)]
@@ -325,6 +328,20 @@ impl Offload {
     }
 }
 
+impl<P: Port> Worker<P> {
+    /// Tells the programs that no packet received up to now is still here, where that is so: flows
+    /// that are handed down begin behind their last one. What waits in a class tree is no matter:
+    /// no flow that leaves by one is handed down.
+    pub(super) fn settle(&mut self) {
+        let sides = &mut self.parts.sides;
+        let is_through =
+            |side: &Side<P>| !side.egress.is_fifo() || side.held() == 0 && side.port.is_flushed();
+        if sides.iter().all(is_through) {
+            sides.iter_mut().for_each(|side| side.port.settle());
+        }
+    }
+}
+
 impl<P: Port> WorkerParts<P> {
     /// Hands the flow of a packet that has passed the stages down to the XDP program, or takes it
     /// back, where there is a reason to.
@@ -440,7 +457,7 @@ fn entry(
         first_echo: shift.first_echo.unwrap_or_default(),
         window: shift.window,
         splice: spliced | early,
-        pad: [0; 2],
+        ..OffloadEntry::default()
     }
 }
 

@@ -144,6 +144,9 @@ impl<P: Port> Worker<P> {
             moved += side.transmit(now, &mut self.parts.pool, &mut self.counters);
             side.port.poll(now, &mut self.parts.pool);
         }
+        if self.offload.is_some() {
+            self.settle();
+        }
         self.parts.handover.settle(&mut self.parts.pool);
         self.polls += 1;
         self.polls_idle += u64::from(moved == 0);

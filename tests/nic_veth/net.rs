@@ -157,6 +157,13 @@ impl Side {
     }
 
     /// How often a reason was counted on the first interface.
+    /// All that was received has gone on.
+    pub fn settle(&mut self, worker: usize) {
+        let (port, _) = self.parts(worker);
+        assert!(port.is_flushed());
+        port.settle();
+    }
+
     pub fn count(&self, reason: SteerReason) -> u64 {
         self.nic.steer.stats().expect("counters")[0].count(reason)
     }

@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use etherparse::PacketBuilder;
 use tidegate::base::{Addr, Nanos};
 use tidegate::flow::SumChange;
-use tidegate::nic::steer::{OffloadEntry, OffloadOrder, OffloadSlots, SteerReason, kernel_now};
+use tidegate::nic::steer::{
+    MAX_WAITED, OffloadEntry, OffloadOrder, OffloadSlots, SteerReason, kernel_now,
+};
 use tidegate::packet::checksum::FoldedDelta;
 use tidegate::packet::{FlowKey, PortId};
 
@@ -105,6 +107,7 @@ pub fn entry(from: &Packet) -> OffloadEntry {
         slot: SLOT,
         stamp: STAMP,
         generation: GENERATION,
+        begun: 1,
         ..OffloadEntry::default()
     }
 }
@@ -198,6 +201,36 @@ fn packets_are_translated_as_if_they_were_made_anew() {
             bed.appliance.nic.steer.offload(&order).expect("there");
             bed.leaves("taken back", sent[0].bytes());
         }
+    });
+}
+
+/// What came before the program began is not overtaken: its packets follow each other to the worker
+/// until that has passed the last one on.
+#[test]
+fn a_flow_begins_behind_its_last_packet_that_the_worker_has() {
+    with_bed(|bed| {
+        let tcp = packet(true, TCP, b"segment");
+        let begins = OffloadEntry { begun: 0, ..entry(&tcp) };
+        bed.hand_down(tcp.key(), begins);
+        let other = packet(true, UDP, b"of another flow");
+        for round in 0..3 {
+            bed.leaves("the worker has others, unread or unsent", tcp.bytes());
+            bed.leaves("another flow's is no matter", other.bytes());
+            assert_eq!(bed.slots.counts(WAN, SLOT), (0, 0), "{round}");
+        }
+        bed.appliance.settle(0);
+        bed.forwards(&vec![tcp.bytes(); 3], &vec![tcp.translated().bytes(); 3]);
+        // Made anew, as for other routes: the first one of those that follow goes up in any case.
+        bed.hand_down(tcp.key(), begins);
+        bed.leaves("what came before the entry is not known", tcp.bytes());
+        bed.appliance.settle(0);
+        bed.forwards(&[tcp.bytes()], &[tcp.translated().bytes()]);
+        // A worker that never keeps up is not waited for for ever.
+        bed.hand_down(tcp.key(), begins);
+        for _ in 0..MAX_WAITED {
+            bed.leaves("waits", tcp.bytes());
+        }
+        bed.forwards(&[tcp.bytes()], &[tcp.translated().bytes()]);
     });
 }
 

@@ -11,6 +11,8 @@
 #define MAX_OFFLOADS 65536
 #define MAX_OFFLOAD_SLOTS 32768
 #define MAX_PORTS 64
+// Packets of a flow that go to the worker while it is waited for.
+#define MAX_WAITED 1024
 #define IP_FRAGMENT 0x3fff
 #define TCP_ENDS 0x07 /* FIN, SYN, RST: the worker follows the connection's state. */
 #define TCP_ACK 0x10
@@ -61,6 +63,23 @@ struct tg_offload {
 	__s8 window;
 	__u8 splice;
 	__u8 pad[2];
+	// Whether packets are forwarded by now: see offload_begins().
+	__u32 begun;
+	// Packets that went to the worker since the entry was made, and where in its queue the last one
+	// stands.
+	__u32 waited;
+	__u32 pad2;
+	__u64 mark;
+};
+
+// A receive queue's packets, counted on their way to its worker and behind it, each in a line of
+// its own.
+struct tg_queue {
+	__u64 steered;
+	__u64 pad[7];
+	// Written by the worker: all before are on their way or gone.
+	__u64 passed;
+	__u64 pad2[7];
 };
 
 // Shared with the worker, which writes `stamp`.
@@ -85,6 +104,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tg_offload_slot);
 } offload_slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, struct tg_queue);
+} offload_queues SEC(".maps");
 
 // Interfaces of the ports that take frames from other devices.
 struct {
@@ -240,6 +267,37 @@ static __always_inline int offload_v6(void *data, void *end, const struct tg_off
 	return 1;
 }
 
+// Counts a packet that goes to the worker of its queue.
+static __always_inline void offload_steered(__u32 queue)
+{
+	struct tg_queue *q = bpf_map_lookup_elem(&offload_queues, &queue);
+
+	if (q)
+		__sync_fetch_and_add(&q->steered, 1);
+}
+
+// Whether a flow's packets are forwarded here by now. What came before must not be overtaken: until
+// the worker has passed the last one on, further ones follow it. One that never keeps up is not
+// waited for for ever.
+static __always_inline int offload_begins(struct tg_offload *o, __u32 queue)
+{
+	struct tg_queue *q;
+
+	if (o->begun)
+		return 1;
+	q = bpf_map_lookup_elem(&offload_queues, &queue);
+	if (!q)
+		return 0;
+	if (o->waited >= MAX_WAITED ||
+	    (o->waited && *(volatile __u64 *)&q->passed >= o->mark)) {
+		o->begun = 1;
+		return 1;
+	}
+	o->waited++;
+	o->mark = *(volatile __u64 *)&q->steered + 1;
+	return 0;
+}
+
 // Forwards a packet of a flow that was handed down, or returns 0.
 static __always_inline int offload(struct xdp_md *ctx, const struct tg_config *cfg,
 				   const struct packet *p)
@@ -261,7 +319,8 @@ static __always_inline int offload(struct xdp_md *ctx, const struct tg_config *c
 	slot = bpf_map_lookup_elem(&offload_slots, &at);
 	// The clock of ticks costs a tenth of the other one; a dead worker is noticed a tick later.
 	if (!slot || *(volatile __u32 *)&slot->stamp != o->stamp ||
-	    is_stale(cfg, o->worker, bpf_ktime_get_coarse_ns()))
+	    is_stale(cfg, o->worker, bpf_ktime_get_coarse_ns()) ||
+	    !offload_begins(o, ctx->rx_queue_index))
 		return 0;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
 		done = offload_v4(data, end, o, p->proto);

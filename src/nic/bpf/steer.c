@@ -199,6 +199,8 @@ static __always_inline int steer(struct xdp_md *ctx, struct tg_config *cfg, __u3
 	if (is_stale(cfg, worker, bpf_ktime_get_ns()))
 		return count(cfg->on_failure ? TG_STALE_DROP : TG_STALE_PASS, fallback);
 	action = bpf_redirect_map(&xsks, queue, fallback);
+	if (offload_enabled && action == XDP_REDIRECT)
+		offload_steered(queue);
 	return count(action == XDP_REDIRECT ? reason : TG_NO_SOCKET, action);
 }
 
@@ -416,6 +418,8 @@ const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) 
 	FIELD(tg_offload, generation), FIELD(tg_offload, sequence),
 	FIELD(tg_offload, acknowledgment), FIELD(tg_offload, clock), FIELD(tg_offload, echo),
 	FIELD(tg_offload, first_echo), FIELD(tg_offload, window), FIELD(tg_offload, splice),
+	FIELD(tg_offload, begun), FIELD(tg_offload, waited), FIELD(tg_offload, mark),
+	WHOLE(tg_queue), FIELD(tg_queue, steered), FIELD(tg_queue, passed), NUMBER(MAX_WAITED),
 	WHOLE(tg_offload_slot), FIELD(tg_offload_slot, packets), FIELD(tg_offload_slot, bytes),
 	FIELD(tg_offload_slot, stamp), NUMBER(MAX_OFFLOADS), NUMBER(MAX_OFFLOAD_SLOTS),
 	NUMBER(MAX_PORTS),

@@ -153,7 +153,8 @@ mod tests {
     use aya::maps::lpm_trie::Key;
 
     use super::super::offload::{
-        MAX_OFFLOAD_SLOTS, MAX_OFFLOADS, MAX_PORTS, OffloadEntry, OffloadKey, OffloadSlot,
+        MAX_OFFLOAD_SLOTS, MAX_OFFLOADS, MAX_PORTS, MAX_WAITED, OffloadEntry, OffloadKey,
+        OffloadQueue, OffloadSlot,
     };
     use super::*;
 
@@ -222,8 +223,9 @@ mod tests {
                 transport_change: u16, ethernet: [u8; 12], own_mac: [u8; 6], mtu: u16, port: u32,
                 worker: u32, slot: u32, stamp: u32, generation: u32, sequence: u32,
                 acknowledgment: u32, clock: u32, echo: u32, first_echo: u32, window: i8,
-                splice: u8
+                splice: u8, begun: u32, waited: u32, mark: u64
             }
+            OffloadQueue = "tg_queue" { steered: u64, passed: u64 }
             OffloadSlot = "tg_offload_slot" { packets: u64, bytes: u64, stamp: u32 }
         }
         // aya's key type keeps its fields private: length first, then the data, packed.
@@ -242,6 +244,7 @@ mod tests {
             ("MAX_OFFLOADS", MAX_OFFLOADS),
             ("MAX_OFFLOAD_SLOTS", MAX_OFFLOAD_SLOTS),
             ("MAX_PORTS", MAX_PORTS),
+            ("MAX_WAITED", MAX_WAITED),
             ("TG_REASONS", SteerReason::COUNT as u32),
         ] {
             ours.insert(name.to_owned(), (value as usize, 0));

@@ -17,6 +17,8 @@ pub const MAX_OFFLOADS: u32 = 65_536;
 pub const MAX_OFFLOAD_SLOTS: u32 = 32_768;
 /// Ports that packets may leave by.
 pub const MAX_PORTS: u32 = 64;
+/// Packets of a flow that follow others to the worker at most, before the program goes ahead.
+pub const MAX_WAITED: u32 = 1_024;
 
 const _: () = assert!(MAX_OFFLOADS >= 2 * MAX_OFFLOAD_SLOTS);
 const _: () = assert!(MAX_PORTS as usize >= PORTS_MAX);
@@ -79,6 +81,13 @@ pub struct OffloadEntry {
     /// [`Self::SPLICED`] and [`Self::EARLY`].
     pub splice: u8,
     pub pad: [u8; 2],
+    /// 1: forwarded from the first packet on. 0: from the first that has none of its flow before
+    /// it with the worker; the program sets it then.
+    pub begun: u32,
+    /// The program's.
+    pub waited: u32,
+    pub pad2: u32,
+    pub mark: u64,
 }
 
 impl OffloadEntry {
@@ -103,6 +112,15 @@ pub(super) struct OffloadSlot {
     pad: [u32; 3],
 }
 
+/// `struct tg_queue`: a receive queue's packets, on their way to its worker and behind it.
+#[repr(C)]
+pub(super) struct OffloadQueue {
+    pub(super) steered: AtomicU64,
+    pad: [u64; 7],
+    pub(super) passed: AtomicU64,
+    pad2: [u64; 7],
+}
+
 /// What a worker asks for, done by control in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OffloadOrder {
@@ -111,6 +129,9 @@ pub enum OffloadOrder {
     /// They no longer are.
     Forget { port: PortId, key: FlowKey },
 }
+
+/// The queues of one interface's program.
+pub(super) type QueuePage = MappedArray<OffloadQueue>;
 
 /// The slots of one interface's program.
 pub(super) type OffloadPage = MappedArray<OffloadSlot>;

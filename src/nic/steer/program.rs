@@ -4,6 +4,7 @@ use std::collections::{HashMap as Set, HashSet};
 use std::error::Error;
 use std::hash::Hash;
 use std::os::fd::{AsFd, RawFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::lpm_trie::Key;
@@ -11,10 +12,10 @@ use aya::maps::{Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, PerCpuA
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 
-use super::abi::{AddrInfo, AddrKey, Config, Endpoint, MAX_WORKERS, SteerReason};
+use super::abi::{AddrInfo, AddrKey, Config, Endpoint, MAX_QUEUES, MAX_WORKERS, SteerReason};
 use super::heartbeat::HeartbeatPage;
 use super::mapped::MappedArray;
-use super::offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadKey, OffloadPage};
+use super::offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadKey, OffloadPage, QueuePage};
 use crate::base::{Addr, Prefix};
 use crate::nic::error::NicError;
 use crate::nic::link::{self, LastingXdp};
@@ -36,18 +37,31 @@ pub struct Attached {
 
 /// The sockets that one interface's program redirects to, by queue.
 #[derive(Clone)]
-pub struct Sockets(Arc<Mutex<XskMap<MapData>>>);
+pub struct Sockets {
+    map: Arc<Mutex<XskMap<MapData>>>,
+    /// Where the program forwards flows itself: what has come to each socket and went on.
+    queues: Option<Arc<QueuePage>>,
+}
 
 impl Sockets {
+    /// Of the packets that the program has steered to this queue's socket since the start, the
+    /// first `packets` are sent or gone: what comes behind them may leave without the worker.
+    #[inline]
+    pub(crate) fn pass(&self, queue: u32, packets: u64) {
+        if let Some(queues) = &self.queues {
+            queues.at(queue as usize).passed.store(packets, Ordering::Release);
+        }
+    }
+
     /// Packets of ours that arrive on `queue` go to this socket from now on.
     pub(crate) fn set(&self, queue: u32, socket: RawFd) -> Result<(), NicError> {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         map.set(queue, socket, 0).map_err(|e| map_error("xsks", &e))
     }
 
     /// No packet of `queue` is redirected any more once this returns.
     pub(crate) fn unset(&self, queue: u32) {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         // Fails where the kernel has removed the entry of a closed socket by itself.
         let _ = map.unset(queue);
         // A redirect under way holds RCU until it is flushed; this command waits for that
@@ -157,13 +171,15 @@ impl Program {
         let program = xdp(&mut ebpf)?;
         let (attached, lasting) = attach_by_mode(program, interface, index, mode, lasting)?;
         let page = mapped(&ebpf, "heartbeats", MAX_WORKERS as usize)?;
+        let queues = || mapped(&ebpf, "offload_queues", MAX_QUEUES as usize).map(Arc::new);
+        let queues = offload.then(queues).transpose()?;
         let offload = offload.then(|| Offloads::take(&mut ebpf)).transpose()?;
         Ok(Program {
             interface: interface.to_owned(),
             index,
             attached,
             heartbeats: Arc::new(page),
-            sockets: Sockets(Arc::new(Mutex::new(take(&mut ebpf, "xsks")?))),
+            sockets: Sockets { map: Arc::new(Mutex::new(take(&mut ebpf, "xsks")?)), queues },
             config: take(&mut ebpf, "config")?,
             addrs: take(&mut ebpf, "addrs")?,
             services: take(&mut ebpf, "services")?,

@@ -222,8 +222,8 @@ impl Annex {
 }
 
 /// Both services, and these ports besides the usual two.
-fn with_ports(net: &Net, ports: &[(&str, &str, &str)]) -> String {
-    let mut text = net.config_head("l4-balancer", "");
+fn with_ports(net: &Net, workers: &str, ports: &[(&str, &str, &str)]) -> String {
+    let mut text = net.config_head("l4-balancer", workers);
     for (name, interface, more) in ports {
         let _ = write!(text, "[port.{name}]\ninterface = \"{interface}\"\n{more}\n");
     }
@@ -253,7 +253,7 @@ fn ports_come_and_go_under_load() {
     let net = Net::new(1);
     let _nginx = net.start_nginx();
     let annexes = [Annex::new(&net, "dmz", 3), Annex::new(&net, "lab", 4)];
-    let _edge = net.start(&with_ports(&net, &[]));
+    let _edge = net.start(&with_ports(&net, "", &[]));
     let full = frames_available(&net);
     let echo: Vec<SocketAddr> =
         SERVERS4.iter().map(|a| format!("{a}:7007").parse().expect("address")).collect();
@@ -274,7 +274,7 @@ fn ports_come_and_go_under_load() {
         }
         let mut list = vec![(name, "dmz", settings), ("lab", "lab", "")];
         list.retain(|_| rng.chance(0.7));
-        blocked.push(reload(&net, &with_ports(&net, &list)));
+        blocked.push(reload(&net, &with_ports(&net, "", &list)));
         let names: Vec<String> =
             ports(&net).iter().map(|p| p.split(' ').next().expect("a name").into()).collect();
         let mut wanted: Vec<&str> = list.iter().map(|port| port.0).chain(["wan", "lan"]).collect();
@@ -291,7 +291,7 @@ fn ports_come_and_go_under_load() {
             }
         }
     }
-    blocked.push(reload(&net, &with_ports(&net, &[])));
+    blocked.push(reload(&net, &with_ports(&net, "", &[])));
     let (to, sent) = (probe.now(), probe.finish());
     let lost = lost(&sent, from, to);
     blocked.sort_unstable();
@@ -315,17 +315,19 @@ fn ports_come_and_go_under_load() {
 /// place of is gone already; and a port on trial goes again.
 #[test]
 fn a_port_that_can_not_be_opened_changes_nothing() {
+    /// Programs that outlive the process, and that forward flows.
+    const LASTING: &str = "on_failure = \"drop\"\noffload = \"auto\"";
     let net = Net::new(1);
     let _nginx = net.start_nginx();
     let annex = Annex::new(&net, "dmz", 3);
-    let _edge = net.start(&with_ports(&net, &[("dmz", "dmz", "mode = \"generic\"")]));
+    let _edge = net.start(&with_ports(&net, LASTING, &[("dmz", "dmz", "mode = \"generic\"")]));
     let served = || wait_for(PATIENCE, "an answer", || annex.is_served()).is_ok();
     assert!(served());
     let before = ports(&net);
     // With this on its other end, a veth device refuses native XDP.
     annex.host.ip("link set e0 mtu 9000").expect("an MTU");
     let refused = |list: &[(&str, &str, &str)], says: &str| {
-        net.write("tidegate.toml", &with_ports(&net, list));
+        net.write("tidegate.toml", &with_ports(&net, LASTING, list));
         let words = net.ask(&["reload"]).expect_err("it can't be opened");
         assert!(words.contains(says), "{words}");
         assert!(served() && ports(&net) == before, "{:?}", ports(&net));
@@ -336,7 +338,7 @@ fn a_port_that_can_not_be_opened_changes_nothing() {
     refused(&[("edge", "dmz", "mode = \"native\"")], "port edge: interface dmz: native XDP");
     assert_eq!(count(&net, "reloads_refused"), 4);
 
-    net.write("tidegate.toml", &with_ports(&net, &[]));
+    net.write("tidegate.toml", &with_ports(&net, LASTING, &[]));
     net.ask(&["reload", "--confirm", "2s"]).expect("taken over");
     assert_eq!(ports(&net).len(), 2);
     let back = wait_for(PATIENCE, "the port", || ports(&net) == before);

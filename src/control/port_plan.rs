@@ -158,14 +158,14 @@ mod tests {
         assert_eq!(names(&fewer), ["a", "", "c"]);
         let qos = "[qos.d]\nrate = \"1Gbit/s\"\ndefault = \"x\"\n[qos.d.class.x]\nrate = \"10%\"\n\
                    [dscp.d]\ntrust = false\n";
-        let more = numbered(&fewer, &[("c", "e2"), ("d", "e3"), ("a", "e0")], qos);
+        let more = numbered(&fewer, &[("d", "e3"), ("c", "e2"), ("a", "e0")], qos);
         assert_eq!(names(&more), ["a", "d", "c"]);
         assert_eq!(more.qos[0].port, PortId(1));
         let trust = &more.metering.trust;
         assert_eq!((trust.len(), trust[0]), (2, Remap::TRUST));
         assert_ne!(trust[1], Remap::TRUST);
         // As it is: nothing changes any more.
-        let again = numbered(&more, &[("c", "e2"), ("d", "e3"), ("a", "e0")], qos);
+        let again = numbered(&more, &[("d", "e3"), ("c", "e2"), ("a", "e0")], qos);
         assert_eq!(again, more);
         // What ran before, with its gaps, is gone back to.
         let mut back = fewer.clone();

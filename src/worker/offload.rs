@@ -301,6 +301,9 @@ impl Offload {
 
     /// Takes the flows of a port back whose program is gone: what it has forwarded is counted.
     pub(super) fn leave_port(&mut self, now: Nanos, port: PortId, flows: &mut FlowTable) {
+        if self.is_empty() {
+            return;
+        }
         for at in 0..self.slots.len() as u32 {
             let Slot { flow, direction, port: of, .. } = self.slots[at as usize];
             if flow == FlowRef::NONE || of != port {

@@ -252,3 +252,49 @@ impl Pairs {
         self.free.push(entry.slot);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Addr;
+    use crate::control::copies::pair::SharedTold;
+    use crate::observe::copies::{CopyAbout, CopyRing};
+
+    const KEY: FlowKey =
+        FlowKey { src: Addr::v4(9), dst: Addr::v4(1), sport: 7, dport: 80, proto: 6 };
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    fn pairs() -> Pairs {
+        let mut pairs = Pairs::new();
+        pairs.set_plans(vec![ShadowPlan {
+            vip: KEY.dst,
+            port: KEY.dport,
+            proto: KEY.proto,
+            backends: vec![(SocketAddr::from(([10, 0, 0, 1], 80)), 1)],
+            told: SharedTold::default(),
+        }]);
+        pairs
+    }
+
+    /// Whether a connection to the shadow begins with this segment.
+    fn take(pairs: &mut Pairs, at: Nanos, direction: Direction, flags: u8, bytes: &[u8]) -> bool {
+        let (seq, ack) = if direction == Direction::Reply { (500, 101) } else { (101, 501) };
+        let is_bound = true;
+        let segment = CopiedSegment { key: KEY, direction, seq, ack, flags, is_bound };
+        let ring = CopyRing::new(1, 100);
+        ring.push(at, CopyAbout::Segment(segment), bytes);
+        pairs.take(&segment, &ring.take().expect("one")).is_some()
+    }
+
+    #[test]
+    fn a_pooled_connection_may_ask_late_for_the_first_time() {
+        let mut pairs = pairs();
+        assert!(!take(&mut pairs, Nanos(0), Direction::Reply, SYN | ACK, b""));
+        pairs.sweep(Nanos(IDLE_NS - 1));
+        assert!(take(&mut pairs, Nanos(IDLE_NS), Direction::Forward, ACK, GET), "still known");
+        let mut pairs = self::pairs();
+        take(&mut pairs, Nanos(0), Direction::Reply, SYN | ACK, b"");
+        pairs.sweep(Nanos(IDLE_NS + 1));
+        assert!(!take(&mut pairs, Nanos(IDLE_NS + 2), Direction::Forward, ACK, GET), "forgotten");
+    }
+}

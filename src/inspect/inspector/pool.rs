@@ -262,6 +262,39 @@ mod tests {
         assert_eq!((pool.heads_left, pool.heads.free.len()), (1, 2));
     }
 
+    /// A direction of HTTP/2 whose block can't be kept does not go on in room of another's.
+    #[test]
+    fn a_block_that_finds_no_room_is_not_read_on() {
+        let mut pool = Pool::filled(Wanted::new([]).expect("no names"), ROOMS, 2);
+        let mut all = [Inspector::new(false), Inspector::new(false)];
+        let frame = |stream, block: &[u8]| {
+            [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream][..], block].concat()
+        };
+        let begins = [h2::PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+        let asks = frame(1, b"\x82\x86\x04\x02/a\x01\x01b");
+        let whole = [&begins[..], &asks].concat();
+        assert_eq!(say(&mut all[1], &mut pool, &whole), [b"b"]);
+        assert!(say(&mut all[0], &mut pool, &whole[..whole.len() - 1]).is_empty());
+        assert!(pool.is_out_of_heads() && all[0].keeps_head());
+        let answer = [&begins[h2::PREFACE.len()..], &frame(1, b"\x88\x0f\x10\x01a")].concat();
+        let (mut statuses, cut) = (Vec::new(), answer.len() - 3);
+        for part in [&answer[..cut], &answer[cut..], &frame(3, b"\x88")] {
+            all[1].read(&mut pool, Side::Server, part, &mut |event| {
+                statuses.extend(matches!(event, Event::Response { .. }).then_some(()));
+            });
+        }
+        assert!(statuses.is_empty());
+        assert_eq!(say(&mut all[1], &mut pool, &frame(3, &asks[9..])), [b"b"], "requests go on");
+        // A client's is unread.
+        let second = frame(5, &asks[9..]);
+        assert!(say(&mut all[1], &mut pool, &second[..12]).is_empty());
+        assert_eq!(all[1].unread(), Some(Said::Requests));
+        assert_eq!(say(&mut all[0], &mut pool, &whole[whole.len() - 1..]), [b"b"]);
+        all.into_iter().for_each(|one| one.give_back(&mut pool));
+        assert_eq!((pool.heads_left, pool.heads.free.len()), (1, 2));
+        assert_eq!((pool.small_tables.free.len(), pool.whole_tables.free.len()), (4, 1));
+    }
+
     #[test]
     fn a_server_whose_head_finds_no_room_is_not_read_on() {
         let mut pool = Pool::filled(Wanted::new([]).expect("no names"), ROOMS, 2);

@@ -64,6 +64,26 @@ fn numbered(n: usize) -> Vec<u8> {
     block
 }
 
+/// A value moves with its table while it comes, from wherever it had begun.
+#[test]
+fn a_value_that_outgrows_little_room_stays_whole() {
+    let how = How { index: false, index_name: false, add: true, never: false, code: false };
+    let (mut encoder, mut decoder) = (Encoder::new(TABLE_BYTES), small());
+    let mut read = |size: usize, fields: &[Field]| {
+        let mut block = Vec::new();
+        encoder.resize(size, &mut block);
+        fields.iter().for_each(|field| encoder.field(field, how, &mut block));
+        lend(&mut decoder);
+        assert_eq!(decode(&mut decoder, &block, 9).as_deref(), Ok(fields));
+        let last = decode(&mut decoder, &[0x80 | 62], 9);
+        assert_eq!(last.as_deref(), Ok(&fields[fields.len() - 1..]));
+        decoder.room().is_small()
+    };
+    // Of these only the last one stays.
+    assert!(read(100, &[0, 1, 2].map(|n| (b"x-a".to_vec(), vec![b'a' + n; 20]))));
+    assert!(!read(TABLE_BYTES, &[(b"x-b".to_vec(), (0..200).chain(0..200).collect())]));
+}
+
 #[test]
 fn larger_room_is_taken_when_it_is_needed_and_not_before() {
     let mut decoder = small();

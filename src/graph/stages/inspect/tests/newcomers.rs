@@ -127,23 +127,26 @@ fn others_handshakes_pass_while_a_hello_is_read_and_its_own_does_not_help_it() {
     unknown[1..5].copy_from_slice(&[0x1a, 0x2a, 0x3a, 0x4a]);
     let ping = Initial { number: 7, ..Initial::new(V1, b"pings") }.seal(&[1; 8]);
     let ninth = [ping.repeat(8), whole(REFUSED, b"pings")].concat();
-    let behind = [handshake(b"me"), whole(REFUSED, b"newcomer")].concat();
-    let said: [&[u8]; 4] = [&broken, &unknown, &ninth, &behind];
+    let refused = whole(REFUSED, b"newcomer");
+    let behind = |count| [handshake(b"me").repeat(count), refused.clone()].concat();
+    let (behind_one, behind_many) = (behind(1), behind(8));
+    let said: [&[u8]; 5] = [&broken, &unknown, &ninth, &behind_one, &behind_many];
     assert_eq!(verdicts(&mut rig, &said[..2]), [UNREAD; 2]);
     assert!(verdicts(&mut rig, &said[2..]).iter().all(|verdict| *verdict != Verdict::Next));
     assert_eq!((rig.class(flow), rig.counters.flows_unread), (BY_NAME, 0));
     // Without a rule that refuses all of it passes.
     let mut rig = guarded(false);
     judged(&mut rig);
-    assert_eq!(verdicts(&mut rig, &said), [Verdict::Next; 4]);
+    assert_eq!(verdicts(&mut rig, &said), [Verdict::Next; 5]);
 }
 
 #[test]
 fn connections_side_by_side_are_not_read_as_one() {
     let [a, b] = parts(REFUSED, b"the first", 90);
     let [c, d] = parts(OTHER, b"the other", 90);
-    let sides: [&[&[u8]]; 4] = [
+    let sides: [&[&[u8]]; 5] = [
         &[&a, &c, &b],
+        &[&a, &c, &b, &d],
         &[&a, &c, &d, &b],
         &[&a, &whole(OTHER, b"the other"), &b],
         &[&a, &c, &parts(OTHER, b"a third", 80)[0], &b, &d],
@@ -169,12 +172,12 @@ fn connections_side_by_side_are_not_read_as_one() {
 fn a_hello_that_contradicts_itself_is_not_read() {
     let (good, evil) = (parts(OTHER, b"12345678", 90), parts(REFUSED, b"12345678", 90));
     let [first, _] = &good;
-    // Under another id of the client's, which servers discard.
-    let hello = rustls_hello(OTHER, rustls::ALL_VERSIONS, &[]);
-    let decoy = Initial { number: 5, scid: b"not me", ..Initial::new(V1, b"12345678") };
-    let decoy = decoy.seal(&crypto(90, &hello[5 + 90..]));
+    // Under another id of the client's, which servers should discard.
+    let hello = rustls_hello(REFUSED, rustls::ALL_VERSIONS, &[]);
+    let other = Initial { number: 5, scid: b"not me", ..Initial::new(V1, b"12345678") };
+    let other = other.seal(&crypto(90, &hello[5 + 90..]));
     // The same bytes twice, ahead of those that are missing.
-    for said in [[first, &decoy, &evil[1]], [&good[1], &evil[1], first]] {
+    for said in [[first, &other, &good[1]], [&good[1], &evil[1], first]] {
         let mut rig = guarded(true);
         let meta = rig.run(&[udp(1, said[0])]).remove(0);
         let flow = rig.enter(&meta);

@@ -206,7 +206,7 @@ impl Annex {
         let (there, here): (&[&str], &[&str]) = (&[&a], &[&b]);
         let end = |namespace, name, addresses| VethEnd { namespace, name, addresses };
         let (a, b) = (end(&host, "e0", there), end(&net.appliance, interface, here));
-        Veth { a, b, queues: 1, wire_like: true }.create().expect("veth");
+        Veth { a, b, queues: 2, wire_like: true }.create().expect("veth");
         host.ip(&format!("route add default via 10.0.{number}.1")).expect("route");
         Annex { interface, host }
     }
@@ -315,9 +315,9 @@ fn ports_come_and_go_under_load() {
 /// place of is gone already; and a port on trial goes again.
 #[test]
 fn a_port_that_can_not_be_opened_changes_nothing() {
-    /// Programs that outlive the process, and that forward flows.
-    const LASTING: &str = "on_failure = \"drop\"\noffload = \"auto\"";
-    let net = Net::new(1);
+    /// Two workers; programs that outlive the process, and that forward flows.
+    const LASTING: &str = "count = 2\non_failure = \"drop\"\noffload = \"auto\"";
+    let net = Net::new(2);
     let _nginx = net.start_nginx();
     let annex = Annex::new(&net, "dmz", 3);
     let _edge = net.start(&with_ports(&net, LASTING, &[("dmz", "dmz", "mode = \"generic\"")]));

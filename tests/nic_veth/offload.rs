@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use etherparse::PacketBuilder;
 use tidegate::base::{Addr, Nanos};
 use tidegate::flow::SumChange;
+use tidegate::nic::ethtool::{Ethtool, Offload};
 use tidegate::nic::steer::{
     MAX_WAITED, OffloadEntry, OffloadOrder, OffloadSlots, SteerReason, kernel_now,
 };
@@ -347,5 +348,25 @@ fn stamps_generations_and_heartbeats_end_it() {
         assert!(bed.server.receive(0, 1).is_empty(), "a dead worker's flow goes on");
         bed.alive();
         goes(bed);
+    });
+}
+
+/// A port whose name another interface has by now is none that flows are sent to.
+#[test]
+fn a_port_is_an_interface_and_not_a_name() {
+    with_bed(|bed| {
+        for line in ["set w0 down", "set w0 name gone", "set gone up"] {
+            ip(&[&["link"][..], &line.split(' ').collect::<Vec<_>>()].concat());
+        }
+        ip(&["link", "add", "w0", "type", "veth", "peer", "name", "w8"]);
+        // So that it would take frames of other devices' programs.
+        let ethtool = Ethtool::open().expect("a socket");
+        ethtool.set_offload("w8", Offload::Gro, true).expect("gro on");
+        for link in ["w0", "w8"] {
+            ip(&["link", "set", link, "up"]);
+        }
+        let steer = &mut bed.appliance.nic.steer;
+        steer.refresh_targets().expect("targets");
+        assert!(steer.is_target(0) && !steer.is_target(1));
     });
 }

@@ -226,14 +226,23 @@ pub struct Rig<P> {
 
 /// A worker whose pipeline is `stages`, with `flows` flows open.
 pub fn rig(stages: &[StageSpec], flows: u32, flows_max: u32) -> Rig<impl Port + use<>> {
-    rig_beside(stages, flows, flows_max, Others { workers: 1, shared: SharedPorts::default() })
+    rig_beside(stages, flows, flows_max, Others::new(1))
 }
 
 /// Workers that shape the same ports.
+#[derive(Clone)]
 pub struct Others {
     /// How many there are in all.
     pub workers: u16,
     pub shared: SharedPorts,
+    /// One for all, as in a process: a tree goes by the latest time that it was told.
+    pub clock: Clock,
+}
+
+impl Others {
+    pub fn new(workers: u16) -> Others {
+        Others { workers, shared: SharedPorts::default(), clock: Clock::new() }
+    }
 }
 
 /// As [`rig`], one of several workers. Each gets packets of flows of its own only.
@@ -274,7 +283,7 @@ pub fn rig_beside(
         control,
         stats: Arc::new(SharedStats::new(2)),
     });
-    let mut rig = Rig { worker, link, traffic, clock: Clock::new() };
+    let mut rig = Rig { worker, link, traffic, clock: others.clock };
     if stages.contains(&StageSpec::Tap) {
         rig.traffic.borrow_mut().overhear();
     } else {

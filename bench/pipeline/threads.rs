@@ -7,7 +7,6 @@ use std::thread;
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
-use tidegate::qos::SharedPorts;
 
 use crate::common::{Cli, Samples};
 use crate::rig::{Others, rig_beside};
@@ -44,13 +43,12 @@ pub fn print(cli: &Cli, packets: u64) -> Vec<Value> {
 /// Of each round the mean over the threads; and the share of packets that were lost: where there
 /// are fewer cores than threads, one that waits for its core may be at a tree that the others need.
 fn measure(case: &str, count: u16, packets: u64, rounds: u32) -> (Samples, f64) {
-    let (shared, start) = (SharedPorts::default(), Barrier::new(usize::from(count)));
+    let (others, start) = (Others::new(count), Barrier::new(usize::from(count)));
     let opening = Mutex::new(());
     let run = || {
-        let others = Others { workers: count, shared: shared.clone() };
         // One after the other: of these packets none may be lost.
         let one = opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rig = rig_beside(&stages(case), FLOWS, 0, others);
+        let mut rig = rig_beside(&stages(case), FLOWS, 0, others.clone());
         drop(one);
         start.wait();
         let mut moved = rig.run(packets / 4);

@@ -238,7 +238,17 @@ fn open_queue(
     mode.tx_batch = raise_tx_batch(fd, spec.tx_ring);
     mode.busy_poll = spec.busy_poll.is_some_and(|b| set_busy_poll(fd, b));
     mode.zero_copy = is_zero_copy(fd);
-    Ok(Queue { id, tx, rx, fill, completion, missing: spec.rx_ring, taken: 0, lost: 0 })
+    Ok(Queue {
+        id,
+        tx,
+        rx,
+        fill,
+        completion,
+        missing: spec.rx_ring,
+        taken: 0,
+        lost_told: 0,
+        lost: 0,
+    })
 }
 
 fn socket_config(rx_ring: u32, tx_ring: u32, copy: CopyMode) -> Result<SocketConfig, String> {

@@ -43,9 +43,11 @@ pub(super) struct Queue {
     pub(super) completion: CompQueue,
     /// Frames that the fill ring should be given.
     pub(super) missing: u32,
-    /// Packets taken from the receive ring, and lost before it as of the last time that the kernel
-    /// was asked.
+    /// Packets taken from the receive ring.
     pub(super) taken: u64,
+    /// Packets lost before it, as the kernel told last.
+    pub(super) lost_told: u64,
+    /// As it had told when the ring was last seen empty: none of the ring's stands before those.
     pub(super) lost: u64,
 }
 
@@ -181,6 +183,9 @@ impl XskPort {
         }
         self.queues[q].missing += got as u32;
         self.queues[q].taken += got as u64;
+        if got < want {
+            self.queues[q].lost = self.queues[q].lost_told;
+        }
         got
     }
 
@@ -315,8 +320,8 @@ impl XskPort {
         let mut invalid = self.refused;
         for q in &mut self.queues {
             if let Ok(s) = q.rx.fd().xdp_statistics() {
-                q.lost = s.rx_dropped() + s.rx_ring_full();
-                missed += q.lost;
+                q.lost_told = s.rx_dropped() + s.rx_ring_full();
+                missed += q.lost_told;
                 invalid += s.tx_invalid_descs();
             }
         }

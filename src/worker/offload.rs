@@ -339,7 +339,7 @@ impl<P: Port> Worker<P> {
         let sides = &mut self.parts.sides;
         let is_through =
             |side: &Side<P>| !side.egress.is_fifo() || side.held() == 0 && side.port.is_flushed();
-        if sides.iter().all(is_through) {
+        if sides.iter().all(is_through) && self.parts.control.leaving.is_empty() {
             sides.iter_mut().for_each(|side| side.port.settle());
         }
     }

@@ -41,7 +41,10 @@ def serve(connection):
     except OSError:
         pass
     connection.close()
-    pathlib.Path(DIRECTORY, f"connection-{number}").write_bytes(came)
+    # Whole from the moment that it is there.
+    part = pathlib.Path(f"{DIRECTORY}-{number}.part")
+    part.write_bytes(came)
+    part.rename(pathlib.Path(DIRECTORY, f"connection-{number}"))
 
 
 listener = socket.create_server((ADDRESS, int(PORT)), backlog=1024)

@@ -31,7 +31,7 @@ use counting::count_end;
 pub(super) use counting::{count_app, count_failure, count_name, count_unknown};
 use datagrams::Places;
 use hiding::hides;
-use newcomers::Judged;
+use newcomers::{Judged, Parts};
 use openings::Openings;
 use streams::Passage;
 pub(super) use streams::keep_request;
@@ -109,6 +109,8 @@ struct Slot {
     newcomer: bool,
     /// Of a UDP flow: its hello was read before it was in the table.
     told: bool,
+    /// What its datagrams said.
+    parts: Parts,
     /// The ClientHello was read, and decided by.
     hello_read: bool,
     /// An answer's head was read.

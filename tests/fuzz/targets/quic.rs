@@ -1,6 +1,7 @@
 //! A client's datagrams, as they are or properly protected: a name comes only of a hello that was
 //! decrypted whole, answers stay, and no page is lost.
 
+use tidegate::base::Seed;
 use tidegate::flow::reassembly::WINDOW_PAGES;
 use tidegate::inspect::Peek;
 use tidegate::inspect::quic::{Attempt, Proof, Scratch, may_be_quic};
@@ -54,7 +55,7 @@ pub fn run(data: &[u8]) {
 /// Whatever is read as the beginning of a connection is one for who remembers none, too.
 fn says(client: &mut Client, datagram: &[u8], scratch: &mut Scratch) -> Peek<()> {
     let before = client.reader.attempt().map(<[u8]>::to_vec);
-    let attempt = Attempt::of(datagram, scratch);
+    let attempt = Attempt::of(datagram, Seed(1), scratch);
     let peek = client.sends(datagram);
     let is_same = before.as_deref() == client.reader.attempt();
     assert!(is_same || attempt.is_some(), "a connection began unnoticed");

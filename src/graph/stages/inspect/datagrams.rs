@@ -109,6 +109,7 @@ impl Inspect {
         slot: usize,
         payload: &[u8],
     ) -> Passage {
+        self.keep_part(cx, meta, slot, payload);
         let Inspect { inspectors, reassembler, pool, .. } = self;
         let inspector = &mut inspectors[slot];
         inspector.datagram(pool, reassembler, SIDES * slot, Side::Client, payload);
@@ -121,7 +122,7 @@ impl Inspect {
         if self.inspectors[slot].client_hello().is_some() && !refused {
             self.slots[slot].progress_at = cx.now;
             if let Some(cid) = self.inspectors[slot].attempt() {
-                self.judged.note(meta.hash, cx.snapshot.seed, cid);
+                self.judged.note(meta.hash, cx.snapshot.seed, cid, self.slots[slot].parts);
             }
             self.tell(cx, at, meta, slot);
             return Passage::On;

@@ -9,7 +9,7 @@
 
 use super::datagrams::facts_told;
 use super::streams::{Passage, keep_hello};
-use super::{DONE, Inspect, SIDES, count_name, is_bound_later, payload_of};
+use super::{DONE, Inspect, SIDES, Slot, count_name, is_bound_later, payload_of};
 use crate::base::Seed;
 use crate::base::hash::hash_bytes;
 use crate::flow::{Flow, FlowKind};
@@ -27,6 +27,8 @@ const FLOWS_PER_FLOW: usize = 4;
 const FLOWS_MIN: usize = 4_096;
 /// Connections that are remembered of each.
 const CONNECTIONS: usize = 2;
+/// Datagrams of a hello that are known again when they are sent again.
+const PARTS: usize = 4;
 /// A connection that says nothing for so long is over: the usual idle timeout (RFC 9000, section
 /// 10.1, leaves it to both ends).
 const SILENCE_NS_MAX: u64 = 30_000_000_000;
@@ -34,8 +36,10 @@ const SILENCE_NS_MAX: u64 = 30_000_000_000;
 const AWAITED_NS: u64 = 5_000_000;
 
 /// The connections whose hellos were read last, by their flows: what is sent again of them is none
-/// of another. A later flow of the same place takes it over; then a part of a hello that is sent
-/// again waits for the other parts to be.
+/// of another. That is known by what it says, not by its connection id alone: under the id of one
+/// that was read a server may get another, when it has forgotten that or never had it. A later
+/// flow of the same place takes it over; then a part of a hello that is sent again waits for the
+/// other parts to be.
 pub(super) struct Judged {
     places: Box<[Place]>,
     mask: usize,
@@ -46,6 +50,23 @@ struct Place {
     /// The half of the flow's hash that does not choose the place.
     tag: u32,
     ids: [u32; CONNECTIONS],
+    parts: [Parts; CONNECTIONS],
+}
+
+/// Digests of a hello's datagrams ([`Attempt::By`]); 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Parts([u32; PARTS]);
+
+impl Parts {
+    /// Of more than there is room for, the rest is not known again.
+    pub(super) fn add(&mut self, said: u32) {
+        if said != 0
+            && !self.0.contains(&said)
+            && let Some(free) = self.0.iter_mut().find(|part| **part == 0)
+        {
+            *free = said;
+        }
+    }
 }
 
 impl Judged {
@@ -54,21 +75,38 @@ impl Judged {
         Judged { mask: places - 1, places: vec![Place::default(); places].into_boxed_slice() }
     }
 
-    /// The hello that came under this connection id was read. `hash` is that of the client's key.
-    pub(super) fn note(&mut self, hash: u64, seed: Seed, cid: &[u8]) {
+    /// The hello that came under this connection id was read, in these parts. `hash` is that of the
+    /// client's key.
+    pub(super) fn note(&mut self, hash: u64, seed: Seed, cid: &[u8], parts: Parts) {
         let (id, tag) = (id_of(seed, cid), (hash >> 32) as u32);
         let place = &mut self.places[hash as usize & self.mask];
         if place.tag != tag {
             *place = Place { tag, ..Place::default() };
         }
-        if !place.ids.contains(&id) {
-            place.ids.rotate_right(1);
-            place.ids[0] = id;
+        let known = place.ids.iter().position(|&known| known == id);
+        let at = known.unwrap_or(CONNECTIONS - 1);
+        place.ids[..=at].rotate_right(1);
+        place.parts[..=at].rotate_right(1);
+        place.ids[0] = id;
+        if known.is_none() {
+            place.parts[0] = parts;
+        } else {
+            parts.0.iter().for_each(|&said| place.parts[0].add(said));
         }
     }
 
     fn has(&self, hash: u64, seed: Seed, cid: &[u8]) -> bool {
         self.ids(hash).contains(&id_of(seed, cid))
+    }
+
+    /// Whether a datagram under this connection id says nothing but what was read.
+    fn has_read(&self, hash: u64, seed: Seed, cid: &[u8], said: u32) -> bool {
+        let id = id_of(seed, cid);
+        let at = self.ids(hash).iter().position(|&known| known == id);
+        at.is_some_and(|at| {
+            let parts = self.places[hash as usize & self.mask].parts[at];
+            said == 0 || parts.0.contains(&said)
+        })
     }
 
     /// Whether some hello of the flow's was read.
@@ -96,7 +134,10 @@ impl Inspect {
         if payload.first().is_none_or(|first| first & 0x80 == 0) {
             return Passage::On;
         }
-        let Some(attempt) = Attempt::of(payload, self.pool.scratch()) else { return Passage::On };
+        let seed = cx.snapshot.seed;
+        let Some(attempt) = Attempt::of(payload, seed, self.pool.scratch()) else {
+            return Passage::On;
+        };
         let flow = cx.flows.get(meta.flow);
         let (is_refused, kind) = (flow.class.is_refused(), flow.kind);
         let silent = cx.now.since(flow.last_seen()) > SILENCE_NS_MAX;
@@ -114,9 +155,18 @@ impl Inspect {
         match attempt {
             Attempt::Unreadable if is_guarded => Passage::Refused(DropReason::Unread),
             Attempt::Unreadable => Passage::On,
-            Attempt::By(cid) if self.judged.has(meta.hash, cx.snapshot.seed, cid) => Passage::On,
-            Attempt::By(_) if is_bound && silent => Passage::Anew,
-            Attempt::By(_) => self.hear_newcomer(cx, meta, payload, (is_guarded, is_bound)),
+            Attempt::By { id, said } if self.judged.has_read(meta.hash, seed, id, said) => {
+                Passage::On
+            }
+            Attempt::By { id, .. }
+                if !is_guarded && !is_bound && self.judged.has(meta.hash, seed, id) =>
+            {
+                Passage::On
+            }
+            Attempt::By { .. } if is_bound && silent => Passage::Anew,
+            Attempt::By { said, .. } => {
+                self.hear_newcomer(cx, meta, (payload, said), (is_guarded, is_bound))
+            }
         }
     }
 
@@ -129,8 +179,11 @@ impl Inspect {
         slot: usize,
         payload: &[u8],
     ) -> bool {
-        let other = match Attempt::of(payload, self.pool.scratch()) {
-            Some(Attempt::By(cid)) => self.inspectors[slot].attempt() != Some(cid),
+        let other = match Attempt::of(payload, cx.snapshot.seed, self.pool.scratch()) {
+            Some(Attempt::By { id, said }) => {
+                self.inspectors[slot].attempt() != Some(id)
+                    || said != 0 && !self.slots[slot].parts.0.contains(&said)
+            }
             Some(Attempt::Unreadable) => true,
             None => false,
         };
@@ -139,11 +192,22 @@ impl Inspect {
             && (admission::must_read(cx.snapshot, &facts, Said::Hello) || is_bound_later(cx, meta))
     }
 
+    /// Keeps what a datagram says of a hello, where that may have to be known again.
+    pub(super) fn keep_part(&mut self, cx: &Cx<'_>, meta: &PacketMeta, slot: usize, said: &[u8]) {
+        let facts = Facts::of(&meta.key, meta.dscp_for_rules());
+        if (admission::must_read(cx.snapshot, &facts, Said::Hello) || is_bound_later(cx, meta))
+            && let Some(Attempt::By { said, .. }) =
+                Attempt::of(said, cx.snapshot.seed, self.pool.scratch())
+        {
+            self.slots[slot].parts.add(said);
+        }
+    }
+
     fn hear_newcomer(
         &mut self,
         cx: &mut Cx<'_>,
         meta: &PacketMeta,
-        payload: &[u8],
+        (payload, said): (&[u8], u32),
         (is_guarded, is_bound): (bool, bool),
     ) -> Passage {
         let slot = match self.slot_of(cx.flows.get(meta.flow)) {
@@ -156,6 +220,7 @@ impl Inspect {
                 slot
             }
         };
+        self.slots[slot].parts.add(said);
         let Inspect { inspectors, reassembler, pool, .. } = self;
         let inspector = &mut inspectors[slot];
         inspector.datagram(pool, reassembler, SIDES * slot, Side::Client, payload);
@@ -184,7 +249,8 @@ impl Inspect {
         is_bound: bool,
     ) -> Passage {
         let inspector = &self.inspectors[slot];
-        let (key, judged) = (self.slots[slot].key, &mut self.judged);
+        let Slot { key, parts, .. } = self.slots[slot];
+        let judged = &mut self.judged;
         let passage = facts_told(inspector, &key, meta.dscp_for_rules(), |facts| {
             let flow = cx.flows.get(meta.flow);
             let bytes = flow.bytes().iter().sum();
@@ -199,7 +265,7 @@ impl Inspect {
             keep_hello(cx, meta.flow, facts);
             Deciding::of(cx).decide(meta.flow, facts);
             if let Some(cid) = inspector.attempt() {
-                judged.note(meta.hash, cx.snapshot.seed, cid);
+                judged.note(meta.hash, cx.snapshot.seed, cid, parts);
             }
             Passage::On
         });

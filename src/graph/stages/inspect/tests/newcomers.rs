@@ -33,7 +33,11 @@ fn handshake(id: &[u8]) -> Vec<u8> {
 
 /// A flow on which the hello of [`datagrams`] was read, and nothing more is.
 fn judged(rig: &mut Rig) -> FlowRef {
-    let meta = rig.run(&[udp(1, &datagrams(usize::MAX)[0])]).remove(0);
+    judged_by(rig, &datagrams(usize::MAX)[0])
+}
+
+fn judged_by(rig: &mut Rig, first: &[u8]) -> FlowRef {
+    let meta = rig.run(&[udp(1, first)]).remove(0);
     let flow = rig.enter(&meta);
     rig.run(&[udp(1, b"\x40short header")]);
     assert_eq!((rig.class(flow), rig.inspection(flow)), (BY_NAME, DONE));
@@ -70,6 +74,30 @@ fn a_name_that_is_refused_does_not_come_in_behind_another() {
     assert_eq!((rig.inspection(flow), rig.inspect.flows()), (DONE, 0));
 }
 
+/// A server that has forgotten a hello, or never had it, takes another under the same id.
+#[test]
+fn nor_under_the_id_of_a_hello_that_was_read() {
+    let mut rig = guarded(true);
+    judged(&mut rig);
+    let (good, refused) = (whole(OTHER, b"newcomer"), whole(REFUSED, b"newcomer"));
+    let of_refused = parts(REFUSED, b"newcomer", 90);
+    assert_eq!(verdicts(&mut rig, &[&good, &refused]), [Verdict::Next, POLICY]);
+    let [a, b] = verdicts(&mut rig, &[&of_refused[0], &of_refused[1]])[..] else { panic!("two") };
+    assert!(a != Verdict::Next && b != Verdict::Next, "{a:?}, {b:?}");
+    // What was read comes again, and what says nothing of a hello comes, too.
+    let number = |number| Initial { number, scid: b"newcomer", ..Initial::new(V1, b"newcomer") };
+    let hello = rustls_hello(OTHER, rustls::ALL_VERSIONS, &[]);
+    let (again, ping) =
+        (number(7).seal(&crypto(0, &hello[5..])), number(8).seal(&[&[1][..], &[0; 60]].concat()));
+    assert_eq!(verdicts(&mut rig, &[&again, &ping]), [Verdict::Next; 2]);
+    // So for the flow's first hello.
+    let mut rig = guarded(true);
+    let flow = rig.run(&[udp(1, &whole(OTHER, b"first"))]).remove(0);
+    rig.enter(&flow);
+    let said = [whole(REFUSED, b"first"), whole(OTHER, b"first")];
+    assert_eq!(verdicts(&mut rig, &[&said[0], &said[1]]), [POLICY, Verdict::Next]);
+}
+
 #[test]
 fn nor_right_behind_it_nor_in_pieces_in_any_order() {
     let mut rig = guarded(true);
@@ -94,12 +122,12 @@ fn nor_right_behind_it_nor_in_pieces_in_any_order() {
 #[test]
 fn parts_of_a_hello_pass_once_it_is_whole() {
     let mut rig = guarded(true);
-    let flow = judged(&mut rig);
+    let again = datagrams(usize::MAX).remove(0);
+    let flow = judged_by(&mut rig, &again);
     let [a, b] = parts(OTHER, b"newcomer", 90);
     assert_eq!(verdicts(&mut rig, &[&a, &b, &a]), [AWAITED, Verdict::Next, Verdict::Next]);
     assert_eq!((rig.class(flow), rig.inspection(flow)), (BY_PORT, DONE));
     // What the connections before send again says nothing new.
-    let again = datagrams(usize::MAX).remove(0);
     assert_eq!(verdicts(&mut rig, &[&again, &b]), [Verdict::Next; 2]);
     assert_eq!((rig.class(flow), rig.inspect.flows()), (BY_PORT, 0));
 }

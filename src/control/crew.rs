@@ -219,11 +219,11 @@ pub(super) mod tests {
     use crate::nic::memory::MemoryPort;
     use crate::nic::wake::Sleeper;
     use crate::nic::{Port, PortStats};
-    use crate::packet::{Frame, FramePool};
+    use crate::packet::{Frame, FramePool, PortId};
     use crate::policy::Rules;
     use crate::worker::command::control_link;
     use crate::worker::spec::IdleStrategy;
-    use crate::worker::{Clock, Handover, NoHeartbeat, Own, RunnerParts};
+    use crate::worker::{Clock, Exchange, Handover, NoHeartbeat, Own, RunnerParts, Side};
 
     const TEXT: &str = "pipeline = \"router\"\n[workers]\nflows_max = 1000\n\
                         [port.a]\ninterface = \"a\"\n[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
@@ -253,6 +253,14 @@ pub(super) mod tests {
     }
 
     pub fn crew<P: Port + Send + 'static>(port: P, clock: &Clock) -> (Crew, Snapshot) {
+        crew_at(PortDesk::default(), port, clock)
+    }
+
+    fn crew_at<P: Port + Send + 'static>(
+        desk: PortDesk<P>,
+        port: P,
+        clock: &Clock,
+    ) -> (Crew, Snapshot) {
         let config = config::load_text(Path::new("t.toml"), TEXT).expect("a good file");
         let seed = Seed(1);
         let routes = RoutesBuilder::new(Vec::new(), seed).build(1);
@@ -285,7 +293,8 @@ pub(super) mod tests {
             heartbeat: Box::new(NoHeartbeat),
             sleeper,
         };
-        let worker = blueprint(&config, &snapshot).worker(own);
+        let mut worker = blueprint(&config, &snapshot).worker(own);
+        worker.set_desk(desk);
         let thread = WorkerThread::spawn(worker, parts).expect("a thread");
         (Crew { seats: vec![Seat::new(0, link, stats, thread)] }, snapshot)
     }
@@ -329,6 +338,30 @@ pub(super) mod tests {
         crew.poll(&mut events);
         assert!(events.iter().any(came_back), "the routes that it started with");
         assert!(crew.seats[0].is_reached());
+    }
+
+    #[test]
+    fn a_port_takes_the_next_number_or_comes_back() {
+        let clock = Clock::new();
+        let desk = PortDesk::default();
+        let (mut crew, _) = crew_at(desk.clone(), MemoryPort::pair(8).0, &clock);
+        let mut comes_back = |id| {
+            let side = Some(Side::vacant(MemoryPort::pair(8).0));
+            let exchange = Exchange { id: PortId(id), side, slots: None, room: Vec::new() };
+            assert!(desk.order(PortOrder::Exchange(Box::new(exchange))).is_ok());
+            crew.seats[0].send(WorkerCommand::Ports);
+            let start = Instant::now();
+            loop {
+                match desk.done() {
+                    Some(PortOrder::Exchange(done)) => return done.side.is_some(),
+                    _ => assert!(start.elapsed() < LIMIT, "the worker hangs"),
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert_eq!([2, 1, 2, 0].map(&mut comes_back), [true, false, false, true]);
+        crew.stop(clock.now());
+        assert_eq!(end(&mut crew, &mut Vec::new()), (0, Exit::Stopped));
     }
 
     #[test]

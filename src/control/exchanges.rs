@@ -122,7 +122,7 @@ impl Appliance {
     /// Gives ports to the workers, made by `config`, which has them.
     pub(super) fn hand_over(&mut self, config: &Config, opened: Vec<Opened>) {
         let slots = self.steering.steer().offload_slots();
-        for Opened { spec, port: OpenedPort { mode, ports } } in opened {
+        for Opened { spec, port: OpenedPort { mode, ports } } in by_number(opened) {
             let at = usize::from(spec.id.0);
             if self.ports.len() <= at {
                 self.ports.resize_with(at + 1, || None);
@@ -208,6 +208,59 @@ impl Exchanges {
     }
 }
 
+/// In the order of their numbers: a worker has no gaps, so new numbers have to come one by one.
+fn by_number(mut opened: Vec<Opened>) -> Vec<Opened> {
+    opened.sort_by_key(|opened| opened.spec.id);
+    opened
+}
+
 fn refused(spec: &PortSpec, source: NicError) -> ReloadError {
     ReloadError::Port { port: spec.name.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::port_plan::{PortPlan, keep_port_numbers};
+    use crate::nic::PortMode;
+
+    fn load(ports: &[(&str, &str)]) -> Config {
+        let port = |(name, interface): &(&str, &str)| {
+            format!("[port.{name}]\ninterface = \"{interface}\"\n")
+        };
+        let ports: String = ports.iter().map(port).collect();
+        let text =
+            format!("pipeline = \"l4-balancer\"\n{ports}[transit]\nprefixes = [\"10.0.0.0/8\"]\n");
+        crate::config::load_text(std::path::Path::new("t.toml"), &text).expect("a good file")
+    }
+
+    fn opened(spec: &PortSpec) -> Opened {
+        let mode = PortMode {
+            port: spec.id,
+            interface: spec.interface.clone(),
+            driver: String::new(),
+            native: false,
+            native_refused: None,
+            zero_copy: false,
+            busy_poll: false,
+            queues: 1,
+            tx_batch: 1,
+            switched_off: Vec::new(),
+        };
+        Opened { spec: spec.clone(), port: OpenedPort { mode, ports: Vec::new() } }
+    }
+
+    /// One port gets another name, so that it comes last; a new one has a higher number.
+    #[test]
+    fn ports_are_handed_over_in_the_order_of_their_numbers() {
+        let running = load(&[("a", "e0"), ("b", "e1")]);
+        let mut wanted = load(&[("a", "e0"), ("c", "e1"), ("d", "e9")]);
+        keep_port_numbers(&running, &mut wanted).expect("room");
+        let plan = PortPlan::of(&running, &wanted, |_| false);
+        let as_opened: Vec<_> = plan.opening().collect();
+        assert_eq!(as_opened, [PortId(3), PortId(2)], "the case that is meant");
+        let all = as_opened.iter().map(|id| opened(&wanted.ports[usize::from(id.0)])).collect();
+        let ids: Vec<_> = by_number(all).iter().map(|opened| opened.spec.id).collect();
+        assert_eq!(ids, [PortId(2), PortId(3)]);
+    }
 }

@@ -119,6 +119,7 @@ impl<P: Port> Worker<P> {
                 exchange.slots = Some(offload.replace_slots(slots));
             }
         }
+        let next = parts.sides.len();
         match parts.sides.get_mut(at) {
             Some(side) => {
                 side.empty(&mut exchange.room, &mut parts.pool, counters);
@@ -126,6 +127,8 @@ impl<P: Port> Worker<P> {
                     exchange.side = Some(std::mem::replace(side, new));
                 }
             }
+            // A number past the next one would be another port's place: it goes back as it came.
+            None if at != next => return,
             None => {
                 parts.sides.extend(exchange.side.take());
                 port_gauges.resize_with(parts.sides.len(), Default::default);

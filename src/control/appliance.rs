@@ -150,7 +150,10 @@ impl Appliance {
         appliance.steering.set_tables(SteerTables::of(&appliance.config))?;
         appliance.refresh_offload();
         appliance.steering.resume_offload(&appliance.snapshot.routes)?;
-        appliance.open_passage().map_err(BootError::Checks)?;
+        if way::goes_by_workers(&appliance.config) {
+            appliance.open_passage().map_err(BootError::Checks)?;
+        }
+        appliance.set_passage();
         appliance.pools.prober.set_door(appliance.passage.door());
         Ok(appliance)
     }
@@ -204,16 +207,17 @@ impl Appliance {
         Ok(())
     }
 
-    /// Has checks that are to go by the workers get there.
+    /// Opens the way of checks through the workers, where it is not open yet.
     ///
     /// # Errors
     /// The kernel having no place for their sockets.
     pub(super) fn open_passage(&mut self) -> std::io::Result<()> {
+        self.passage.open(self.crew.links())
+    }
+
+    /// Says which ports of `[nat]` are for checks.
+    pub(super) fn set_passage(&self) {
         self.passage.set_config(&self.config.forward);
-        if way::goes_by_workers(&self.config) {
-            self.passage.open(self.crew.links())?;
-        }
-        Ok(())
     }
 
     /// Takes in what the kernel told. Other routes take effect once a forwarding table is built.

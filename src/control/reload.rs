@@ -43,6 +43,8 @@ pub enum ReloadError {
          ports (zero-copy, or no AF_XDP socket on `lo`): restart instead"
     )]
     Holder { port: String },
+    #[error("health checks can't go the way of real traffic, for want of {0}")]
+    Checks(#[source] std::io::Error),
     #[error("can't start a thread: {0}")]
     Thread(#[source] std::io::Error),
     #[error("{0}")]

@@ -107,12 +107,15 @@ fn union<T: Clone>(first: &[T], second: &[T], same: impl Fn(&T, &T) -> bool) -> 
 pub struct Steering {
     steer: Steer,
     tables: SteerTables,
+    /// The last attempt failed half way: what the programs have may be anything of its tables and
+    /// of those before.
+    is_unsure: bool,
     local: Vec<Addr>,
 }
 
 impl Steering {
     pub fn new(steer: Steer) -> Steering {
-        Steering { steer, tables: SteerTables::default(), local: Vec::new() }
+        Steering { steer, tables: SteerTables::default(), is_unsure: false, local: Vec::new() }
     }
 
     pub fn steer(&self) -> &Steer {
@@ -128,7 +131,7 @@ impl Steering {
         self.steer.leave();
     }
 
-    /// The tables that the programs have.
+    /// The tables that the programs were given last as a whole.
     pub fn tables(&self) -> &SteerTables {
         &self.tables
     }
@@ -173,27 +176,30 @@ impl Steering {
     }
 
     /// Tells the programs what is ours. Replies before requests: no flow begins whose answers would
-    /// go elsewhere.
+    /// go elsewhere. After a failure everything is told anew by the next call, so that the tables
+    /// of before can be had back.
     ///
     /// # Errors
     /// The kernel refusing a map update.
     pub fn set_tables(&mut self, wanted: SteerTables) -> Result<(), NicError> {
-        if self.tables.returns != wanted.returns {
+        let is_unsure = std::mem::replace(&mut self.is_unsure, true);
+        if is_unsure || self.tables.returns != wanted.returns {
             self.steer.set_returns(&wanted.returns)?;
         }
-        if self.tables.nat != wanted.nat {
+        if is_unsure || self.tables.nat != wanted.nat {
             self.steer.set_nat(&wanted.nat)?;
         }
-        if self.tables.checks != wanted.checks {
+        if is_unsure || self.tables.checks != wanted.checks {
             self.steer.set_checks(wanted.checks)?;
         }
-        if self.tables.transit != wanted.transit {
+        if is_unsure || self.tables.transit != wanted.transit {
             self.steer.set_transit(&wanted.transit)?;
         }
-        if self.tables.vips != wanted.vips {
+        if is_unsure || self.tables.vips != wanted.vips {
             self.steer.set_vips(&wanted.vips)?;
         }
         self.tables = wanted;
+        self.is_unsure = false;
         Ok(())
     }
 

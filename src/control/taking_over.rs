@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::appliance::{blueprint, rules_of};
 use super::ask::Refusal;
+use super::checks::way;
 use super::exchanges::{Opened, Programs};
 use super::port_plan::{PortPlan, keep_port_numbers};
 use super::reload::{
@@ -160,6 +161,9 @@ impl Control {
             return Err(ReloadError::Holder { port });
         }
         a.check_ports(&wanted, plan.opening())?;
+        if way::goes_by_workers(&wanted) {
+            a.open_passage().map_err(ReloadError::Checks)?;
+        }
         let named = |config: &Config, ids: &mut dyn Iterator<Item = PortId>| {
             ids.map(|id| config.ports[usize::from(id.0)].name.clone()).collect()
         };
@@ -269,9 +273,7 @@ impl Control {
         }
         a.snapshot = snapshot;
         a.config = wanted;
-        if let Err(error) = a.open_passage() {
-            tracing::error!(%error, "health checks can't go the way of real traffic");
-        }
+        a.set_passage();
         a.refresh_kept();
         if ports_differ {
             a.reroute();

@@ -33,9 +33,8 @@ impl Sleeper {
         }
         // SAFETY: `fd` was opened above and has no other owner.
         let event = unsafe { OwnedFd::from_raw_fd(fd) };
-        let fds = vec![libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
         let shared = Arc::new(Shared { sleeping: AtomicBool::new(false), event });
-        Ok(Sleeper { shared, fds })
+        Ok(Waker { shared }.sleeper())
     }
 
     /// Wakes this sleeper.
@@ -85,6 +84,13 @@ impl Sleeper {
 }
 
 impl Waker {
+    /// A sleeper that this wakes, in place of one that is gone: only one may sleep at a time.
+    pub fn sleeper(&self) -> Sleeper {
+        let fd = self.shared.event.as_raw_fd();
+        let fds = vec![libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
+        Sleeper { shared: Arc::clone(&self.shared), fds }
+    }
+
     /// Wakes the sleeper if it sleeps. What it is to find has to be in place before.
     #[inline]
     pub fn wake(&self) {

@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use crate::base::Addr;
 use crate::forward::checks::{CheckRing, CheckWay, OWN_PORTS};
 use crate::forward::spec::{ForwardMode, ForwardSpec};
+use crate::nic::tun::Tun;
 use crate::nic::wake::{Sleeper, Waker};
 use crate::packet::DropReason;
 use crate::worker::WorkerLink;
@@ -45,7 +46,6 @@ pub type Told = Arc<OnceLock<DropReason>>;
 /// The way through the workers. Dropped, its thread ends, and with that its namespace.
 pub struct Passage {
     door: Door,
-    sleeper: Option<Sleeper>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -64,6 +64,8 @@ struct Shared {
     checks: Mutex<HashMap<u16, Check>>,
     own_ports: Arc<Ports>,
     nat_ports: Mutex<Option<Arc<Ports>>>,
+    /// Whether the thread runs that makes sockets.
+    is_open: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -96,10 +98,11 @@ impl Passage {
             checks: Mutex::default(),
             own_ports: Arc::new(Ports::new(OWN_PORTS)),
             nat_ports: Mutex::default(),
+            is_open: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         };
         let door = Door { shared: Arc::new(shared) };
-        Ok(Passage { door, sleeper: Some(sleeper), thread: None })
+        Ok(Passage { door, thread: None })
     }
 
     /// Where workers give what comes back.
@@ -114,21 +117,27 @@ impl Passage {
     /// Opens it, where it is not open yet.
     ///
     /// # Errors
-    /// What the kernel refuses: see [`space::enter`]. Where it did so once it is not asked again.
+    /// What the kernel refuses: see [`space::enter`]. It may allow it another time.
     pub fn open(&mut self, workers: impl Iterator<Item = WorkerLink>) -> io::Result<()> {
+        self.open_in(workers, space::enter)
+    }
+
+    fn open_in(
+        &mut self,
+        workers: impl Iterator<Item = WorkerLink>,
+        enter: impl FnOnce() -> io::Result<Tun> + Send + 'static,
+    ) -> io::Result<()> {
         if self.thread.is_some() {
             return Ok(());
         }
-        let sleeper = match self.sleeper.take() {
-            Some(sleeper) => sleeper,
-            None => return Err(io::Error::other("refused before")),
-        };
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (shared, workers) = (Arc::clone(&self.door.shared), workers.collect());
-        let run = move || match space::enter() {
+        let run = move || match enter() {
             Ok(tun) => {
+                shared.is_open.store(true, Ordering::SeqCst);
                 drop(ready.send(Ok(())));
-                pump::run(&shared, sleeper, &tun, workers);
+                pump::run(&shared, shared.waker.sleeper(), &tun, workers);
+                shared.is_open.store(false, Ordering::SeqCst);
             }
             Err(error) => drop(ready.send(Err(error))),
         };
@@ -167,7 +176,7 @@ impl Door {
     /// when the seat is dropped. `told` hears it where packets can't go out.
     ///
     /// # Errors
-    /// As with any connection.
+    /// As with any connection; where the passage is not open, at once.
     pub async fn connect(
         &self,
         end: SocketAddr,
@@ -198,6 +207,9 @@ impl Door {
     }
 
     async fn socket(&self, v4: bool, port: u16) -> io::Result<TcpSocket> {
+        if !self.shared.is_open.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the way through the workers is not open"));
+        }
         let (made, socket) = oneshot::channel();
         let wanted = SocketWanted { v4, port, made };
         if self.shared.sockets.push(wanted).is_err() {
@@ -235,4 +247,38 @@ fn inner(v4: bool) -> IpAddr {
 /// Nobody panics with one of these locks, and what they guard is whole at all times.
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Poll};
+
+    fn refuse(passage: &mut Passage, words: &'static str) -> String {
+        let opened = passage.open_in(std::iter::empty(), move || Err(io::Error::other(words)));
+        opened.expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn the_kernel_is_asked_anew_after_a_refusal() {
+        let mut passage = Passage::new().expect("a descriptor");
+        assert_eq!(refuse(&mut passage, "not now"), "not now");
+        assert_eq!(refuse(&mut passage, "nor now"), "nor now");
+    }
+
+    #[test]
+    fn a_check_does_not_wait_for_a_way_that_is_not_open() {
+        let mut passage = Passage::new().expect("a descriptor");
+        refuse(&mut passage, "not now");
+        let door = passage.door();
+        let end: SocketAddr = "203.0.113.1:443".parse().expect("literal");
+        let way = CheckWay { mode: ForwardMode::Dsr, backend: Addr::from(end.ip()) };
+        let told = Told::default();
+        let connect = pin!(door.connect(end, way, &told));
+        match connect.poll(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(result) => assert!(result.is_err()),
+            Poll::Pending => panic!("waits for nobody"),
+        }
+    }
 }

@@ -25,6 +25,8 @@ pub const INNER6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
 const DEVICE: &str = "checks";
 /// `RT_TABLE_MAIN` of rtnetlink(7).
 const TABLE_MAIN: u8 = 254;
+/// Read-only in some containers.
+const TIME_WAIT_REUSE: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
 const ANSWER_BYTES: usize = 4_096;
 
 /// Moves the calling thread, for good, into a namespace of its own with one device.
@@ -48,7 +50,9 @@ pub fn enter() -> io::Result<Tun> {
         }
     }
     // A check may come from the port of one that has ended a moment ago.
-    std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
+    if let Err(error) = std::fs::write(TIME_WAIT_REUSE, "1") {
+        tracing::warn!(%error, "{TIME_WAIT_REUSE}: ports of health checks are free again later");
+    }
     Ok(tun)
 }
 

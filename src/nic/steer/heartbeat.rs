@@ -30,17 +30,18 @@ type Pages = Vec<Arc<HeartbeatPage>>;
 pub(super) struct Renewal {
     /// The newest pages, until the worker has taken them.
     fresh: ArrayQueue<Pages>,
-    /// Those that the worker had before: freed where they come from.
+    /// Those that the worker had before: freed where they come from. From one time that this is
+    /// emptied to the next it may take pages twice: those of before, and the newest.
     used: ArrayQueue<Pages>,
 }
 
 impl Renewal {
     pub(super) fn new() -> Arc<Renewal> {
-        Arc::new(Renewal { fresh: ArrayQueue::new(1), used: ArrayQueue::new(1) })
+        Arc::new(Renewal { fresh: ArrayQueue::new(1), used: ArrayQueue::new(2) })
     }
 
     pub(super) fn renew(&self, pages: Pages) {
-        self.used.pop();
+        while self.used.pop().is_some() {}
         drop(self.fresh.force_push(pages));
     }
 }
@@ -105,5 +106,21 @@ mod tests {
         beat.stamp(Nanos(9));
         assert_eq!([&first, &second, &third].map(|page| stamp(page)), [7, 9, 9]);
         assert_eq!(first.at(0).ns.load(Ordering::Relaxed), 0, "another worker's");
+    }
+
+    #[test]
+    fn pages_taken_twice_between_two_looks_are_not_freed_by_the_worker() {
+        let page = || Arc::new(HeartbeatPage::anonymous(1).expect("memory"));
+        let (first, second) = (page(), page());
+        let renewal = Renewal::new();
+        let mut beat = Heartbeat::new(vec![Arc::clone(&first)], Arc::clone(&renewal), 0);
+        renewal.renew(vec![Arc::clone(&second)]);
+        // The worker takes these when the next renewal has just emptied what was given back.
+        beat.stamp(Nanos(1));
+        drop(renewal.fresh.force_push(Vec::new()));
+        beat.stamp(Nanos(2));
+        assert_eq!([&first, &second].map(Arc::strong_count), [2, 2]);
+        renewal.renew(Vec::new());
+        assert_eq!([&first, &second].map(Arc::strong_count), [1, 1]);
     }
 }

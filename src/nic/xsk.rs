@@ -106,21 +106,12 @@ impl XskPort {
     pub(super) fn new(parts: XskPortParts) -> XskPort {
         let slots = parts.umem.arena.slots() as usize;
         XskPort {
-            id: parts.id,
-            umem: parts.umem,
             queues: parts.queues,
             sockets: Some(parts.sockets),
             busy_poll: parts.busy_poll,
             tx_ring: parts.tx_ring,
             lent: vec![NOT_LENT; slots].into_boxed_slice(),
-            in_flight: 0,
-            in_flight_bytes: 0,
-            unsent: false,
-            next_rx: 0,
-            stats: PortStats::default(),
-            stats_at: Nanos::ZERO,
-            refused: 0,
-            scratch: Box::new([FrameDesc::default(); BURST]),
+            ..XskPort::vacant(parts.id, parts.umem)
         }
     }
 

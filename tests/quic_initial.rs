@@ -12,7 +12,7 @@ use tidegate::base::hash::Rng;
 use tidegate::flow::reassembly::WINDOW_PAGES;
 use tidegate::inspect::Peek;
 use tidegate::inspect::quic::{
-    DATAGRAMS_MAX, Failure, Proof, STRANGERS_MAX, UNDECRYPTABLE_MAX, UNREADABLE_MAX, may_be_quic,
+    DATAGRAMS_MAX, Failure, Proof, STRANGERS_MAX, UNDECRYPTABLE_MAX, may_be_quic,
 };
 use tidegate::inspect::tls;
 
@@ -329,7 +329,7 @@ fn limits_hold_and_say_why() {
     let (failure, proof) = repeat(&bad, UNDECRYPTABLE_MAX);
     assert_eq!((failure, proof), (Failure::Undecryptable, Proof::Header));
     let google = [&[0xc3][..], b"Q046", &[8], CID, &[0], &[0; 1_000]].concat();
-    assert_eq!(repeat(&google, UNREADABLE_MAX), (Failure::Undecryptable, Proof::Header));
+    assert_eq!(repeat(&google, UNDECRYPTABLE_MAX), (Failure::Undecryptable, Proof::Header));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::catalogue::bare_host;
 use super::kinds::{Kind, Kinds};
 use super::spec::RuleSpec;
 use super::{Facts, NO_RULE, Rule, Rules};
-use crate::inspect::fields::{Fields, NameId};
+use crate::inspect::fields::NameId;
 use crate::inspect::inspector::Said;
 use crate::packet::ClassId;
 
@@ -91,18 +91,10 @@ impl Rules {
         if self.is_too_long(facts) {
             return Some(ClassId::TOO_LONG);
         }
-        let unclear = fields.is_malformed() || names_two_hosts(facts) || self.lacks(fields);
+        // What is in terms of a header table that is not known as a whole may be anything: another
+        // host, or one more value of a field.
+        let unclear = fields.is_malformed() || names_two_hosts(facts) || fields.has_forgotten();
         (unclear && self.must_read(facts, Said::Requests)).then_some(ClassId::UNREAD)
-    }
-
-    /// Whether something that rules ask for may be among what the client has said in terms of a
-    /// header table that is not known as a whole.
-    fn lacks(&self, fields: &Fields) -> bool {
-        let absent = |name: NameId| fields.get(name).is_none();
-        let headers = || self.headers.iter().any(|&name| absent(name));
-        let host = fields.authority().is_none();
-        fields.has_forgotten()
-            && (host || absent(NameId::METHOD) || absent(NameId::PATH) || headers())
     }
 }
 

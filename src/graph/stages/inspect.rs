@@ -369,8 +369,11 @@ impl Inspect {
                 false => Passage::On,
             };
         }
-        if meta.key.proto == udp::PROTOCOL && meta.direction == Direction::Forward {
-            return self.datagram(cx, at, packet);
+        if meta.key.proto == udp::PROTOCOL {
+            return match meta.direction {
+                Direction::Forward => self.datagram(cx, at, packet),
+                Direction::Reply => self.answer(cx, packet),
+            };
         }
         if meta.key.proto != tcp::PROTOCOL {
             return Passage::On;

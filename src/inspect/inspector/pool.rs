@@ -3,7 +3,7 @@
 use super::parts::HttpPart;
 use crate::inspect::fields::{Fields, Wanted};
 use crate::inspect::h2;
-use crate::inspect::hpack::Room;
+use crate::inspect::hpack::{Room, TABLE_BYTES, TABLE_BYTES_MAX};
 use crate::inspect::http1::Side;
 use crate::inspect::quic::Scratch;
 
@@ -50,7 +50,9 @@ struct Stock<T> {
 
 impl Pool {
     /// At most `parts` parsers, made when they are needed first.
-    pub fn growing(wanted: Wanted, rooms: Rooms, parts: usize) -> Pool {
+    pub fn growing(wanted: Wanted, mut rooms: Rooms, parts: usize) -> Pool {
+        // As decoders take it.
+        rooms.table = rooms.table.clamp(TABLE_BYTES, TABLE_BYTES_MAX);
         Pool {
             wanted,
             rooms,
@@ -67,7 +69,7 @@ impl Pool {
     /// As many, all made now.
     pub fn filled(wanted: Wanted, rooms: Rooms, parts: usize) -> Pool {
         let mut pool = Pool::growing(wanted, rooms, parts);
-        let Rooms { target, first_target, table, .. } = rooms;
+        let Rooms { target, first_target, table, .. } = pool.rooms;
         pool.parts.fill(|| Box::new(HttpPart::new(first_target)));
         pool.http2.fill(|| new_http2(table));
         pool.heads.fill(|| Box::new(Fields::new(&pool.wanted, target)));

@@ -33,13 +33,12 @@ pub const PACKETS_PER_DATAGRAM_MAX: usize = 8;
 pub const DATAGRAMS_MAX: u16 = 128;
 /// Datagrams without any sign of QUIC before a client is taken to speak something else.
 pub const STRANGERS_MAX: u16 = 8;
-/// Initial packets that can't be decrypted before a client is given up.
+/// Packets that can't be decrypted, or are of a version that can't be read, before a client is
+/// given up. A server that does not know the version either says so at once (RFC 9000, section 6),
+/// but that may be lost some times.
 pub const UNDECRYPTABLE_MAX: u16 = 32;
 /// Attempts of a client to connect that are told apart; one that is given up may come again late.
 pub const ATTEMPTS_MAX: usize = 4;
-/// Packets of a version that can't be read before a client is given up: a server that does not know
-/// it either says so at once (RFC 9000, section 6).
-pub const UNREADABLE_MAX: u16 = 8;
 /// The handshake stream is read up to here.
 pub const CRYPTO_BYTES_MAX: u64 = 1 << 16;
 
@@ -122,7 +121,10 @@ pub struct InitialReader {
     client_cid: ConnectionId,
     server_cid: Option<ConnectionId>,
     largest_number: Option<u64>,
-    /// The client has gone on to what comes behind its hello.
+    /// The client has sent something in a version that can't be read.
+    unreadable: bool,
+    /// The client has gone on to what comes behind its hello, or its server has taken one that
+    /// can't be read.
     went_on: bool,
     datagrams: u16,
     undecryptable: u16,
@@ -236,7 +238,8 @@ impl InitialReader {
     }
 
     /// Whether the client has sent what only follows a hello that its server has read, though it
-    /// was not read here (RFC 9001, section 4.1.4), or goes on with several.
+    /// was not read here (RFC 9001, section 4.1.4), or goes on with several, or its server has
+    /// answered in a version that can't be read.
     pub fn went_on(&self) -> bool {
         self.outcome.is_none() && (self.went_on || self.mixed)
     }
@@ -294,10 +297,16 @@ impl InitialReader {
                     return Ok(Some(()));
                 }
                 Kind::Handshake => self.went_on = true,
-                Kind::Unreadable => self.undecryptable += UNDECRYPTABLE_MAX / UNREADABLE_MAX,
+                Kind::Unreadable => {
+                    self.undecryptable += 1;
+                    self.unreadable = true;
+                }
                 _ => {}
             }
         }
+        // Short headers come after a handshake.
+        let is_short = payload.first().is_some_and(|first| first >> 6 == 1);
+        self.went_on |= is_short && self.unreadable && self.proof < Proof::Tag;
         let strange = self.proof == Proof::None;
         if strange && self.datagrams >= STRANGERS_MAX {
             Err(Failure::NotQuic)
@@ -425,6 +434,8 @@ impl InitialReader {
     /// here: the client's next Initial tells what became of them.
     fn server(&mut self, payload: &[u8]) {
         let Some(header) = LongHeader::parse(payload) else { return };
+        let knows_it = header.kind == Kind::Unreadable;
+        self.went_on |= knows_it && self.unreadable && self.proof < Proof::Tag;
         let answers = matches!(header.kind, Kind::Initial | Kind::Handshake)
             && self.proof == Proof::Tag
             && header.dcid == self.client_cid.as_bytes();

@@ -82,6 +82,28 @@ impl Inspect {
         if known { self.newcomer(cx, packet) } else { Passage::On }
     }
 
+    /// A server's datagram: where rules refuse by hellos, it may show that one was read which was
+    /// not read here.
+    pub(super) fn answer(&mut self, cx: &Cx<'_>, packet: PacketRef<'_>) -> Passage {
+        let at = packet.meta.flow;
+        if !at.is_some() || !cx.snapshot.rules.refuses_hellos() {
+            return Passage::On;
+        }
+        let flow = cx.flows.get(at);
+        if flow.inspection == DONE {
+            return Passage::On;
+        }
+        // No packet of the client's may have come since the flow was entered.
+        let client = || (flow.client_key(), flow.client_key().hash(cx.snapshot.seed));
+        let slot = self.slot_of(flow).or_else(|| self.slot_of_key(client()));
+        if let Some(slot) = slot.filter(|&slot| !self.slots[slot].newcomer) {
+            let Inspect { inspectors, reassembler, pool, .. } = self;
+            let said = payload_of(cx, &packet);
+            inspectors[slot].datagram(pool, reassembler, SIDES * slot, Side::Server, said);
+        }
+        Passage::On
+    }
+
     /// Whether nothing more is read of a flow but what begins another connection.
     fn is_over(&self, cx: &mut Cx<'_>, meta: &PacketMeta) -> bool {
         let flow = cx.flows.get(meta.flow);
@@ -167,9 +189,13 @@ impl Inspect {
         {
             return Some(slot);
         }
-        let slot = self.places.at(meta.hash);
+        self.slot_of_key((meta.key, meta.hash))
+    }
+
+    fn slot_of_key(&self, (key, hash): (FlowKey, u64)) -> Option<usize> {
+        let slot = self.places.at(hash);
         let taken = self.slots.get(usize::from(slot))?;
-        (taken.taken && taken.key == meta.key).then_some(usize::from(slot))
+        (taken.taken && taken.key == key).then_some(usize::from(slot))
     }
 
     fn begin_datagrams(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {

@@ -47,6 +47,15 @@ fn large_table() -> [Vec<u8>; 3] {
     [first, fill, by_index]
 }
 
+/// The same where all that rules ask for is said in letters, and one field more by its index.
+fn one_more_of_large_table() -> [Vec<u8>; 3] {
+    let [_, fill, _] = large_table();
+    let first = [&b"\x3f\xe1\xff\x03"[..], ASKS, b"\x40\x04host\x09a.example"].concat();
+    let index = 62 + TABLE_BYTES / 132 + 1 + 1;
+    let letters = &b"\x82\x86\x04\x02/a\x01\x09a.example"[..];
+    [first, fill, [letters, &[0x80 | index as u8]].concat()]
+}
+
 /// What clients say, and whether that is refused where it must be read.
 pub(super) fn table() -> Vec<(&'static str, Vec<u8>, bool)> {
     let ok = "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n";
@@ -55,6 +64,7 @@ pub(super) fn table() -> Vec<(&'static str, Vec<u8>, bool)> {
     let both = "POST /a HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\
                 Transfer-Encoding: chunked\r\n\r\n";
     let [first, fill, by_index] = large_table();
+    let [host, fill_2, letters] = one_more_of_large_table();
     let allowed = h2(&[&b"\x3f\xe1\xff\x03"[..], ASKS].concat().chunks(64).collect::<Vec<_>>());
     let long = [frame(0, 0, 1, &[0; 20_000]), frame(1, 5, 3, ASKS)].concat();
     vec![
@@ -86,6 +96,8 @@ pub(super) fn table() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("a large table", allowed, false),
         ("out of a large table", h2(&[ASKS, &fill, ASKS]), false),
         ("the forgotten of a large table", h2(&[&first, &fill, &by_index]), true),
+        ("one more field of it", h2(&[&host, &fill_2, &letters]), true),
+        ("no more of it", h2(&[&host, &fill_2, &letters[..letters.len() - 1]]), false),
     ]
 }
 

@@ -2,6 +2,7 @@
 
 use super::quic_support::{Initial, V1, crypto};
 use super::*;
+use crate::inspect::quic::UNDECRYPTABLE_MAX;
 
 const UNREAD: Verdict = Verdict::Drop(DropReason::Unread);
 /// Reserved for this (RFC 9000, section 15).
@@ -170,7 +171,9 @@ fn a_hello_that_cannot_be_read_is_refused_where_rules_refuse_by_hellos() {
         |number, frames: &[u8]| Initial { number, ..Initial::new(V1, b"8 bytes!") }.seal(frames);
     let half = datagrams(100).remove(0);
     let broken = crypto(0, &[1, 0, 0, 4, 9, 9, 9, 9]);
-    let many = |version: fn(u32) -> Vec<u8>| (0..8).map(version).collect::<Vec<_>>();
+    let many = |version: fn(u32) -> Vec<u8>| {
+        (0..u32::from(UNDECRYPTABLE_MAX)).map(version).collect::<Vec<_>>()
+    };
     let cases = [
         ("a frame that none may send", vec![initial(0, &[8, 0, 0])], true),
         ("a hello that is none", vec![initial(0, &broken)], true),
@@ -194,6 +197,11 @@ fn a_hello_that_cannot_be_read_is_refused_where_rules_refuse_by_hellos() {
             [many(unknown)[1..].to_vec(), datagrams(100)].concat(),
             false,
         ),
+        (
+            "on in a version nobody reads",
+            vec![unknown(0), b"\x40short header".to_vec(), unknown(1)],
+            true,
+        ),
         ("another's connection", vec![b"\x40short header".to_vec(); 9], false),
         ("another protocol", vec![b"\0\x01\0\0\x21\x12\xa4\x42".to_vec(); 9], false),
     ];
@@ -202,6 +210,24 @@ fn a_hello_that_cannot_be_read_is_refused_where_rules_refuse_by_hellos() {
         let mut rig = guarded(false);
         assert!(last_passes(&mut rig, &said), "{name}: without a rule that refuses");
         assert_eq!(rig.counters.flows_unread, 0);
+    }
+}
+
+/// Its server has read a hello that nobody here could: it did not ask for another version.
+#[test]
+fn who_is_answered_in_a_version_nobody_reads_is_refused() {
+    let c = client(1);
+    let negotiation = [&[0x80, 0, 0, 0, 0, 2][..], b"me\x088 bytes!", &[0, 0, 0, 1]].concat();
+    let mut taken = unknown(0);
+    taken.truncate(1_200);
+    for (answer, refused) in [(&taken, true), (&negotiation, false)] {
+        for refuses in [true, false] {
+            let mut rig = guarded(refuses);
+            assert!(last_passes(&mut rig, &[unknown(0)]));
+            let answer = udp_packet(&UdpSpec::new(c.server, c.endpoint, answer));
+            assert_eq!(rig.run(&[answer])[0].verdict, Verdict::Next);
+            assert_eq!(last_passes(&mut rig, &[unknown(1)]), !(refused && refuses));
+        }
     }
 }
 

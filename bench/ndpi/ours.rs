@@ -110,8 +110,14 @@ const MANY: usize = 5_000;
 /// As the `inspect` stage has it.
 const SIDES: usize = 2;
 const FLOWS_PER_PAGE: usize = 4;
-const ROOMS: Rooms =
-    Rooms { target: PATH_BYTES, first_target: 0, heads: 2, table: TABLE_BYTES, whole_tables: MANY };
+const ROOMS: Rooms = Rooms {
+    greetings: MANY,
+    target: PATH_BYTES,
+    first_target: 0,
+    heads: 2,
+    table: TABLE_BYTES,
+    whole_tables: MANY,
+};
 
 /// What a flow takes while it is inspected: its slot, its two streams with their share of the pages
 /// in which early segments wait, and what of the parsers of HTTP it keeps between its packets.

@@ -18,8 +18,11 @@ pub const FLOWS_MAX: usize = 1 << 16;
 
 /// Parsers of HTTP in use at once; then what is silent longest is not followed any more.
 const PARSERS_MAX: usize = 1_024;
+/// Either side of a connection may be its client.
+const SIDES: usize = 2;
 /// Browsers allow header tables of 64 KB.
 const ROOMS: Rooms = Rooms {
+    greetings: SIDES * FLOWS_MAX,
     target: 1 << 14,
     first_target: 1 << 14,
     heads: 2 * PARSERS_MAX,

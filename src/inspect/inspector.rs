@@ -1,9 +1,10 @@
 //! One connection's inspection: finds out which protocol it speaks and follows it as far as there
 //! is something to see.
 //!
-//! Sans-io: takes what each side sent, in order, and answers with what is known. Parsers of HTTP
-//! come from a [`Pool`] when a connection begins as HTTP does.
+//! Sans-io: takes what each side sent, in order, and answers with what is known. Parsers come from
+//! a [`Pool`] when a connection begins as what they read.
 
+mod greeting;
 mod kinds;
 mod parts;
 mod pool;
@@ -11,7 +12,7 @@ mod pool;
 use super::Peek;
 use super::h2::{self, Start};
 use super::http1::{self, Next};
-use super::quic::{self, CryptoStream, InitialReader, Proof};
+use super::quic::{self, CryptoStream, Proof};
 use super::tls::{Carrier, Failure, HelloParser, Ja4, ServerHello};
 use crate::flow::reassembly::Reassembler;
 
@@ -20,6 +21,7 @@ pub use kinds::{App, Said, Unknown};
 pub use parts::{Event, On, Request};
 pub use pool::{Pool, Rooms};
 
+use greeting::Greeting;
 use parts::HttpPart;
 
 /// Bytes of a ClientHello at most, record headers included.
@@ -54,9 +56,9 @@ pub struct Inspector {
     unknown: Option<Unknown>,
     /// The client says something that can't be read.
     lost: Option<Said>,
-    hello: HelloParser,
-    answer: ServerHello,
-    initials: InitialReader,
+    hello_bytes_max: u32,
+    /// Once the client says something like a hello.
+    greeting: Option<Box<Greeting>>,
     http: Option<Box<HttpPart>>,
 }
 
@@ -75,9 +77,8 @@ impl Inspector {
             app: App::None,
             unknown: None,
             lost: None,
-            hello: HelloParser::new(hello_bytes_max),
-            answer: ServerHello::default(),
-            initials: InitialReader::new(),
+            hello_bytes_max,
+            greeting: None,
             http: None,
         }
     }
@@ -106,7 +107,8 @@ impl Inspector {
             }
             (Stage::Http2, Side::Client) => self.http2(pool, bytes, on),
             (Stage::Hello | Stage::Answer, Side::Server) => {
-                let peek = self.answer.feed(bytes);
+                let Some(greeting) = &mut self.greeting else { return };
+                let peek = greeting.answer.feed(bytes);
                 if self.stage == Stage::Answer && peek != Peek::NeedMore {
                     self.stage = Stage::Done;
                 }
@@ -127,23 +129,27 @@ impl Inspector {
         bytes: &[u8],
     ) {
         if self.stage == Stage::Start {
-            self.stage = Stage::Datagrams;
-            reassembler.open(slot, 0);
+            self.greet(pool, Stage::Datagrams);
+            if self.stage == Stage::Datagrams {
+                reassembler.open(slot, 0);
+            }
         }
         if self.stage != Stage::Datagrams {
             return;
         }
-        let mut stream = CryptoStream { reassembler, slot, hello: &mut self.hello };
-        let scratch = pool.scratch();
-        match self.initials.datagram(from == Side::Client, bytes, &mut stream, scratch) {
+        let Some(greeting) = &mut self.greeting else { return };
+        let Greeting { hello, initials, .. } = &mut **greeting;
+        let mut stream = CryptoStream { reassembler, slot, hello };
+        let peek = initials.datagram(from == Side::Client, bytes, &mut stream, pool.scratch());
+        match peek {
             Peek::NeedMore => return,
             Peek::Found(()) => {
                 self.app = App::Quic;
-                self.lost = self.initials.is_mixed().then_some(Said::Hello);
+                self.lost = initials.is_mixed().then_some(Said::Hello);
             }
             Peek::NotThis => {
+                let other = initials.failure() == Some(quic::Failure::NotQuic);
                 self.app = self.unread_quic();
-                let other = self.initials.failure() == Some(quic::Failure::NotQuic);
                 self.lost = (!other).then_some(Said::Hello);
             }
         }
@@ -151,9 +157,13 @@ impl Inspector {
         self.stage = Stage::Done;
     }
 
+    fn proof(&self) -> Proof {
+        self.greeting.as_ref().map_or(Proof::None, |greeting| greeting.initials.proof())
+    }
+
     /// What a client speaks whose hello was not read.
     fn unread_quic(&self) -> App {
-        match self.initials.proof() {
+        match self.proof() {
             Proof::None => App::None,
             Proof::Header => App::QuicMaybe,
             Proof::Tag => App::Quic,
@@ -175,7 +185,7 @@ impl Inspector {
             Stage::Done => self.lost,
             Stage::Hello => Some(Said::Hello),
             Stage::Http1 | Stage::Http2 => Some(Said::Requests),
-            Stage::Datagrams => (self.initials.proof() != Proof::None).then_some(Said::Hello),
+            Stage::Datagrams => (self.proof() != Proof::None).then_some(Said::Hello),
             Stage::Start | Stage::Answer | Stage::Tunnel | Stage::TunnelHello => None,
         }
     }
@@ -199,14 +209,14 @@ impl Inspector {
             Stage::Start => !self.has_parsers(),
             Stage::Http1 => self.app == App::Http1 && between(),
             // What nobody reads begins anew in a version that its server has.
-            Stage::Datagrams => self.initials.proof() < Proof::Tag && !self.went_on(),
+            Stage::Datagrams => self.proof() < Proof::Tag && !self.went_on(),
             _ => false,
         }
     }
 
     /// Whether a client of QUIC has gone on beyond a hello that was not read.
     pub fn went_on(&self) -> bool {
-        self.initials.went_on()
+        self.greeting.as_ref().is_some_and(|greeting| greeting.initials.went_on())
     }
 
     /// Whether the protocol is known.
@@ -223,19 +233,19 @@ impl Inspector {
         match self.stage {
             Stage::Datagrams => self.unread_quic(),
             // A part of a hello is of TLS too.
-            Stage::Hello if self.hello.has_begun() => App::Tls,
+            Stage::Hello if self.greeting.as_ref().is_some_and(|g| g.hello.has_begun()) => App::Tls,
             _ => self.app,
         }
     }
 
     /// The connection id that the hello of QUIC came under.
     pub fn attempt(&self) -> Option<&[u8]> {
-        self.initials.attempt()
+        self.greeting.as_ref()?.initials.attempt()
     }
 
     /// The version of QUIC.
     pub fn quic_version(&self) -> Option<u32> {
-        self.initials.version()
+        self.greeting.as_ref()?.initials.version()
     }
 
     /// Why the protocol was not found out, where it looked like one that is known.
@@ -245,12 +255,14 @@ impl Inspector {
 
     /// The ClientHello, once it is complete.
     pub fn client_hello(&self) -> Option<&HelloParser> {
-        self.hello.is_complete().then_some(&self.hello)
+        let greeting = self.greeting.as_ref()?;
+        greeting.hello.is_complete().then_some(&greeting.hello)
     }
 
     /// The ServerHello, as far as it was seen.
     pub fn server_hello(&self) -> Option<&ServerHello> {
-        self.client_hello().map(|_| &self.answer)
+        let greeting = self.greeting.as_ref()?;
+        greeting.hello.is_complete().then_some(&greeting.answer)
     }
 
     pub fn ja4(&self) -> Option<Ja4> {
@@ -291,13 +303,16 @@ impl Inspector {
         if let Some(http) = self.http {
             pool.put(http);
         }
+        if let Some(greeting) = self.greeting {
+            pool.put_greeting(greeting);
+        }
     }
 
     /// The client's first byte tells TLS and HTTP apart.
     fn begin(&mut self, pool: &mut Pool, first: u8) {
         const HANDSHAKE: u8 = 22;
         self.stage = match first {
-            HANDSHAKE | 0x80.. => Stage::Hello,
+            HANDSHAKE | 0x80.. => return self.greet(pool, Stage::Hello),
             _ if begins_http1(first) => match self.http.take().or_else(|| pool.take()) {
                 Some(http) => {
                     self.http = Some(http);
@@ -323,17 +338,32 @@ impl Inspector {
         };
     }
 
+    /// Something like a hello is to be read from here on.
+    fn greet(&mut self, pool: &mut Pool, stage: Stage) {
+        self.greeting = self.greeting.take().or_else(|| pool.take_greeting());
+        self.stage = stage;
+        match &mut self.greeting {
+            Some(greeting) => greeting.begin(self.hello_bytes_max),
+            None => {
+                self.unknown = Some(Unknown::Crowded);
+                self.lost = Some(Said::Hello);
+                self.stage = Stage::Done;
+            }
+        }
+    }
+
     fn hello(&mut self, bytes: &[u8]) {
-        match self.hello.feed(bytes) {
+        let Some(greeting) = &mut self.greeting else { return };
+        match greeting.hello.feed(bytes) {
             Peek::NeedMore => {}
             Peek::Found(()) => {
                 let tunnel = self.stage == Stage::TunnelHello;
                 self.app = if tunnel { App::ConnectTls } else { App::Tls };
-                let answered = self.answer.feed(&[]) != Peek::NeedMore;
+                let answered = greeting.answer.feed(&[]) != Peek::NeedMore;
                 self.stage = if tunnel || answered { Stage::Done } else { Stage::Answer };
             }
             Peek::NotThis => {
-                match self.hello.failure() {
+                match greeting.hello.failure() {
                     // It is TLS, and nothing that it says can be trusted.
                     Some(Failure::Malformed) if self.stage == Stage::Hello => {
                         self.app = App::Tls;
@@ -395,7 +425,7 @@ impl Inspector {
             self.stage = Stage::Http1;
             return self.http1(pool, bytes, on);
         }
-        self.stage = Stage::TunnelHello;
+        self.greet(pool, Stage::TunnelHello);
         self.hello(bytes);
     }
 

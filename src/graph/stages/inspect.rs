@@ -144,7 +144,8 @@ impl Inspect {
         let heads = (parsers / PARSERS_PER_HEAD).max(HEADS_MIN.min(SIDES * parsers));
         let target = fields::PATH_BYTES;
         let whole_tables = parsers + parsers / PARSERS_PER_SECOND_TABLE;
-        let rooms = Rooms { target, first_target: 0, heads, table: TABLE_BYTES, whole_tables };
+        let (greetings, table) = (flows, TABLE_BYTES);
+        let rooms = Rooms { greetings, target, first_target: 0, heads, table, whole_tables };
         let inspectors =
             (0..flows).map(|_| Inspector::with_hello(false, limits.hello_bytes_max)).collect();
         Inspect {

@@ -1,5 +1,6 @@
-//! The parsers of HTTP and the memory that they need, kept for whoever needs it next.
+//! The parsers and the memory that they need, kept for whoever needs it next.
 
+use super::greeting::Greeting;
 use super::parts::HttpPart;
 use crate::inspect::fields::{Fields, Wanted};
 use crate::inspect::h2;
@@ -12,6 +13,7 @@ use crate::inspect::quic::Scratch;
 pub struct Pool {
     wanted: Wanted,
     rooms: Rooms,
+    greetings: Stock<Box<Greeting>>,
     parts: Stock<Box<HttpPart>>,
     http2: Stock<Box<h2::Connection>>,
     /// Room for the fields of heads. One is always here.
@@ -24,9 +26,11 @@ pub struct Pool {
     scratch: Scratch,
 }
 
-/// How much a parser keeps, in bytes.
+/// How many there are beside those of HTTP, and how much a parser keeps, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rooms {
+    /// Readers of hellos, of TLS or QUIC.
+    pub greetings: usize,
     /// Of a request's target.
     pub target: usize,
     /// Of the first request's, which is kept on, with its method and host; 0: it is not.
@@ -56,6 +60,7 @@ impl Pool {
         Pool {
             wanted,
             rooms,
+            greetings: Stock::of(rooms.greetings),
             parts: Stock::of(parts),
             http2: Stock::of(parts),
             heads: Stock::of(rooms.heads + 1),
@@ -70,6 +75,7 @@ impl Pool {
     pub fn filled(wanted: Wanted, rooms: Rooms, parts: usize) -> Pool {
         let mut pool = Pool::growing(wanted, rooms, parts);
         let Rooms { target, first_target, table, .. } = pool.rooms;
+        pool.greetings.fill(|| Box::new(Greeting::new()));
         pool.parts.fill(|| Box::new(HttpPart::new(first_target)));
         pool.http2.fill(|| new_http2(table));
         pool.heads.fill(|| Box::new(Fields::new(&pool.wanted, target)));
@@ -102,6 +108,14 @@ impl Pool {
         let mut part = self.parts.take(|| Box::new(HttpPart::new(first_target)))?;
         part.reset();
         Some(part)
+    }
+
+    pub(super) fn take_greeting(&mut self) -> Option<Box<Greeting>> {
+        self.greetings.take(|| Box::new(Greeting::new()))
+    }
+
+    pub(super) fn put_greeting(&mut self, greeting: Box<Greeting>) {
+        self.greetings.put(greeting);
     }
 
     pub(super) fn put(&mut self, mut part: Box<HttpPart>) {
@@ -225,8 +239,14 @@ mod tests {
     use super::super::{App, Event, Inspector, Said, Unknown};
     use super::*;
 
-    const ROOMS: Rooms =
-        Rooms { target: 64, first_target: 0, heads: 1, table: 4_096, whole_tables: 1 };
+    const ROOMS: Rooms = Rooms {
+        greetings: 1,
+        target: 64,
+        first_target: 0,
+        heads: 1,
+        table: 4_096,
+        whole_tables: 1,
+    };
     const PART: &[u8] = b"GET /a HTTP/1.1\r\nHost: a.exa";
     const REST: &[u8] = b"mple\r\nContent-Length: 3\r\n\r\n";
 
@@ -262,6 +282,24 @@ mod tests {
         assert!(pool.is_out_of_heads());
         all.remove(1).give_back(&mut pool);
         assert_eq!((pool.heads_left, pool.heads.free.len()), (1, 2));
+    }
+
+    #[test]
+    fn readers_of_hellos_are_taken_where_one_begins() {
+        let mut pool = Pool::filled(Wanted::new([]).expect("no names"), ROOMS, 3);
+        let mut all: Vec<_> = (0..3).map(|_| Inspector::new(false)).collect();
+        assert_eq!(say(&mut all[0], &mut pool, &[PART, REST].concat()), [b"a.example"]);
+        assert_eq!(pool.greetings.free.len(), 1, "requests need none");
+        say(&mut all[1], &mut pool, &[22, 3, 1, 0, 100, 1]);
+        assert_eq!((all[1].app(), pool.greetings.free.len()), (App::Tls, 0));
+        say(&mut all[2], &mut pool, &[22, 3, 1, 0, 100, 1]);
+        assert!(all[2].is_done() && all[2].client_hello().is_none());
+        assert_eq!(
+            (all[2].unknown(), all[2].unread()),
+            (Some(Unknown::Crowded), Some(Said::Hello))
+        );
+        all.into_iter().for_each(|one| one.give_back(&mut pool));
+        assert_eq!(pool.greetings.free.len(), 1);
     }
 
     /// A direction of HTTP/2 whose block can't be kept does not go on in room of another's.

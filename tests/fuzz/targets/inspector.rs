@@ -12,7 +12,7 @@ const JOINED: u8 = 1;
 const DATAGRAMS: u8 = 2;
 const SERVER: u8 = 1;
 const ROOMS: Rooms =
-    Rooms { target: 64, first_target: 64, heads: 2, table: 4_096, whole_tables: 1 };
+    Rooms { greetings: 1, target: 64, first_target: 64, heads: 2, table: 4_096, whole_tables: 1 };
 
 /// All that an inspector tells.
 #[derive(Debug, PartialEq, Eq)]

@@ -48,14 +48,15 @@ impl Speech {
         let names = heads.iter().flat_map(|h| h.headers.iter().map(String::as_str));
         let wanted = Wanted::new(names).unwrap_or_else(|fault| panic!("header names: {fault}"));
         let parsers = heads.map_or(0, |h| (h.connections_max as usize).clamp(1, slots));
+        let inspectors = if heads.is_some() { slots } else { 0 };
         let rooms = Rooms {
+            greetings: inspectors,
             target: PATH_BYTES,
             first_target: PATH_BYTES_MAX,
             heads: parsers,
             table: TABLE_BYTES,
             whole_tables: parsers,
         };
-        let inspectors = if heads.is_some() { slots } else { 0 };
         Speech {
             read_bytes_max,
             hellos: vec![HelloParser::new(read_bytes_max); slots].into_boxed_slice(),

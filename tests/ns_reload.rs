@@ -5,13 +5,17 @@ mod common;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use common::probe::{Echo, Probe, lost};
 use common::{HTTP, Net, SERVERS4, VIP4, nat, pool, service};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use tidegate::base::Seed;
 use tidegate::base::hash::Rng;
-use tidegate::lab::{Namespace, Veth, VethEnd, wait_for};
+use tidegate::lab::{Namespace, Process, Veth, VethEnd, wait_for};
 
 /// Packets that may be between the ports while one snapshot gives way to the next.
 const IN_FLIGHT_MAX: usize = 1;
@@ -196,19 +200,26 @@ fn what_nobody_confirms_is_taken_back() {
 /// Hosts beyond further interfaces of the appliance, each with a veth pair.
 struct Annex {
     interface: &'static str,
+    number: u8,
     host: Namespace,
 }
 
 impl Annex {
     fn new(net: &Net, interface: &'static str, number: u8) -> Annex {
         let host = Namespace::new(interface).expect("namespace");
+        let annex = Annex { interface, number, host };
+        annex.link(net);
+        annex
+    }
+
+    fn link(&self, net: &Net) {
+        let Annex { interface, number, host } = self;
         let (a, b) = (format!("10.0.{number}.2/24"), format!("10.0.{number}.1/24"));
         let (there, here): (&[&str], &[&str]) = (&[&a], &[&b]);
         let end = |namespace, name, addresses| VethEnd { namespace, name, addresses };
-        let (a, b) = (end(&host, "e0", there), end(&net.appliance, interface, here));
+        let (a, b) = (end(host, "e0", there), end(&net.appliance, interface, here));
         Veth { a, b, queues: 2, wire_like: true }.create().expect("veth");
         host.ip(&format!("route add default via 10.0.{number}.1")).expect("route");
-        Annex { interface, host }
     }
 
     fn is_served(&self) -> bool {
@@ -346,16 +357,86 @@ fn a_port_that_can_not_be_opened_changes_nothing() {
     assert_eq!(count(&net, "rollbacks"), 1);
 }
 
-/// Cores that a thread of the appliance may use, as the kernel writes them.
-fn cores_of(edge: &tidegate::lab::Process, thread: &str) -> String {
+/// A thread of the appliance, in `/proc`.
+fn task(edge: &Process, thread: &str) -> PathBuf {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", edge.id())).expect("running");
-    let read = |task: std::fs::DirEntry, file: &str| {
-        std::fs::read_to_string(task.path().join(file)).unwrap_or_default()
+    let is_it = |task: &PathBuf| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == thread)
     };
-    let task = tasks.flatten().find(|t| {
-        std::fs::read_to_string(t.path().join("comm")).is_ok_and(|name| name.trim() == thread)
-    });
-    let status = read(task.expect("the thread"), "status");
+    tasks.flatten().map(|task| task.path()).find(is_it).expect("the thread")
+}
+
+/// A thread that stands still until this is dropped.
+struct Held(Pid);
+
+impl Held {
+    fn new(edge: &Process, thread: &str) -> Held {
+        let number = task(edge, thread).file_name().and_then(|name| name.to_str()?.parse().ok());
+        let thread = Pid::from_raw(number.expect("a number"));
+        ptrace::seize(thread, ptrace::Options::empty()).expect("root may");
+        ptrace::interrupt(thread).expect("it runs");
+        waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it stands");
+        Held(thread)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.0, None);
+    }
+}
+
+/// What a reload could not end because a worker stood still ends when that goes on: what had to
+/// make room only is back, and what was to go is gone. Meanwhile nothing else is begun.
+#[test]
+fn a_worker_that_hangs_leaves_no_port_half_closed() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let annex = Annex::new(&net, "dmz", 3);
+    let with_dmz = with_ports(&net, "", &[("dmz", "dmz", "mode = \"generic\"")]);
+    let edge = net.start(&with_dmz);
+    let served = || wait_for(PATIENCE, "an answer", || annex.is_served()).is_ok();
+    assert!(served());
+    let (before, full) = (ports(&net), frames_available(&net));
+    let refused = |text: &str, says: &str| {
+        net.write("tidegate.toml", text);
+        let words = net.ask(&["reload"]).expect_err("it can't be taken over");
+        assert!(words.contains(says), "{words}");
+    };
+
+    let held = Held::new(&edge, "worker-0");
+    refused(&with_ports(&net, "", &[("edge", "dmz", "")]), "hang, or the kernel: ports are not");
+    assert!(!annex.has_program(&net), "it had to make room");
+    refused(&with_dmz, "held up by workers that hang");
+    drop(held);
+    assert!(served(), "{:?}", ports(&net));
+    assert_eq!((&ports(&net), count(&net, "reloads_refused")), (&before, 2));
+
+    let held = Held::new(&edge, "worker-0");
+    refused(&with_ports(&net, "", &[]), "workers {0} hang: they don't take it over");
+    drop(held);
+    let gone = wait_for(PATIENCE, "the port to go", || !annex.has_program(&net));
+    assert!(gone.is_ok(), "{:?}", ports(&net));
+    let again = wait_for(PATIENCE, "the end of the first", || net.ask(&["reload"]).is_ok());
+    assert!(again.is_ok());
+    reload(&net, &with_dmz);
+    assert!(served());
+    let right = full..full + 3 * 32;
+    let all = wait_for(PATIENCE, "all frames", || right.contains(&frames_available(&net)));
+    assert!(all.is_ok(), "{} of {full} frames are back", frames_available(&net));
+
+    // A port that comes back may find another interface of its name.
+    net.appliance.ip("link del dmz").expect("it was there");
+    annex.link(&net);
+    annex.host.ip("link set e0 mtu 9000").expect("an MTU");
+    let edge = ("edge", "dmz", "mode = \"native\"");
+    refused(&with_ports(&net, "", &[edge]), "port edge: interface dmz: native XDP refused");
+    assert!(ports(&net) == before && served(), "{:?}", ports(&net));
+}
+
+/// Cores that a thread of the appliance may use, as the kernel writes them.
+fn cores_of(edge: &Process, thread: &str) -> String {
+    let status = std::fs::read_to_string(task(edge, thread).join("status")).expect("running");
     let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     line.expect("a list").trim().to_owned()
 }

@@ -147,7 +147,9 @@ impl Appliance {
         appliance.spawn_workers(ports, pools)?;
         appliance.copies.set_config(&appliance.config).map_err(BootError::Thread)?;
         appliance.steering.set_local(appliance.netlink.mirror())?;
-        appliance.steering.set_tables(SteerTables::of(&appliance.config))?;
+        let tables = SteerTables::of(&appliance.config);
+        appliance.steering.check_room(&tables)?;
+        appliance.steering.set_tables(tables)?;
         appliance.refresh_offload();
         appliance.steering.resume_offload(&appliance.snapshot.routes)?;
         if way::goes_by_workers(&appliance.config) {

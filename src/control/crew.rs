@@ -24,7 +24,7 @@ pub struct Seat {
     /// Commands that found the ring full: the worker hangs or is busy. In order.
     outbox: VecDeque<WorkerCommand>,
     /// Where ports come and go.
-    desk: PortDesk<XskPort>,
+    counter: Counter<XskPort>,
     /// What the XDP programs are to forward of its flows.
     offload: Option<OffloadRing>,
 }
@@ -37,27 +37,32 @@ impl Seat {
             stats,
             thread: Some(thread),
             outbox: VecDeque::new(),
-            desk: PortDesk::default(),
+            counter: Counter::default(),
             offload: None,
         }
     }
 
     /// Where the worker looks for ports that come or go.
     pub fn set_desk(&mut self, desk: PortDesk<XskPort>) {
-        self.desk = desk;
+        self.counter = Counter { desk, waiting: VecDeque::new() };
     }
 
-    /// Leaves an order at the desk, which the worker does when it is told [`WorkerCommand::Ports`].
-    pub fn exchange(&self, order: PortOrder<XskPort>) {
-        // There is room for all that one reload asks for, and none begins before that is done.
-        if self.desk.order(order).is_err() {
-            tracing::error!(worker = self.id, "the worker hangs: a port is lost");
-        }
+    /// Gives orders, at once or as soon as there is room for them. The worker does them between two
+    /// turns.
+    pub fn exchange(&mut self, orders: impl IntoIterator<Item = PortOrder<XskPort>>) {
+        self.counter.waiting.extend(orders);
+        self.order();
     }
 
     /// What came of the next order.
     pub fn exchanged(&self) -> Option<PortOrder<XskPort>> {
-        self.desk.done()
+        self.counter.desk.done()
+    }
+
+    fn order(&mut self) {
+        if self.counter.order() {
+            self.send(WorkerCommand::Ports);
+        }
     }
 
     /// The worker hands flows down.
@@ -129,6 +134,33 @@ impl Seat {
     }
 }
 
+/// The control plane's side of a desk.
+struct Counter<P> {
+    desk: PortDesk<P>,
+    /// Orders that it had no room for. In order.
+    waiting: VecDeque<PortOrder<P>>,
+}
+
+impl<P> Default for Counter<P> {
+    fn default() -> Counter<P> {
+        Counter { desk: PortDesk::default(), waiting: VecDeque::new() }
+    }
+}
+
+impl<P> Counter<P> {
+    /// Leaves orders as far as there is room; whether there are new ones at the desk.
+    fn order(&mut self) -> bool {
+        let before = self.waiting.len();
+        while let Some(order) = self.waiting.pop_front() {
+            if let Err(order) = self.desk.order(order) {
+                self.waiting.push_front(order);
+                break;
+            }
+        }
+        self.waiting.len() < before
+    }
+}
+
 /// All workers, in the order of their numbers.
 #[derive(Default)]
 pub struct Crew {
@@ -178,6 +210,7 @@ impl Crew {
             while let Some(event) = seat.link.recv() {
                 events.push((seat.id, event));
             }
+            seat.order();
             seat.flush();
         }
     }
@@ -223,7 +256,7 @@ pub(super) mod tests {
     use crate::policy::Rules;
     use crate::worker::command::control_link;
     use crate::worker::spec::IdleStrategy;
-    use crate::worker::{Clock, Exchange, Handover, NoHeartbeat, Own, RunnerParts, Side};
+    use crate::worker::{Clock, Exchange, Frames, Handover, NoHeartbeat, Own, RunnerParts, Side};
 
     const TEXT: &str = "pipeline = \"router\"\n[workers]\nflows_max = 1000\n\
                         [port.a]\ninterface = \"a\"\n[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
@@ -360,6 +393,28 @@ pub(super) mod tests {
             }
         };
         assert_eq!([2, 1, 2, 0].map(&mut comes_back), [true, false, false, true]);
+        crew.stop(clock.now());
+        assert_eq!(end(&mut crew, &mut Vec::new()), (0, Exit::Stopped));
+    }
+
+    /// More than the desk has room for: the worker does them all, in the end.
+    #[test]
+    fn orders_that_find_no_room_are_given_later() {
+        const ORDERS: usize = 1_000;
+        let clock = Clock::new();
+        let desk = PortDesk::default();
+        let (mut crew, _) = crew_at(desk.clone(), MemoryPort::pair(8).0, &clock);
+        let orders = (0..ORDERS).map(|_| PortOrder::Frames(Frames(Vec::new())));
+        let mut counter = Counter { desk, waiting: orders.collect() };
+        assert!(counter.order() && !counter.order() && !counter.waiting.is_empty());
+        let (mut done, start) = (0, Instant::now());
+        while done < ORDERS {
+            crew.seats[0].send(WorkerCommand::Ports);
+            done += std::iter::from_fn(|| counter.desk.done()).count();
+            counter.order();
+            assert!(start.elapsed() < LIMIT, "{done} orders are done");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         crew.stop(clock.now());
         assert_eq!(end(&mut crew, &mut Vec::new()), (0, Exit::Stopped));
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use super::appliance::{Appliance, blueprint};
@@ -14,7 +15,7 @@ use crate::nic::steer::Loaded;
 use crate::nic::xsk::{Delivery, XskPort};
 use crate::nic::{NicError, OpenedPort};
 use crate::packet::PortId;
-use crate::worker::{Exchange, Frames, PortOrder, Side, WorkerCommand};
+use crate::worker::{Exchange, Frames, PortOrder, Side, emptying_room};
 
 /// What is under way between control and workers.
 #[derive(Default)]
@@ -24,12 +25,14 @@ pub(super) struct Exchanges {
     awaited: BTreeMap<(u16, PortId), Option<Delivery>>,
     /// By worker: ports that are being closed, and the frames that they held.
     closing: Vec<(u16, JoinHandle<Frames>)>,
+    /// By worker: frames of ports that are closed.
+    closed: Vec<(u16, Frames)>,
 }
 
 impl Exchanges {
     /// Whether all ports are where they should be, and all frames.
     pub(super) fn is_idle(&self) -> bool {
-        self.awaited.is_empty() && self.closing.is_empty()
+        self.awaited.is_empty() && self.closing.is_empty() && self.closed.is_empty()
     }
 }
 
@@ -134,27 +137,25 @@ impl Appliance {
             for (seat, port) in self.crew.seats.iter_mut().zip(ports) {
                 let delivery = port.delivery();
                 let side = Some(blueprint.side(at, port));
-                let (room, slots) = (blueprint.room(), slots.clone());
+                let (room, slots) = (emptying_room(), slots.clone());
                 let exchange = Exchange { id: spec.id, side, slots, room };
-                seat.exchange(PortOrder::Exchange(Box::new(exchange)));
+                seat.exchange([PortOrder::Exchange(Box::new(exchange))]);
                 self.exchanges.awaited.insert((seat.id, spec.id), Some(delivery));
             }
         }
-        self.crew.seats.iter_mut().for_each(|seat| seat.send(WorkerCommand::Ports));
     }
 
     /// Asks the workers for ports that are detached. They drop what waits for them.
     pub(super) fn take_back(&mut self, ids: &[PortId]) {
         let slots = self.steering.steer().offload_slots();
         for seat in &mut self.crew.seats {
-            for &id in ids {
-                let room = blueprint(&self.config, &self.snapshot).room();
+            let order = |&id: &PortId| {
                 let side = Some(Side::vacant(self.opener.vacant(id)));
-                let exchange = Exchange { id, side, slots: slots.clone(), room };
-                seat.exchange(PortOrder::Exchange(Box::new(exchange)));
-                self.exchanges.awaited.insert((seat.id, id), None);
-            }
-            seat.send(WorkerCommand::Ports);
+                let exchange = Exchange { id, side, slots: slots.clone(), room: emptying_room() };
+                PortOrder::Exchange(Box::new(exchange))
+            };
+            seat.exchange(ids.iter().map(order));
+            self.exchanges.awaited.extend(ids.iter().map(|id| ((seat.id, *id), None)));
         }
     }
 
@@ -179,13 +180,16 @@ impl Appliance {
             }
         }
         for (worker, thread) in self.exchanges.closing.extract_if(.., |c| c.1.is_finished()) {
-            let Ok(frames) = thread.join() else {
-                tracing::error!(worker, "a port could not be closed in order: its frames are lost");
-                continue;
-            };
+            match thread.join() {
+                Ok(frames) => self.exchanges.closed.push((worker, frames)),
+                Err(_) => {
+                    tracing::error!(worker, "a port was not closed in order: its frames are lost");
+                }
+            }
+        }
+        for (worker, frames) in self.exchanges.closed.drain(..) {
             if let Some(seat) = self.crew.seats.iter_mut().find(|s| s.id == worker) {
-                seat.exchange(PortOrder::Frames(frames));
-                seat.send(WorkerCommand::Ports);
+                seat.exchange([PortOrder::Frames(frames)]);
             }
         }
     }
@@ -200,10 +204,32 @@ impl Exchanges {
         }
         let Some(side) = exchange.side else { return };
         // The kernel lets sockets go only when nobody can be looking at them any more.
-        let close = move || Frames(side.port.into_frames());
-        match std::thread::Builder::new().name("closing".into()).spawn(close) {
+        let spawn = |job| std::thread::Builder::new().name("closing".into()).spawn(job);
+        match aside(side.port, |port| Frames(port.into_frames()), spawn) {
             Ok(thread) => self.closing.push((worker, thread)),
-            Err(error) => tracing::error!(worker, %error, "a port's frames are lost: no thread"),
+            Err(frames) => self.closed.push((worker, frames)),
+        }
+    }
+}
+
+type Job<R> = Box<dyn FnOnce() -> R + Send>;
+
+/// Does something with `item` on a thread of its own; right here, where there is none to be had.
+fn aside<T: Send + 'static, R: Send + Default + 'static>(
+    item: T,
+    work: fn(T) -> R,
+    spawn: impl FnOnce(Job<R>) -> io::Result<JoinHandle<R>>,
+) -> Result<JoinHandle<R>, R> {
+    let (give, given) = mpsc::sync_channel(1);
+    match spawn(Box::new(move || given.recv().map(work).unwrap_or_default())) {
+        Ok(thread) => {
+            // It waits for nothing else.
+            let _ = give.send(item);
+            Ok(thread)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no thread to close a port: all else waits for it");
+            Err(work(item))
         }
     }
 }
@@ -248,6 +274,15 @@ mod tests {
             switched_off: Vec::new(),
         };
         Opened { spec: spec.clone(), port: OpenedPort { mode, ports: Vec::new() } }
+    }
+
+    #[test]
+    fn what_no_thread_does_is_done_all_the_same() {
+        let double = |n: u64| 2 * n;
+        let thread = aside(21, double, |job| std::thread::Builder::new().spawn(job));
+        assert_eq!(thread.map(|thread| thread.join().expect("no panic")).ok(), Some(42));
+        let refused = |_| Err(io::Error::from(io::ErrorKind::WouldBlock));
+        assert_eq!(aside(21, double, refused).err(), Some(42));
     }
 
     /// One port gets another name, so that it comes last; a new one has a higher number.

@@ -23,6 +23,11 @@ pub enum ReloadError {
     #[error("a reload is under way")]
     Busy,
     #[error(
+        "a reload is held up by workers that hang, or by the kernel: it comes to its end when they \
+         go on; if they don't, restart"
+    )]
+    HeldUp,
+    #[error(
         "a configuration is on trial for {secs} s more: `tidegate confirm` it first, or wait until \
          the one before is back"
     )]

@@ -10,7 +10,7 @@ use crate::forward::spec::{ForwardMode, ForwardSpec};
 use crate::forward::tunnel::{IPV4_WITHIN, IPV6_WITHIN};
 use crate::nic::NicError;
 use crate::nic::steer::{
-    NatRange, OffloadOrder, PortRange, SHARE_ALL, SHARE_TUNNEL, Steer, VipEntry,
+    NatRange, OffloadOrder, PortRange, SHARE_ALL, SHARE_TUNNEL, Steer, VipEntry, check_room,
 };
 use crate::packet::udp;
 use crate::worker::spec::WorkersSpec;
@@ -134,6 +134,15 @@ impl Steering {
     /// The tables that the programs were given last as a whole.
     pub fn tables(&self) -> &SteerTables {
         &self.tables
+    }
+
+    /// Whether the programs have room for such tables.
+    ///
+    /// # Errors
+    /// [`NicError::TooMany`].
+    pub fn check_room(&self, tables: &SteerTables) -> Result<(), NicError> {
+        let SteerTables { vips, returns, nat, transit, checks } = tables;
+        check_room(returns, transit, vips, (&self.local, nat, *checks))
     }
 
     /// Tells the programs the limits of a worker's heartbeat.

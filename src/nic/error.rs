@@ -67,6 +67,11 @@ pub enum NicError {
     HugePages { bytes: u64, pages: u64 },
     #[error("the kernel refused the XDP program: {0}")]
     Load(String),
+    #[error(
+        "the XDP programs have room for {limit} {what}, not for {wanted}; a reload needs room for \
+         those of before as well: let some go by a reload of its own"
+    )]
+    TooMany { what: &'static str, wanted: usize, limit: u32 },
     #[error("map `{map}` of the XDP program: {reason}")]
     Map { map: &'static str, reason: String },
     #[error("{what}: {source}")]

@@ -13,11 +13,13 @@ mod heartbeat;
 mod mapped;
 mod offload;
 mod program;
+mod room;
 
 pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
 pub use offload::{MAX_OFFLOAD_SLOTS, MAX_WAITED, OffloadEntry, OffloadOrder, OffloadSlots};
 pub use program::{Attached, Loaded, PROGRAM_NAME, Sockets, program_name};
+pub use room::check_room;
 
 use abi::{ADDR_CHECKS, ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
 use heartbeat::Renewal;

@@ -412,10 +412,8 @@ impl Port for XskPort {
     /// where there are many queues. Without an anchor ([`super::opener`]) the first port's socket
     /// stays open with the memory region, as libxdp has it.
     fn close(&mut self, pool: &mut FramePool) {
-        for (sockets, q) in
-            self.sockets.iter().flat_map(|s| self.queues.iter().map(move |q| (s, q)))
-        {
-            sockets.unset(q.id);
+        if let Some(sockets) = self.sockets.as_ref().filter(|_| !self.queues.is_empty()) {
+            sockets.unset(self.queues.iter().map(|q| q.id));
         }
         for _ in 0..CLOSE_ROUNDS {
             if self.queues.is_empty() || self.in_flight == 0 {

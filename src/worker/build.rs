@@ -61,6 +61,11 @@ pub struct Own<P> {
     pub stats: Arc<SharedStats>,
 }
 
+/// Room for what waits for a port, whatever its queue was made for.
+pub fn emptying_room() -> Vec<Frame> {
+    Vec::with_capacity(QUEUE_PACKETS_MAX + 2 * BATCH_MAX)
+}
+
 impl Blueprint<'_> {
     /// A worker with all its memory.
     pub fn worker<P: Port>(&self, own: Own<P>) -> Worker<P> {
@@ -166,11 +171,6 @@ impl Blueprint<'_> {
             return Side::vacant(port);
         }
         Side::new(port, self.egress(index), options, in_flight_max)
-    }
-
-    /// Room for what waits for a port.
-    pub fn room(&self) -> Vec<Frame> {
-        Vec::with_capacity(self.queue_packets_max() + 2 * BATCH_MAX)
     }
 
     fn is_vacant(&self, port: usize) -> bool {

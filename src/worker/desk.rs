@@ -25,6 +25,7 @@ pub enum PortOrder<P> {
 }
 
 /// Frames on their way back.
+#[derive(Default)]
 pub struct Frames(pub Vec<Slot>);
 
 impl Drop for Frames {

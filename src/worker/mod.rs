@@ -20,7 +20,7 @@ pub mod spec;
 mod standing;
 pub mod turn;
 
-pub use build::{Blueprint, Own};
+pub use build::{Blueprint, Own, emptying_room};
 pub use clock::Clock;
 pub use command::{Blocked, ControlLink, Phase, Update, WorkerCommand, WorkerEvent, WorkerLink};
 pub use count::{FlowCount, FlowsOf};

@@ -6,6 +6,14 @@ use crate::base::Addr;
 pub const MAX_QUEUES: u32 = 64;
 /// Workers at most.
 pub const MAX_WORKERS: u32 = 64;
+/// Services, over all addresses.
+pub const MAX_SERVICES: u32 = 4_096;
+/// Ends that answers or errors come from: two for each backend of a service.
+pub const MAX_RETURNS: u32 = 65_536;
+/// Addresses: the box's own, those of services and of NAT.
+pub const MAX_ADDRS: u32 = 16_384;
+/// Transit prefixes.
+pub const MAX_PREFIXES: u32 = 65_536;
 /// A canary share that takes everybody, in hundredths of a percent.
 pub const SHARE_ALL: u32 = 10_000;
 /// In place of a share: where tunnels lead, of which only errors are told.
@@ -239,6 +247,10 @@ mod tests {
             ("TG_ADDR_CHECKS", ADDR_CHECKS),
             ("MAX_WORKERS", MAX_WORKERS),
             ("MAX_QUEUES", MAX_QUEUES),
+            ("MAX_SERVICES", MAX_SERVICES),
+            ("MAX_RETURNS", MAX_RETURNS),
+            ("MAX_ADDRS", MAX_ADDRS),
+            ("MAX_PREFIXES", MAX_PREFIXES),
             ("SHARE_ALL", SHARE_ALL),
             ("SHARE_TUNNEL", SHARE_TUNNEL),
             ("MAX_OFFLOADS", MAX_OFFLOADS),

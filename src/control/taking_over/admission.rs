@@ -1,0 +1,149 @@
+//! What has to be right before anything changes.
+
+use std::time::Duration;
+
+use super::{Pending, ReloadReply, Step, TakeOver, answer};
+use crate::config::{self, Config};
+use crate::control::checks::way;
+use crate::control::port_plan::{PortPlan, keep_port_numbers};
+use crate::control::reload::{
+    ReloadError, fixed_differences, keep_class_ids, keep_tenant_numbers, warnings,
+};
+use crate::control::run::Control;
+use crate::control::steering::SteerTables;
+use crate::control::view::ReloadView;
+use crate::nic::spec::PortSpec;
+use crate::packet::PortId;
+
+impl Control {
+    /// Loads the configuration anew and has the workers take it over; for so long at first, where
+    /// it is to be confirmed.
+    pub(in crate::control) fn reload(&mut self, confirm: Option<Duration>, reply: ReloadReply) {
+        let before = confirm.map(|within| (within, self.appliance.config.clone()));
+        match self.begin_reload() {
+            Ok(None) => {
+                let mut done = view(&self.appliance.config, Vec::new());
+                done.unchanged = true;
+                tracing::info!("configuration unchanged");
+                answer(reply, Ok(done));
+            }
+            Ok(Some(mut take_over)) => {
+                take_over.reply = reply;
+                take_over.done.confirm_within_secs = confirm.map(|within| within.as_secs());
+                self.take_over = Some(take_over);
+                self.begin_trial(before);
+            }
+            Err(error) => self.refuse(reply, &error),
+        }
+    }
+
+    fn begin_reload(&mut self) -> Result<Option<TakeOver>, ReloadError> {
+        if let Some(trial) = &self.trial {
+            let left = trial.left(self.appliance.clock.now());
+            return Err(ReloadError::OnTrial { secs: left.as_secs() });
+        }
+        let wanted = config::load(&self.appliance.config.path).map_err(ReloadError::Faults)?;
+        self.begin(wanted)
+    }
+
+    /// Has the workers take a configuration over; `None` where it is the one that runs.
+    pub(in crate::control) fn begin(
+        &mut self,
+        mut wanted: Config,
+    ) -> Result<Option<TakeOver>, ReloadError> {
+        if let Some(take_over) = &self.take_over {
+            return Err(take_over.occupies());
+        }
+        if !self.appliance.exchanges.is_idle() {
+            return Err(ReloadError::Busy);
+        }
+        let a = &mut self.appliance;
+        if !wanted.frames_given {
+            wanted.workers.frames = a.config.workers.frames;
+        }
+        let mut keys = fixed_differences(&a.config, &wanted);
+        keys.extend(unread_tables(&wanted, a.feed.tables()));
+        if !keys.is_empty() {
+            let path = a.config.path.display().to_string();
+            return Err(ReloadError::Fixed { path, keys });
+        }
+        keep_port_numbers(&a.config, &mut wanted)?;
+        keep_class_ids(&a.config, &mut wanted)?;
+        keep_tenant_numbers(&a.config, &mut wanted)?;
+        let mirror = a.netlink.mirror();
+        let is_lost = |id: PortId| a.feed.is_replaced(usize::from(id.0), mirror);
+        let plan = PortPlan::of(&a.config, &wanted, is_lost);
+        if wanted == a.config && plan.is_empty() {
+            return Ok(None);
+        }
+        if let Some(id) = plan.leaving().find(|id| Some(*id) == a.opener.holder()) {
+            let port = a.config.ports[usize::from(id.0)].name.clone();
+            return Err(ReloadError::Holder { port });
+        }
+        let steer = SteerTables::of(&wanted);
+        a.steering.check_room(&a.steering.tables().union(&steer))?;
+        a.check_ports(&wanted, plan.opening())?;
+        if way::goes_by_workers(&wanted) {
+            a.open_passage().map_err(ReloadError::Checks)?;
+        }
+        let named = |config: &Config, ids: &mut dyn Iterator<Item = PortId>| {
+            ids.map(|id| config.ports[usize::from(id.0)].name.clone()).collect()
+        };
+        let done = ReloadView {
+            ports_opened: named(&wanted, &mut plan.opening()),
+            ports_closed: named(&a.config, &mut plan.leaving()),
+            ..view(&wanted, warnings(&a.config, &wanted))
+        };
+        let (programs, opened) = (Vec::new(), Vec::new());
+        let pending = Pending { wanted, programs, opened, plan, steer };
+        let step = match pending.plan.opening().count() {
+            0 => self.make_room(pending)?,
+            count => {
+                let loading = a.load_programs(count).map_err(ReloadError::Thread)?;
+                Step::Loading(loading, Box::new(pending))
+            }
+        };
+        Ok(Some(TakeOver::new(step, self.appliance.clock.now(), done)))
+    }
+
+    /// Opens what needs nobody to go first; then those go that have to, if there are any, or all is
+    /// handed out.
+    pub(super) fn make_room(&mut self, mut pending: Pending) -> Result<Step, ReloadError> {
+        let Pending { wanted, programs, plan, .. } = &mut pending;
+        pending.opened = self.appliance.open_ports(wanted, &plan.open_first, programs)?;
+        if pending.plan.leave_first.is_empty() {
+            return Ok(Step::Taking(self.hand_out(pending)?));
+        }
+        let ports = &self.appliance.config.ports;
+        let first = pending.plan.leave_first.iter().map(|id| ports[usize::from(id.0)].clone());
+        let first = first.collect();
+        let leaving = self.leave(first);
+        Ok(Step::Clearing(leaving, Box::new(pending)))
+    }
+}
+
+/// Ports' tables of routes that nobody has read since the start.
+fn unread_tables(wanted: &Config, read: &[u32]) -> Vec<String> {
+    let unread = |port: &PortSpec| {
+        let table = port.table.filter(|table| !read.contains(table))?;
+        Some(format!("port.{}.table: {table} is none of those that are read: {read:?}", port.name))
+    };
+    wanted.ports.iter().filter_map(unread).collect()
+}
+
+fn view(config: &Config, warnings: Vec<String>) -> ReloadView {
+    ReloadView {
+        config: config.path.display().to_string(),
+        pipeline: config.pipeline.name.clone(),
+        services: config.forward.services.len(),
+        backends: config.forward.pools.iter().map(|p| p.backends.len()).sum(),
+        rules: config.rules.len(),
+        ports_opened: Vec::new(),
+        ports_closed: Vec::new(),
+        unchanged: false,
+        confirm_within_secs: None,
+        blocked_us: 0,
+        worked_us: 0,
+        warnings,
+    }
+}

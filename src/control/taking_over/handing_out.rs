@@ -1,0 +1,147 @@
+//! Gives workers a new configuration, and sees when all have it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::leaving::Leaving;
+use super::{Pending, Step, TakeOver};
+use crate::config::Config;
+use crate::control::appliance::{blueprint, rules_of};
+use crate::control::reload::ReloadError;
+use crate::control::run::Control;
+use crate::control::steering::SteerTables;
+use crate::graph::Snapshot;
+use crate::nic::spec::PortSpec;
+use crate::qos::limits::Limits;
+use crate::qos::meters::Meters;
+use crate::worker::{Blocked, WorkerCommand};
+
+/// What workers are waited for with.
+pub(super) struct Taking {
+    awaited: BTreeSet<u16>,
+    /// Those whose old configuration is back, but who have not told what it took.
+    taken: BTreeSet<u16>,
+    steer: SteerTables,
+    leave: Vec<PortSpec>,
+    /// The orders that the forwarding table has to know: it leads to ports by their numbers.
+    orders: u64,
+}
+
+impl Taking {
+    /// Workers that have not taken it.
+    pub(super) fn awaited(&self) -> &BTreeSet<u16> {
+        &self.awaited
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+}
+
+impl Control {
+    /// Gives all workers the new ports and the new configuration. What was opened is closed where
+    /// it fails.
+    pub(super) fn hand_out(&mut self, pending: Pending) -> Result<Taking, ReloadError> {
+        let Pending { wanted, opened, plan, steer, .. } = pending;
+        let a = &mut self.appliance;
+        let both = a.steering.tables().union(&steer);
+        let before = a.steering.tables().clone();
+        let told = a.steering.set_limits(&wanted.workers);
+        if let Err(error) = told.and_then(|()| a.steering.set_tables(both)) {
+            // As it was, as far as the kernel lets us.
+            let _ = a.steering.set_limits(&a.config.workers);
+            let _ = a.steering.set_tables(before);
+            a.close_opened(opened);
+            return Err(error.into());
+        }
+        let leave = plan.leave_last.iter().map(|id| a.config.ports[usize::from(id.0)].clone());
+        let leave = leave.collect();
+        a.hand_over(&wanted, opened);
+        let opened = |id| plan.opening().any(|o| o == id);
+        let orders = a.feed.set_ports(&wanted.ports, a.netlink.mirror(), opened);
+        self.give_config(wanted);
+        let awaited = self.appliance.crew.seats.iter().map(|s| s.id).collect();
+        Ok(Taking { awaited, taken: BTreeSet::new(), steer, leave, orders })
+    }
+
+    fn give_config(&mut self, wanted: Config) {
+        let a = &mut self.appliance;
+        let crew = &a.crew;
+        a.pools.set_config(&wanted, |place| crew.connections(place) > 0);
+        a.crew.reserve(a.pools.places_count());
+        let (now, seed) = (a.clock.now(), a.snapshot.seed);
+        let snapshot = Snapshot {
+            forward: Arc::new(a.pools.tables(now, &wanted, seed)),
+            rules: Arc::new(rules_of(&wanted)),
+            meters: Arc::new(Meters::build(&wanted.metering, Some(&a.snapshot.meters))),
+            limits: Arc::new(Limits::build(&wanted.limits, seed, Some(&a.snapshot.limits), now)),
+            ..a.snapshot.clone()
+        };
+        let new = blueprint(&wanted, &snapshot);
+        let old = blueprint(&a.config, &a.snapshot);
+        // All is made before anybody has to wait for it.
+        let updates: Vec<_> =
+            a.crew.seats.iter().map(|_| Box::new(new.update(now, &old))).collect();
+        new.share();
+        for (seat, update) in a.crew.seats.iter_mut().zip(updates) {
+            seat.send(WorkerCommand::Update(update));
+        }
+        if let Err(error) = a.copies.set_config(&wanted) {
+            tracing::error!(%error, "copies are not taken: no thread can be started");
+        }
+        let ports_differ = wanted.ports != a.config.ports;
+        if wanted.workers.cores != a.config.workers.cores {
+            for seat in &a.crew.seats {
+                let core = wanted.workers.cores.get(usize::from(seat.id)).copied();
+                if let Err(error) = seat.pin(core) {
+                    tracing::warn!(worker = seat.id, core, %error, "can't be pinned to its core");
+                }
+            }
+        }
+        a.snapshot = snapshot;
+        a.config = wanted;
+        a.set_passage();
+        a.refresh_kept();
+        if ports_differ {
+            a.reroute();
+        }
+        a.renew_offload();
+        a.refresh_offload();
+    }
+
+    /// A worker has sent back what it had before.
+    pub(in crate::control) fn given_back(&mut self, worker: u16) {
+        if let Some(TakeOver { step: Step::Taking(taking), .. }) = &mut self.take_over {
+            taking.taken.insert(worker);
+        }
+    }
+
+    /// A worker has swapped its snapshot, or ports, which has cost so much.
+    pub(in crate::control) fn blocked(&mut self, worker: u16, blocked: Blocked) {
+        let Some(take_over) = &mut self.take_over else { return };
+        let most = &mut take_over.blocked;
+        most.ns = most.ns.max(blocked.ns);
+        most.worked_ns = most.worked_ns.max(blocked.worked_ns);
+        if let Step::Taking(taking) = &mut take_over.step
+            && taking.taken.remove(&worker)
+        {
+            taking.awaited.remove(&worker);
+        }
+    }
+
+    pub(super) fn has_taken(&self, taking: &Taking) -> bool {
+        let a = &self.appliance;
+        taking.awaited.is_empty() && a.exchanges.is_idle() && a.feed.knows(taking.orders)
+    }
+
+    /// All workers have the new configuration: what only the one before needs goes.
+    pub(super) fn taken_over(&mut self, taking: Taking) -> Leaving {
+        let a = &mut self.appliance;
+        if let Err(error) = a.steering.set_tables(taking.steer) {
+            tracing::warn!(%error, "what is no longer ours is still steered here");
+        }
+        // What is no longer ours may have been handed down meanwhile.
+        a.renew_offload();
+        self.leave(taking.leave)
+    }
+}

@@ -74,8 +74,8 @@ impl Bucket {
         self.rate.bytes_in(ns)
     }
 
-    /// Adds what `elapsed` nanoseconds bring. The product of two 64-bit numbers fits 128 bits, so
-    /// no elapsed time is too long; what is over the cap is lost, carry included.
+    /// Adds what `elapsed` nanoseconds bring. No elapsed time is too long; what is over the cap is
+    /// lost, carry included.
     #[inline(always)]
     pub fn refill(&mut self, elapsed: u64) {
         self.refill_for(elapsed, false);
@@ -84,12 +84,21 @@ impl Bucket {
     /// As above. `waits`: something waits for its turn, and keeps what comes meanwhile, for a time.
     #[inline(always)]
     pub fn refill_for(&mut self, elapsed: u64, waits: bool) {
+        let (cap, carry) = (self.most(waits), u64::from(self.carry));
+        let grown = self.rate.0.checked_mul(elapsed).and_then(|grown| grown.checked_add(carry));
+        let Some(grown) = grown else { return self.refill_long(elapsed, cap) };
+        let tokens = self.tokens.saturating_add((grown >> CARRY_BITS) as i64);
+        let is_full = tokens >= cap;
+        self.tokens = if is_full { cap } else { tokens };
+        self.carry = if is_full { 0 } else { grown as u32 & ((1 << CARRY_BITS) - 1) };
+    }
+
+    /// As above where it takes more than 64 bits: the product of two such numbers fits 128.
+    #[cold]
+    #[inline(never)]
+    fn refill_long(&mut self, elapsed: u64, cap: i64) {
         let grown = u128::from(elapsed) * u128::from(self.rate.0) + u128::from(self.carry);
-        let mut cap = i64::from(self.cap) << TOKEN_BITS;
         let whole = (grown >> CARRY_BITS) as i128;
-        if waits && whole >= i128::from(cap.saturating_sub(self.tokens)) {
-            cap = cap.max(self.kept());
-        }
         if whole >= i128::from(cap.saturating_sub(self.tokens)) {
             self.tokens = cap;
             self.carry = 0;
@@ -99,10 +108,12 @@ impl Bucket {
         }
     }
 
-    /// What is kept while something waits, beside a burst.
-    #[cold]
-    fn kept(&self) -> i64 {
-        (self.rate.0.min(u64::MAX >> (WAITING_SHIFT + 1)) << WAITING_SHIFT) as i64
+    /// The most tokens; while something waits, what is kept beside a burst.
+    #[inline(always)]
+    fn most(&self, waits: bool) -> i64 {
+        let cap = i64::from(self.cap) << TOKEN_BITS;
+        let kept = (self.rate.0.min(u64::MAX >> (WAITING_SHIFT + 1)) << WAITING_SHIFT) as i64;
+        if waits { cap.max(kept) } else { cap }
     }
 
     #[inline(always)]

@@ -176,7 +176,9 @@ pub(super) struct Class {
     pub ceil: Bucket,
     /// When both were last settled. Between that and now nothing was taken out.
     pub settled: Nanos,
-    pub parent: u32,
+    above: u16,
+    /// Index among inner classes; [`Class::LEAF`] for leaves.
+    pub inner: u16,
     /// What those below it offer. A leaf that holds packets offers its own priority as a `LOAN`.
     pub want: Offers,
     pub mode: Mode,
@@ -193,11 +195,20 @@ impl Class {
             rate,
             ceil,
             settled: Nanos::ZERO,
-            parent,
+            above: parent as u16,
+            inner: Class::LEAF,
             mode: Mode::CanSend,
             want: Offers::NONE,
             traits,
         }
+    }
+
+    /// No class has so many others beside it.
+    pub const LEAF: u16 = u16::MAX;
+
+    #[inline(always)]
+    pub fn parent(&self) -> u32 {
+        u32::from(self.above)
     }
 
     /// To be called before what is below the class begins to want something, too: the time in which
@@ -205,9 +216,13 @@ impl Class {
     #[inline(always)]
     pub fn settle(&mut self, now: Nanos) {
         let elapsed = now.since(self.settled);
-        if elapsed == 0 {
-            return;
+        if elapsed != 0 {
+            self.refill(now, elapsed);
         }
+    }
+
+    #[inline(never)]
+    fn refill(&mut self, now: Nanos, elapsed: u64) {
         if self.traits.has_rate() {
             // What is guaranteed is not lost to whoever is served first. The ceil, which bounds
             // what the class may send at once, is not kept in the same way.

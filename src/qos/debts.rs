@@ -27,7 +27,7 @@ impl Tree {
     /// above it. `is_deep`: those of its parent did not pay either.
     #[inline(always)]
     pub(super) fn owe(&mut self, at: u32, priority: usize, bytes: u32, is_deep: bool) {
-        let inner = &mut self.inners[self.inner_of[at as usize] as usize];
+        let inner = &mut self.inners[usize::from(self.classes[at as usize].inner)];
         if inner.early & (1 << priority) == 0 {
             return;
         }
@@ -43,13 +43,6 @@ impl Tree {
         inner.owes |= 1 << priority;
     }
 
-    /// Whether a class that is about to lend to a priority has debts of one before it.
-    #[inline(always)]
-    pub(super) fn owes_before(&self, at: u32, priority: usize) -> bool {
-        let inner = &self.inners[self.inner_of[at as usize] as usize];
-        inner.owes & ((1 << priority) - 1) != 0
-    }
-
     /// Pays debts of the priorities before this one with the tokens of a class that has some, and
     /// about a frame more. It does not pay all that it owes: what was lent on top of all its own
     /// tokens would count, too, whenever those first in priority pause for a moment.
@@ -57,7 +50,7 @@ impl Tree {
     pub(super) fn repay_before(&mut self, at: u32, priority: usize) {
         let mut left = self.classes[at as usize].rate.bytes().saturating_add(REPAID_BEYOND);
         let mut debts = [0; PRIORITIES];
-        let inner = &self.inners[self.inner_of[at as usize] as usize];
+        let inner = &self.inners[usize::from(self.classes[at as usize].inner)];
         for (part, round) in debts.iter_mut().zip(&inner.rounds[..priority]) {
             *part = round.debt.min(left);
             left -= *part;
@@ -66,7 +59,7 @@ impl Tree {
         while at != ROOT {
             let bytes = self.settle_debts(at, &mut debts);
             let class = &mut self.classes[at as usize];
-            let (parent, before) = (class.parent, class.mode);
+            let (parent, before) = (class.parent(), class.mode);
             class.settle(self.now);
             class.pay(bytes);
             class.mode = class.mode_now();
@@ -83,7 +76,7 @@ impl Tree {
     /// Takes off a class's debts what is in `debts`, and leaves there what of that the class above
     /// owes, too. Returns the sum.
     fn settle_debts(&mut self, at: u32, debts: &mut [u32; PRIORITIES]) -> u32 {
-        let inner = &mut self.inners[self.inner_of[at as usize] as usize];
+        let inner = &mut self.inners[usize::from(self.classes[at as usize].inner)];
         let mut bytes = 0u32;
         for (priority, (part, round)) in debts.iter_mut().zip(&mut inner.rounds).enumerate() {
             let paid = round.debt.min(*part);

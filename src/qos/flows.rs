@@ -8,6 +8,10 @@ use crate::base::Seed;
 use crate::base::hash::fold;
 use crate::base::mem::{huge_table, huge_vec, prefetch, prefetch_at};
 
+/// Sizes of flows are told apart by powers of two, from 16 KiB on; the last takes all from 4 MiB.
+pub(super) const FAT_SIZES: usize = 9;
+const FAT_BITS_MIN: u32 = 14;
+
 const MIX: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
 /// Which of its leaf's lists a flow stands in.
@@ -41,6 +45,26 @@ pub(super) struct Flow {
     /// Bytes that wait, as counted.
     pub bytes: u32,
     pub above: Above,
+}
+
+impl Flow {
+    /// Whether it stands on the list of flows of about its size, or none for thin ones. Only at
+    /// half of its size it counts as one of the next smaller, lest it go to and fro.
+    #[inline(always)]
+    pub fn is_of_size(&self) -> bool {
+        let quarters = self.bytes >> ((FAT_BITS_MIN - 2 + u32::from(self.fat)) % u32::BITS);
+        match usize::from(self.fat) {
+            0 => quarters < 4,
+            FAT_SIZES => quarters > 0,
+            _ => quarters.wrapping_sub(1) < 3,
+        }
+    }
+
+    /// The list for flows of its size, counted from 1; 0 for thin ones, which are on no such list.
+    pub fn size(&self) -> u8 {
+        let bits = u32::BITS - self.bytes.leading_zeros();
+        bits.saturating_sub(FAT_BITS_MIN).min(FAT_SIZES as u32) as u8
+    }
 }
 
 /// By which a flow is found.
@@ -185,7 +209,7 @@ impl Flows {
 
     /// Whether an entry, in use or `NIL`, is that of a key.
     #[inline(always)]
-    fn is_of(&self, flow: u32, key: Key) -> bool {
+    pub fn is_of(&self, flow: u32, key: Key) -> bool {
         let entry = self.arena.get(flow as usize);
         entry.is_some_and(|flow| flow.hash == key.hash && u32::from(flow.leaf) == key.leaf)
     }

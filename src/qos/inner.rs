@@ -46,7 +46,13 @@ impl Inner {
     /// The children with something to offer in a turn.
     #[inline(always)]
     pub fn set(&self, turn: Turn) -> Set {
-        let stride = self.stride * turn.kind() as u32;
+        let stride = if turn.is_loan() { self.stride } else { 0 };
         Set::at(self.rounds[turn.priority()].sets + stride, self.count)
+    }
+
+    /// Whether a class that is about to lend to a priority has debts of one before it.
+    #[inline(always)]
+    pub fn owes_before(&self, priority: usize) -> bool {
+        self.owes & ((1 << priority) - 1) != 0
     }
 }

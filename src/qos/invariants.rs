@@ -78,7 +78,7 @@ impl Scheduler {
             for turn in class.offers() {
                 let offered = self.tree.is_offered(at, turn);
                 assert!(offered, "class {at} has to offer, and is in no set");
-                assert!(self.tree.classes[class.parent as usize].want.contains(turn));
+                assert!(self.tree.classes[class.parent() as usize].want.contains(turn));
             }
         }
     }

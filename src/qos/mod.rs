@@ -5,6 +5,7 @@
 //! [`validate()`] says what a class tree must fulfil for its promises to hold.
 
 mod ahead;
+mod aqm;
 mod bucket;
 mod build;
 mod class;
@@ -37,6 +38,7 @@ mod succession;
 pub mod tokens;
 mod tree;
 mod validate;
+mod walk;
 mod wheel;
 
 pub use scheduler::{Queued, Scheduler};

@@ -6,9 +6,8 @@
 //! each.
 
 use super::codel::{Above, Ticks};
-use super::ecn;
-use super::flows::{Flows, Key, Standing};
-use super::pacing::{Due, Pace, Pacing};
+use super::flows::{FAT_SIZES, Flows, Key, Standing};
+use super::pacing::{Due, Pacing};
 use super::packets::{Note, Packets};
 use super::settings::{Manner, lay_out};
 use super::sojourn::{Recent, Sojourn};
@@ -18,11 +17,6 @@ use crate::base::mem::{Arena, huge_vec};
 use crate::base::{Nanos, Seed};
 use crate::packet::{DropReason, Frame};
 
-/// Sizes of flows are told apart by powers of two, from 16 KiB on; the last takes all from 4 MiB.
-pub(super) const FAT_SIZES: usize = 9;
-const FAT_BITS_MIN: u32 = 14;
-/// Smaller flows are thin.
-const FAT_MIN: u32 = 1 << FAT_BITS_MIN;
 /// Flows that hold no packet but still stand in a list, at most this many: 1 in so many of the
 /// packets held. Those above are forgotten at once.
 const EMPTY_SHARE: u32 = 4;
@@ -236,7 +230,7 @@ impl Queues {
     }
 
     /// Appends a packet to its flow. Gives the frame back when there is no room.
-    #[inline]
+    #[inline(always)]
     pub fn push(
         &mut self,
         key: Key,
@@ -250,51 +244,78 @@ impl Queues {
             return Err(frame);
         }
         let likely = self.leaves[leaf as usize].only_flow();
-        let Some((flow, fresh)) = self.flows.find_or_insert(key, likely) else {
+        let flow = if self.flows.is_of(likely, key) { likely } else { self.flow_of(key, likely) };
+        if flow == NIL {
             return Err(frame);
-        };
+        }
         let cell = self.packets.insert(frame, note)?;
+        self.bytes += u64::from(bytes);
+        let held = &mut self.leaves[leaf as usize];
+        held.packets += 1;
+        held.bytes += u64::from(bytes);
+        let held_bytes = held.bytes;
+        let entry = self.flows.at_mut(flow);
+        entry.bytes = entry.bytes.wrapping_add(bytes);
+        let (resized, sleeps) = (!entry.is_of_size(), entry.standing == Standing::Asleep);
+        let tail = std::mem::replace(&mut entry.tail, cell);
+        if tail == NIL {
+            entry.head = cell;
+            self.begin(leaf, flow, now);
+        } else {
+            self.packets.link(tail, cell);
+            if sleeps {
+                self.pacing.resize(leaf, i64::from(bytes));
+            }
+        }
+        if resized {
+            self.change_size(leaf, flow);
+        }
+        if held_bytes > self.leaves[self.fattest as usize].bytes {
+            self.fattest = leaf;
+        }
+        Ok(())
+    }
+
+    /// The flow of a packet, which is made where there is none; `NIL`: there is no room.
+    #[inline(never)]
+    fn flow_of(&mut self, key: Key, likely: u32) -> u32 {
+        let Some((flow, fresh)) = self.flows.find_or_insert(key, likely) else { return NIL };
         if fresh {
             let entry = self.flows.at_mut(flow);
             (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
             (entry.deficit, entry.above) = (self.quantum as i32, Above::default());
-            self.append(leaf, flow, Standing::New);
+            self.append(key.leaf, flow, Standing::New);
+            self.empty += 1;
             if self.has_paces {
                 self.pacing.set(flow, Due::default());
             }
-        } else if self.flows.at(flow).head == NIL {
-            self.empty -= 1;
         }
-        let entry = self.flows.at_mut(flow);
-        let tail = std::mem::replace(&mut entry.tail, cell);
-        if tail == NIL {
-            entry.head = cell;
-            let asleep = entry.standing == Standing::Asleep;
-            self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_add(1);
-            if asleep {
-                self.stir(leaf, flow, now);
-            }
-        } else {
-            self.packets.link(tail, cell);
-        }
-        self.resize(leaf, flow, i64::from(bytes));
+        flow
+    }
+
+    /// A flow has its first packet.
+    #[inline(never)]
+    fn begin(&mut self, leaf: u32, flow: u32, now: Nanos) {
+        self.empty -= 1;
         let held = &mut self.leaves[leaf as usize];
-        held.packets += 1;
-        if held.bytes > self.leaves[self.fattest as usize].bytes {
-            self.fattest = leaf;
+        held.flows = held.flows.wrapping_add(1);
+        if self.flows.at(flow).standing == Standing::Asleep {
+            self.stir(leaf, flow, now);
+            let entry = self.flows.at(flow);
+            if entry.standing == Standing::Asleep {
+                self.pacing.resize(leaf, i64::from(entry.bytes));
+            }
         }
-        Ok(())
     }
 
     /// The packet that the leaf sends next, and its bytes as counted. `None` when it holds none, or
     /// none any more: the queue management may drop some.
     #[inline]
     pub fn pop(&mut self, leaf: u32, exit: &mut Exit<'_>) -> Option<(Frame, u32)> {
-        let pace = if self.has_paces { self.pace(leaf) } else { Pace::NONE };
         loop {
-            let lists = &self.leaves[leaf as usize].lists;
-            let list = usize::from(lists[NEW].head == NIL);
-            let flow = lists[list].head;
+            let held = &mut self.leaves[leaf as usize];
+            let list = usize::from(held.lists[NEW].head == NIL);
+            let flow = held.lists[list].head;
             if flow == NIL {
                 return None;
             }
@@ -305,39 +326,31 @@ impl Queues {
             }
             if entry.deficit <= 0 {
                 entry.deficit += self.quantum as i32;
-                if list == NEW || entry.next != NIL {
-                    self.unlink_first(leaf, list);
-                    self.append(leaf, flow, Standing::Old);
+                let is_alone = list == OLD && entry.next == NIL;
+                if !is_alone || entry.deficit <= 0 {
+                    self.go_behind(leaf, list);
+                    continue;
                 }
-                continue;
             }
-            if pace.is_set() && !self.pacing.is_due(flow, exit.at) {
-                self.sleep_first(leaf, list);
+            if self.has_paces && self.sleeps_first(leaf, list, exit.at) {
                 continue;
             }
             let (mut frame, bytes, Note { since, l3 }) = self.shift(leaf, flow)?;
+            let held = &mut self.leaves[leaf as usize];
             let waited = exit.now.wrapping_sub(since);
-            let late = waited >= self.manner(leaf).target;
-            let drops = (late || self.flows.at(flow).above.is_set())
-                && self.signals(leaf, flow, late, exit)
-                && !self.mark(leaf, &mut frame, l3, exit);
+            let late = waited >= self.manners[usize::from(held.manner)].target;
             let entry = self.flows.at_mut(flow);
-            let sent = if drops { 0 } else { bytes };
-            entry.deficit -= sent as i32;
             let (next, is_empty) = (entry.next, entry.head == NIL);
-            self.flows.prefetch(next);
-            let mut sleeps =
-                pace.is_set() && (self.pacing.charge(flow, pace, exit.at, sent) || is_empty);
-            if is_empty {
-                self.empty += 1;
-                let is_last = self.leaves[leaf as usize].packets == 0 && !sleeps;
-                if is_last || self.empty > self.empty_max {
-                    self.forget_first(leaf, list);
-                    sleeps = false;
-                }
+            let mut drops = false;
+            if late || entry.above.is_set() {
+                drops =
+                    self.signals(leaf, flow, late, exit) && !self.mark(leaf, &mut frame, l3, exit);
             }
-            if sleeps {
-                self.sleep_first(leaf, list);
+            let sent = if drops { 0 } else { bytes };
+            self.flows.at_mut(flow).deficit -= sent as i32;
+            self.flows.prefetch(next);
+            if is_empty || self.has_paces {
+                self.leave(leaf, list, is_empty, sent, exit.at);
             }
             if !drops {
                 self.note_wait(leaf, waited);
@@ -345,6 +358,35 @@ impl Queues {
             }
             self.count_aqm_drop(leaf, frame, bytes, exit);
         }
+    }
+
+    /// The first flow of a list has sent: it is forgotten or sleeps if it has to.
+    #[inline(never)]
+    fn leave(&mut self, leaf: u32, list: usize, is_empty: bool, sent: u32, now: Nanos) {
+        let (flow, pace) = (self.leaves[leaf as usize].lists[list].head, self.pace(leaf));
+        let sleeps = pace.is_set() && (self.pacing.charge(flow, pace, now, sent) || is_empty);
+        if is_empty {
+            self.empty += 1;
+            let is_last = self.leaves[leaf as usize].packets == 0 && !sleeps;
+            if is_last || self.empty > self.empty_max {
+                self.forget_first(leaf, list);
+                return;
+            }
+        }
+        if sleeps {
+            self.sleep_first(leaf, list);
+        }
+    }
+
+    /// Sends the first flow of a list to sleep if it may not send yet.
+    #[inline(never)]
+    fn sleeps_first(&mut self, leaf: u32, list: usize, now: Nanos) -> bool {
+        let flow = self.leaves[leaf as usize].lists[list].head;
+        let sleeps = self.pace(leaf).is_set() && !self.pacing.is_due(flow, now);
+        if sleeps {
+            self.sleep_first(leaf, list);
+        }
+        sleeps
     }
 
     #[inline(always)]
@@ -355,77 +397,33 @@ impl Queues {
         }
     }
 
-    #[cold]
-    fn count_aqm_drop(&mut self, leaf: u32, frame: Frame, bytes: u32, exit: &mut Exit<'_>) {
-        let losses = &mut self.losses[leaf as usize];
-        losses.dropped.add(bytes);
-        losses.aqm_dropped += 1;
-        exit.drops_left -= 1;
-        exit.dropped.push((frame, DropReason::AqmDrop));
-    }
-
-    /// Whether the queue management has something to tell the flow that a packet was taken from.
-    #[cold]
-    fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
-        // What is left of a frame or less does not stand.
-        let late = late && self.leaves[leaf as usize].bytes > u64::from(self.quantum);
-        let interval = self.manner(leaf).interval;
-        let (above, codel) = self.flows.codel_mut(flow);
-        codel.signals(above, late, exit.now, interval)
-    }
-
-    /// Marks a packet to tell its flow; one that can't be dropped any more is sent as it is.
-    /// `false`: drop it.
-    #[cold]
-    fn mark(&mut self, leaf: u32, frame: &mut Frame, l3: u16, exit: &Exit<'_>) -> bool {
-        if l3 > 0 && ecn::mark(frame.bytes_mut(exit.arena), usize::from(l3)) {
-            self.losses[leaf as usize].marked += 1;
-            return true;
-        }
-        exit.drops_left == 0
-    }
-
     /// Takes the first packet of a flow that holds one.
     #[inline(always)]
     pub fn shift(&mut self, leaf: u32, flow: u32) -> Option<(Frame, u32, Note)> {
         let entry = self.flows.at_mut(flow);
         let (frame, note, next) = self.packets.remove(entry.head);
-        entry.head = next;
+        let frame = frame?;
         let held = &mut self.leaves[leaf as usize];
+        let bytes = self.manners[usize::from(held.manner)].counting.counted(frame.len());
+        self.bytes -= u64::from(bytes);
+        held.packets -= 1;
+        held.bytes = held.bytes.wrapping_sub(u64::from(bytes));
+        entry.bytes = entry.bytes.wrapping_sub(bytes);
+        entry.head = next;
         if next == NIL {
             entry.tail = NIL;
             held.flows = held.flows.wrapping_sub(1);
-            if entry.standing == Standing::Asleep {
+        }
+        if entry.standing == Standing::Asleep {
+            self.pacing.resize(leaf, -i64::from(bytes));
+            if next == NIL {
                 self.pacing.has_packets(leaf, false);
             }
         }
-        let frame = frame?;
-        held.packets -= 1;
-        let bytes = self.counted(leaf, frame.len());
-        self.resize(leaf, flow, -i64::from(bytes));
+        if !entry.is_of_size() {
+            self.change_size(leaf, flow);
+        }
         Some((frame, bytes, note))
-    }
-
-    /// Counts bytes that come to a flow or leave it, and keeps it among those of about its size.
-    #[inline(always)]
-    pub fn resize(&mut self, leaf: u32, flow: u32, change: i64) {
-        let held = &mut self.leaves[leaf as usize];
-        held.bytes = held.bytes.wrapping_add_signed(change);
-        self.bytes = self.bytes.wrapping_add_signed(change);
-        let entry = self.flows.at_mut(flow);
-        entry.bytes = entry.bytes.wrapping_add(change as u32);
-        let (bytes, fat) = (entry.bytes, entry.fat);
-        if entry.standing == Standing::Asleep {
-            self.pacing.resize(leaf, change);
-        }
-        if bytes < FAT_MIN && fat == 0 {
-            return;
-        }
-        // Only at half of its size a flow counts as one of the next smaller, lest it go to and fro.
-        let (least, most) = (fat_size(bytes), fat_size(bytes.saturating_mul(2)));
-        if fat < least || fat > most {
-            self.change_size(leaf, flow, least);
-        }
     }
 
     /// The first flow of a list, which holds no packets, has its turn: a new one joins the old
@@ -464,7 +462,14 @@ impl Queues {
         (entry.next, entry.standing) = (NIL, standing);
     }
 
-    #[inline]
+    /// The first flow of a list has used up its round: it joins the end of the old ones.
+    #[inline(always)]
+    fn go_behind(&mut self, leaf: u32, list: usize) {
+        let flow = self.unlink_first(leaf, list);
+        self.append(leaf, flow, Standing::Old);
+    }
+
+    #[inline(always)]
     pub fn unlink_first(&mut self, leaf: u32, list: usize) -> u32 {
         let list = &mut self.leaves[leaf as usize].lists[list];
         let first = list.head;
@@ -479,12 +484,4 @@ impl Queues {
 #[inline(always)]
 fn list_of(standing: Standing) -> usize {
     if standing == Standing::New { NEW } else { OLD }
-}
-
-/// The list of fat flows for a flow of this size, counted from 1; 0 for thin flows, which are on no
-/// such list.
-#[inline(always)]
-fn fat_size(bytes: u32) -> u8 {
-    let bits = u32::BITS - bytes.leading_zeros();
-    bits.saturating_sub(FAT_BITS_MIN).min(FAT_SIZES as u32) as u8
 }

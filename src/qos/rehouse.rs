@@ -72,8 +72,7 @@ impl Queues {
     }
 
     fn settle_in(&mut self, leaf: u32, old: &Flow, due: Due) {
-        let Some((flow, fresh)) = self.flows.find_or_insert(self.flows.key(leaf, old.hash), NIL)
-        else {
+        let Some((flow, fresh)) = self.flows.find_or_insert(self.key(leaf, old.hash), NIL) else {
             debug_assert!(false, "as many flows as before do not fit");
             return;
         };
@@ -92,15 +91,21 @@ impl Queues {
             let tail = std::mem::replace(&mut entry.tail, old.tail);
             self.packets.link(tail, old.head);
         }
-        let (mut bytes, mut packets, mut cell) = (0i64, 0, old.head);
+        let (mut bytes, mut packets, mut cell) = (0u32, 0, old.head);
         while cell != NIL {
-            bytes += i64::from(self.counted(leaf, self.packets.frame_len(cell)));
+            bytes += self.counted(leaf, self.packets.frame_len(cell));
             packets += 1;
             cell = if cell == old.tail { NIL } else { self.packets.next(cell) };
         }
-        self.resize(leaf, flow, bytes);
+        let entry = self.flows.at_mut(flow);
+        entry.bytes = entry.bytes.wrapping_add(bytes);
+        if !entry.is_of_size() {
+            self.change_size(leaf, flow);
+        }
+        self.bytes += u64::from(bytes);
         let held = &mut self.leaves[leaf as usize];
         held.packets += packets;
+        held.bytes += u64::from(bytes);
         if held.bytes > self.leaves[self.fattest as usize].bytes {
             self.fattest = leaf;
         }

@@ -111,25 +111,23 @@ impl Scheduler {
         arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
-        if is_in_cache(&self.tree, &self.queues) {
-            for q in packets.drain(..) {
-                let key = self.queues.key(self.leaf(q.class), q.flow_hash);
-                self.enqueue_known(now, q, key, arena, dropped);
-            }
-        }
+        let now = self.advance(now);
+        let looks_ahead = !is_in_cache(&self.tree, &self.queues);
         while !packets.is_empty() {
             let count = packets.len().min(TOGETHER);
-            let keys = self.prefetch_arrivals(&packets[..count]);
-            for (q, key) in packets.drain(..count).zip(keys) {
-                self.enqueue_known(now, q, key, arena, dropped);
+            if looks_ahead {
+                self.prefetch_arrivals(&packets[..count]);
+            }
+            for q in packets.drain(..count) {
+                self.take_in(now, q, arena, dropped);
             }
         }
     }
 
     /// Asks the cache for all that these packets will touch, for all of them step by step: the leaf
     /// tells where to find the flow, and that its last packet.
-    #[inline(always)]
-    fn prefetch_arrivals(&self, packets: &[Queued]) -> [Key; TOGETHER] {
+    #[inline(never)]
+    fn prefetch_arrivals(&self, packets: &[Queued]) {
         let Scheduler { queues, tree, .. } = self;
         let (mut keys, mut flows) = ([Key::default(); TOGETHER], [NIL; TOGETHER]);
         for (q, key) in packets.iter().zip(&mut keys) {
@@ -155,7 +153,6 @@ impl Scheduler {
         for &flow in &flows[..packets.len()] {
             queues.packets.prefetch(queues.flows.tail(flow));
         }
-        keys
     }
 
     /// Takes a packet in. Where the leaf is then over its limit, its fattest flow loses half of
@@ -169,24 +166,23 @@ impl Scheduler {
         arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
-        let key = self.queues.key(self.leaf(q.class), q.flow_hash);
-        self.enqueue_known(now, q, key, arena, dropped);
+        let now = self.advance(now);
+        self.take_in(now, q, arena, dropped);
     }
 
-    /// `key`: by which the packet's flow is found.
     #[inline(always)]
-    fn enqueue_known(
+    fn take_in(
         &mut self,
         now: Nanos,
         q: Queued,
-        key: Key,
         arena: &Arena,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
-        let now = self.advance(now);
-        let held = &self.queues.leaves[key.leaf as usize];
-        let (manner, was_idle) = (self.queues.manner(key.leaf), held.packets == 0);
-        let bytes = manner.counting.counted(q.frame.len());
+        let leaf = self.leaf(q.class);
+        let held = &self.queues.leaves[leaf as usize];
+        let manner = &self.queues.manners[usize::from(held.manner)];
+        let (bytes, was_idle) = (manner.counting.counted(q.frame.len()), held.packets == 0);
+        let key = self.queues.flows.key(leaf, if manner.is_fifo() { 0 } else { q.flow_hash });
         let is_over = held.bytes + u64::from(bytes) > u64::from(manner.limit);
         if is_over || self.queues.packets.is_full() || self.queues.has_paces {
             let is_fifo = manner.is_fifo();

@@ -110,8 +110,9 @@ impl Queues {
 
     /// Puts a flow on the list of those of about its size.
     #[cold]
-    pub fn change_size(&mut self, leaf: u32, flow: u32, size: u8) {
+    pub fn change_size(&mut self, leaf: u32, flow: u32) {
         let losses = &mut self.losses[leaf as usize];
+        let size = self.flows.at(flow).size();
         let before = std::mem::replace(&mut self.flows.at_mut(flow).fat, size);
         if let Some(size) = before.checked_sub(1) {
             let Queue { fat_prev: prev, fat_next: next, .. } = *self.flows.queue(flow);

@@ -5,33 +5,42 @@ use super::queues::{Exit, Queues};
 use crate::packet::{DropReason, Frame};
 
 impl Queues {
+    /// Looks at a packet that was taken from a flow, with its bytes as counted and where its IP
+    /// header begins. It may come back with a mark; `None`: it was dropped.
     #[cold]
-    pub fn count_aqm_drop(&mut self, leaf: u32, frame: Frame, bytes: u32, exit: &mut Exit<'_>) {
+    #[inline(never)]
+    pub fn manage(
+        &mut self,
+        leaf: u32,
+        flow: u32,
+        late: bool,
+        (mut frame, bytes, l3): (Frame, u32, u16),
+        exit: &mut Exit<'_>,
+    ) -> Option<Frame> {
+        if !self.signals(leaf, flow, late, exit) {
+            return Some(frame);
+        }
         let losses = &mut self.losses[leaf as usize];
+        if l3 > 0 && ecn::mark(frame.bytes_mut(exit.arena), usize::from(l3)) {
+            losses.marked += 1;
+            return Some(frame);
+        }
+        if exit.drops_left == 0 {
+            return Some(frame);
+        }
         losses.dropped.add(bytes);
         losses.aqm_dropped += 1;
         exit.drops_left -= 1;
         exit.dropped.push((frame, DropReason::AqmDrop));
+        None
     }
 
     /// Whether the queue management has something to tell the flow that a packet was taken from.
-    #[cold]
-    pub fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
+    fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
         // What is left of a frame or less does not stand.
         let late = late && self.leaves[leaf as usize].bytes > u64::from(self.quantum);
         let interval = self.manner(leaf).interval;
         let (above, codel) = self.flows.codel_mut(flow);
         codel.signals(above, late, exit.now, interval)
-    }
-
-    /// Marks a packet to tell its flow; one that can't be dropped any more is sent as it is.
-    /// `false`: drop it.
-    #[cold]
-    pub fn mark(&mut self, leaf: u32, frame: &mut Frame, l3: u16, exit: &Exit<'_>) -> bool {
-        if l3 > 0 && ecn::mark(frame.bytes_mut(exit.arena), usize::from(l3)) {
-            self.losses[leaf as usize].marked += 1;
-            return true;
-        }
-        exit.drops_left == 0
     }
 }

@@ -91,6 +91,13 @@ pub(super) struct Exit<'a> {
     pub drops_left: usize,
 }
 
+/// A packet that was sent: its length, and the bytes that it counts as.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub len: u32,
+    pub bytes: u32,
+}
+
 /// All leaves of one scheduler.
 pub(super) struct Queues {
     /// By class; those of inner classes stay empty.
@@ -202,16 +209,6 @@ impl Queues {
         }
     }
 
-    /// Counts a packet that was sent.
-    #[inline(always)]
-    pub fn count_sent(&mut self, leaf: u32, bytes: u32, is_borrowed: bool) {
-        let leaf = &mut self.leaves[leaf as usize];
-        leaf.sent.add(bytes);
-        if is_borrowed {
-            leaf.borrowed_bytes += u64::from(bytes);
-        }
-    }
-
     /// By which a packet's flow is found in its leaf; a FIFO has one flow.
     #[inline(always)]
     pub fn key(&self, leaf: u32, hash: u32) -> Key {
@@ -308,10 +305,16 @@ impl Queues {
         }
     }
 
-    /// The packet that the leaf sends next, and its bytes as counted. `None` when it holds none, or
-    /// none any more: the queue management may drop some.
+    /// Sends the leaf's next packet. `None` when it holds none, or none any more: the queue
+    /// management may drop some.
     #[inline]
-    pub fn pop(&mut self, leaf: u32, exit: &mut Exit<'_>) -> Option<(Frame, u32)> {
+    pub fn pop(
+        &mut self,
+        leaf: u32,
+        is_borrowed: bool,
+        exit: &mut Exit<'_>,
+        out: &mut Vec<Frame>,
+    ) -> Option<Sent> {
         loop {
             let held = &mut self.leaves[leaf as usize];
             let list = usize::from(held.lists[NEW].head == NIL);
@@ -341,22 +344,29 @@ impl Queues {
             let late = waited >= self.manners[usize::from(held.manner)].target;
             let entry = self.flows.at_mut(flow);
             let (next, is_empty) = (entry.next, entry.head == NIL);
-            let mut drops = false;
             if late || entry.above.is_set() {
-                drops =
-                    self.signals(leaf, flow, late, exit) && !self.mark(leaf, &mut frame, l3, exit);
+                let Some(kept) = self.manage(leaf, flow, late, (frame, bytes, l3), exit) else {
+                    if is_empty || self.has_paces {
+                        self.leave(leaf, list, is_empty, 0, exit.at);
+                    }
+                    continue;
+                };
+                frame = kept;
             }
-            let sent = if drops { 0 } else { bytes };
-            self.flows.at_mut(flow).deficit -= sent as i32;
+            let (len, entry) = (frame.len() as u32, self.flows.at_mut(flow));
+            entry.deficit -= bytes as i32;
+            out.push(frame);
             self.flows.prefetch(next);
+            self.leaves[leaf as usize].sent.add(bytes);
+            let held = &mut self.leaves[leaf as usize];
+            held.borrowed_bytes += u64::from(if is_borrowed { bytes } else { 0 });
+            if held.recent.note(waited) {
+                self.sojourns[leaf as usize].record(&mut held.recent);
+            }
             if is_empty || self.has_paces {
-                self.leave(leaf, list, is_empty, sent, exit.at);
+                self.leave(leaf, list, is_empty, bytes, exit.at);
             }
-            if !drops {
-                self.note_wait(leaf, waited);
-                return Some((frame, bytes));
-            }
-            self.count_aqm_drop(leaf, frame, bytes, exit);
+            return Some(Sent { len, bytes });
         }
     }
 
@@ -387,14 +397,6 @@ impl Queues {
             self.sleep_first(leaf, list);
         }
         sleeps
-    }
-
-    #[inline(always)]
-    fn note_wait(&mut self, leaf: u32, waited: Ticks) {
-        let recent = &mut self.leaves[leaf as usize].recent;
-        if recent.note(waited) {
-            self.sojourns[leaf as usize].record(recent);
-        }
     }
 
     /// Takes the first packet of a flow that holds one.

@@ -8,7 +8,7 @@ use super::codel::Ticks;
 use super::flows::Key;
 use super::member::Member;
 use super::packets::Note;
-use super::queues::{Exit, NEW, Queues};
+use super::queues::{Exit, NEW, Queues, Sent};
 use super::shared::Shared;
 use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
@@ -272,19 +272,18 @@ impl Scheduler {
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
-            let Some((frame, counted)) = self.queues.pop(choice.class, &mut exit) else {
-                self.tree.deactivate(choice.class);
+            let sent = self.queues.pop(choice.class(), choice.is_borrowed(), &mut exit, out);
+            let Some(Sent { len, bytes: counted }) = sent else {
+                self.tree.deactivate(choice.class());
                 continue;
             };
-            self.queues.count_sent(choice.class, counted, choice.is_borrowed());
-            let emptied = !self.queues.has_ready(choice.class);
+            let emptied = !self.queues.has_ready(choice.class());
             self.tree.charge(now, choice, counted, emptied);
             if looks_ahead {
-                self.ahead.look(exit.now, choice.class, &self.tree, &self.queues);
+                self.ahead.look(exit.now, choice.class(), &self.tree, &self.queues);
             }
             packets += 1;
-            bytes += frame.len() as u64;
-            out.push(frame);
+            bytes += u64::from(len);
         }
         packets
     }
@@ -315,19 +314,17 @@ impl Scheduler {
                 continue;
             }
             let drops_left = exit.drops_left;
-            let popped = queues.pop(lease.leaf, exit);
+            let sent = queues.pop(lease.leaf, lease.is_borrowed, exit, out);
             if exit.drops_left < drops_left || queues.pace(lease.leaf).is_set() {
                 member.changed(lease.leaf);
             }
-            let Some((frame, counted)) = popped else {
+            let Some(Sent { len, bytes: counted }) = sent else {
                 member.finish();
                 continue;
             };
-            queues.count_sent(lease.leaf, counted, lease.is_borrowed);
             member.pay(lease.leaf, counted);
             packets += 1;
-            bytes += frame.len() as u64;
-            out.push(frame);
+            bytes += u64::from(len);
         }
         packets
     }

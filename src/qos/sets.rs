@@ -61,7 +61,13 @@ impl Sets {
     #[inline(always)]
     pub fn next(&self, set: Set, from: u32) -> Option<u32> {
         if set.size > BITS {
-            return self.next_of_many(set, from);
+            let from = if from < set.size { from } else { 0 };
+            let word = from / BITS;
+            let here = self.words[(set.at + word) as usize] & (u64::MAX << (from % BITS));
+            if here != 0 {
+                return Some(word * BITS + here.trailing_zeros());
+            }
+            return self.next_behind(set, word);
         }
         let all = self.words[set.at as usize];
         let later = if from < BITS { all & (u64::MAX << from) } else { 0 };
@@ -69,15 +75,10 @@ impl Sets {
         (bits != 0).then(|| bits.trailing_zeros())
     }
 
-    /// Out of line, lest what it needs take registers from the walk among few.
+    /// As above among many, behind a word. Out of line, lest what it needs take registers from the
+    /// walk.
     #[inline(never)]
-    fn next_of_many(&self, set: Set, from: u32) -> Option<u32> {
-        let from = if from < set.size { from } else { 0 };
-        let word = from / BITS;
-        let here = self.words[(set.at + word) as usize] & (u64::MAX << (from % BITS));
-        if here != 0 {
-            return Some(word * BITS + here.trailing_zeros());
-        }
+    fn next_behind(&self, set: Set, word: u32) -> Option<u32> {
         let words = set.size.div_ceil(BITS);
         let word =
             self.next_word(set, word + 1, words).or_else(|| self.next_word(set, 0, words))?;

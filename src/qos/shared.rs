@@ -259,7 +259,7 @@ impl Global {
         let mut left = bytes;
         for _ in 0..LEASES_A_VISIT {
             let Some(choice) = self.tree.choose() else { return };
-            let leaf = choice.class;
+            let leaf = choice.class();
             let Some(next) = self.next_member(leaf) else {
                 self.tree.deactivate(leaf);
                 continue;

@@ -3,6 +3,8 @@
 //! It is made for every packet, and what it costs is instructions: so what a packet seldom needs is
 //! kept out of line, and what the way down has found is noted for the way back up.
 
+use std::num::NonZeroU64;
+
 use super::class::{LOAN, Mode, OWN, Offers, Turn};
 use super::spec::DEPTH_MAX;
 use super::tree::{ROOT, ROOT_INNER, Tree};
@@ -29,21 +31,40 @@ struct Step {
     turn: Turn,
 }
 
-/// A leaf chosen to send.
+/// A leaf chosen to send: one number, so that it stays in a register. Above the lowest byte, which
+/// is the depth of the nearest class above (or of the leaf itself) that has tokens, stands the
+/// leaf's own depth, and above that the leaf. The lender and all above it pay from their rates,
+/// those below it only from their ceils.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Choice {
-    pub class: u32,
-    depth: u8,
-    /// Depth of the nearest class above (or of the leaf itself) that has tokens: it and all above
-    /// it pay from their rates, those below it only from their ceils.
-    lender_depth: u8,
-}
+pub(super) struct Choice(NonZeroU64);
 
 impl Choice {
+    /// `None` for the port, which is no leaf.
+    #[inline(always)]
+    fn new(class: u32, depth: u8, lender_depth: u8) -> Option<Choice> {
+        let depths = u64::from(depth) << 8 | u64::from(lender_depth);
+        NonZeroU64::new(u64::from(class) << 16 | depths).map(Choice)
+    }
+
+    #[inline(always)]
+    pub fn class(self) -> u32 {
+        (self.0.get() >> 16) as u32
+    }
+
+    #[inline(always)]
+    fn depth(self) -> u8 {
+        (self.0.get() >> 8) as u8
+    }
+
+    #[inline(always)]
+    fn lender_depth(self) -> u8 {
+        self.0.get() as u8
+    }
+
     /// The lender is not the leaf itself.
     #[inline(always)]
     pub fn is_borrowed(self) -> bool {
-        self.lender_depth != self.depth
+        self.lender_depth() != self.depth()
     }
 }
 
@@ -90,14 +111,14 @@ impl Tree {
     #[inline]
     pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) {
         if emptied {
-            self.withdraw(choice.class);
+            self.withdraw(choice.class());
         }
-        let mut depth = choice.depth;
+        let (lender_depth, mut depth) = (choice.lender_depth(), choice.depth());
         loop {
             let Step { class: at, inner, turn } = self.way.at(depth);
             let class = &mut self.classes[at as usize];
             class.settle(now);
-            class.charge(bytes, depth <= choice.lender_depth);
+            class.charge(bytes, depth <= lender_depth);
             let mode = class.mode_now();
             if mode != class.mode {
                 self.change_mode(at, mode);
@@ -107,8 +128,8 @@ impl Tree {
             }
             if turn.is_loan() {
                 self.pay_round(inner, at, turn.priority(), bytes);
-                if depth < choice.depth {
-                    let is_deep = choice.lender_depth + 1 < depth;
+                if depth < choice.depth() {
+                    let is_deep = lender_depth + 1 < depth;
                     self.owe(at, turn.priority(), bytes, is_deep);
                 }
             }
@@ -167,7 +188,7 @@ impl Tree {
             self.way.set(depth, Step { class: next, inner, turn });
             at = next;
             if self.classes[at as usize].traits.is_leaf() {
-                return Some(Choice { class: at, depth, lender_depth: lender_depth.min(depth) });
+                return Choice::new(at, depth, lender_depth.min(depth));
             }
         }
     }

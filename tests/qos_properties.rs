@@ -294,51 +294,6 @@ fn dequeue_stops_at_its_limits() {
 }
 
 #[test]
-fn reconfiguring_keeps_packets_and_tokens() {
-    let mut before = port(100.0, &[class(1, 10.0).ceil(10.0), class(2, 20.0), class(3, 10.0)]);
-    before.burst = 100_000;
-    let mut link = Link::new(&before, 100.0, 256);
-    for flow in 0..8 {
-        for class in 1..4 {
-            for _ in 0..4 {
-                link.offer(ClassId(class), flow, 1_500);
-            }
-        }
-    }
-    // Class 1 uses its burst up, and is in debt.
-    let mut out = Vec::new();
-    link.dequeue(usize::MAX, u64::MAX, &mut out);
-    let of_1 = |frames: &[_], link: &Link| {
-        frames.iter().filter(|f| tag(f, &link.pool).0 == ClassId(1)).count()
-    };
-    assert_eq!(of_1(&out, &link), 13, "20 kB");
-    let stats = link.scheduler.class_stats(ClassId(1));
-    let held = link.scheduler.len();
-
-    // Class 2 goes, class 4 comes, class 1 stands below it with another rate.
-    let mut after =
-        port(100.0, &[class(3, 10.0), class(4, 40.0), class(1, 5.0).below(4).ceil(5.0)]);
-    after.burst = 100_000;
-    link.reconfigure(&after);
-    assert_eq!(link.scheduler.len(), held);
-    assert_eq!(link.scheduler.class_stats(ClassId(1)), stats);
-    assert!(link.scheduler.class_stats(ClassId(3)).backlog_packets > stats.backlog_packets);
-    let fresh = out.len();
-    link.now = link.now.saturating_add(100_000);
-    link.dequeue(usize::MAX, u64::MAX, &mut out);
-    assert_eq!(of_1(&out[fresh..], &link), 0, "it got its burst a second time");
-    out.into_iter().for_each(|frame| link.pool.put(frame));
-
-    let mut bytes = 0;
-    let (start, source) = (link.now, greedy(1));
-    link.run(&[source], start.saturating_add(1_000_000_000), |sent| {
-        bytes += if sent.class == ClassId(1) { sent.len } else { 0 };
-    });
-    assert!((4_970_000..5_025_000).contains(&bytes), "{bytes}");
-    link.finish();
-}
-
-#[test]
 fn a_rate_is_exact_in_the_long_run_at_odd_times() {
     // 33,333,333 bit/s, looked at every 777 ns for 2 s: to a frame, however long.
     let mut c = class(1, 1.0);

@@ -43,6 +43,7 @@ impl Queues {
         self.empty_max = next.empty_max;
         let Queues { leaves: old_leaves, losses: old_losses, sojourns: old_sojourns, .. } = next;
         let (old_flows, old_pacing) = (&next.flows, &next.pacing);
+        let was_fifo = |leaf: &Leaf| next.manners[usize::from(leaf.manner)].is_fifo();
         for (i, (from, to)) in old_leaves.iter().zip(map).enumerate() {
             let at = to.leaf as usize;
             if to.keeps_counters {
@@ -58,7 +59,7 @@ impl Queues {
                 while at != NIL {
                     let flow = old_flows.at(at);
                     if flow.head != NIL {
-                        self.settle_in(to.leaf, flow, old_pacing.due(at));
+                        self.settle_in(to.leaf, flow, old_pacing.due(at), was_fifo(from));
                     }
                     at = flow.next;
                 }
@@ -67,11 +68,14 @@ impl Queues {
         let asleep = |(_, flow): &(u32, &Flow)| flow.standing == Standing::Asleep;
         for (at, flow) in old_flows.all().filter(asleep).filter(|(_, flow)| flow.head != NIL) {
             let to = map[usize::from(flow.leaf)].leaf;
-            self.settle_in(to, flow, old_pacing.due(at));
+            self.settle_in(to, flow, old_pacing.due(at), false);
         }
     }
 
-    fn settle_in(&mut self, leaf: u32, old: &Flow, due: Due) {
+    /// Moves a flow to a leaf. What a FIFO held goes before all that comes later where flows are
+    /// told apart: it keeps its turn among the new flows until all of it has gone.
+    fn settle_in(&mut self, leaf: u32, old: &Flow, due: Due, was_fifo: bool) {
+        let goes_first = was_fifo && !self.manner(leaf).is_fifo();
         let Some((flow, fresh)) = self.flows.find_or_insert(self.key(leaf, old.hash), NIL) else {
             debug_assert!(false, "as many flows as before do not fit");
             return;
@@ -84,7 +88,8 @@ impl Queues {
             entry.deficit = old.deficit.min(self.quantum as i32);
             // One that slept looks again whether it still has to.
             let slept = old.standing == Standing::Asleep;
-            self.append(leaf, flow, if slept { Standing::Old } else { old.standing });
+            let standing = if slept { Standing::Old } else { old.standing };
+            self.append(leaf, flow, if goes_first { Standing::New } else { standing });
             self.pacing.set(flow, due);
         } else {
             let entry = self.flows.at_mut(flow);
@@ -99,6 +104,9 @@ impl Queues {
         }
         let entry = self.flows.at_mut(flow);
         entry.bytes = entry.bytes.wrapping_add(bytes);
+        if goes_first {
+            entry.deficit = i32::try_from(entry.bytes).unwrap_or(i32::MAX);
+        }
         if !entry.is_of_size() {
             self.change_size(leaf, flow);
         }

@@ -164,7 +164,7 @@ impl Tree {
         }
     }
 
-    /// A walk down from a class at some depth. `None`: it ended at a class that had nothing to offer
+    /// A walk down from a class at some depth. `None`: it ended at one that had nothing to offer
     /// after all, and took it off a set.
     #[inline(always)]
     fn descend(&mut self, from: u32, depth: u8, lender_depth: u8) -> Option<Choice> {

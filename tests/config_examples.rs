@@ -64,7 +64,8 @@ fn the_rules_of_the_readme() {
 fn the_edge_example() {
     let c = example("example-llm-edge.toml");
     assert_eq!(c.pipeline.stages.len(), 7);
-    assert_eq!((c.workers.count, c.workers.cores.as_slice()), (2, [2, 3].as_slice()));
+    assert_eq!((c.workers.count, c.workers.count_max), (2, 4));
+    assert_eq!(c.workers.cores, [2, 3]);
     assert_eq!(c.workers.heartbeat_limit, Duration::from_millis(100));
     let names: Vec<&str> = c.forward.services.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["chat", "chat6", "internal", "files"], "ids follow the file's order");

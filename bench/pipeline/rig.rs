@@ -193,6 +193,7 @@ pub fn timing() -> StageSpec {
 fn workers(count: u16, flows: u32) -> WorkersSpec {
     WorkersSpec {
         count,
+        count_max: count,
         cores: vec![],
         idle: IdleStrategy::Busy,
         on_failure: OnFailure::Pass,

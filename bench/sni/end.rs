@@ -84,6 +84,7 @@ impl End {
         };
         let workers = WorkersSpec {
             count: 1,
+            count_max: 1,
             cores: Vec::new(),
             idle: IdleStrategy::Busy,
             on_failure: OnFailure::Pass,

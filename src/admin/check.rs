@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::commands::{Failure, print_json, print_text};
 use crate::config::{self, Config, Diagnostic};
+use crate::worker::spec::WorkersSpec;
 
 /// Loads the file and tells.
 ///
@@ -72,13 +73,14 @@ fn summary(config: &Config) -> String {
         .map(|p| p.name.as_str())
         .collect();
     format!(
-        "{}: good\n  pipeline  {} ({} stages)\n  workers   {}\n  ports     {}\n  services  {} to \
+        "{}: good\n  pipeline  {} ({} stages)\n  workers   {}{}\n  ports     {}\n  services  {} to \
          {} backends in {} pools\n  transit   {} prefixes\n  rules     {}\n  classes   {} (ports \
          shaped: {})\n",
         config.path.display(),
         config.pipeline.name,
         config.pipeline.stages.len(),
         config.workers.count,
+        more_workers(&config.workers),
         ports.join(", "),
         config.forward.services.len(),
         backends(config),
@@ -90,10 +92,20 @@ fn summary(config: &Config) -> String {
     )
 }
 
+/// What those cost that may come while it runs.
+fn more_workers(spec: &WorkersSpec) -> String {
+    if spec.count_max == spec.count {
+        return String::new();
+    }
+    let mib = spec.bytes_of_one() >> 20;
+    format!(", {} at most without a restart: memory for all, {mib} MiB each", spec.count_max)
+}
+
 fn summary_json(config: &Config) -> Value {
     json!({
         "pipeline": config.pipeline.name,
         "workers": config.workers.count,
+        "workers_max": config.workers.count_max,
         "ports": config.ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(),
         "services": config.forward.services.len(),
         "pools": config.forward.pools.len(),

@@ -160,11 +160,19 @@ impl Page {
         for (name, meaning) in Gauges::NAMES.iter().zip(Gauges::MEANINGS) {
             let lines = workers.iter().map(|w| (of_worker(w.worker), value(&w.gauges, name)));
             let lines: Vec<_> = lines.collect();
-            match name.starts_with("polls") {
+            match name.starts_with("polls") || name.starts_with("busy") {
                 true => counter(e, &format!("worker_{name}"), meaning, &lines)?,
                 false => gauge(e, &format!("worker_{name}"), meaning, &lines)?,
             }
         }
+        let threads = workers.iter().map(|w| {
+            let mut labels = of_worker(w.worker);
+            labels.push(("thread", w.thread.to_string()));
+            labels.push(("core", w.core.map_or("any".into(), |core| core.to_string())));
+            (labels, 1)
+        });
+        let meaning = "Thread that runs the worker, and the core that it is pinned to.";
+        gauge(e, "worker_thread", meaning, &threads.collect::<Vec<_>>())?;
         let drops = workers.iter().flat_map(|w| {
             DropReason::ALL.iter().map(|reason| {
                 let mut labels = of_worker(w.worker);
@@ -336,10 +344,12 @@ mod tests {
     fn overview() -> Overview {
         let worker = WorkerView {
             worker: 1,
+            core: Some(2),
             counters: [("rx_packets".to_string(), 12)].into(),
             drops: [("no_route".to_string(), 3)].into(),
             gauges: [("flows".to_string(), 4)].into(),
             ports: vec![[("tx_bytes".to_string(), 99)].into()],
+            ..WorkerView::default()
         };
         let port = PortView {
             name: "up\"link".into(),
@@ -403,6 +413,7 @@ mod tests {
             "tidegate_shadow_cut_total{service=\"chat\",pool=\"new\",reason=\"slow\"} 2",
             "tidegate_collector_packets_total{collector=\"box\",result=\"failed\"} 3",
             "tidegate_worker_flows{worker=\"1\"} 4",
+            "tidegate_worker_thread{worker=\"1\",thread=\"0\",core=\"2\"} 1",
             "tidegate_port_tx_bytes_total{port=\"up\\\"link\",worker=\"1\"} 99",
             "tidegate_steered_total{port=\"up\\\"link\",reason=\"vip\"} 8",
             "tidegate_routes 17",

@@ -257,7 +257,8 @@ fn open_nic(args: &PktgenArgs, state: &Path) -> anyhow::Result<Nic> {
     };
     let workers = WorkersSpec {
         // One thread drives all queues as if it were a worker for each.
-        count: queues,
+        count: 1,
+        count_max: queues,
         cores: Vec::new(),
         idle: IdleStrategy::Busy,
         on_failure: OnFailure::Pass,

@@ -65,6 +65,8 @@ pub enum Ask {
 pub enum What {
     /// Packets and bytes received, sent, handed over, parked; by worker
     Counters,
+    /// Threads, the workers that each runs, and how busy they are
+    Workers,
     /// Dropped packets by reason
     Drops,
     /// Flows in the workers' tables

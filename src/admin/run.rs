@@ -98,9 +98,9 @@ mod tests {
     fn config(folder: &Path, on_failure: &str) -> String {
         let socket = folder.join("socket");
         format!(
-            "pipeline = \"router\"\n[workers]\non_failure = \"{on_failure}\"\nflows_max = 1000\n\
-             [admin]\nsocket = \"{}\"\nmetrics = false\n[port.a]\ninterface = \"v0\"\n\
-             [transit]\nprefixes = [\"10.0.0.0/8\"]\n",
+            "pipeline = \"router\"\n[workers]\ncount_max = 2\non_failure = \"{on_failure}\"\n\
+             flows_max = 1000\n[admin]\nsocket = \"{}\"\nmetrics = false\n\
+             [port.a]\ninterface = \"v0\"\n[transit]\nprefixes = [\"10.0.0.0/8\"]\n",
             socket.display()
         )
     }
@@ -160,14 +160,15 @@ mod tests {
         assert_eq!(program_and_gro(), (false, Some(true)), "after the next start");
     }
 
-    /// A real interface, all that `run` does, and a panic: the interface is as it was found, or
-    /// with `drop` stays closed until the next start.
+    /// A real interface, all that `run` does, two workers on one thread, and a panic: the interface
+    /// is as it was found, or with `drop` stays closed until the next start.
     #[test]
     fn a_panic_leaves_the_interface_as_it_was_found_or_closed() {
         let body = || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
-            let words = ["link", "add", "v0", "type", "veth", "peer", "name", "v1"];
-            assert!(Command::new("ip").args(words).status().expect("ip").success());
+            let queues = "numrxqueues 2 numtxqueues 2";
+            let words = format!("link add v0 {queues} type veth peer name v1 {queues}");
+            assert!(Command::new("ip").args(words.split(' ')).status().expect("ip").success());
             let ethtool = Ethtool::open().expect("a socket");
             ethtool.set_offload("v0", Offload::Gro, true).expect("GRO on");
             let worker = "tidegate: worker 0 ended: panicked: ";

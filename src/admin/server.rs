@@ -203,6 +203,7 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
                 What::Latency => ok(&json!({ "latencies": o.latencies })),
                 What::Shadow => ok(&json!({ "shadows": o.shadows })),
                 What::Ports => ok(&super::show::PortsAnswer::of(&o)),
+                What::Workers => ok(&super::show::workers::WorkersAnswer::of(&o)),
                 What::Drops => ok(&super::show::DropsAnswer::of(&o)),
                 What::Counters | What::Flows => ok(&super::show::CountersAnswer::of(o)),
             }

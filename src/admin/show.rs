@@ -19,6 +19,7 @@ mod flows;
 mod limits;
 mod pools;
 mod shadows;
+pub mod workers;
 
 use classes::classes;
 use pools::{connections, pools, weight};
@@ -136,6 +137,7 @@ fn add(sum: &mut Values, values: &Values) {
 pub fn print(what: What, answer: Value) -> Result<String, serde_json::Error> {
     Ok(match what {
         What::Counters => counters(&serde_json::from_value(answer)?),
+        What::Workers => workers::workers(&serde_json::from_value(answer)?),
         What::Drops => drops(&serde_json::from_value(answer)?),
         What::Flows => flows::table(&serde_json::from_value(answer)?),
         What::Services => services(&list("services", answer)?),
@@ -427,6 +429,7 @@ mod tests {
             drops: [("no_route".to_string(), rx / 10)].into(),
             gauges: [("flows".to_string(), 1)].into(),
             ports: vec![[("rx_packets".to_string(), rx)].into()],
+            ..WorkerView::default()
         };
         Overview {
             workers: vec![worker(0, 1_000), worker(1, 50)],

@@ -74,6 +74,7 @@ pub struct FileAnnounce {
 #[serde(default, deny_unknown_fields)]
 pub struct FileWorkers {
     pub count: Plain<i64>,
+    pub count_max: Plain<i64>,
     pub cores: Plain<Vec<Spanned<i64>>>,
     pub idle: Option<FileIdle>,
     pub on_failure: Option<FileOnFailure>,

@@ -15,6 +15,7 @@ use crate::base::diag::{Source, advice};
 use crate::base::tomlfile::{self, ROOT, Reading};
 use crate::graph::file as pipeline_file;
 use crate::graph::spec::PipelineSpec;
+use crate::worker::spec::WorkersSpec;
 
 /// Bytes of one file: more is not a configuration.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -26,6 +27,15 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 /// are in [`Config::warnings`].
 pub fn load(path: &Path) -> Result<Config, Diagnostics> {
     load_source(&read_source(path)?)
+}
+
+/// As [`load`], to take the place of what runs with these workers: they stay, as far as the file
+/// does not say otherwise.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_over(path: &Path, running: &WorkersSpec) -> Result<Config, Diagnostics> {
+    load_for(&read_source(path)?, Some(running))
 }
 
 /// As [`load`], for a text that is at hand. `path` is its name in messages and the place from which
@@ -57,12 +67,16 @@ pub fn read_source(path: &Path) -> Result<Source, Diagnostics> {
 /// # Errors
 /// As [`load`].
 pub fn load_source(source: &Source) -> Result<Config, Diagnostics> {
+    load_for(source, None)
+}
+
+fn load_for(source: &Source, running: Option<&WorkersSpec>) -> Result<Config, Diagnostics> {
     let mut out = Diagnostics::default();
     let change = |root: &mut DeTable<'_>, out: &mut Diagnostics| {
         templates::expand(root, source, out);
     };
     let config = tomlfile::read_changed::<FileConfig>(source, &mut out, change)
-        .map(|reading| build_all(source, &reading, &mut out));
+        .map(|reading| build_all(source, &reading, running, &mut out));
     out.sort();
     match config {
         Some(mut config) if !out.has_errors() => {
@@ -74,7 +88,12 @@ pub fn load_source(source: &Source) -> Result<Config, Diagnostics> {
     }
 }
 
-fn build_all(source: &Source, reading: &Reading<FileConfig>, out: &mut Diagnostics) -> Config {
+fn build_all(
+    source: &Source,
+    reading: &Reading<FileConfig>,
+    running: Option<&WorkersSpec>,
+    out: &mut Diagnostics,
+) -> Config {
     let Reading { value, faulty } = reading;
     let pipeline = match &value.pipeline {
         Some(name) => pipeline(source, name, out),
@@ -87,7 +106,7 @@ fn build_all(source: &Source, reading: &Reading<FileConfig>, out: &mut Diagnosti
             None
         }
     };
-    let mut b = Build { source, faulty, out };
+    let mut b = Build { source, faulty, out, running };
     build::build(&mut b, value, pipeline.unwrap_or_default())
 }
 

@@ -38,7 +38,7 @@ pub use crate::base::diag::{Diagnostic, Diagnostics, Severity};
 pub use atoms::{Bytes, Rate};
 pub use build::{Build, tree_alone};
 pub use file::{FileQos, Noted, Plain};
-pub use load::{load, load_source, load_text, read_source};
+pub use load::{load, load_over, load_source, load_text, read_source};
 
 /// A whole configuration, valid: every name is resolved and every limit checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use super::pools::Pools;
 use super::port_state::PortState;
 use super::routes::{RouteFeed, kept_neighbours, other_tables};
 use super::steering::{SteerTables, Steering};
+use super::threads::thread_of;
 use crate::base::Seed;
 use crate::config::Config;
 use crate::flow::table::FLOW_BYTES_MAX;
@@ -35,7 +36,7 @@ use crate::worker::handover::RING_PACKETS;
 use crate::worker::offload::{Offload, OffloadRing};
 use crate::worker::spec::{OnFailure, WorkersSpec};
 use crate::worker::{
-    Blueprint, Clock, FlowsOf, Handover, Heartbeat, Own, PortDesk, RunnerParts, WorkerThread,
+    Blueprint, Clock, FlowsOf, Handover, Heartbeat, Own, PortDesk, Runnable, Threads,
 };
 
 /// Why the appliance can't start.
@@ -70,6 +71,7 @@ pub struct Appliance {
     pub(super) pools: Pools,
     passage: Passage,
     pub(super) crew: Crew,
+    pub(super) threads: Threads<XskPort>,
     announcer: Announcer,
     pub(super) copies: Copies,
     /// By [`crate::packet::PortId`]; `None` where there is none.
@@ -115,11 +117,12 @@ impl Appliance {
             routes: Arc::new(routes),
             rules: Arc::new(rules_of(&config)),
             seed,
-            worker_count: config.workers.count,
+            worker_count: config.workers.count_max,
             meters: Arc::new(Meters::build(&config.metering, None)),
             limits: Arc::new(Limits::build(&config.limits, seed, None, clock.now())),
             shared_ports: Default::default(),
         };
+        let threads = Threads::new(config.workers.count_max).map_err(BootError::Thread)?;
         let mut appliance = Appliance {
             config,
             netlink,
@@ -129,6 +132,7 @@ impl Appliance {
             pools: standing,
             passage: Passage::new().map_err(BootError::Thread)?,
             crew: Crew::default(),
+            threads,
             announcer,
             copies: Copies::new(clock.clone()),
             ports: states.into_iter().map(Some).collect(),
@@ -169,12 +173,13 @@ impl Appliance {
         let blueprint = blueprint(&self.config, &self.snapshot);
         let failed = |worker| move |source| BootError::Worker { worker, source };
         let mut sleepers = Vec::new();
-        for worker in 0..spec.count {
+        for worker in 0..spec.count_max {
             sleepers.push(Sleeper::new().map_err(failed(worker))?);
         }
         let wakers: Vec<_> = sleepers.iter().map(Sleeper::waker).collect();
         let slots = self.steering.steer().offload_slots();
-        let mesh = Handover::mesh(spec.count, RING_PACKETS);
+        let mesh = Handover::mesh(spec.count_max, RING_PACKETS);
+        let mut shares: Vec<_> = (0..spec.count).map(|_| Vec::new()).collect();
         let owned = ports.into_iter().zip(pools).zip(mesh).zip(sleepers);
         for (id, (((ports, pool), mut handover), sleeper)) in (0u16..).zip(owned) {
             handover.set_wakers(&wakers);
@@ -182,14 +187,6 @@ impl Appliance {
             let stats = Arc::new(SharedStats::new(PORTS_MAX));
             stats.serving().reserve(self.pools.places_count());
             let own = Own { id, ports, pool, handover, control, stats: Arc::clone(&stats) };
-            let parts = RunnerParts {
-                name: format!("worker-{id}"),
-                core: spec.cores.get(usize::from(id)).copied(),
-                idle: spec.idle,
-                clock: self.clock.clone(),
-                heartbeat: Box::new(Beat(self.steering.steer().heartbeat(id))),
-                sleeper,
-            };
             let mut worker = blueprint.worker(own);
             let desk = PortDesk::default();
             worker.set_desk(desk.clone());
@@ -197,14 +194,21 @@ impl Appliance {
             worker.set_check_ring(self.passage.ring());
             let ring = slots.clone().map(|slots| {
                 let (ring, flows) = (OffloadRing::new(), spec.flows_max as usize);
-                worker.set_offload(Offload::new(id, spec.count, flows, ring.clone(), slots));
+                worker.set_offload(Offload::new(id, spec.count_max, flows, ring.clone(), slots));
                 ring
             });
-            let thread = WorkerThread::spawn(worker, parts).map_err(failed(id))?;
+            let beat = Box::new(Beat(self.steering.steer().heartbeat(id)));
+            let thread = thread_of(id, spec.count);
+            shares[usize::from(thread)].push(Runnable::new(worker, beat, sleeper.waker()));
             let mut seat = Seat::new(id, link, stats, thread);
             seat.set_desk(desk);
             ring.into_iter().for_each(|ring| seat.set_offload(ring));
             self.crew.seats.push(seat);
+        }
+        for (number, share) in (0u16..).zip(shares) {
+            let parts = self.thread_parts(number, spec);
+            let thread = self.threads.spawn(parts, share).map_err(BootError::Thread)?;
+            self.crew.add_thread(number, thread);
         }
         Ok(())
     }
@@ -317,7 +321,7 @@ impl Appliance {
 
 /// Whether the flow tables can be had: refused here, it is an error and not an abort later.
 fn check_memory(workers: &WorkersSpec) -> Result<(), BootError> {
-    let (count, flows) = (workers.count, workers.flows_max);
+    let (count, flows) = (workers.count_max, workers.flows_max);
     let bytes = usize::from(count) * flows as usize * FLOW_BYTES_MAX;
     let refused = |_| BootError::Memory { workers: count, flows, bytes };
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(refused)

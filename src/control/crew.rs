@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::threads::Load;
 use crate::base::Nanos;
 use crate::flow::Serving;
 use crate::forward::{Routes, Tables};
@@ -11,8 +12,7 @@ use crate::nic::xsk::XskPort;
 use crate::observe::{Latencies, SharedStats, Stats};
 use crate::worker::offload::OffloadRing;
 use crate::worker::{
-    Exit, FlowCount, FlowsOf, PortDesk, PortOrder, WorkerCommand, WorkerEvent, WorkerLink,
-    WorkerThread,
+    FlowCount, FlowsOf, PortDesk, PortOrder, WorkerCommand, WorkerEvent, WorkerLink, WorkerThread,
 };
 
 /// One worker's seat.
@@ -20,7 +20,12 @@ pub struct Seat {
     pub id: u16,
     link: WorkerLink,
     stats: Arc<SharedStats>,
-    thread: Option<WorkerThread>,
+    /// The thread that runs the worker, as it has told.
+    pub(super) thread: u16,
+    /// The one that it is to go to; the same, mostly.
+    pub(super) bound_for: u16,
+    /// How busy the worker was of late.
+    pub(super) load: Load,
     /// Commands that found the ring full: the worker hangs or is busy. In order.
     outbox: VecDeque<WorkerCommand>,
     /// Where ports come and go.
@@ -30,12 +35,14 @@ pub struct Seat {
 }
 
 impl Seat {
-    pub fn new(id: u16, link: WorkerLink, stats: Arc<SharedStats>, thread: WorkerThread) -> Seat {
+    pub fn new(id: u16, link: WorkerLink, stats: Arc<SharedStats>, thread: u16) -> Seat {
         Seat {
             id,
             link,
             stats,
-            thread: Some(thread),
+            thread,
+            bound_for: thread,
+            load: Load::default(),
             outbox: VecDeque::new(),
             counter: Counter::default(),
             offload: None,
@@ -92,21 +99,9 @@ impl Seat {
         self.flush();
     }
 
-    /// See [`WorkerThread::pin`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn pin(&self, core: Option<usize>) -> std::io::Result<()> {
-        self.thread.as_ref().map_or(Ok(()), |thread| thread.pin(core))
-    }
-
     /// Whether all commands so far have reached the worker's ring.
     pub fn is_reached(&self) -> bool {
         self.outbox.is_empty()
-    }
-
-    pub fn is_running(&self) -> bool {
-        self.thread.is_some()
     }
 
     /// What the worker published last.
@@ -161,10 +156,12 @@ impl<P> Counter<P> {
     }
 }
 
-/// All workers, in the order of their numbers.
+/// All workers, in the order of their numbers, and the threads that run them.
 #[derive(Default)]
 pub struct Crew {
     pub seats: Vec<Seat>,
+    /// By number.
+    pub(super) threads: Vec<Option<WorkerThread>>,
 }
 
 impl Crew {
@@ -215,25 +212,12 @@ impl Crew {
         }
     }
 
-    /// A worker that has ended, and how. Each is told of once.
-    pub fn ended(&mut self) -> Option<(u16, Exit)> {
-        let seat = self
-            .seats
-            .iter_mut()
-            .find(|s| s.thread.as_ref().is_some_and(WorkerThread::is_finished))?;
-        Some((seat.id, seat.thread.take()?.join()))
-    }
-
     /// Asks all to send what waits, until the deadline, and end.
     pub fn stop(&mut self, deadline: Nanos) {
         for seat in &mut self.seats {
             seat.send(WorkerCommand::Stop { deadline });
         }
-    }
-
-    /// Whether all have ended and were told of.
-    pub fn is_empty(&self) -> bool {
-        self.seats.iter().all(|s| s.thread.is_none())
+        self.dismiss(0);
     }
 }
 
@@ -256,7 +240,9 @@ pub(super) mod tests {
     use crate::policy::Rules;
     use crate::worker::command::control_link;
     use crate::worker::spec::IdleStrategy;
-    use crate::worker::{Clock, Exchange, Frames, Handover, NoHeartbeat, Own, RunnerParts, Side};
+    use crate::worker::{
+        Clock, Exchange, Frames, Handover, NoHeartbeat, Own, Runnable, Side, ThreadParts, Threads,
+    };
 
     const TEXT: &str = "pipeline = \"router\"\n[workers]\nflows_max = 1000\n\
                         [port.a]\ninterface = \"a\"\n[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
@@ -318,27 +304,27 @@ pub(super) mod tests {
             control,
             stats: Arc::clone(&stats),
         };
-        let parts = RunnerParts {
-            name: "test".into(),
-            core: None,
-            idle: IdleStrategy::Adaptive,
-            clock: clock.clone(),
-            heartbeat: Box::new(NoHeartbeat),
-            sleeper,
-        };
+        let (idle, clock) = (IdleStrategy::Adaptive, clock.clone());
+        let parts = ThreadParts { number: 0, core: None, idle, clock };
         let mut worker = blueprint(&config, &snapshot).worker(own);
         worker.set_desk(desk);
-        let thread = WorkerThread::spawn(worker, parts).expect("a thread");
-        (Crew { seats: vec![Seat::new(0, link, stats, thread)] }, snapshot)
+        let runnable = Runnable::new(worker, Box::new(NoHeartbeat), sleeper.waker());
+        let threads = Threads::new(1).expect("a place");
+        let thread = threads.spawn(parts, vec![runnable]).expect("a thread");
+        let mut crew = Crew { seats: vec![Seat::new(0, link, stats, 0)], ..Crew::default() };
+        crew.add_thread(0, thread);
+        (crew, snapshot)
     }
 
-    /// Polls until the worker has ended; what it told is added to `events`.
-    fn end(crew: &mut Crew, events: &mut Vec<(u16, WorkerEvent)>) -> (u16, Exit) {
+    /// Polls until all threads have ended, or a worker by a bug; what was told is added to
+    /// `events`.
+    fn end(crew: &mut Crew, events: &mut Vec<(u16, WorkerEvent)>) -> Option<(u16, String)> {
         let start = Instant::now();
         loop {
             crew.poll(events);
-            if let Some(ended) = crew.ended() {
-                return ended;
+            let fallen = crew.fallen();
+            if fallen.is_some() || crew.is_empty() {
+                return fallen;
             }
             assert!(start.elapsed() < LIMIT, "the worker goes on");
             std::thread::sleep(Duration::from_millis(1));
@@ -348,22 +334,22 @@ pub(super) mod tests {
     #[test]
     fn a_worker_that_panics_is_told_of_once_in_its_own_words() {
         let (mut crew, _) = crew(Bomb, &Clock::new());
-        let (worker, exit) = end(&mut crew, &mut Vec::new());
-        assert_eq!((worker, exit), (0, Exit::Panicked("the fuse burnt down".into())));
-        assert!(crew.ended().is_none() && crew.is_empty());
+        let fallen = end(&mut crew, &mut Vec::new());
+        assert_eq!(fallen, Some((0, "the fuse burnt down".into())));
+        assert!(crew.fallen().is_none() && crew.is_empty());
     }
 
     #[test]
     fn routes_go_out_old_ones_come_back_and_a_stop_ends_it() {
         let clock = Clock::new();
         let (mut crew, snapshot) = crew(MemoryPort::pair(8).0, &clock);
-        assert!(crew.seats[0].is_running() && !crew.is_empty());
+        assert!(crew.is_running(0) && !crew.is_empty());
         let old = Arc::downgrade(&snapshot.routes);
         let fresh = RoutesBuilder::new(Vec::new(), Seed(1)).build(2);
         crew.reroute(&Arc::new(fresh));
         crew.stop(clock.now());
         let mut events = Vec::new();
-        assert_eq!(end(&mut crew, &mut events), (0, Exit::Stopped));
+        assert_eq!(end(&mut crew, &mut events), None);
         let came_back = |(_, event): &(u16, WorkerEvent)| match event {
             WorkerEvent::OldRoutes(routes) => Arc::as_ptr(routes) == old.as_ptr(),
             _ => false,
@@ -394,7 +380,7 @@ pub(super) mod tests {
         };
         assert_eq!([2, 1, 2, 0].map(&mut comes_back), [true, false, false, true]);
         crew.stop(clock.now());
-        assert_eq!(end(&mut crew, &mut Vec::new()), (0, Exit::Stopped));
+        assert_eq!(end(&mut crew, &mut Vec::new()), None);
     }
 
     /// More than the desk has room for: the worker does them all, in the end.
@@ -416,7 +402,7 @@ pub(super) mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         crew.stop(clock.now());
-        assert_eq!(end(&mut crew, &mut Vec::new()), (0, Exit::Stopped));
+        assert_eq!(end(&mut crew, &mut Vec::new()), None);
     }
 
     #[test]

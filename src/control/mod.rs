@@ -27,6 +27,7 @@ pub mod routes;
 mod run;
 pub mod steering;
 mod taking_over;
+mod threads;
 mod ticks;
 mod trial;
 pub mod view;

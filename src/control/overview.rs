@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::appliance::Appliance;
+use super::crew::Seat;
 use super::latency::latencies;
 use super::limits::limits;
 use super::members::pools;
@@ -13,7 +14,7 @@ use super::view::{
 };
 use crate::forward::spec::{BackendSpec, ForwardSpec, PoolId, PoolSpec, ServiceSpec};
 use crate::nic::steer::SteerReason;
-use crate::observe::{Counters, Gauges, PortGauges, Stats};
+use crate::observe::{Counters, Gauges, PortGauges};
 use crate::packet::{DropReason, FlowKey, PortId};
 
 impl Control {
@@ -22,7 +23,7 @@ impl Control {
         let a = &self.appliance;
         Overview {
             process: ProcessView { on_trial_secs: self.on_trial_secs(), ..process(a) },
-            workers: a.crew.seats.iter().map(|s| worker(a, s.id, &s.stats())).collect(),
+            workers: a.crew.seats.iter().map(|s| worker(a, s)).collect(),
             ports: ports(a),
             services: a.config.forward.services.iter().map(|s| service(a, s)).collect(),
             backends: backends(a),
@@ -58,11 +59,15 @@ fn named<const N: usize>(names: [&str; N], values: [u64; N]) -> Values {
     names.iter().map(|n| (*n).to_string()).zip(values).collect()
 }
 
-fn worker(a: &Appliance, id: u16, stats: &Stats) -> WorkerView {
+fn worker(a: &Appliance, seat: &Seat) -> WorkerView {
+    let stats = seat.stats();
     let drops = DropReason::ALL.iter().map(|r| r.label().to_string()).zip(stats.counters.drops);
     let values = |id: PortId| stats.ports.get(usize::from(id.0)).map_or([0; _], PortGauges::values);
     WorkerView {
-        worker: id,
+        worker: seat.id,
+        thread: seat.thread,
+        core: a.config.workers.cores.get(usize::from(seat.thread)).copied(),
+        busy_percent: seat.load.percent,
         counters: named(Counters::NAMES, stats.counters.values()),
         drops: drops.collect(),
         gauges: named(Gauges::NAMES, stats.gauges.values()),

@@ -80,7 +80,15 @@ pub fn fixed_differences(running: &Config, wanted: &Config) -> Vec<String> {
 
 fn workers(running: &Config, wanted: &Config, keys: &mut Vec<String>) {
     let (a, b) = (&running.workers, &wanted.workers);
-    differs(keys, "workers.count", &a.count, &b.count);
+    if b.count > a.count_max {
+        keys.push(format!(
+            "workers.count: {} runs, {} wanted, {} at most since the start: a restart with \
+             `count_max = {}` or more makes room",
+            a.count, b.count, a.count_max, b.count
+        ));
+    } else {
+        differs(keys, "workers.count_max", &a.count_max, &b.count_max);
+    }
     differs(keys, "workers.idle", &a.idle, &b.idle);
     differs(keys, "workers.on_failure", &a.on_failure, &b.on_failure);
     differs(keys, "workers.offload", &a.offload, &b.offload);
@@ -195,6 +203,7 @@ mod tests {
 pipeline = "llm-edge"
 [workers]
 count = 1
+count_max = 2
 [port.wan]
 interface = "wan"
 [port.lan]
@@ -237,7 +246,12 @@ class = "fast"
         let running = load(TEXT);
         assert_eq!(fixed_differences(&running, &running), Vec::<String>::new());
         for (from, to, key) in [
-            ("count = 1", "count = 2", "workers.count: 1 runs, 2 wanted"),
+            (
+                "count = 1\ncount_max = 2",
+                "count = 3",
+                "workers.count: 1 runs, 3 wanted, 2 at most since the start",
+            ),
+            ("count_max = 2", "count_max = 3", "workers.count_max: 2 runs, 3 wanted"),
             ("20000-", "20001-", "nat.ports: (20000, 29999) runs, (20001, 29999) wanted"),
             ("192.0.2.9", "192.0.2.8", "nat.addresses: [192.0.2.9] runs"),
         ] {
@@ -254,6 +268,7 @@ class = "fast"
         for (from, to) in [
             ("20Mbit/s", "30Mbit/s"),
             ("count = 1", "count = 1\ncores = [0]"),
+            ("count = 1", "count = 2"),
             ("10.0.0.2", "10.0.0.3"),
             ("203.0.113.1", "203.0.113.7"),
             ("llm-edge", "l4-balancer"),

@@ -15,7 +15,7 @@ use super::pools::{Found, Scraped};
 use super::taking_over::TakeOver;
 use super::ticks::every;
 use super::trial::Trial;
-use crate::worker::{Exit, WorkerEvent};
+use crate::worker::WorkerEvent;
 
 /// How often workers are listened to. A packet that waits for its neighbour waits for this, too.
 const TICK: Duration = Duration::from_millis(2);
@@ -168,6 +168,7 @@ impl Control {
                     drop(update);
                 }
                 WorkerEvent::Blocked(blocked) => self.blocked(worker, blocked),
+                WorkerEvent::Moved { thread, blocked } => self.moved(worker, thread, blocked),
                 WorkerEvent::OldEgress(queue) => drop(queue),
                 WorkerEvent::OldRoutes(routes) => drop(routes),
                 WorkerEvent::OldTables(tables) => drop(tables),
@@ -190,10 +191,7 @@ impl Control {
         self.check_trial();
         self.check_listing();
         self.check_draining();
-        match self.appliance.crew.ended() {
-            Some((worker, exit)) => Err(died(worker, exit)),
-            None => Ok(()),
-        }
+        self.appliance.crew.fallen().map_or(Ok(()), |(worker, words)| Err(died(worker, &words)))
     }
 
     /// Has the XDP programs forward what workers hand down.
@@ -228,6 +226,7 @@ impl Control {
         for &(ifindex, addr) in &self.due {
             a.netlink.resolve(ifindex, addr)?;
         }
+        a.crew.look_at_loads(a.clock.now());
         self.classes.ask(&mut a.crew, &a.config);
         a.refresh_offload();
         a.snapshot.rules.set_time(unix_seconds());
@@ -276,8 +275,9 @@ impl Control {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error),
             Err(_) => {
-                let seats = &self.appliance.crew.seats;
-                let worker = seats.iter().find(|s| s.is_running()).map_or(0, |s| s.id);
+                let crew = &self.appliance.crew;
+                let worker = crew.seats.iter().map(|s| s.id).find(|id| crew.is_running(*id));
+                let worker = worker.unwrap_or_default();
                 return Err(RunError::Hangs { worker, limit: limit + END_GRACE });
             }
         }
@@ -309,10 +309,8 @@ impl Control {
             tick.tick().await;
             self.appliance.crew.poll(&mut self.events);
             self.events.clear();
-            while let Some((worker, exit)) = self.appliance.crew.ended() {
-                if exit != Exit::Stopped {
-                    return Err(died(worker, exit));
-                }
+            if let Some((worker, words)) = self.appliance.crew.fallen() {
+                return Err(died(worker, &words));
             }
             if self.appliance.crew.is_empty() {
                 return Ok(());
@@ -321,10 +319,6 @@ impl Control {
     }
 }
 
-fn died(worker: u16, exit: Exit) -> RunError {
-    let reason = match exit {
-        Exit::Stopped => "stopped without being asked to".to_string(),
-        Exit::Panicked(words) => format!("panicked: {words}"),
-    };
-    RunError::WorkerDied { worker, reason }
+fn died(worker: u16, words: &str) -> RunError {
+    RunError::WorkerDied { worker, reason: format!("panicked: {words}") }
 }

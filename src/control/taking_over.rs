@@ -55,7 +55,7 @@ pub(super) struct TakeOver {
 }
 
 enum Step {
-    /// The kernel checks the programs of ports that come.
+    /// The kernel checks the programs of ports that come; threads begin.
     Loading(JoinHandle<Programs>, Box<Pending>),
     /// Ports go whose interfaces others take over.
     Clearing(Leaving, Box<Pending>),
@@ -103,7 +103,9 @@ impl Control {
         let now = self.appliance.clock.now();
         let is_late = deadline.is_some_and(|deadline| now >= deadline);
         let next = match step {
-            Step::Loading(loading, pending) if !loading.is_finished() => {
+            Step::Loading(loading, pending)
+                if !(loading.is_finished() && self.appliance.crew.is_ready()) =>
+            {
                 Err(Step::Loading(loading, pending))
             }
             Step::Loading(loading, mut pending) => {
@@ -157,6 +159,7 @@ impl Control {
         reply: ReloadReply,
         back: Option<Trial>,
     ) {
+        self.appliance.dismiss_threads();
         self.undo_trial(done, back);
         self.refuse(reply, error);
     }
@@ -184,6 +187,7 @@ impl Control {
             Step::Clearing(leaving, pending) => {
                 self.appliance.reloads_refused += 1;
                 self.appliance.close_opened(pending.opened);
+                self.appliance.dismiss_threads();
                 self.undo_trial(&done, back.take());
                 Step::Returning(leaving)
             }

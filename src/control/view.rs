@@ -59,6 +59,15 @@ pub struct ProcessView {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerView {
     pub worker: u16,
+    /// That runs it.
+    #[serde(default)]
+    pub thread: u16,
+    /// That the thread is pinned to.
+    #[serde(default)]
+    pub core: Option<usize>,
+    /// Share of the last second that went into turns which moved packets.
+    #[serde(default)]
+    pub busy_percent: f64,
     pub counters: Values,
     /// By label of the reason.
     pub drops: Values,

@@ -75,7 +75,7 @@ pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Resu
     let channels = check_ports(specs, workers, &ethtool)?;
     let mut changes = Changes::new(state_dir)
         .map_err(|e| NicError::from_io(format!("writing to {}", state_dir.display()), e))?;
-    let mut steer = Steer::new(workers.count, workers.offload);
+    let mut steer = Steer::new(workers.count_max, workers.offload);
     let mut modes = Vec::with_capacity(specs.len());
     let mut sockets = Vec::with_capacity(specs.len());
     let lasting = workers.on_failure == OnFailure::Drop;
@@ -126,7 +126,7 @@ pub(super) fn check_port(
     let channels = ethtool
         .channels(interface)
         .map_err(|e| NicError::from_io(format!("reading the queues of {interface}"), e))?;
-    check_queues(interface, &channels, workers.count)?;
+    check_queues(interface, &channels, workers.count_max)?;
     Ok(channels)
 }
 
@@ -136,7 +136,7 @@ pub(super) fn check_frames(
     rings: impl Iterator<Item = (u32, u32)>,
     workers: &WorkersSpec,
 ) -> Result<(), NicError> {
-    let of_a_worker = |queues: u32| queues.div_ceil(u32::from(workers.count.max(1)));
+    let of_a_worker = |queues: u32| queues.div_ceil(u32::from(workers.count_max.max(1)));
     let need = rings.map(|(ring, queues)| of_a_worker(queues) * ring).sum::<u32>() + FRAMES_SPARE;
     if workers.frames < need {
         return Err(NicError::TooFewFrames { have: workers.frames, need });
@@ -260,14 +260,14 @@ fn try_open_sockets(
     copy: CopyMode,
 ) -> Result<Opened, NicError> {
     let spec = UmemSpec {
-        frames: workers.frames * u32::from(workers.count),
+        frames: workers.frames * u32::from(workers.count_max),
         frame_size: workers.frame_size,
         fill_ring: specs.iter().map(|s| s.rx_ring).max().unwrap_or(64),
         completion_ring: specs.iter().map(|s| s.tx_ring).max().unwrap_or(64),
         huge_pages: workers.huge_pages,
     };
-    let (opener, slots) = Opener::new(spec, copy, workers.count, specs.first().map(|s| s.id))?;
-    let mut pools = share_out(opener.umem(), slots, workers.count);
+    let (opener, slots) = Opener::new(spec, copy, workers.count_max, specs.first().map(|s| s.id))?;
+    let mut pools = share_out(opener.umem(), slots, workers.count_max);
     let mut all: Vec<Vec<XskPort>> = pools.iter().map(|_| Vec::new()).collect();
     for ((spec, mode), to) in specs.iter().zip(modes).zip(sockets) {
         for (worker, mut port) in opener.sockets(spec, mode, to)?.into_iter().enumerate() {

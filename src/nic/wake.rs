@@ -18,7 +18,9 @@ struct Shared {
 
 /// Sleeps on sockets and on its [`Waker`]s.
 pub struct Sleeper {
-    shared: Arc<Shared>,
+    /// Its own first, then those that it heeds.
+    shared: Vec<Arc<Shared>>,
+    /// The events of these, in their order, then the sockets.
     fds: Vec<libc::pollfd>,
 }
 
@@ -39,30 +41,37 @@ impl Sleeper {
 
     /// Wakes this sleeper.
     pub fn waker(&self) -> Waker {
-        Waker { shared: Arc::clone(&self.shared) }
+        Waker { shared: Arc::clone(&self.shared[0]) }
+    }
+
+    /// Is woken by another's waker as well. Nobody else may sleep for that meanwhile.
+    pub fn heed(&mut self, waker: &Waker) {
+        self.fds.insert(self.shared.len(), readable(waker.shared.event.as_raw_fd()));
+        self.shared.push(Arc::clone(&waker.shared));
     }
 
     /// Also wakes when `fd` is readable. The descriptor has to stay open as long as this sleeps.
     pub fn watch(&mut self, fd: RawFd) {
-        self.fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        self.fds.push(readable(fd));
     }
 
-    /// Watches no descriptors any more.
+    /// Watches no descriptors any more, and heeds nobody else's wakers.
     pub fn forget(&mut self) {
+        self.shared.truncate(1);
         self.fds.truncate(1);
     }
 
     /// Sleeps `ns` nanoseconds at most; not at all where `ready` says so, which is asked once
     /// wakers are sure to be heard.
     pub fn sleep(&mut self, ns: u64, ready: impl FnOnce() -> bool) {
-        self.shared.sleeping.store(true, Ordering::Relaxed);
+        self.shared.iter().for_each(|s| s.sleeping.store(true, Ordering::Relaxed));
         // Pairs with the fence of `wake`: either `ready` sees what was given before the waker
         // looked at `sleeping`, or the waker sees `sleeping`.
         fence(Ordering::SeqCst);
         if !ready() {
             self.poll(ns);
         }
-        self.shared.sleeping.store(false, Ordering::Relaxed);
+        self.shared.iter().for_each(|s| s.sleeping.store(false, Ordering::Relaxed));
     }
 
     fn poll(&mut self, ns: u64) {
@@ -75,20 +84,28 @@ impl Sleeper {
         // error (EINTR) means waking early, which is allowed.
         let woken =
             unsafe { libc::ppoll(self.fds.as_mut_ptr(), count, &timeout, std::ptr::null()) };
-        if woken > 0 && self.fds[0].revents != 0 {
-            let mut value = 0u64;
-            // SAFETY: reads 8 bytes into `value`; the descriptor doesn't block.
-            unsafe { libc::read(self.shared.event.as_raw_fd(), (&raw mut value).cast(), 8) };
+        if woken <= 0 {
+            return;
+        }
+        for (shared, fd) in self.shared.iter().zip(&self.fds) {
+            if fd.revents != 0 {
+                let mut value = 0u64;
+                // SAFETY: reads 8 bytes into `value`; the descriptor doesn't block.
+                unsafe { libc::read(shared.event.as_raw_fd(), (&raw mut value).cast(), 8) };
+            }
         }
     }
+}
+
+fn readable(fd: RawFd) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
 }
 
 impl Waker {
     /// A sleeper that this wakes, in place of one that is gone: only one may sleep at a time.
     pub fn sleeper(&self) -> Sleeper {
-        let fd = self.shared.event.as_raw_fd();
-        let fds = vec![libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
-        Sleeper { shared: Arc::clone(&self.shared), fds }
+        let fds = vec![readable(self.shared.event.as_raw_fd())];
+        Sleeper { shared: vec![Arc::clone(&self.shared)], fds }
     }
 
     /// Wakes the sleeper if it sleeps. What it is to find has to be in place before.
@@ -146,6 +163,33 @@ mod tests {
         let again = Instant::now();
         sleeper.sleep(3_000_000, || false);
         assert!(again.elapsed() >= Duration::from_millis(3), "nobody slept: nothing was kept");
+    }
+
+    #[test]
+    fn whoever_it_heeds_ends_the_sleep_until_it_is_forgotten() {
+        let mut sleeper = Sleeper::new().expect("eventfd");
+        let others = [0; 3].map(|_| Sleeper::new().expect("eventfd").waker());
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        sleeper.watch(socket.as_raw_fd());
+        others.iter().for_each(|waker| sleeper.heed(waker));
+        let start = Instant::now();
+        for waker in others.iter().chain([&sleeper.waker()]) {
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    while !waker.shared.sleeping.load(Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
+                    waker.wake();
+                });
+                sleeper.sleep(LONG_NS, || false);
+            });
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+        sleeper.forget();
+        others[0].write();
+        let again = Instant::now();
+        sleeper.sleep(3_000_000, || others[0].shared.sleeping.load(Ordering::SeqCst));
+        assert!(again.elapsed() >= Duration::from_millis(3), "nothing of theirs is left");
     }
 
     #[test]

@@ -59,6 +59,8 @@ gauges! {
         polls,
         /// Turns that moved no packet.
         polls_idle,
+        /// Time of the turns that moved some, microseconds.
+        busy_us,
     }
 }
 

@@ -73,7 +73,7 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, Diagnostics> {
         reading = tomlfile::read::<FileScenario>(&source, &mut out);
     }
     let scenario = reading.map(|Reading { value, faulty }| {
-        let mut b = Build { source: &source, faulty: &faulty, out: &mut out };
+        let mut b = Build { source: &source, faulty: &faulty, out: &mut out, running: None };
         build(&mut b, &value, tree)
     });
     out.append(told);
@@ -242,7 +242,8 @@ fn tree(
             }
             let (source, faulty) = (b.source, b.faulty);
             let mut silent = Diagnostics::default();
-            config::tree_alone(&mut Build { source, faulty, out: &mut silent }, &nothing)
+            let mut b = Build { source, faulty, out: &mut silent, running: None };
+            config::tree_alone(&mut b, &nothing)
         }
     }
 }

@@ -69,6 +69,7 @@ impl Setup {
     fn workers_spec(&self) -> WorkersSpec {
         WorkersSpec {
             count: self.workers,
+            count_max: self.workers,
             cores: Vec::new(),
             idle: IdleStrategy::Adaptive,
             on_failure: OnFailure::Pass,

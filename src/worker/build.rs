@@ -87,7 +87,7 @@ impl Blueprint<'_> {
             pipeline: self.compile(),
             parking,
             icmp_limit: IcmpLimiter::default(),
-            turns: Turns::new(own.id, self.workers.count),
+            turns: Turns::new(own.id, self.workers.count_max),
             delays: Delays::default(),
             handover: own.handover,
             control: own.control,
@@ -165,7 +165,7 @@ impl Blueprint<'_> {
         let options = ParseOptions { verify_transport_checksum: verify };
         let in_flight_max = self.shaper(index).map_or(u64::MAX, |spec| {
             let all = spec.rate.bytes_per_sec().saturating_mul(IN_FLIGHT_US) / 1_000_000;
-            (all / u64::from(self.workers.count.max(1))).max(IN_FLIGHT_BYTES_MIN)
+            (all / u64::from(self.workers.count_max.max(1))).max(IN_FLIGHT_BYTES_MIN)
         });
         if self.is_vacant(index) {
             return Side::vacant(port);
@@ -202,7 +202,7 @@ impl Blueprint<'_> {
 
     /// Whether several workers shape a port together.
     fn shares(&self) -> bool {
-        self.workers.count > 1
+        self.workers.count_max > 1
     }
 
     /// What queues may hold without starving the rings and the reserve of frames.

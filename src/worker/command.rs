@@ -54,6 +54,8 @@ pub enum WorkerCommand {
     /// A packet of a health check to be sent; it goes back by its
     /// [`crate::forward::checks::CheckRing`].
     Check(Box<CheckPacket>),
+    /// Go on on this thread, which waits for it; answered by [`WorkerEvent::Moved`].
+    Move(u16),
     /// Receive nothing more, send what waits until the deadline, then end.
     Stop { deadline: Nanos },
 }
@@ -78,9 +80,15 @@ pub enum WorkerEvent {
     Cut(Box<FlowCount>),
     /// A packet waits for this neighbour: have the kernel resolve it.
     Wanted(PortId, Addr),
+    /// This thread runs the worker now.
+    Moved {
+        thread: u16,
+        blocked: Blocked,
+    },
 }
 
-/// What a new configuration, or other ports, have cost a worker's packets, nanoseconds.
+/// What a new configuration, other ports, or another thread, have cost a worker's packets,
+/// nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Blocked {
     /// For so long the worker did not look for packets.
@@ -306,6 +314,11 @@ impl<P: Port> Worker<P> {
                 }
                 WorkerCommand::Check(packet) => self.send_check(now, packet),
                 WorkerCommand::ListClasses(rows) => self.list_classes(now, rows),
+                WorkerCommand::Move(thread) => {
+                    self.moving_to = Some(thread);
+                    self.updated = true;
+                    return;
+                }
                 WorkerCommand::Stop { deadline } => self.phase = Phase::Draining(deadline),
             }
         }

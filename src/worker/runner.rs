@@ -1,22 +1,16 @@
-//! A worker's thread: its core, its clock, its heartbeat, its sleep.
+//! A thread's work: turns of the workers that it runs, their heartbeats, its sleep.
 
-use std::any::Any;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::thread::JoinHandle;
-
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::{Pid, gettid};
 
 use super::clock::Clock;
 use super::command::{Blocked, Phase};
 use super::spec::IdleStrategy;
+use super::threads::{Claims, Exit, ThreadParts, Threads, words};
 use super::turn::Worker;
 use crate::base::Nanos;
 use crate::nic::Port;
-use crate::nic::wake::Sleeper;
+use crate::nic::wake::{Sleeper, Waker};
 
 /// How often a running worker says that it lives. A heartbeat limit is a multiple of this.
 pub const BEAT_EVERY_NS: u64 = 1_000_000;
@@ -26,6 +20,8 @@ pub const SLEEP_MAX_NS: u64 = 5_000_000;
 const SPIN_NS: u64 = 20_000;
 /// Shorter sleeps than this are not worth their system call.
 const SLEEP_MIN_NS: u64 = 10_000;
+/// A thread that has no worker looks this often whether it is still needed; it is woken for that.
+const VACANT_NS: u64 = 1_000_000_000;
 
 /// Tells the XDP program, or whoever steers packets here, that the worker lives.
 pub trait Heartbeat: Send {
@@ -39,145 +35,226 @@ impl Heartbeat for NoHeartbeat {
     fn beat(&mut self) {}
 }
 
-/// What a worker's thread is given beside the worker.
-pub struct RunnerParts {
-    /// The thread's name, 15 bytes at most (as `comm` keeps it).
-    pub name: String,
-    /// Pinned to this core; `None`: the kernel moves it about.
-    pub core: Option<usize>,
-    pub idle: IdleStrategy,
-    pub clock: Clock,
-    pub heartbeat: Box<dyn Heartbeat>,
-    /// Watches the ports' sockets, once the worker runs.
-    pub sleeper: Sleeper,
+/// A worker, and what a thread needs to run it. It goes from thread to thread as one.
+pub struct Runnable<P> {
+    pub(super) worker: Box<Worker<P>>,
+    heartbeat: Box<dyn Heartbeat>,
+    /// By which others wake whoever runs it.
+    waker: Waker,
+    beat_at: Nanos,
+    /// Since when it is on its way to this thread, and the work that this was so far.
+    left: Option<(Nanos, u64)>,
 }
 
-/// How a worker ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// As it was asked to.
-    Stopped,
-    /// A bug. Its heartbeat has stopped and its ports are closed.
-    Panicked(String),
+impl<P> Runnable<P> {
+    /// `waker` is the one that other workers and the control plane have for it.
+    pub fn new(worker: Worker<P>, heartbeat: Box<dyn Heartbeat>, waker: Waker) -> Runnable<P> {
+        let worker = Box::new(worker);
+        Runnable { worker, heartbeat, waker, beat_at: Nanos::ZERO, left: None }
+    }
 }
 
-/// A worker's thread.
-pub struct WorkerThread {
-    thread: JoinHandle<Exit>,
-    /// The kernel's number of it; 0 before it runs.
-    tid: Arc<AtomicI32>,
+/// One thread at work.
+pub(super) struct Shift<P: Port> {
+    parts: ThreadParts,
+    threads: Threads<P>,
+    claims: Arc<Claims>,
+    /// Watches the sockets of all workers here, and heeds their wakers.
+    sleeper: Sleeper,
+    workers: Vec<Runnable<P>>,
+    /// The place in `workers` of the one whose turn it is.
+    turn: usize,
+    moved_at: Nanos,
+    /// When the last turn began, and whose it was, where that moved packets.
+    now: Nanos,
+    busy: Option<usize>,
 }
 
-impl WorkerThread {
-    /// Starts a worker on a thread of its own.
-    ///
-    /// # Errors
-    /// The thread can't be made.
-    pub fn spawn<P: Port + Send + 'static>(
-        worker: Worker<P>,
-        parts: RunnerParts,
-    ) -> io::Result<WorkerThread> {
-        let tid = Arc::new(AtomicI32::new(0));
-        let told = Arc::clone(&tid);
-        let thread = std::thread::Builder::new().name(parts.name.clone()).spawn(move || {
-            told.store(gettid().as_raw(), Ordering::Release);
-            run_guarded(worker, parts)
-        })?;
-        Ok(WorkerThread { thread, tid })
+impl<P: Port> Shift<P> {
+    pub(super) fn new(
+        parts: ThreadParts,
+        threads: Threads<P>,
+        claims: Arc<Claims>,
+        sleeper: Sleeper,
+    ) -> Shift<P> {
+        let moved_at = parts.clock.now();
+        let (workers, now) = (Vec::new(), moved_at);
+        Shift { parts, threads, claims, sleeper, workers, turn: 0, moved_at, now, busy: None }
     }
 
-    /// Moves the worker to a core; `None`: to whichever the calling thread may use.
-    ///
-    /// # Errors
-    /// There is no such core, or it is not for this process.
-    pub fn pin(&self, core: Option<usize>) -> io::Result<()> {
-        let set = match core {
-            None => sched_getaffinity(Pid::from_raw(0))?,
-            Some(core) => {
-                let mut set = CpuSet::new();
-                set.set(core)?;
-                set
+    /// Runs these workers, and those that come, until none is left and nobody needs the thread.
+    pub(super) fn run_guarded(mut self, workers: Vec<Runnable<P>>) -> Exit {
+        self.workers = workers;
+        let result = catch_unwind(AssertUnwindSafe(|| self.run()));
+        let Err(panic) = result else { return Exit::Dismissed };
+        let (words, thread) = (words(&*panic), self.parts.number);
+        let worker = self.workers.get(self.turn).or(self.workers.first());
+        let worker = worker.map_or(thread, |runnable| runnable.worker.id());
+        tracing::error!(worker, thread, "worker panicked: {words}");
+        // The sockets have to be closed, or the kernel goes on filling them. What else the workers
+        // hold may be half changed: it is left alone, and the process ends soon.
+        for mut runnable in self.workers.drain(..) {
+            let closed = catch_unwind(AssertUnwindSafe(|| runnable.worker.close()));
+            if closed.is_err() {
+                let worker = runnable.worker.id();
+                tracing::error!(worker, thread, "its ports could not be closed in order");
             }
-        };
-        match self.tid.load(Ordering::Acquire) {
-            0 => Err(io::ErrorKind::NotFound.into()),
-            tid => Ok(sched_setaffinity(Pid::from_raw(tid), &set)?),
+            std::mem::forget(runnable);
         }
+        Exit::Panicked { worker, words }
     }
 
-    /// Whether the worker has ended; [`WorkerThread::join`] doesn't wait then.
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// Waits for the worker's end.
-    pub fn join(self) -> Exit {
-        self.thread.join().unwrap_or_else(|panic| Exit::Panicked(message(&*panic)))
-    }
-}
-
-fn run_guarded<P: Port>(mut worker: Worker<P>, parts: RunnerParts) -> Exit {
-    let name = parts.name.clone();
-    let result = catch_unwind(AssertUnwindSafe(|| run(&mut worker, parts)));
-    let Err(panic) = result else { return Exit::Stopped };
-    let message = message(&*panic);
-    tracing::error!(worker = name, "worker panicked: {message}");
-    // The sockets have to be closed, or the kernel goes on filling them. What else the worker holds
-    // may be half changed: it is left alone, and the process ends soon.
-    let closed = catch_unwind(AssertUnwindSafe(|| worker.close()));
-    if closed.is_err() {
-        tracing::error!(worker = name, "its ports could not be closed in order");
-    }
-    std::mem::forget(worker);
-    Exit::Panicked(message)
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
-}
-
-fn run<P: Port>(worker: &mut Worker<P>, mut parts: RunnerParts) {
-    prepare_thread(&parts);
-    watch(worker, &mut parts.sleeper);
-    let mut beat_at = Nanos::ZERO;
-    let mut moved_at = parts.clock.now();
-    loop {
-        let now = parts.clock.now();
-        let worked = worker.has_commands().then(processor_time);
-        let moved = worker.poll(now);
-        if worker.has_updated() {
-            if worker.take_ports_changed() {
-                watch(worker, &mut parts.sleeper);
+    fn run(&mut self) {
+        prepare_thread(&self.parts);
+        self.watch();
+        loop {
+            if self.threads.is_called(self.parts.number) {
+                self.take_up();
             }
-            let ns = parts.clock.now().since(now);
-            let worked_ns = worked.map_or(ns, |from| processor_time().saturating_sub(from)).min(ns);
-            worker.tell_blocked(Blocked { ns, worked_ns });
+            if !self.workers.is_empty() {
+                self.round();
+            } else if self.claims.end() {
+                return;
+            } else {
+                let (threads, number) = (&self.threads, self.parts.number);
+                let ready = || threads.is_called(number) || self.claims.is_none();
+                self.sleeper.sleep(VACANT_NS, ready);
+            }
         }
-        if worker.phase() == Phase::Stopped {
-            return;
+    }
+
+    /// A turn of each worker; then a pause, where none had anything to do.
+    fn round(&mut self) {
+        let mut moved = 0;
+        // What one takes holds all up: they take new things one a round, and each has a turn for
+        // its packets between.
+        let mut may_obey = true;
+        self.turn = 0;
+        while self.turn < self.workers.len() {
+            let now = self.begin_turn();
+            let worker = &mut self.workers[self.turn].worker;
+            let before = moved;
+            if may_obey {
+                let from = worker.has_commands().then(processor_time);
+                moved += worker.poll(now);
+                if worker.has_updated() {
+                    may_obey = false;
+                    if self.has_left(now, from) {
+                        continue;
+                    }
+                }
+            } else {
+                moved += worker.work(now);
+            }
+            let runnable = &mut self.workers[self.turn];
+            if runnable.worker.phase() == Phase::Stopped {
+                self.workers.remove(self.turn);
+                self.let_go();
+                continue;
+            }
+            if now >= runnable.beat_at {
+                runnable.heartbeat.beat();
+                runnable.beat_at = now.saturating_add(BEAT_EVERY_NS);
+            }
+            self.busy = (moved > before).then_some(self.turn);
+            self.turn += 1;
         }
-        if now >= beat_at {
-            parts.heartbeat.beat();
-            beat_at = now.saturating_add(BEAT_EVERY_NS);
-        }
+        let now = self.now;
         if moved > 0 {
-            moved_at = now;
-        } else if parts.idle == IdleStrategy::Busy {
+            self.moved_at = now;
+        } else if self.parts.idle == IdleStrategy::Busy {
             std::hint::spin_loop();
-        } else if now.since(moved_at) < SPIN_NS {
+        } else if now.since(self.moved_at) < SPIN_NS {
             // Lets whoever else needs this core have it; returns at once where nobody does.
             std::thread::yield_now();
         } else {
-            rest(worker, &mut parts.sleeper, now);
+            self.rest(now);
         }
     }
-}
 
-/// Has packets end the sleep, by whichever port they come.
-fn watch<P: Port>(worker: &Worker<P>, sleeper: &mut Sleeper) {
-    sleeper.forget();
-    worker.each_fd(|fd| sleeper.watch(fd));
+    /// When the next turn begins, with which the last one ends.
+    #[inline]
+    fn begin_turn(&mut self) -> Nanos {
+        let now = self.parts.clock.now();
+        if let Some(runnable) = self.busy.take().and_then(|at| self.workers.get_mut(at)) {
+            runnable.worker.was_busy(now.since(self.now));
+        }
+        self.now = now;
+        now
+    }
+
+    /// Tells what the turn has cost that began at `now` and took a new configuration or other
+    /// ports, or has the worker go to another thread. Whether it has gone.
+    #[cold]
+    fn has_left(&mut self, now: Nanos, from: Option<u64>) -> bool {
+        let Some(runnable) = self.workers.get_mut(self.turn) else { return true };
+        let worked =
+            |ns: u64| from.map_or(ns, |from| processor_time().saturating_sub(from)).min(ns);
+        let ns = |clock: &Clock| clock.now().since(now);
+        if let Some(to) = runnable.worker.take_move() {
+            let mut runnable = self.workers.remove(self.turn);
+            self.watch();
+            runnable.left = Some((now, worked(ns(&self.parts.clock))));
+            self.threads.give(to, runnable);
+            self.claims.remove();
+            return true;
+        }
+        let ports_changed = runnable.worker.take_ports_changed();
+        if ports_changed {
+            self.watch();
+        }
+        let ns = ns(&self.parts.clock);
+        let blocked = Blocked { ns, worked_ns: worked(ns) };
+        self.workers[self.turn].worker.tell_blocked(blocked);
+        false
+    }
+
+    /// Goes on with workers that come from other threads.
+    #[cold]
+    fn take_up(&mut self) {
+        while let Some(mut runnable) = self.threads.take(self.parts.number) {
+            let from = processor_time();
+            let left = runnable.left.take();
+            self.workers.push(runnable);
+            self.watch();
+            if let (Some((since, worked)), Some(runnable)) = (left, self.workers.last_mut()) {
+                let ns = self.parts.clock.now().since(since);
+                let here = processor_time().saturating_sub(from);
+                let blocked = Blocked { ns, worked_ns: (worked + here).min(ns) };
+                runnable.worker.tell_moved(self.parts.number, blocked);
+            }
+        }
+        self.moved_at = self.parts.clock.now();
+    }
+
+    /// A worker has ended.
+    #[cold]
+    fn let_go(&mut self) {
+        self.watch();
+        self.claims.remove();
+    }
+
+    /// Has packets end the sleep, by whichever port they come, and whoever calls a worker.
+    fn watch(&mut self) {
+        self.sleeper.forget();
+        for runnable in &self.workers {
+            self.sleeper.heed(&runnable.waker);
+            runnable.worker.each_fd(|fd| self.sleeper.watch(fd));
+        }
+    }
+
+    fn rest(&mut self, now: Nanos) {
+        let events = self.workers.iter().filter_map(|r| r.worker.next_event(now));
+        let ns = events.min().map_or(SLEEP_MAX_NS, |at| at.since(now).min(SLEEP_MAX_NS));
+        if ns < SLEEP_MIN_NS {
+            return std::thread::yield_now();
+        }
+        self.workers.iter_mut().for_each(|r| r.worker.publish(now));
+        let (threads, workers) = (&self.threads, &self.workers);
+        self.sleeper.sleep(ns, || {
+            threads.is_called(self.parts.number) || workers.iter().any(|r| r.worker.is_called())
+        });
+    }
 }
 
 /// What this thread has had of a processor, nanoseconds. Where it can't be told, all is the
@@ -187,23 +264,15 @@ fn processor_time() -> u64 {
     time.map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
-fn rest<P: Port>(worker: &mut Worker<P>, sleeper: &mut Sleeper, now: Nanos) {
-    let ns = worker.next_event(now).map_or(SLEEP_MAX_NS, |at| at.since(now).min(SLEEP_MAX_NS));
-    if ns < SLEEP_MIN_NS {
-        return std::thread::yield_now();
-    }
-    worker.publish(now);
-    sleeper.sleep(ns, || worker.is_called());
-}
-
-fn prepare_thread(parts: &RunnerParts) {
+fn prepare_thread(parts: &ThreadParts) {
+    let thread = parts.number;
     if let Some(id) = parts.core
         && !core_affinity::set_for_current(core_affinity::CoreId { id })
     {
-        tracing::warn!(worker = parts.name, core = id, "can't be pinned to its core");
+        tracing::warn!(thread, core = id, "can't be pinned to its core");
     }
     // A sleep ends up to 50 us late otherwise, which is 40 packets at 10 Gbit/s.
     if let Err(e) = nix::sys::prctl::set_timerslack(1) {
-        tracing::warn!(worker = parts.name, "timer slack stays as it is: {e}");
+        tracing::warn!(thread, "timer slack stays as it is: {e}");
     }
 }

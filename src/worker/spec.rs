@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::flow::table::FLOW_BYTES_MAX;
+
 /// What a worker does when there is nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IdleStrategy {
@@ -23,8 +25,11 @@ pub enum OnFailure {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkersSpec {
+    /// Threads that run the workers; while they run, 1 to `count_max`.
     pub count: u16,
-    /// Core of each worker; empty: not pinned.
+    /// Workers: tables, frames and sockets, each run by one of the threads.
+    pub count_max: u16,
+    /// Core of each thread; empty: not pinned.
     pub cores: Vec<usize>,
     pub idle: IdleStrategy,
     pub on_failure: OnFailure,
@@ -43,4 +48,12 @@ pub struct WorkersSpec {
     pub half_open_max: u32,
     /// How long a stop waits for queues to empty.
     pub drain_limit: Duration,
+}
+
+impl WorkersSpec {
+    /// Memory that each worker takes, run or not: its flows and its frames.
+    pub fn bytes_of_one(&self) -> u64 {
+        let flows = u64::from(self.flows_max) * FLOW_BYTES_MAX as u64;
+        flows + u64::from(self.frames) * u64::from(self.frame_size)
+    }
 }

@@ -8,6 +8,7 @@ use super::handover::Handover;
 use super::joining::{Joining, unjoined};
 use super::offload::Offload;
 use super::openings::{followers, set_aside};
+use super::pace::Pace;
 use super::side::Side;
 use crate::base::Nanos;
 use crate::base::mem::Arena;
@@ -75,10 +76,11 @@ pub struct Worker<P> {
     /// The last turn has taken a new configuration, or other ports.
     pub(super) updated: bool,
     pub(super) ports_changed: bool,
+    /// The thread that the last turn was told to go to.
+    pub(super) moving_to: Option<u16>,
     timers_at: Nanos,
     publish_at: Nanos,
-    polls: u64,
-    polls_idle: u64,
+    pub(super) pace: Pace,
 }
 
 impl<P: Port> Worker<P> {
@@ -103,10 +105,10 @@ impl<P: Port> Worker<P> {
             desk: None,
             updated: false,
             ports_changed: false,
+            moving_to: None,
             timers_at: Nanos::ZERO,
             publish_at: Nanos::ZERO,
-            polls: 0,
-            polls_idle: 0,
+            pace: Pace::default(),
         }
     }
 
@@ -125,6 +127,11 @@ impl<P: Port> Worker<P> {
         if self.updated {
             return 1;
         }
+        self.work(now)
+    }
+
+    /// As [`Worker::poll`], but without looking at what the control plane asks.
+    pub(super) fn work(&mut self, now: Nanos) -> usize {
         let mut moved = 0;
         if self.phase == Phase::Running {
             for port in 0..self.parts.sides.len() {
@@ -148,8 +155,7 @@ impl<P: Port> Worker<P> {
             self.settle();
         }
         self.parts.handover.settle(&mut self.parts.pool);
-        self.polls += 1;
-        self.polls_idle += u64::from(moved == 0);
+        self.pace.turn(moved);
         if now >= self.publish_at {
             self.publish(now);
         }
@@ -321,8 +327,7 @@ impl<P: Port> Worker<P> {
             frames_owned: parts.pool.owned() as u64,
             parked_now: parts.parking.len() as u64,
             handover_backlog: parts.handover.backlog() as u64,
-            polls: self.polls,
-            polls_idle: self.polls_idle,
+            ..self.pace.gauges()
         };
         parts.stats.publish(&self.counters, &gauges, &self.port_gauges);
     }

@@ -71,6 +71,7 @@ pub fn port_spec(id: u16, interface: &str) -> PortSpec {
 pub fn workers_spec(count: u16) -> WorkersSpec {
     WorkersSpec {
         count,
+        count_max: count,
         cores: Vec::new(),
         idle: IdleStrategy::Adaptive,
         on_failure: OnFailure::Pass,
@@ -102,7 +103,7 @@ impl Side {
     pub fn with(specs: &[PortSpec], workers: &WorkersSpec) -> Result<Side, NicError> {
         let state = tempfile::tempdir().expect("state directory");
         let nic = open(specs, workers, state.path())?;
-        let beats = (0..workers.count).map(|w| nic.steer.heartbeat(w)).collect();
+        let beats = (0..workers.count_max).map(|w| nic.steer.heartbeat(w)).collect();
         Ok(Side { nic, beats, _state: state })
     }
 

@@ -41,6 +41,7 @@ use crate::base::tomlfile::{Faulty, Leaf};
 use crate::graph::spec::{PipelineSpec, StageSpec};
 use crate::policy::catalogue::Catalogue;
 use crate::policy::spec::header_names;
+use crate::worker::spec::WorkersSpec;
 
 /// Characters of a name given in the configuration: it becomes a label of metrics.
 const NAME_LEN_MAX: usize = 63;
@@ -50,7 +51,7 @@ const NAME_LEN_MAX: usize = 63;
 pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Config {
     let ports = ports::ports(b, file);
     let workers = workers::workers(b, file, &ports);
-    let forward = forward::forward(b, file, workers.count);
+    let forward = forward::forward(b, file, workers.count_max);
     let health = health::health(b, file);
     tenants::check(b, file);
     let metrics = engines::metrics(b, file);
@@ -131,6 +132,8 @@ pub struct Build<'a> {
     pub source: &'a Source,
     pub faulty: &'a Faulty,
     pub out: &'a mut Diagnostics,
+    /// What runs, where this is to take its place.
+    pub running: Option<&'a WorkersSpec>,
 }
 
 impl Build<'_> {

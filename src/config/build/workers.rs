@@ -31,10 +31,12 @@ pub fn workers(b: &mut Build<'_>, file: &FileConfig, ports: &[PortSpec]) -> Work
     let w = file.workers.as_ref().map_or(&none, Spanned::get_ref);
     let at = file.workers.as_ref().map_or(0..0, Spanned::span);
     let count = b.number(&w.count, 1..=WORKERS_MAX, 1u16);
+    let count_max = count_max(b, w, count);
     let flows_max = b.number(&w.flows_max, FLOWS, FLOWS_DEFAULT);
     let half_open_default = HALF_OPEN_DEFAULT.min(flows_max);
     WorkersSpec {
         count,
+        count_max,
         cores: cores(b, w, &at, count),
         idle: match w.idle {
             Some(FileIdle::Busy) => IdleStrategy::Busy,
@@ -61,6 +63,21 @@ pub fn workers(b: &mut Build<'_>, file: &FileConfig, ports: &[PortSpec]) -> Work
     }
 }
 
+/// How many there are; unless that is given, as many as run, or as are asked for where these are
+/// more.
+fn count_max(b: &mut Build<'_>, w: &FileWorkers, count: u16) -> u16 {
+    let least = b.running.map_or(count, |running| running.count_max.max(count));
+    let count_max = b.number(&w.count_max, 1..=WORKERS_MAX, least);
+    if let Some(given) = &w.count_max
+        && count_max < count
+    {
+        let what = format!("`count` is {count}: of the workers that there are, not more can run");
+        b.error(&given.span(), what);
+        return count;
+    }
+    count_max
+}
+
 /// Whether the machine has these cores is seen at start.
 fn cores(b: &mut Build<'_>, w: &FileWorkers, table: &Range<usize>, count: u16) -> Vec<usize> {
     let Some(list) = &w.cores else { return Vec::new() };
@@ -71,15 +88,14 @@ fn cores(b: &mut Build<'_>, w: &FileWorkers, table: &Range<usize>, count: u16) -
         match known {
             None => b.error(&core.span(), format!("{n} is not within 0 to {CORE_MAX}")),
             Some(c) if cores.contains(&c) => {
-                b.error(&core.span(), format!("core {c} is given to two workers"));
+                b.error(&core.span(), format!("core {c} is given twice"));
             }
             Some(c) => cores.push(c),
         }
     }
     let given = list.get_ref().len();
     if given != 0 && given != usize::from(count) && !b.faulty.contains(table, "cores") {
-        let what =
-            format!("cores for {given} of {count} workers: give one to each, or leave this out");
+        let what = format!("cores for {given} of {count} threads: as many as `count`, or none");
         b.error(&list.span(), what);
     }
     cores

@@ -231,7 +231,7 @@ impl Pools {
             }
         }
         let place = |b: &BackendSpec| self.place(b);
-        let mut tables = Tables::build_with(&spec, config.workers.count, seed, place);
+        let mut tables = Tables::build_with(&spec, config.workers.count_max, seed, place);
         self.applied.services_drained.iter().for_each(|s| tables.drain(*s));
         tables
     }

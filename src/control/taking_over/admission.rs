@@ -42,7 +42,8 @@ impl Control {
             let left = trial.left(self.appliance.clock.now());
             return Err(ReloadError::OnTrial { secs: left.as_secs() });
         }
-        let wanted = config::load(&self.appliance.config.path).map_err(ReloadError::Faults)?;
+        let wanted = config::load_over(&self.appliance.config.path, &self.appliance.config.workers)
+            .map_err(ReloadError::Faults)?;
         self.begin(wanted)
     }
 
@@ -96,14 +97,21 @@ impl Control {
         };
         let (programs, opened) = (Vec::new(), Vec::new());
         let pending = Pending { wanted, programs, opened, plan, steer };
-        let step = match pending.plan.opening().count() {
-            0 => self.make_room(pending)?,
+        a.start_threads(&pending.wanted.workers).map_err(ReloadError::Thread)?;
+        let step = self.prepare(pending).inspect_err(|_| self.appliance.dismiss_threads())?;
+        Ok(Some(TakeOver::new(step, self.appliance.clock.now(), done)))
+    }
+
+    /// Waits for what takes its time, if anything does.
+    fn prepare(&mut self, pending: Pending) -> Result<Step, ReloadError> {
+        let a = &self.appliance;
+        match pending.plan.opening().count() {
+            0 if a.crew.is_ready() => self.make_room(pending),
             count => {
                 let loading = a.load_programs(count).map_err(ReloadError::Thread)?;
-                Step::Loading(loading, Box::new(pending))
+                Ok(Step::Loading(loading, Box::new(pending)))
             }
-        };
-        Ok(Some(TakeOver::new(step, self.appliance.clock.now(), done)))
+        }
     }
 
     /// Opens what needs nobody to go first; then those go that have to, if there are any, or all is

@@ -90,14 +90,7 @@ impl Control {
             tracing::error!(%error, "copies are not taken: no thread can be started");
         }
         let ports_differ = wanted.ports != a.config.ports;
-        if wanted.workers.cores != a.config.workers.cores {
-            for seat in &a.crew.seats {
-                let core = wanted.workers.cores.get(usize::from(seat.id)).copied();
-                if let Err(error) = seat.pin(core) {
-                    tracing::warn!(worker = seat.id, core, %error, "can't be pinned to its core");
-                }
-            }
-        }
+        a.move_workers(&wanted.workers);
         a.snapshot = snapshot;
         a.config = wanted;
         a.set_passage();
@@ -131,7 +124,7 @@ impl Control {
 
     pub(super) fn has_taken(&self, taking: &Taking) -> bool {
         let a = &self.appliance;
-        taking.awaited.is_empty() && a.exchanges.is_idle() && a.feed.knows(taking.orders)
+        taking.awaited.is_empty() && a.is_settled() && a.feed.knows(taking.orders)
     }
 
     /// All workers have the new configuration: what only the one before needs goes.

@@ -43,7 +43,7 @@ fn build(config: &Config) {
         let _ = Scheduler::new(spec, PACKETS_MAX, SEED);
     }
     if config.forward.pools.len() <= POOLS_MAX {
-        let _ = Tables::build(&config.forward, config.workers.count, SEED);
+        let _ = Tables::build(&config.forward, config.workers.count_max, SEED);
     }
     assert!(config.warnings.iter().all(|w| !w.message.is_empty()));
 }

@@ -183,6 +183,7 @@ impl Parts {
     pub fn new(variant: Variant, workers: u16) -> Parts {
         let workers = WorkersSpec {
             count: workers,
+            count_max: workers,
             cores: Vec::new(),
             idle: IdleStrategy::Busy,
             on_failure: OnFailure::Pass,

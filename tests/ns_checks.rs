@@ -117,7 +117,10 @@ fn a_check_shows_what_a_client_would_find() {
     // Another way, without a restart: what only tunnels do no longer matters.
     let text = config(&net).replace("mode = \"ipip\"", "mode = \"dsr\"");
     net.write("tidegate.toml", &text);
-    net.ask(&["reload"]).expect("reload");
+    // Ports of checks are not for others.
+    net.appliance.sysctl("net.ipv4.ip_local_port_range", "32768 65000").expect("sysctl");
+    let told = net.ask_json(&["reload"])["warnings"].to_string();
+    assert!(told.contains("net.ipv4.ip_local_reserved_ports=64000-64511"), "{told}");
     until_up(&net, &["nat", "dsr", "ipip"]);
     net.server.ip(&format!("addr del {VIP6}/128 dev lo")).expect("VIP");
     until_up(&net, &["nat", "dsr-four", "ipip-four"]);
@@ -125,4 +128,49 @@ fn a_check_shows_what_a_client_would_find() {
     assert_eq!(links(), before);
     edge.signal(Signal::SIGKILL).expect("kill");
     assert_eq!(links(), before);
+}
+
+/// Starts it in a mount namespace of its own, in which this was done.
+fn start_where(net: &Net, is_done: &str, config: &str) -> Process {
+    let script = format!("{is_done} && exec \"$0\" \"$@\"");
+    net.start_through(config, &["unshare", "-m", "sh", "-c", &script])
+}
+
+fn http_by_nat(net: &Net) -> String {
+    let http = checked("nat", (VIP4, 80), SERVERS4, "nat", "type = \"http\"\nbody = \"hello\"");
+    [net.config_head("l4-balancer", ""), nat(), http].concat()
+}
+
+#[test]
+fn checks_that_the_kernel_has_no_place_for_are_refused_by_a_reload() {
+    let net = Net::new(1);
+    let with = http_by_nat(&net);
+    let without = with.split("[pool.nat.health]").next().expect("a part").to_owned();
+    let _edge = start_where(&net, "mount --bind /dev/null /dev/net/tun", &without);
+    net.write("tidegate.toml", &with);
+    for refused in 1..=2 {
+        let words = net.ask(&["reload"]).expect_err("no TUN device");
+        assert!(words.contains("for want of a TUN device (/dev/net/tun)"), "{words}");
+        let counted = net.ask_json(&["show", "counters"])["process"]["reloads_refused"].clone();
+        assert_eq!(counted, refused);
+    }
+    let backends = net.ask_json(&["show", "backends"])["backends"].to_string();
+    assert!(!backends.contains("\"up\":false"), "{backends}");
+    net.write("tidegate.toml", &without);
+    let same = net.ask_json(&["reload"]);
+    assert_eq!(same["unchanged"], true, "{same}");
+}
+
+/// As in some containers.
+#[test]
+fn checks_do_without_a_proc_that_can_be_written() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let readonly = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys";
+    let mut edge = start_where(&net, readonly, &http_by_nat(&net));
+    until_up(&net, &["nat"]);
+    edge.signal(Signal::SIGTERM).expect("term");
+    edge.wait(SOON).expect("ends");
+    let said = edge.kill_and_read_stderr();
+    assert!(said.contains("tcp_tw_reuse: ports of health checks are free again later"), "{said}");
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use common::annex::Annex;
 use common::probe::{Echo, Probe, lost};
 use common::{HTTP, Net, SERVERS4, VIP4, nat, pool, service};
 use nix::sys::ptrace;
@@ -15,7 +16,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tidegate::base::Seed;
 use tidegate::base::hash::Rng;
-use tidegate::lab::{Namespace, Process, Veth, VethEnd, wait_for};
+use tidegate::lab::{Process, wait_for};
 
 /// Packets that may be between the ports while one snapshot gives way to the next.
 const IN_FLIGHT_MAX: usize = 1;
@@ -195,41 +196,6 @@ fn what_nobody_confirms_is_taken_back() {
     assert_eq!(weight(), 2);
     net.ask(&["reload"]).expect("taken over");
     assert_eq!((weight(), count(&net, "rollbacks")), (3.into(), 1));
-}
-
-/// Hosts beyond further interfaces of the appliance, each with a veth pair.
-struct Annex {
-    interface: &'static str,
-    number: u8,
-    host: Namespace,
-}
-
-impl Annex {
-    fn new(net: &Net, interface: &'static str, number: u8) -> Annex {
-        let host = Namespace::new(interface).expect("namespace");
-        let annex = Annex { interface, number, host };
-        annex.link(net);
-        annex
-    }
-
-    fn link(&self, net: &Net) {
-        let Annex { interface, number, host } = self;
-        let (a, b) = (format!("10.0.{number}.2/24"), format!("10.0.{number}.1/24"));
-        let (there, here): (&[&str], &[&str]) = (&[&a], &[&b]);
-        let end = |namespace, name, addresses| VethEnd { namespace, name, addresses };
-        let (a, b) = (end(host, "e0", there), end(&net.appliance, interface, here));
-        Veth { a, b, queues: 2, wire_like: true }.create().expect("veth");
-        host.ip(&format!("route add default via 10.0.{number}.1")).expect("route");
-    }
-
-    fn is_served(&self) -> bool {
-        let url = format!("http://{VIP4}/");
-        self.host.run("curl", &["-sf", "--max-time", "2", &url]).is_ok()
-    }
-
-    fn has_program(&self, net: &Net) -> bool {
-        net.appliance.run("ip", &["link", "show", self.interface]).expect("ip").contains("xdp")
-    }
 }
 
 /// Both services, and these ports besides the usual two.

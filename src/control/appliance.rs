@@ -159,6 +159,9 @@ impl Appliance {
         if way::goes_by_workers(&appliance.config) {
             appliance.open_passage().map_err(BootError::Checks)?;
         }
+        if let Some(warning) = way::ports_warning(&appliance.config) {
+            tracing::warn!("{warning}");
+        }
         appliance.set_passage();
         appliance.pools.prober.set_door(appliance.passage.door());
         Ok(appliance)

@@ -34,6 +34,8 @@ pub(super) struct Packets {
     cells: Vec<Cell>,
     free: u32,
     used: u32,
+    /// Cells that may be in use.
+    used_max: u32,
 }
 
 impl Packets {
@@ -43,7 +45,12 @@ impl Packets {
         let free = if packets_max > 0 { 0 } else { NIL };
         let mut cells = huge_table(packets_max as usize);
         cells.extend((0..packets_max).map(cell));
-        Packets { cells, free, used: 0 }
+        Packets { cells, free, used: 0, used_max: packets_max }
+    }
+
+    /// Changes how many may be held, as far as there are cells. Those that are stay.
+    pub fn set_max(&mut self, packets_max: u32) {
+        self.used_max = packets_max.min(self.cells.len() as u32);
     }
 
     #[inline(always)]
@@ -53,7 +60,7 @@ impl Packets {
 
     #[inline(always)]
     pub fn is_full(&self) -> bool {
-        self.free == NIL
+        self.used >= self.used_max
     }
 
     /// Puts a frame into a free cell. Gives it back where there is none.
@@ -163,5 +170,24 @@ mod tests {
         assert_eq!((out.len(), packets.len()), (2, 0));
         out.into_iter().for_each(|f| pool.put(f));
         assert_eq!(pool.outstanding(), 0);
+    }
+
+    #[test]
+    fn fewer_may_be_held_and_no_more_than_there_are_cells() {
+        let mut pool = FramePool::standalone(4, 512);
+        let mut packets = Packets::new(2);
+        let mut put = |packets: &mut Packets| {
+            let frame = pool.take().expect("stock");
+            packets.insert(frame, Note::default()).expect("room");
+            packets.is_full()
+        };
+        assert!(!put(&mut packets));
+        packets.set_max(1);
+        assert!(packets.is_full());
+        packets.set_max(9);
+        assert!(!packets.is_full() && put(&mut packets), "two cells");
+        let mut out = Vec::new();
+        packets.drain(&mut out);
+        out.into_iter().for_each(|f| pool.put(f));
     }
 }

@@ -358,6 +358,12 @@ impl Scheduler {
         self.queues.packets.len() == 0
     }
 
+    /// Holds so many packets at most from now on, or as many as it was made for. Those that are
+    /// held stay.
+    pub fn set_packets_max(&mut self, packets_max: u32) {
+        self.queues.packets.set_max(packets_max);
+    }
+
     /// Bytes held, counted with overhead.
     pub fn backlog_bytes(&self) -> u64 {
         self.queues.bytes

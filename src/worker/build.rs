@@ -103,20 +103,30 @@ impl Blueprint<'_> {
                 .splice()
                 .is_none_or(|new| old.splice().is_some_and(|old| old.datagrams || !new.datagrams));
         let pipeline = (!same).then(|| self.compile());
+        // What one queue may hold follows from how many there are.
+        let resized = self.ports != old.ports;
+        let queue_packets_max = self.queue_packets_max();
         let egress =
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
                 // Its queue comes or goes with it.
                 _ if self.is_vacant(port) || old.is_vacant(port) => EgressUpdate::Keep,
+                (None, None) if resized => {
+                    EgressUpdate::Resize(EgressQueue::fifo(queue_packets_max))
+                }
+                (Some(new), Some(old)) if new == old && resized => {
+                    EgressUpdate::Resize(EgressQueue::Closed)
+                }
                 (None, None) => EgressUpdate::Keep,
                 (Some(new), Some(old)) if new == old => EgressUpdate::Keep,
                 (Some(new), Some(of)) => {
-                    let (packets, seed) = (self.queue_packets_max() as u32, self.snapshot.seed);
+                    let (packets, seed) = (queue_packets_max as u32, self.snapshot.seed);
                     let next = Successor::new(now, (of, new), packets, seed);
                     EgressUpdate::Succeed(Box::new(next))
                 }
                 _ => EgressUpdate::Replace(Leaving::new(port, self.egress(port))),
             });
-        Update { snapshot: self.snapshot.clone(), pipeline, egress: egress.collect() }
+        let (snapshot, egress) = (self.snapshot.clone(), egress.collect());
+        Update { snapshot, pipeline, egress, queue_packets_max }
     }
 
     /// Changes the class trees that workers share, just before they get their updates: until then

@@ -104,11 +104,15 @@ pub struct Update {
     pub pipeline: Option<Pipeline>,
     /// By port; those beyond the end stay as they are.
     pub egress: Vec<EgressUpdate>,
+    /// What each queue may hold from then on.
+    pub queue_packets_max: usize,
 }
 
 /// What becomes of a port's queue.
 pub enum EgressUpdate {
     Keep,
+    /// It holds another number of packets: as this one, which has its memory.
+    Resize(EgressQueue),
     /// The class tree changes and keeps its packets and tokens.
     Succeed(Box<Successor>),
     /// Another kind of queue. Packets move over, into the default class, some a turn; then the old
@@ -331,20 +335,28 @@ impl<P: Port> Worker<P> {
             self.parts.pipeline.take_over(pipeline);
         }
         for (port, change) in update.egress.iter_mut().enumerate() {
-            self.change_egress(now, port, change);
+            self.change_egress(now, port, change, update.queue_packets_max);
         }
         self.parts.control.tell(WorkerEvent::Old(update));
         self.updated = true;
         self.retry_parked(now);
     }
 
-    fn change_egress(&mut self, now: Nanos, port: usize, change: &mut EgressUpdate) {
+    fn change_egress(
+        &mut self,
+        now: Nanos,
+        port: usize,
+        change: &mut EgressUpdate,
+        packets_max: usize,
+    ) {
         let Some(side) = self.parts.sides.get_mut(port) else { return };
         match change {
             EgressUpdate::Keep => {}
+            EgressUpdate::Resize(next) => side.egress.resize(next, packets_max),
             EgressUpdate::Succeed(next) => {
                 if let EgressQueue::Tree(tree) = &mut side.egress {
                     tree.succeed(now, next);
+                    tree.set_packets_max(packets_max as u32);
                 }
             }
             EgressUpdate::Replace(leaving) => {

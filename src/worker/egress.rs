@@ -29,6 +29,17 @@ impl EgressQueue {
         EgressQueue::Fifo(Fifo { queue, packets_max, bytes: 0 })
     }
 
+    /// Holds another number of packets from now on, those of `of`, into whose place it moves where
+    /// that has more memory; what is left there is to be freed. A class tree holds no more than it
+    /// was made for.
+    pub fn resize(&mut self, of: &mut EgressQueue, packets_max: usize) {
+        match (self, of) {
+            (EgressQueue::Fifo(fifo), EgressQueue::Fifo(next)) => fifo.resize(next),
+            (EgressQueue::Tree(tree), _) => tree.set_packets_max(packets_max as u32),
+            _ => {}
+        }
+    }
+
     /// Takes packets, in order; what has to go for them, or they themselves, are added to
     /// `dropped`.
     #[inline]
@@ -148,12 +159,20 @@ impl EgressQueue {
 impl Fifo {
     #[inline]
     fn enqueue(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.queue.len() == self.packets_max {
+        if self.queue.len() >= self.packets_max {
             return Err(frame);
         }
         self.bytes += frame.len() as u64;
         self.queue.push_back(frame);
         Ok(())
+    }
+
+    fn resize(&mut self, next: &mut Fifo) {
+        if next.queue.capacity() > self.queue.capacity() {
+            next.queue.extend(self.queue.drain(..));
+            std::mem::swap(&mut self.queue, &mut next.queue);
+        }
+        self.packets_max = next.packets_max.min(self.queue.capacity());
     }
 
     #[inline]
@@ -176,6 +195,38 @@ mod tests {
     use crate::packet::{ClassId, FramePool};
 
     const T: Nanos = Nanos::ZERO;
+
+    #[test]
+    fn a_fifo_grows_and_shrinks_with_its_packets() {
+        let mut pool = FramePool::standalone(64, 512);
+        let arena = pool.arena().clone();
+        let (mut egress, mut dropped) = (EgressQueue::fifo(4), Vec::new());
+        let mut number = 0u8;
+        let mut put = |egress: &mut EgressQueue, count: usize| {
+            let mut packets = Vec::new();
+            for _ in 0..count {
+                let frame = pool.take_with(&[number; 60]).expect("stock");
+                packets.push(Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 });
+                number += 1;
+            }
+            let before = dropped.len();
+            egress.enqueue(T, &mut packets, &arena, &mut dropped);
+            (egress.len(), dropped.len() - before)
+        };
+        assert_eq!(put(&mut egress, 5), (4, 1));
+        egress.resize(&mut EgressQueue::fifo(9), 9);
+        assert_eq!(put(&mut egress, 6), (9, 1));
+        let mut smaller = EgressQueue::fifo(2);
+        egress.resize(&mut smaller, 2);
+        assert_eq!((put(&mut egress, 1), smaller.len()), ((9, 1), 0), "those that wait stay");
+        let mut out = Vec::new();
+        assert_eq!(egress.dequeue(T, 8, u64::MAX, &arena, &mut out, &mut Vec::new()), 8);
+        assert_eq!((put(&mut egress, 2), egress.backlog_bytes()), ((2, 1), 120));
+        egress.drain(&mut out);
+        let order: Vec<_> = out.iter().map(|f| f.bytes(&arena)[0]).collect();
+        assert_eq!(order, [0, 1, 2, 3, 5, 6, 7, 8, 9, 12]);
+        out.into_iter().chain(dropped.into_iter().map(|d| d.0)).for_each(|f| pool.put(f));
+    }
 
     #[test]
     fn a_fifo_keeps_order_and_its_bounds() {

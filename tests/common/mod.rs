@@ -5,6 +5,7 @@
 //! ```
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod annex;
 pub mod daemons;
 pub mod probe;
 pub mod stream;

@@ -8,9 +8,10 @@ use crate::packets::{
     V4, extended, fragment, ping, same, solicitation, tagged, tcp, tcp6, udp, udp_broadcast,
 };
 use tidegate::base::{Addr, Nanos};
+use tidegate::control::steering::{SteerTables, Steering};
 use tidegate::nic::Port;
 use tidegate::nic::spec::AttachMode;
-use tidegate::nic::steer::{NatRange, SHARE_ALL, SteerReason, VipEntry, kernel_now};
+use tidegate::nic::steer::{NatRange, SHARE_ALL, Steer, SteerReason, VipEntry, kernel_now};
 use tidegate::worker::spec::OnFailure;
 
 const CLIENT: V4 = ([198, 51, 100, 7], 40_000);
@@ -353,6 +354,34 @@ fn the_canary_share_is_met_in_both_directions() {
         assert!(in_a_point(there.len()), "{} of {FLOWS}", there.len());
         let back = steered(&mut a, &mut b, &|i| udp(far, client(i)), 36);
         assert_eq!(there, back, "transit: the directions differ");
+        a.close();
+        b.close();
+    });
+}
+
+/// Of tables that fail half way it is not known what the programs have: those of before are told
+/// whole.
+#[test]
+fn tables_that_fail_half_way_give_way_to_those_of_before() {
+    with_veth(1, || {
+        let mut a = Side::open("v0", 1, AttachMode::Auto);
+        let mut b = Side::open("v1", 1, AttachMode::Auto);
+        let mut steering = Steering::new(std::mem::replace(&mut a.nic.steer, Steer::new(1, false)));
+        let transit = vec!["0.0.0.0/0".parse().expect("literal")];
+        let before = SteerTables { transit, ..SteerTables::default() };
+        let packet = [udp(CLIENT, VIP)];
+        let mut is_steered = |steering: &mut Steering| {
+            steering.set_tables(before.clone()).expect("room");
+            b.send(0, &packet);
+            same(&a.receive(0, 1), &packet);
+        };
+        is_steered(&mut steering);
+        // Services are told last, and these are too many.
+        let service = |port| VipEntry { port, ..endpoint(VIP, 6, SHARE_ALL) };
+        let crowd = SteerTables { vips: (1..=5_000).map(service).collect(), ..before.clone() };
+        let crowd = SteerTables { transit: Vec::new(), ..crowd };
+        assert!(steering.check_room(&crowd).is_err() && steering.set_tables(crowd).is_err());
+        is_steered(&mut steering);
         a.close();
         b.close();
     });

@@ -9,6 +9,7 @@
 //! behind the balancer, and whose answers come where a client's would go: from a backend that takes
 //! its tunnel apart and has the VIP, or not at all.
 
+mod local_ports;
 mod ports;
 mod pump;
 mod space;
@@ -26,13 +27,14 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 use crate::base::Addr;
-use crate::forward::checks::{CheckRing, CheckWay, OWN_PORTS};
+use crate::forward::checks::{CheckRing, CheckWay, OWN_PORTS, PortsOf};
 use crate::forward::spec::{ForwardMode, ForwardSpec};
 use crate::nic::tun::Tun;
 use crate::nic::wake::{Sleeper, Waker};
 use crate::packet::DropReason;
 use crate::worker::WorkerLink;
 
+pub use local_ports::warning as local_ports_warning;
 use ports::{Ports, Seat};
 
 /// Sockets that wait to be made at most: one for each check that may be at work.
@@ -59,9 +61,9 @@ struct Shared {
     ring: Arc<CheckRing>,
     waker: Waker,
     sockets: ArrayQueue<SocketWanted>,
-    /// By port: whom the check there asks. An entry stays until the port is used again, for the
-    /// end of its connection.
-    checks: Mutex<HashMap<u16, Check>>,
+    /// By port, and whose it is: whom the check there asks. An entry stays until the port is used
+    /// again, for the end of its connection.
+    checks: Mutex<HashMap<(PortsOf, u16), Check>>,
     own_ports: Arc<Ports>,
     nat_ports: Mutex<Option<Arc<Ports>>>,
     /// Whether the thread runs that makes sockets.
@@ -150,13 +152,16 @@ impl Passage {
         opened
     }
 
-    /// Says which ports of `[nat]` are for checks.
+    /// Says which ports of `[nat]` are for checks. Those of before stay where there is no `[nat]`:
+    /// checks may be at work on them when it comes back.
     pub fn set_config(&self, spec: &ForwardSpec) {
         let range = spec.nat.as_ref().map(|nat| nat.check_range());
         let range = range.filter(|(first, last)| first <= last).map(|(first, last)| first..=last);
         let mut ports = locked(&self.door.shared.nat_ports);
-        if ports.as_ref().map(|ports| ports.range()) != range {
-            *ports = range.map(|range| Arc::new(Ports::new(range)));
+        if let Some(range) = range
+            && ports.as_ref().is_none_or(|ports| ports.range() != range)
+        {
+            *ports = Some(Arc::new(Ports::new(range)));
         }
     }
 }
@@ -186,8 +191,7 @@ impl Door {
         let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for _ in 0..PORTS_TRIED_MAX {
             let seat = self.ports(way.mode)?.seat().await;
-            let check = Check { end, way, told: Arc::clone(told) };
-            locked(&self.shared.checks).insert(seat.port(), check);
+            self.shared.begin(seat.port(), Check { end, way, told: Arc::clone(told) });
             let socket = self.socket(end.is_ipv4(), seat.port()).await?;
             match socket.connect(end).await {
                 Ok(stream) => return Ok((stream, seat)),
@@ -227,16 +231,23 @@ impl std::fmt::Debug for Door {
 }
 
 impl Shared {
-    /// Whom the check of a port asks.
-    fn check(&self, port: u16) -> Option<Check> {
-        locked(&self.checks).get(&port).cloned()
+    fn begin(&self, port: u16, check: Check) {
+        let of = check.way.ports();
+        self.ring.ask(of, port, check.end());
+        locked(&self.checks).insert((of, port), check);
+    }
+
+    /// The check that asks an end from a port.
+    fn check(&self, port: u16, end: (Addr, u16)) -> Option<Check> {
+        let checks = locked(&self.checks);
+        let of = |of| checks.get(&(of, port)).filter(|check| check.end() == end);
+        [PortsOf::Own, PortsOf::Nat].into_iter().find_map(of).cloned()
     }
 }
 
 impl Check {
-    /// Whether a packet from there is an answer to it.
-    fn asks(&self, addr: Addr, port: u16) -> bool {
-        Addr::from(self.end.ip()) == addr && self.end.port() == port
+    fn end(&self) -> (Addr, u16) {
+        (self.end.ip().into(), self.end.port())
     }
 }
 
@@ -252,6 +263,7 @@ fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forward::spec::NatSpec;
     use std::pin::pin;
     use std::task::{Context, Poll};
 
@@ -265,6 +277,43 @@ mod tests {
         let mut passage = Passage::new().expect("a descriptor");
         assert_eq!(refuse(&mut passage, "not now"), "not now");
         assert_eq!(refuse(&mut passage, "nor now"), "nor now");
+    }
+
+    /// The ranges may meet, and so may checks that ask from the same number.
+    #[test]
+    fn checks_from_ports_of_one_number_are_told_apart() {
+        let passage = Passage::new().expect("a descriptor");
+        let shared = &passage.door.shared;
+        let backend: Addr = "10.0.0.1".parse().expect("literal");
+        let begin = |mode, end: &str| {
+            let end = end.parse().expect("literal");
+            let check = Check { end, way: CheckWay { mode, backend }, told: Told::default() };
+            shared.begin(64_007, check);
+        };
+        let mode = |addr: &str, port| {
+            let end = (addr.parse().expect("literal"), port);
+            shared.check(64_007, end).map(|check| check.way.mode)
+        };
+        begin(ForwardMode::Dsr, "203.0.113.1:443");
+        begin(ForwardMode::Nat, "10.0.0.1:8080");
+        assert_eq!(mode("203.0.113.1", 443), Some(ForwardMode::Dsr));
+        assert_eq!(mode("10.0.0.1", 8080), Some(ForwardMode::Nat));
+        assert_eq!(mode("10.0.0.1", 443), None);
+        begin(ForwardMode::Ipip, "203.0.113.1:80");
+        assert_eq!(mode("203.0.113.1", 443), None, "its port is another's now");
+    }
+
+    #[test]
+    fn ports_in_use_are_known_when_nat_comes_back() {
+        let passage = Passage::new().expect("a descriptor");
+        let with = NatSpec { addresses: Vec::new(), port_first: 1, port_last: 80, check_ports: 9 };
+        let spec = |nat| ForwardSpec { nat, ..ForwardSpec::default() };
+        passage.set_config(&spec(Some(with.clone())));
+        let ports = || passage.door.ports(ForwardMode::Nat).expect("ports");
+        let before = ports();
+        passage.set_config(&spec(None));
+        passage.set_config(&spec(Some(with)));
+        assert!(Arc::ptr_eq(&before, &ports()));
     }
 
     #[test]

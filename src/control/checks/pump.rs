@@ -11,11 +11,11 @@ use tokio::net::TcpSocket;
 
 use super::{Shared, inner};
 use crate::base::Addr;
-use crate::forward::checks::{CheckPacket, PACKET_BYTES_MAX};
+use crate::forward::checks::{CheckPacket, PACKET_BYTES_MAX, PACKETS_MAX};
 use crate::nic::tun::Tun;
 use crate::nic::wake::Sleeper;
 use crate::packet::checksum::{Sum, pseudo};
-use crate::packet::field::{put_addr, put_u16, put_u32, u16_at};
+use crate::packet::field::{addr4_at, addr6_at, put_addr, put_u16, put_u32, u16_at};
 use crate::packet::{ipv4, ipv6, tcp};
 use crate::worker::{WorkerCommand, WorkerLink};
 
@@ -63,11 +63,12 @@ impl Pump<'_> {
 
     /// What workers gave: answers, and packets that could not go out.
     fn take_answers(&self) {
-        while let Some(mut packet) = self.shared.ring.take() {
+        // Then it is time to look after what goes out.
+        for mut packet in std::iter::from_fn(|| self.shared.ring.take()).take(PACKETS_MAX) {
             match packet.failed {
                 Some(reason) => {
-                    let check = port_of(packet.bytes()).and_then(|port| self.shared.check(port));
-                    if let Some(check) = check {
+                    let ends = ends_of(packet.bytes());
+                    if let Some(check) = ends.and_then(|(port, to)| self.shared.check(port, to)) {
                         // The first reason is told.
                         let _ = check.told.set(reason);
                     }
@@ -80,8 +81,7 @@ impl Pump<'_> {
 
     fn deliver(&self, packet: &mut CheckPacket) {
         let key = packet.key;
-        let check = self.shared.check(key.dport);
-        if !check.is_some_and(|check| check.asks(key.src, key.sport)) {
+        if self.shared.check(key.dport, (key.src, key.sport)).is_none() {
             return;
         }
         let (l4, is_whole) = (packet.l4, packet.has_partial_checksum);
@@ -99,7 +99,8 @@ impl Pump<'_> {
             let Some(mut packet) = self.shared.ring.blank() else { return false };
             let read = self.tun.read(&mut bytes);
             let sent = read.as_ref().map_or(&[][..], |length| &bytes[..*length]);
-            let check = port_of(sent).and_then(|port| Some((port, self.shared.check(port)?)));
+            let check =
+                ends_of(sent).and_then(|(port, to)| Some((port, self.shared.check(port, to)?)));
             match check {
                 Some((port, check)) if packet.fill(sent) && !self.workers.is_empty() => {
                     packet.way = check.way;
@@ -135,15 +136,25 @@ fn socket(v4: bool, port: u16) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// The source port of an IP packet that holds a whole TCP header.
-fn port_of(packet: &[u8]) -> Option<u16> {
-    let (protocol, l4) = match packet.first()? >> 4 {
-        4 => (*packet.get(ipv4::offset::PROTOCOL)?, usize::from(packet[0] & 0xf) * 4),
-        6 => (*packet.get(ipv6::offset::NEXT_HEADER)?, ipv6::HEADER_LEN),
+/// The source port of an IP packet that holds a whole TCP header, and where it goes.
+fn ends_of(packet: &[u8]) -> Option<(u16, (Addr, u16))> {
+    let (protocol, l4, to) = match packet.first()? >> 4 {
+        4 => {
+            let head = packet.get(..ipv4::HEADER_LEN)?;
+            let to = addr4_at(head, ipv4::offset::DESTINATION);
+            (head[ipv4::offset::PROTOCOL], usize::from(head[0] & 0xf) * 4, to)
+        }
+        6 => {
+            let head = packet.get(..ipv6::HEADER_LEN)?;
+            let to = addr6_at(head, ipv6::offset::DESTINATION);
+            (head[ipv6::offset::NEXT_HEADER], ipv6::HEADER_LEN, to)
+        }
         _ => return None,
     };
     let segment = packet.get(l4..).filter(|s| s.len() >= tcp::HEADER_LEN)?;
-    (protocol == tcp::PROTOCOL).then(|| u16_at(segment, tcp::offset::SOURCE_PORT))
+    let port = |at| u16_at(segment, at);
+    (protocol == tcp::PROTOCOL)
+        .then(|| (port(tcp::offset::SOURCE_PORT), (to, port(tcp::offset::DESTINATION_PORT))))
 }
 
 /// Makes a packet one for the sockets in here. `None`, where it is damaged; a partial checksum
@@ -205,7 +216,8 @@ mod tests {
             parse(&frame, Seed(1), options, &mut meta).expect("sums that fit");
             assert_eq!(meta.key.dst.to_ip(), inner(v4));
             assert_eq!((meta.key.src, meta.key.dport), (ends.0, 64_007));
-            assert_eq!(port_of(&frame[eth::HEADER_LEN..]), Some(443));
+            let asked = (443, (inner(v4).into(), 64_007));
+            assert_eq!(ends_of(&frame[eth::HEADER_LEN..]), Some(asked));
 
             let mut damaged = whole;
             *damaged.last_mut().expect("bytes") ^= 1;

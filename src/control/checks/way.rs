@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::local_ports_warning;
 use crate::config::Config;
 use crate::config::health::HealthSpec;
 use crate::forward::checks::CheckWay;
@@ -43,6 +44,11 @@ impl Target {
 /// Whether checks need ports of the box's own addresses.
 pub fn asks_from_own_ports(config: &Config) -> bool {
     modes(config).any(ForwardMode::is_one_way)
+}
+
+/// What is to be said of these.
+pub fn ports_warning(config: &Config) -> Option<String> {
+    if asks_from_own_ports(config) { local_ports_warning() } else { None }
 }
 
 /// Whether checks go through the workers.

@@ -222,7 +222,8 @@ impl Pair {
                 room.iter_mut().zip(outbox.range(from..)).for_each(|(to, byte)| *to = *byte);
             }),
         };
-        let is_stalled = self.windows.as_ref().is_some_and(|windows| windows.is_stalled());
+        let is_awaited = |stream| self.original.is_awaited(stream);
+        let is_stalled = self.windows.as_ref().is_some_and(|w| w.is_stalled(is_awaited));
         self.stalled = is_stalled.then(|| self.stalled.unwrap_or(now));
     }
 
@@ -384,5 +385,22 @@ mod tests {
         assert_eq!(pair.late_at(), None);
         assert_eq!(send_all(&mut pair, at(8)).len(), 16_009);
         assert_eq!(told.lock().expect("whole").cuts, [0; Cut::COUNT]);
+    }
+
+    /// A client that pauses a download pauses both.
+    #[test]
+    fn a_shadow_that_waits_with_its_original_is_not_late() {
+        let (mut pair, _) = pair();
+        pair.accept();
+        pair.original_said(at(0), Side::Client, &[preface(), get(1)].concat());
+        send_all(&mut pair, at(1));
+        let full = [head(1, true), data(1, 16_000, 0).repeat(4), data(1, 1_535, 0)].concat();
+        pair.shadow_said(at(2), &full);
+        pair.original_said(at(3), Side::Server, &full);
+        assert_eq!(pair.late_at(), None);
+        // The client has its own answer, and grants nothing more.
+        pair.original_said(at(4), Side::Server, &data(1, 0, flag::END_STREAM));
+        let late = (at(4).saturating_add(STALLED_NS), Cut::Window);
+        assert_eq!(pair.late_at(), Some(late));
     }
 }

@@ -57,6 +57,11 @@ impl Speech {
         }
     }
 
+    /// Whether the answer on a stream of HTTP/2 is not complete.
+    pub fn is_awaited(&self, stream: u32) -> bool {
+        matches!(&self.kind, Kind::Http2(streams) if streams.is_awaited(stream))
+    }
+
     /// The client's next bytes.
     ///
     /// # Errors

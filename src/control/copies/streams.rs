@@ -55,6 +55,11 @@ impl Streams {
         self.open.len()
     }
 
+    /// Whether a stream's answer is not complete.
+    pub fn is_awaited(&self, stream: u32) -> bool {
+        self.open.contains_key(&stream)
+    }
+
     /// The client's next bytes.
     ///
     /// # Errors

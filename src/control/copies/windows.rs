@@ -24,8 +24,10 @@ pub struct Windows {
     received: Frames,
     /// Bytes at the front of what waits that may go.
     free: usize,
-    /// The last stream that the client has opened.
+    /// The last stream that the client has opened, as it was sent.
     highest: u32,
+    /// The same, of what may go.
+    allowed: u32,
     /// What comes next waits for room.
     is_full: bool,
 }
@@ -49,6 +51,7 @@ impl Windows {
             received: Frames::new(false),
             free: PREFACE.len(),
             highest: 0,
+            allowed: 0,
             is_full: false,
         }
     }
@@ -64,7 +67,8 @@ impl Windows {
                 self.is_full = true;
                 break;
             }
-            if head.kind == kind::HEADERS {
+            if head.kind == kind::HEADERS && head.stream > self.allowed {
+                self.allowed = head.stream;
                 self.requests.streams.entry(head.stream).or_default();
             }
             self.requests.close(&head);
@@ -119,26 +123,34 @@ impl Windows {
         }
     }
 
-    /// Whether one side can't go on before it is granted more.
-    pub fn is_stalled(&self) -> bool {
+    /// Whether one side can't go on before it is granted more. A client that has not had its own
+    /// answer on a stream, which `is_awaited` tells, may yet grant more there: it may have paused.
+    pub fn is_stalled(&self, is_awaited: impl Fn(u32) -> bool) -> bool {
         let answers = &self.answers;
-        let mut rooms = answers.streams.values().map(|used| answers.initial + used);
+        let is_over = |stream: &u32| !is_awaited(*stream);
+        let whole = answers.connection <= 0 && !answers.streams.is_empty();
+        let used_up = |used: &i64| answers.initial + used <= 0;
+        let mut streams = answers.streams.iter();
         self.is_full && self.free == 0
-            || !answers.streams.is_empty() && answers.connection <= 0
-            || rooms.any(|room| room <= 0)
+            || whole && answers.streams.keys().all(is_over)
+            || streams.any(|(stream, used)| used_up(used) && is_over(stream))
     }
 }
 
 impl Window {
-    /// Uses up room, where there is enough.
+    /// Uses up room, where there is enough. On a stream that the receiver has reset it is only the
+    /// connection's: nothing more is granted there (RFC 9113, sections 5.1 and 6.9).
     fn take(&mut self, stream: u32, length: u32) -> bool {
         let length = i64::from(length);
-        let used = self.streams.get(&stream).copied().unwrap_or_default();
-        if length > self.connection || length > self.initial + used {
+        let used = self.streams.get_mut(&stream);
+        let initial = self.initial;
+        if length > self.connection || used.as_ref().is_some_and(|u| length > initial + **u) {
             return false;
         }
         self.connection -= length;
-        self.streams.insert(stream, used - length);
+        if let Some(used) = used {
+            *used -= length;
+        }
         true
     }
 
@@ -191,6 +203,11 @@ mod tests {
         }
     }
 
+    /// Where the client has all its own answers.
+    fn is_stalled(windows: &Windows) -> bool {
+        windows.is_stalled(|_| false)
+    }
+
     fn update(stream: u32, by: u32) -> Vec<u8> {
         frame(kind::WINDOW_UPDATE, 0, stream, &by.to_be_bytes())
     }
@@ -212,7 +229,7 @@ mod tests {
         let rest = data(1, 16_000, 0).len() + get(3).len();
         send(&mut w, &mut waiting);
         assert_eq!(waiting.len(), rest, "65,535 bytes are four such frames");
-        assert!(w.is_stalled());
+        assert!(w.is_stalled(|_| true), "whatever the client does");
         w.received(&update(0, 100_000));
         send(&mut w, &mut waiting);
         assert_eq!(waiting.len(), rest, "the stream's own window");
@@ -221,7 +238,27 @@ mod tests {
             w.received(part);
         }
         send(&mut w, &mut waiting);
-        assert!(waiting.is_empty() && !w.is_stalled());
+        assert!(waiting.is_empty() && !is_stalled(&w));
+    }
+
+    #[test]
+    fn what_goes_to_a_stream_that_the_server_has_reset_is_the_connections_alone() {
+        let mut w = Windows::new();
+        let mut waiting = [preface(), post(1)].concat();
+        send(&mut w, &mut waiting);
+        w.received(&frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, 8]));
+        // The client has not heard of it: its own server has not reset anything.
+        for _ in 0..10 {
+            let mut body = data(1, 16_000, 0);
+            send(&mut w, &mut body);
+            assert!(body.is_empty() && !is_stalled(&w));
+            w.received(&update(0, 16_000));
+        }
+        let trailers = frame(kind::HEADERS, flag::END_HEADERS, 1, &[0x83]);
+        let mut rest = [trailers, data(1, 16_000, 0).repeat(5)].concat();
+        send(&mut w, &mut rest);
+        assert_eq!(rest.len(), data(1, 16_000, 0).len(), "what the connection has no room for");
+        assert!(is_stalled(&w) && w.requests.streams.is_empty());
     }
 
     #[test]
@@ -242,15 +279,18 @@ mod tests {
         let mut waiting = [preface(), get(1), get(3)].concat();
         send(&mut w, &mut waiting);
         w.received(&[head(1, true), data(1, 16_000, 0).repeat(4), data(1, 1_535, 0)].concat());
-        assert!(w.is_stalled(), "stream and connection are used up");
+        assert!(is_stalled(&w), "stream and connection are used up");
+        assert!(!w.is_stalled(|stream| stream == 1), "so they are for the client's own answers");
+        assert!(w.is_stalled(|stream| stream == 3), "the client has all of stream 1");
         let mut more = update(1, 1_000);
         send(&mut w, &mut more);
-        assert!(w.is_stalled(), "the connection still is");
+        assert!(is_stalled(&w), "the connection still is");
+        assert!(!w.is_stalled(|stream| stream == 3), "which it grants more of for stream 3");
         send(&mut w, &mut update(0, 1_000));
-        assert!(!w.is_stalled());
+        assert!(!is_stalled(&w));
         w.received(&data(1, 1_000, flag::END_STREAM));
-        assert!(w.is_stalled(), "stream 3 has no room on the connection");
+        assert!(is_stalled(&w), "stream 3 has no room on the connection");
         w.received(&[head(3, true), data(3, 0, flag::END_STREAM)].concat());
-        assert!(!w.is_stalled() && w.answers.streams.is_empty());
+        assert!(!is_stalled(&w) && w.answers.streams.is_empty());
     }
 }

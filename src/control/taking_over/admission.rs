@@ -90,10 +90,12 @@ impl Control {
         let named = |config: &Config, ids: &mut dyn Iterator<Item = PortId>| {
             ids.map(|id| config.ports[usize::from(id.0)].name.clone()).collect()
         };
+        let mut warnings = warnings(&a.config, &wanted);
+        warnings.extend(way::ports_warning(&wanted));
         let done = ReloadView {
             ports_opened: named(&wanted, &mut plan.opening()),
             ports_closed: named(&a.config, &mut plan.leaving()),
-            ..view(&wanted, warnings(&a.config, &wanted))
+            ..view(&wanted, warnings)
         };
         let (programs, opened) = (Vec::new(), Vec::new());
         let pending = Pending { wanted, programs, opened, plan, steer };

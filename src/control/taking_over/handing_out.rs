@@ -138,3 +138,68 @@ impl Control {
         self.leave(taking.leave)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::base::{Nanos, Seed};
+    use crate::forward::{RoutesBuilder, Tables};
+    use crate::policy::Rules;
+    use crate::worker::command::EgressUpdate;
+
+    fn load(ports: &[&str]) -> Config {
+        let port = |name: &&str| format!("[port.{name}]\ninterface = \"{name}\"\n");
+        let ports: String = ports.iter().map(port).collect();
+        let text = format!(
+            "pipeline = \"router\"\n[workers]\nframes = 32768\n{ports}\
+             [qos.b]\nrate = \"1Gbit/s\"\ndefault = \"c\"\n[qos.b.class.c]\nrate = \"10%\"\n\
+             [transit]\nprefixes = [\"10.0.0.0/8\"]\n"
+        );
+        crate::config::load_text(Path::new("t.toml"), &text).expect("a good file")
+    }
+
+    fn snapshot(config: &Config) -> Snapshot {
+        let seed = Seed(1);
+        Snapshot {
+            forward: Arc::new(Tables::build(&config.forward, 1, seed)),
+            routes: Arc::new(RoutesBuilder::new(Vec::new(), seed).build(1)),
+            rules: Arc::new(Rules::compile(&config.rules)),
+            seed,
+            worker_count: 1,
+            meters: Default::default(),
+            limits: Default::default(),
+            shared_ports: Default::default(),
+        }
+    }
+
+    /// All queues together must leave frames to the receive rings, however many ports come.
+    #[test]
+    fn queues_of_ports_that_stay_shrink_and_grow_with_the_number_of_ports() {
+        let [two, five] = [&["a", "b"][..], &["a", "b", "c", "d", "e"]].map(load);
+        let snapshot = snapshot(&two);
+        let update = |old: &Config, new: &Config| {
+            let (old, new) = (blueprint(old, &snapshot), blueprint(new, &snapshot));
+            new.update(Nanos::ZERO, &old)
+        };
+        let holds = |config: &Config| {
+            let update = update(config, config);
+            assert!(update.egress.iter().all(|e| matches!(e, EgressUpdate::Keep)));
+            update.queue_packets_max
+        };
+        let (of_two, of_five) = (holds(&two), holds(&five));
+        let rings =
+            |config: &Config| config.ports.iter().map(|p| p.rx_ring as usize).sum::<usize>();
+        assert!(5 * of_five + rings(&five) <= 32_768 && of_five < of_two, "{of_two}, {of_five}");
+        let resized = |e: &EgressUpdate| matches!(e, EgressUpdate::Resize(_));
+        let more = update(&two, &five);
+        assert_eq!(more.queue_packets_max, of_five);
+        assert_eq!(
+            more.egress.iter().map(resized).collect::<Vec<_>>(),
+            [true, true, false, false, false]
+        );
+        let fewer = update(&five, &two);
+        assert_eq!((fewer.queue_packets_max, fewer.egress.iter().all(resized)), (of_two, true));
+    }
+}

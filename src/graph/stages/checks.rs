@@ -4,7 +4,7 @@
 use super::egress::{send, wait, way_to};
 use crate::base::Addr;
 use crate::flow::SumChange;
-use crate::forward::checks::{CheckPacket, CheckWay, OWN_PORTS};
+use crate::forward::checks::{CheckPacket, CheckWay, OWN_PORTS, PortsOf};
 use crate::forward::nat;
 use crate::forward::spec::ForwardMode;
 use crate::forward::tunnel::{Encap, encapsulate};
@@ -99,15 +99,18 @@ fn source(
 #[cold]
 pub(super) fn take_answer(cx: &Cx<'_>, packet: &mut PacketMut<'_>) -> bool {
     let meta = &mut *packet.meta;
-    if !is_answer(cx.snapshot, &meta.key) {
+    let (Some(ring), Some(of)) = (&cx.copies.checks, ports_of(cx.snapshot, &meta.key)) else {
+        return false;
+    };
+    // Whatever comes here from others takes nothing of what checks need.
+    if !ring.asks(of, meta.key.dport, (meta.key.src, meta.key.sport)) {
         return false;
     }
-    let Some(ring) = &cx.copies.checks else { return false };
     meta.verdict = Verdict::Absorb;
     let within = usize::from(meta.l3)..usize::from(meta.end);
     let bytes = packet.frame.bytes(cx.arena).get(within).unwrap_or_default();
     // Where none is free it is as if lost on the way.
-    if let Some(mut answer) = ring.blank() {
+    if let Some(mut answer) = ring.blank_for_answer() {
         (answer.key, answer.failed) = (meta.key, None);
         answer.l4 = usize::from(meta.l4.saturating_sub(meta.l3));
         answer.has_partial_checksum = meta.flags.has(PacketFlags::PARTIAL_CHECKSUM);
@@ -119,13 +122,14 @@ pub(super) fn take_answer(cx: &Cx<'_>, packet: &mut PacketMut<'_>) -> bool {
     true
 }
 
-fn is_answer(snapshot: &Snapshot, key: &FlowKey) -> bool {
+/// Whose ports a packet is for, of those that checks ask from.
+fn ports_of(snapshot: &Snapshot, key: &FlowKey) -> Option<PortsOf> {
     if key.proto != tcp::PROTOCOL {
-        return false;
+        return None;
     }
     let is_own = || snapshot.routes.ports().iter().any(|port| port.addrs.contains(&key.dst));
     match snapshot.forward.nat().filter(|nat| nat.is_source(key.dst)) {
-        Some(nat) => nat.is_for_checks(key.dport),
-        None => OWN_PORTS.contains(&key.dport) && is_own(),
+        Some(nat) => nat.is_for_checks(key.dport).then_some(PortsOf::Nat),
+        None => (OWN_PORTS.contains(&key.dport) && is_own()).then_some(PortsOf::Own),
     }
 }

@@ -142,7 +142,14 @@ fn seen_view(row: &FlowRow, config: &Config) -> SeenView {
         alpn: AlpnList::from_wire(note.alpn.get()).iter().map(printable).collect(),
         alpn_chosen: text(note.alpn_chosen.get()),
         tls_version: (note.tls_version > 0).then(|| format!("{:04x}", note.tls_version)),
+        tls_versions: numbers(&note.hello.versions),
         ja4: text(note.ja4.get()),
+        ech: note.hello.encrypted.map(|kind| kind.to_string()),
+        pq: numbers(&note.hello.groups),
+        quic_version: some_version(note.hello.quic_version),
+        resumed: note.hello.resumed,
+        early_data: note.hello.early_data,
+        conflicts: note.conflicts,
         authority: text(authority),
         method: text(note.method.get()),
         path: text(path),
@@ -156,6 +163,15 @@ fn seen_view(row: &FlowRow, config: &Config) -> SeenView {
         set_dscp: row.treatment.dscp,
         mirror: row.treatment.mirror.and_then(|to| copies_name(config, to)),
     }
+}
+
+/// In hexadecimal, up to the first that is none.
+fn numbers(list: &[u16]) -> Vec<String> {
+    list.iter().take_while(|&&n| n != 0).map(|n| format!("{n:04x}")).collect()
+}
+
+fn some_version(version: u32) -> Option<String> {
+    (version != 0).then(|| format!("{version:08x}"))
 }
 
 /// A port's name, that of a collector that keeps files, or another's address: its name may have

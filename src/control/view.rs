@@ -7,6 +7,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+mod seen;
+
+pub use seen::SeenView;
+
 /// Counters or gauges by name.
 pub type Values = BTreeMap<String, u64>;
 
@@ -367,7 +371,7 @@ pub struct FlowsView {
     pub total: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FlowView {
     pub worker: u16,
     /// `transit`, `nat`, `dnat` or `dsr`.
@@ -399,43 +403,6 @@ pub struct FlowView {
     /// And what goes to the client.
     pub offloaded_reply: bool,
     pub idle_secs: f64,
-}
-
-/// What was seen inside a flow. Text of strangers: bytes outside printable ASCII, and the
-/// backslash, are written `\xNN`; long ones are cut.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SeenView {
-    /// As `tidegate inspect` names protocols.
-    pub app: Option<String>,
-    /// Why the protocol is not known.
-    pub unknown: Option<String>,
-    /// Protocols that the ClientHello offers.
-    pub alpn: Vec<String>,
-    /// The one that the server chose, where it says so in the clear.
-    pub alpn_chosen: Option<String>,
-    /// Version of TLS that the server chose, in hexadecimal: `0304` is 1.3.
-    pub tls_version: Option<String>,
-    pub ja4: Option<String>,
-    /// Of the last request: its host, method, and path without query.
-    pub authority: Option<String>,
-    pub method: Option<String>,
-    pub path: Option<String>,
-    /// Requests seen.
-    pub requests: Option<u32>,
-    /// Of the last answer.
-    pub status: Option<u16>,
-    pub grpc_status: Option<u32>,
-    /// The last answer comes as server-sent events.
-    pub event_stream: bool,
-    /// As the catalogue of LLM APIs has it.
-    pub provider: Option<String>,
-    pub operation: Option<String>,
-    pub tenant: Option<String>,
-    /// Code point that a rule has packets leave with.
-    pub set_dscp: Option<u8>,
-    /// Port that a rule has copies of packets leave by, or the host that they go to.
-    pub mirror: Option<String>,
 }
 
 /// How far draining is.

@@ -32,10 +32,31 @@ pub struct Note {
     /// The protocol that the server chose.
     pub alpn_chosen: Text<32>,
     pub ja4: Text<36>,
+    pub hello: HelloNote,
+    /// Copies of the same bytes differed.
+    pub conflicts: bool,
     /// Of the last request.
     pub method: Text<24>,
     pub authority: Text<96>,
     pub path: Text<PATH_BYTES_MAX>,
+}
+
+/// What else a ClientHello says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HelloNote {
+    /// Versions of TLS offered, in order; 0 behind the last.
+    pub versions: [u16; 8],
+    /// Post-quantum and hybrid groups that key shares were sent for; 0 behind the last.
+    pub groups: [u16; 4],
+    /// Version of QUIC; 0 for TLS over TCP.
+    pub quic_version: u32,
+    /// The name is the outer one: `1` with ECH, `2` with ESNI; 0 where it is the server's, and
+    /// [`None`] where no hello was read.
+    pub encrypted: Option<u8>,
+    /// An earlier session is to go on.
+    pub resumed: bool,
+    /// Data comes before the server's answer: 0-RTT.
+    pub early_data: bool,
 }
 
 /// What was decided about a flow's first packet, for when the flow is in the table.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::or_none;
 use crate::admin::table::{Table, grouped};
-use crate::control::view::{FlowsView, SeenView};
+use crate::control::view::{FlowView, FlowsView, SeenView};
 
 /// Characters of a path that are shown.
 const PATH_COLUMNS: usize = 40;
@@ -40,7 +40,7 @@ pub(super) fn table(a: &FlowsView) -> String {
             text(&f.backend),
             text(&f.class),
             app(&f.seen),
-            text(&f.sni.clone().or_else(|| f.seen.authority.clone())),
+            name(f),
             request(&f.seen),
             f.seen.requests.map_or("-".into(), |n| grouped(n.into())),
             api(&f.seen),
@@ -79,6 +79,16 @@ fn app(seen: &SeenView) -> String {
     }
 }
 
+/// Who is asked for; of an encrypted hello only the outer name is known.
+fn name(flow: &FlowView) -> String {
+    let outer = flow.seen.ech.as_deref().is_some_and(|ech| ech != "0");
+    match (&flow.sni, &flow.seen.authority) {
+        (Some(sni), _) if outer => format!("{sni} (outer)"),
+        (Some(name), _) | (None, Some(name)) => name.clone(),
+        (None, None) => "-".into(),
+    }
+}
+
 fn request(seen: &SeenView) -> String {
     let Some(method) = &seen.method else { return "-".into() };
     let path: String = seen.path.iter().flat_map(|p| p.chars()).take(PATH_COLUMNS).collect();
@@ -95,6 +105,18 @@ fn api(seen: &SeenView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outer_name_is_marked() {
+        let mut flow = FlowView::default();
+        assert_eq!(name(&flow), "-");
+        flow.seen.authority = Some("b.example".into());
+        assert_eq!(name(&flow), "b.example");
+        (flow.sni, flow.seen.ech) = (Some("a.example".into()), Some("0".into()));
+        assert_eq!(name(&flow), "a.example");
+        flow.seen.ech = Some("1".into());
+        assert_eq!(name(&flow), "a.example (outer)");
+    }
 
     #[test]
     fn what_was_seen_is_told_in_few_words() {

@@ -34,7 +34,7 @@ use hiding::hides;
 use newcomers::{Judged, Parts};
 use openings::Openings;
 use streams::Passage;
-pub(super) use streams::keep_request;
+pub(super) use streams::{hello_note, keep_request};
 
 /// [`Flow::inspection`] of a flow that was not looked at yet.
 pub const NOT_YET: u16 = u16::MAX;

@@ -106,6 +106,19 @@ fn browser_message(name: &str) -> Vec<u8> {
     ])
 }
 
+/// A hello with ECH that goes on with a session and has data behind it.
+pub(crate) fn resuming_hello(name: &str) -> Vec<u8> {
+    let extensions = [
+        (0xfe0d, vec![0; 180]),
+        key_shares(&[(0x11ec, 1216), (0x001d, 32)]),
+        versions(&[0x5a5a, 0x0304, 0x0303]),
+        server_name(name.as_bytes()),
+        (42, vec![]),
+        (41, vec![0; 40]),
+    ];
+    records(&message(&extensions), &[1 << 14])
+}
+
 fn feed_in(pieces: &[&[u8]], limit: u32) -> HelloParser {
     let mut parser = HelloParser::new(limit);
     for (i, piece) in pieces.iter().enumerate() {

@@ -169,7 +169,7 @@ impl Inspect {
             }
             count_name(facts.sni, cx.counters);
             count_app(inspector.app(), cx.counters);
-            keep_hello(cx, meta.flow, facts);
+            keep_hello(cx, meta.flow, facts, inspector);
             // Also where the packet was told before: the flow may have been entered for an earlier
             // one.
             Deciding::of(cx).decide(meta.flow, facts);

@@ -262,7 +262,7 @@ impl Inspect {
                 return Passage::Refused(DropReason::BoundElsewhere);
             }
             count_name(facts.sni, cx.counters);
-            keep_hello(cx, meta.flow, facts);
+            keep_hello(cx, meta.flow, facts, inspector);
             Deciding::of(cx).decide(meta.flow, facts);
             if let Some(cid) = inspector.attempt() {
                 judged.note(meta.hash, cx.snapshot.seed, cid, parts);

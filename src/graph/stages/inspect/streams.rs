@@ -7,11 +7,12 @@ use super::{
 };
 use crate::base::Nanos;
 use crate::flow::reassembly::Pushed;
-use crate::flow::{Flow, FlowKind, Note};
+use crate::flow::{Flow, FlowKind, HelloNote, Note};
 use crate::graph::Cx;
 use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
 use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
+use crate::inspect::tls::{Encrypted, HelloParser};
 use crate::packet::tcp::flag;
 use crate::packet::{Direction, DropReason, FlowKey, FlowRef, PacketMeta, PacketRef};
 use crate::policy::Facts;
@@ -168,6 +169,12 @@ impl Inspect {
         }
         let strays = &mut slot.strays[meta.direction as usize];
         let is_whole = reassembler.holds(stream, meta.tcp_seq, payload.len());
+        let conflicts = reassembler.conflicts(stream);
+        if conflicts
+            && let Some(note) = cx.names.notes.of(meta.flow, cx.flows.details_mut(meta.flow))
+        {
+            note.conflicts = true;
+        }
         match pushed {
             Pushed::Old => return Passage::On,
             Pushed::Delivered => (slot.progress_at, *strays) = (cx.now, 0),
@@ -182,7 +189,7 @@ impl Inspect {
         }
         // Of two copies of the same bytes nobody knows which one its server believes.
         let client = meta.direction == Direction::Forward;
-        if client && reassembler.conflicts(stream) && self.is_guarded(cx, at) {
+        if client && conflicts && self.is_guarded(cx, at) {
             self.end(cx, meta.flow, at, Given::Up(Unknown::Gaps));
             return Passage::On;
         }
@@ -263,7 +270,7 @@ fn read_hello(cx: &mut Cx<'_>, meta: &PacketMeta, key: FlowKey, inspector: &Insp
     }
     facts_told(inspector, &key, meta.dscp_for_rules(), |facts| {
         count_name(facts.sni, cx.counters);
-        keep_hello(cx, meta.flow, facts);
+        keep_hello(cx, meta.flow, facts, inspector);
         Deciding::of(cx).decide(meta.flow, facts);
     });
 }
@@ -280,13 +287,37 @@ fn keep_answer(cx: &mut Cx<'_>, at: FlowRef, inspector: &Inspector) {
 }
 
 /// Keeps what a hello says with its flow.
-pub(super) fn keep_hello(cx: &mut Cx<'_>, at: FlowRef, facts: &Facts<'_>) {
+pub(super) fn keep_hello(cx: &mut Cx<'_>, at: FlowRef, facts: &Facts<'_>, inspector: &Inspector) {
     let details = cx.flows.details_mut(at);
     details.name = facts.sni.map_or(crate::flow::Names::NONE, |sni| intern(cx.names, sni));
     if let Some(note) = cx.names.notes.of(at, details) {
         note.alpn.set(facts.alpn.wire());
         note.ja4.set(facts.ja4.unwrap_or_default());
+        let version = inspector.quic_version();
+        note.hello = inspector.client_hello().map(|h| hello_note(h, version)).unwrap_or_default();
     }
+}
+
+/// What is kept of a hello beside its name, its protocols and its fingerprint.
+pub(in crate::graph::stages) fn hello_note(hello: &HelloParser, quic: Option<u32>) -> HelloNote {
+    HelloNote {
+        versions: first(hello.versions()),
+        groups: first(hello.post_quantum_groups()),
+        quic_version: quic.unwrap_or_default(),
+        encrypted: Some(match hello.encrypted() {
+            Encrypted::No => 0,
+            Encrypted::Ech => 1,
+            Encrypted::Esni => 2,
+        }),
+        resumed: hello.resumed(),
+        early_data: hello.early_data(),
+    }
+}
+
+fn first<const N: usize>(numbers: &[u16]) -> [u16; N] {
+    let mut kept = [0; N];
+    kept.iter_mut().zip(numbers).for_each(|(kept, number)| *kept = *number);
+    kept
 }
 
 /// Hears of messages of HTTP, and has the rules decide.

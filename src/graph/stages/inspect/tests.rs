@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::base::{Addr, Seed};
 use crate::flow::reassembly::WINDOW_BYTES;
-use crate::flow::{FlowKind, FlowLimits, FlowTable, NewFlow, Timeouts};
+use crate::flow::{FlowKind, FlowLimits, FlowTable, NewFlow, Note, Timeouts};
 use crate::forward::spec::ForwardSpec;
 use crate::forward::{IcmpLimiter, RoutesBuilder, Tables, Turns};
 use crate::graph::stages::classify::Classify;
@@ -23,6 +23,7 @@ use crate::qos::delays::Delays;
 
 mod hiding;
 mod newcomers;
+mod notes;
 mod quic;
 #[allow(dead_code, reason = "other tests use it")]
 #[path = "../../../../tests/quic_support/mod.rs"]
@@ -128,6 +129,10 @@ impl Rig {
 
     fn name(&self, flow: FlowRef) -> Option<&[u8]> {
         self.names.get(self.flows.details(flow).name)
+    }
+
+    fn note(&self, flow: FlowRef) -> &Note {
+        self.names.notes.get(flow, self.flows.details(flow)).expect("a note")
     }
 
     fn class(&self, flow: FlowRef) -> ClassId {

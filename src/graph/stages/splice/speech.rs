@@ -6,7 +6,7 @@ use crate::forward::spec::BindAt;
 use crate::graph::Snapshot;
 use crate::graph::stages::admission;
 use crate::graph::stages::inspect::{
-    TABLE_BYTES, count_app, count_failure, count_name, count_unknown, keep_request,
+    TABLE_BYTES, count_app, count_failure, count_name, count_unknown, hello_note, keep_request,
 };
 use crate::inspect::fields::{PATH_BYTES, Wanted};
 use crate::inspect::inspector::{App, Event, Inspector, Pool, Rooms, Said, Side, Unknown};
@@ -198,6 +198,7 @@ impl Speech {
             note.alpn.set(hello.alpn().wire());
             let ja4 = hello.ja4(Carrier::Tcp);
             note.ja4.set(ja4.as_ref().map_or(&[], |ja4| ja4.as_str().as_bytes()));
+            note.hello = hello_note(hello, None);
         }
     }
 

@@ -474,6 +474,16 @@ fn a_capture_is_told_of_and_a_damaged_one_as_far_as_it_was_read() {
     assert!(stdout(&damaged).contains("anthropic chat"), "{}", stdout(&damaged));
     assert!(stderr(&damaged).contains("ends within a packet"), "{}", stderr(&damaged));
     assert_eq!(code(&inspect(b"no capture", &[])), 1);
+    let mut other = capture();
+    other[20] = 147;
+    let unknown = inspect(&other, &["--json"]);
+    assert_eq!((code(&unknown), &stdout(&unknown)[..]), (1, ""));
+    let why = "1 of 1 packets have an unknown link type: 147";
+    assert!(stderr(&unknown).contains(why), "{}", stderr(&unknown));
+    std::fs::write(&file, capture()).expect("write");
+    let input = std::fs::File::open(&file).expect("written");
+    let piped = command(&["inspect", "-", "--json"]).stdin(input).output().expect("start");
+    assert_eq!((code(&piped), stdout(&piped)), (0, stdout(&whole)), "{}", stderr(&piped));
     let own = place.write("[provider.x]\nhost = [\"com\"]\n");
     let refused = inspect(&capture(), &["--catalogue", &own]);
     assert_eq!(code(&refused), 2);

@@ -153,3 +153,29 @@ proptest! {
         prop_assert!(!seen.conflicts);
     }
 }
+
+#[test]
+fn what_is_missing_is_told() {
+    let said = |stream: &[u8]| {
+        let seen = told(7, &[(0, stream)]);
+        (seen.app, seen.reason, seen.truncated)
+    };
+    let hello = hello();
+    assert_eq!(said(&hello), ("tls", None, false));
+    assert_eq!(said(&hello[..60]), ("tls", Some("hello-cut"), false));
+    let mut damaged = hello.clone();
+    // The session id, in a message of 32 random bytes, may have 32 bytes (RFC 8446, section 4.1.2).
+    damaged[5 + 4 + 2 + 32] = 33;
+    assert_eq!(said(&damaged), ("tls", Some("hello-malformed"), false));
+    let tunnel = tunnel();
+    assert_eq!(said(&tunnel[..tunnel.len() - 9]), ("http1", Some("hello-cut"), false));
+    let http1 = http1();
+    assert_eq!(said(&http1[..60]), ("unknown", Some("head-cut"), false));
+    assert_eq!(said(&http1), ("http1", None, false));
+    assert_eq!(said(b"SSH-2.0-OpenSSH_9.6\r\n"), ("none", None, false));
+    assert_eq!(said(b"EHLO a.example"), ("none", None, false));
+    for (path, cut) in [(16_384, false), (16_385, true)] {
+        let head = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "x".repeat(path - 1));
+        assert_eq!(said(head.as_bytes()), ("http1", None, cut), "{path}");
+    }
+}

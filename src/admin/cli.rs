@@ -164,7 +164,7 @@ pub enum Command {
         Reads pcap and pcapng, gzipped too, and looks through VLAN, MPLS, PPPoE, GRE, VXLAN, \
         Geneve,\nGTP-U and IP-in-IP. A damaged capture ends with what was read, and exit code 1.")]
     Inspect {
-        /// The capture
+        /// The capture; `-` reads standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Providers and APIs besides those that are built in, or in place of them (TOML)

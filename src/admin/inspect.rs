@@ -7,7 +7,7 @@ use super::check::tell;
 use super::commands::{Failure, written};
 use super::progress::Bar;
 use super::table::Table;
-use crate::capture::{CaptureFile, FlowRecord, inspect};
+use crate::capture::{CaptureFile, FlowRecord, Skipped, inspect};
 use crate::config::{Diagnostics, load};
 use crate::policy::catalogue::Catalogue;
 
@@ -18,16 +18,23 @@ const ROWS_MAX: usize = 1_000_000;
 /// Characters of a path that are shown.
 const PATH_COLUMNS: usize = 48;
 
-/// Tells of each connection of a capture.
+/// Stands for standard input.
+const STDIN: &str = "-";
+
+/// Tells of each connection of a capture: a file, or with `-` what comes by standard input.
 ///
 /// # Errors
-/// A file that is no capture. With a damaged one, all that was read before the damage is told of
-/// first.
+/// A file that is no capture, or one whose links are all of kinds that are not known. With a
+/// damaged one, all that was read before the damage is told of first.
 pub fn run(path: &Path, catalogue: &Catalogue, json: bool) -> Result<(), Failure> {
-    let name = path.display();
+    let is_stdin = path.as_os_str() == STDIN;
+    let name = if is_stdin { "standard input".into() } else { path.display().to_string() };
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(format!("{name}: {error}"));
-    let bar = progress_of(path);
-    let mut file = CaptureFile::open(path, bar).map_err(|error| failed(&error))?;
+    let opened = match is_stdin {
+        true => CaptureFile::new(io::stdin()),
+        false => CaptureFile::open(path, progress_of(path)),
+    };
+    let mut file = opened.map_err(|error| failed(&error))?;
     let mut table = Table::new(&HEADINGS);
     let (mut out, mut rows) = (BufWriter::new(std::io::stdout().lock()), 0);
     let mut told: io::Result<()> = Ok(());
@@ -50,7 +57,26 @@ pub fn run(path: &Path, catalogue: &Catalogue, json: bool) -> Result<(), Failure
         }
     }
     written(told.and_then(|()| out.flush()))?;
-    end.map_err(|error| failed(&format!("{error}; {rows} flows were read before")))
+    let skipped =
+        end.map_err(|error| failed(&format!("{error}; {rows} flows were read before")))?;
+    match unread(&skipped) {
+        Some(what) if skipped.packets == skipped.of_packets => Err(failed(&what)),
+        Some(what) => {
+            eprintln!("warning: {name}: {what}");
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// What was not looked into, if anything.
+fn unread(skipped: &Skipped) -> Option<String> {
+    let Skipped { of_packets, packets, links } = skipped;
+    let links: Vec<String> = links.iter().map(u32::to_string).collect();
+    let which = if links.len() == 1 { "link type" } else { "link types" };
+    let links = links.join(", ");
+    let what = format!("{packets} of {of_packets} packets have an unknown {which}: {links}");
+    (*packets > 0).then_some(what)
 }
 
 /// A connection as an object of its own.

@@ -37,6 +37,29 @@ impl Link {
     const NFLOG: Link = Link(239);
     const LINUX_COOKED_2: Link = Link(276);
 
+    /// Whether packets of such links can be read.
+    pub(super) fn is_known(self) -> bool {
+        matches!(
+            self,
+            Link::NULL
+                | Link::ETHERNET
+                | Link::PPP
+                | Link::PPP_SERIAL
+                | Link::CISCO_HDLC
+                | Link::IEEE802_11
+                | Link::LOOP
+                | Link::ENC
+                | Link::LINUX_COOKED
+                | Link::PFLOG
+                | Link::RADIOTAP
+                | Link::PPI
+                | Link::MPLS
+                | Link::NFLOG
+                | Link::LINUX_COOKED_2
+                | Link(12 | 14 | 101 | 228 | 229)
+        )
+    }
+
     /// The name in a flow's list of layers (Ethernet adds its own), what comes next, and from which
     /// byte on. `None`: an unknown link, or a header that is cut or says nothing of what follows.
     pub(super) fn header(self, bytes: &[u8]) -> Option<(&'static str, Next, usize)> {
@@ -162,9 +185,14 @@ mod tests {
             (276, &sll2, ("sll2", Next::Ether(0x86dd), 20)),
         ] {
             assert_eq!(Link(link).header(bytes), Some(want), "{link}");
+            assert!(Link(link).is_known(), "{link}");
         }
         assert_eq!(Link(0).header(&[7, 0, 0, 0]), None);
         assert_eq!(Link(147).header(&[0; 64]), None);
+        let read = |link: &u32| Link(*link).header(&wlan).is_some() || Link(*link).is_known();
+        let known: Vec<u32> = (0..512).filter(read).collect();
+        assert!(known.iter().all(|&link| Link(link).is_known()), "{known:?}");
+        assert_eq!(known.len(), 20, "{known:?}");
         assert_eq!(Link(239).header(&log[..14]), None);
         let mut hidden = wlan;
         hidden[9] |= 0x40;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::flows::Flow;
 use super::layers::TCP;
 use crate::base::text::printable as text;
-use crate::inspect::inspector::{App, Inspector, Request};
+use crate::inspect::inspector::{App, Inspector, Request, Shortfall};
 use crate::inspect::tls::{Encrypted, HelloParser};
 use crate::policy::catalogue::{Catalogue, Operation};
 
@@ -45,9 +45,18 @@ pub struct Seen {
     pub class: String,
     pub provider: String,
     pub operation: &'static str,
-    /// Why it is unknown.
+    /// Why it is unknown, or what is missing of what the client said first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
+    /// A name, a path or the protocols offered were longer than what is told of them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// The client goes on with an earlier session.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub resumed: bool,
+    /// It sends data before the server has answered: 0-RTT.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub early_data: bool,
     /// Copies of the same bytes differed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub conflicts: bool,
@@ -77,7 +86,13 @@ impl Seen {
         if let Some(unknown) = inspector.unknown() {
             seen.app = "unknown";
             seen.reason = Some(unknown.name());
+        } else if let Some(shortfall) = inspector.shortfall() {
+            seen.reason = Some(shortfall.name());
+            if shortfall == Shortfall::HeadCut {
+                seen.app = "unknown";
+            }
         }
+        seen.truncated = inspector.is_truncated();
         if let Some(hello) = inspector.client_hello() {
             seen.hello(hello);
         }
@@ -122,6 +137,7 @@ impl Seen {
             Encrypted::Esni => "2",
         }
         .to_owned();
+        (self.resumed, self.early_data) = (hello.resumed(), hello.early_data());
     }
 
     fn request(&mut self, request: Request<'_>) {

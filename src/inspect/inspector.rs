@@ -8,6 +8,7 @@ mod greeting;
 mod kinds;
 mod parts;
 mod pool;
+mod shortfall;
 
 use super::Peek;
 use super::h2::{self, Start};
@@ -20,6 +21,7 @@ pub use super::http1::Side;
 pub use kinds::{App, Said, Unknown};
 pub use parts::{Event, On, Request};
 pub use pool::{Pool, Rooms};
+pub use shortfall::Shortfall;
 
 use greeting::Greeting;
 use parts::HttpPart;

@@ -62,6 +62,8 @@ pub(super) struct HttpPart {
 struct First {
     seen: bool,
     is_http: bool,
+    /// Some part of it was longer than its room.
+    cut: bool,
     method: Text,
     authority: Text,
     path: Text,
@@ -101,7 +103,7 @@ impl HttpPart {
             }
         });
         if from == Side::Client && matches!(fed.next, Some(Next::Failed(_))) {
-            self.has_method = self.http1.method().is_some_and(|method| METHODS.contains(&method));
+            self.has_method = self.has_method();
         }
         if let Some(head) = self.http1.take_spare(from) {
             pool.put_head(head, kept);
@@ -203,6 +205,16 @@ impl HttpPart {
         self.http1.requests() > self.before_tunnel.unwrap_or_default() || self.has_method
     }
 
+    /// Whether a head that has come in part begins with a method.
+    pub(super) fn has_method(&self) -> bool {
+        self.http1.method().is_some_and(|method| METHODS.contains(&method))
+    }
+
+    /// Whether the first request is longer than what is kept of it.
+    pub(super) fn first_is_cut(&self) -> bool {
+        self.first.seen && self.first.cut
+    }
+
     /// Reads HTTP/1 again, through a tunnel that it has made.
     pub(super) fn resume(&mut self) {
         self.before_tunnel = Some(self.http1.requests());
@@ -257,7 +269,7 @@ impl First {
         let room = |bytes| Text::new(if target_bytes == 0 { 0 } else { bytes });
         let (method, authority) = (room(METHOD_BYTES), room(HOST_BYTES));
         let (path, settings) = (Text::new(target_bytes), Text::new(SETTINGS_BYTES));
-        First { seen: false, is_http: false, method, authority, path, settings }
+        First { seen: false, is_http: false, cut: false, method, authority, path, settings }
     }
 
     /// A request; one joined in its midst may say nothing of what it asks for. As long as none
@@ -270,6 +282,11 @@ impl First {
         self.method.set(fields.method());
         self.authority.set(fields.authority());
         self.path.set(fields.path());
+        let longer = |text: &Text, value: Option<&[u8]>| value.is_some_and(|v| v.len() > text.len);
+        let names = [NameId::METHOD, NameId::PATH, NameId::AUTHORITY, NameId::HOST];
+        self.cut = names.iter().any(|&name| fields.truncated(name))
+            || longer(&self.authority, fields.authority())
+            || longer(&self.path, fields.path());
         let settings = fields.get(NameId::HTTP2_SETTINGS);
         self.settings.set(settings.filter(|settings| settings.len() <= SETTINGS_BYTES));
     }

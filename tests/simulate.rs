@@ -272,7 +272,7 @@ fn a_link_below_the_tree_is_the_limit_and_tcp_fills_it() {
         let class = &outcome.classes[0];
         assert!(class.marked_packets > 10, "{control}: {class:?}");
         assert_eq!(class.dropped_aqm + class.dropped_overload, 0, "{control}");
-        // 5 ms are CoDel's target, 13 ms the ring's least of 32 KiB for each worker.
+        // 5 ms are CoDel's target, 50 ms what the rings hold: a millisecond of the tree's rate.
         let p50 = class.delay.expect("sent").p50_us;
         assert!((2e3..6e4).contains(&p50), "{control}: {p50}");
     }

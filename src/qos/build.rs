@@ -39,9 +39,7 @@ pub(super) struct Compiled {
 pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
     let shape = Shape::new(spec);
     let countings = spec.countings();
-    let of_port = std::iter::once(spec.counting());
-    let largest = of_port.chain(countings.iter().copied());
-    let largest = largest.map(|c| c.counted(usize::from(spec.mtu))).max().unwrap_or(0).max(1);
+    let largest = largest_frame(spec, &countings);
     let rate = Rate::new(spec.rate);
     let bucket = Bucket::new(rate, cap(largest, rate, spec.burst));
     let root = Class::new(ROOT, bucket, bucket, Traits::new(false, Buckets::Ceil, 0));
@@ -142,7 +140,7 @@ impl Compiled {
         countings: &[Counting],
     ) {
         let largest = self.largest;
-        let weights = children.iter().map(|&at| u64::from(spec.classes[at - 1].weight.max(1)));
+        let weights = children.iter().map(|&at| weight(&spec.classes[at - 1]));
         let lightest = weights.clone().min().unwrap_or(1);
         let heaviest = weights.max().unwrap_or(1);
         for &at in children {
@@ -154,8 +152,7 @@ impl Compiled {
             let above = &self.tree.classes[parent as usize].ceil;
             let buckets = if ceil.is_at_least(above) { Buckets::Rate } else { Buckets::Both };
             let traits = Traits::new(is_leaf, buckets, priority(class));
-            let weighed = quantum(largest, u64::from(class.weight.max(1)), lightest, heaviest);
-            let quantum = class.quantum.unwrap_or(weighed).clamp(QUANTUM_MIN, QUANTUM_MOST);
+            let quantum = quantum_of(class, largest, lightest, heaviest);
             let pace = Pace::new(class.flow_rate.filter(|_| class.queue != QueueSpec::Fifo));
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
             let counting = countings[at - 1];
@@ -181,6 +178,23 @@ impl Compiled {
 fn cap(largest: u32, rate: Rate, burst: u32) -> u32 {
     let tick = u32::try_from(rate.bytes_in(2 * TICK_NS)).unwrap_or(u32::MAX);
     burst.saturating_sub(largest).max(tick)
+}
+
+/// Bytes of the largest frame, as counted where it counts most.
+pub(super) fn largest_frame(spec: &PortQosSpec, countings: &[Counting]) -> u32 {
+    let of_port = std::iter::once(spec.counting());
+    let all = of_port.chain(countings.iter().copied());
+    all.map(|c| c.counted(usize::from(spec.mtu))).max().unwrap_or(0).max(1)
+}
+
+pub(super) fn weight(class: &ClassSpec) -> u64 {
+    u64::from(class.weight.max(1))
+}
+
+/// Bytes a round of a class among siblings whose weights are from `lightest` to `heaviest`.
+pub(super) fn quantum_of(class: &ClassSpec, largest: u32, lightest: u64, heaviest: u64) -> u32 {
+    let weighed = quantum(largest, weight(class), lightest, heaviest);
+    class.quantum.unwrap_or(weighed).clamp(QUANTUM_MIN, QUANTUM_MOST)
 }
 
 /// One frame a round for the lightest, in proportion for the others; where that would be over the

@@ -110,6 +110,9 @@ impl Member {
             self.books.unsent += lease.bytes;
             self.books.held[lease.leaf as usize] += i64::from(lease.bytes);
         }
+        if u64::from(self.books.unsent) < queues.bytes.min(bytes) {
+            global.leaves_waiting(self.number);
+        }
     }
 
     /// The lease to use now, and what may be sent on it.

@@ -4,6 +4,7 @@
 //! One [`Scheduler`] a port and worker; those of a port share its tree, a [`Shared`].
 //! [`validate()`] says what a class tree must fulfil for its promises to hold.
 
+mod absence;
 mod ahead;
 mod aqm;
 mod bucket;
@@ -26,6 +27,7 @@ mod pacing;
 mod packets;
 mod queues;
 mod rehouse;
+mod rounds;
 mod scheduler;
 mod sets;
 mod settings;
@@ -41,6 +43,7 @@ mod validate;
 mod walk;
 mod wheel;
 
+pub use rounds::cbursts_min;
 pub use scheduler::{Queued, Scheduler};
 pub use shared::{Shared, SharedPorts};
 pub use shed::DROPS_PER_ARRIVAL;

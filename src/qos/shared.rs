@@ -9,13 +9,15 @@
 //! A worker visits the tree once a burst, and never waits for it: when another is there, it goes on
 //! with what it was granted. Whoever is there serves all, so that a lease is in the right order
 //! whoever polls most often. A worker that does not send what it was granted is passed over until
-//! it has, and costs the others no more than [`Global::lease_max`].
+//! it has, and costs the others no more than its [`Absence`] says: what one that looks all the time
+//! can send soon, and what comes while one that is kept from its core is away.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use super::absence::Absence;
 use super::build::{Compiled, compile};
 use super::spec::PortQosSpec;
 use super::succession::predecessors;
@@ -24,7 +26,7 @@ use crate::base::Nanos;
 use crate::packet::ClassId;
 
 /// Leases that one worker holds, or has waiting to be fetched, at most.
-pub(super) const LEASES_MAX: usize = 512;
+pub(super) const LEASES_MAX: usize = 2_048;
 /// A lease is at most what its class is guaranteed in this time ...
 const LEASE_NS: u64 = 200_000;
 /// ... or this share of its burst, or this many bytes. A frame is always leased.
@@ -81,8 +83,6 @@ pub(super) struct Global {
     turns: Vec<u16>,
     /// By number; those that left have no queue.
     members: Vec<Option<Account>>,
-    /// Bytes that a member may be granted beyond what it has sent.
-    lease_max: u32,
     frame: u32,
     now: Nanos,
 }
@@ -109,6 +109,9 @@ struct Account {
     unsent: u32,
     /// Classes of which it gets nothing more until it has sent some.
     passed: Vec<u32>,
+    absence: Absence,
+    /// Bytes that it may be granted beyond what it has sent.
+    unsent_max: u32,
 }
 
 impl Shared {
@@ -160,14 +163,12 @@ impl Global {
             let most = (class.rate.cap().max(frame) / LEASE_BURST_SHARE).min(LEASE_BYTES_MAX);
             (class.rate.bytes_in(LEASE_NS).min(u64::from(most)) as u32).max(frame)
         };
-        let port = &tree.classes[ROOT as usize];
         Global {
             fingerprint: fingerprint(spec),
             lease_bytes: tree.classes.iter().map(lease).collect(),
             demands: Vec::new(),
             turns: vec![0; ids.len()],
             members: Vec::new(),
-            lease_max: lease(port).max(2 * frame),
             frame,
             ids,
             tree,
@@ -180,7 +181,9 @@ impl Global {
         new.now = self.now;
         new.tree.inherit(self.now, &predecessors(&new.ids, &self.ids), &mut self.tree);
         for member in std::mem::take(&mut self.members) {
-            new.members.push(member.map(|_| Account::new(new.ids.len())));
+            let classes = new.ids.len();
+            new.members
+                .push(member.map(|old| Account { absence: old.absence, ..Account::new(classes) }));
         }
         new.resize();
         std::mem::swap(self, new);
@@ -232,7 +235,10 @@ impl Global {
     pub fn report(&mut self, member: usize, held: usize, unsent: u32) {
         let Some(account) = &mut self.members[member] else { return };
         (account.held, account.unsent) = (held, unsent);
-        if !account.has_room(self.lease_max) {
+        account.absence.ends(self.now);
+        let port = &self.tree.classes[ROOT as usize].rate;
+        account.unsent_max = account.absence.bytes(port).max(2 * self.frame);
+        if !account.has_room() {
             return;
         }
         while let Some(leaf) = self.members[member].as_mut().and_then(|a| a.passed.pop()) {
@@ -241,6 +247,13 @@ impl Global {
             if self.demands[at].bytes > 0 {
                 self.tree.activate(self.now, leaf);
             }
+        }
+    }
+
+    /// A member has all that it was granted, and something waits for more.
+    pub fn leaves_waiting(&mut self, member: usize) {
+        if let Some(account) = &mut self.members[member] {
+            account.absence.begins(self.now);
         }
     }
 
@@ -303,7 +316,7 @@ impl Global {
                 continue;
             }
             match &mut self.members[member] {
-                Some(account) if account.has_room(self.lease_max) => {
+                Some(account) if account.has_room() => {
                     most_flows = most_flows.max(demand.flows);
                 }
                 Some(account) => {
@@ -339,11 +352,13 @@ impl Account {
             held: 0,
             unsent: 0,
             passed: Vec::with_capacity(classes),
+            absence: Absence::default(),
+            unsent_max: 0,
         }
     }
 
-    fn has_room(&self, lease_max: u32) -> bool {
-        self.unsent < lease_max && self.held + self.leases.len() < LEASES_MAX
+    fn has_room(&self) -> bool {
+        self.unsent < self.unsent_max && self.held + self.leases.len() < LEASES_MAX
     }
 }
 

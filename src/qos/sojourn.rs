@@ -11,8 +11,8 @@ use crate::base::mem::prefetch;
 
 const PER_OCTAVE_BITS: u32 = 2;
 const PER_OCTAVE: u32 = 1 << PER_OCTAVE_BITS;
-/// Up to 0.5 s; the last bucket takes what waited longer.
-const BUCKETS: usize = 72;
+/// Up to 4.5 minutes; the last bucket takes what waited longer.
+const BUCKETS: usize = 108;
 /// Nanoseconds in a tick.
 const TICK_NS: f64 = 1_024.0;
 
@@ -128,12 +128,25 @@ mod tests {
 
     #[test]
     fn every_time_has_its_bucket() {
-        for t in (0..2_000u32).chain((1..19).flat_map(|b| [(1 << b) - 1, 1 << b])) {
+        for t in (0..2_000u32).chain((1..28).flat_map(|b| [(1 << b) - 1, 1 << b])) {
             let bucket = bucket_of(t);
             assert!(start_of(bucket) <= f64::from(t), "{t}");
             assert!(bucket == BUCKETS - 1 || f64::from(t) < start_of(bucket + 1), "{t}");
         }
         assert_eq!(bucket_of(u32::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn minutes_are_told_as_such() {
+        for seconds in [1u64, 5, 60, 250] {
+            let mut waits = Sojourn::default();
+            let mut recent = Recent::default();
+            let exact = seconds as f64 * 1e9;
+            recent.note((exact / TICK_NS) as Ticks);
+            waits.record(&mut recent);
+            let got = waits.quantile_ns(0.5) as f64;
+            assert!((got - exact).abs() <= exact / 8.0, "{seconds} s: {got}");
+        }
     }
 
     #[test]

@@ -44,7 +44,6 @@ struct Above {
     rate: BitRate,
     ceil: BitRate,
     burst: u32,
-    cburst: u32,
     depth: usize,
     /// Guaranteed to the classes below it that were seen so far.
     promised: u64,
@@ -52,9 +51,9 @@ struct Above {
 }
 
 /// Checks a port's tree: the guarantees below a class fit its own; a ceil is between the rate and
-/// the parent's ceil; bursts, quanta and limits hold a frame, and bursts fit the parent's; at most
-/// [`DEPTH_MAX`] levels; the default class is a leaf. Linux accepts two leaves of 60 % and then
-/// sends 120 %.
+/// the parent's ceil; bursts, quanta and limits hold a frame, and a burst fits the parent's; at
+/// most [`DEPTH_MAX`] levels; the default class is a leaf. Linux accepts two leaves of 60 % and
+/// then sends 120 %.
 ///
 /// # Errors
 /// All faults. What only follows from a fault in the parent's rates is not told again.
@@ -67,7 +66,6 @@ pub fn validate(spec: &PortQosSpec) -> Result<(), Vec<Fault>> {
         rate: spec.rate,
         ceil: spec.rate,
         burst: spec.burst,
-        cburst: spec.burst,
         depth: 0,
         promised: 0,
         has_children: false,
@@ -95,7 +93,6 @@ pub fn validate(spec: &PortQosSpec) -> Result<(), Vec<Fault>> {
             rate: class.rate,
             ceil: class.ceil,
             burst: class.burst,
-            cburst: class.cburst,
             depth: above[at].depth + 1,
             promised: 0,
             has_children: false,
@@ -155,17 +152,15 @@ fn against(class: &ClassSpec, above: &mut Above, frame: u32, tell: &mut impl FnM
         let what = format!("a ceil of {ceil} is over the {} of {}", above.ceil, above.name);
         tell(Field::Ceil, what);
     }
-    let bursts = [
-        (Field::Burst, "burst", burst, above.burst),
-        (Field::Cburst, "cburst", cburst, above.cburst),
-    ];
-    for (field, name, size, most) in bursts {
-        if size < frame {
-            tell(field, small(name, size, frame));
-        } else if size > most {
-            let (size, most) = (ByteSize(size.into()), ByteSize(most.into()));
-            tell(field, format!("a {name} of {size} is over the {most} of {}", above.name));
-        }
+    if burst < frame {
+        tell(Field::Burst, small("burst", burst, frame));
+    } else if burst > above.burst {
+        let (size, most) = (ByteSize(burst.into()), ByteSize(above.burst.into()));
+        tell(Field::Burst, format!("a burst of {size} is over the {most} of {}", above.name));
+    }
+    // It may be over the parent's: what it holds is also what came while the siblings had turns.
+    if cburst < frame {
+        tell(Field::Cburst, small("cburst", cburst, frame));
     }
 }
 

@@ -10,7 +10,6 @@ use super::outcome::{ClassOutcome, Outcome};
 use super::source::{Packet, Running};
 use super::spec::{Kind, Scenario};
 use super::worker::{Fate, Worker};
-use crate::base::units::BitRate;
 use crate::base::{Nanos, Seed};
 use crate::capture::ReadError;
 use crate::packet::ClassId;
@@ -18,10 +17,6 @@ use crate::qos::{ClassStats, Shared};
 use crate::sim::LinkSpec;
 use crate::sim::link::Link;
 
-/// Bytes in flight of each worker where the scenario does not say: what its part of the rate
-/// carries in this time, and so many at least. As the appliance has it.
-const RING_MS: u64 = 1;
-const RING_BYTES_MIN: u64 = 32 << 10;
 /// Packets that a greedy source keeps waiting in each worker: so many, or so many a flow, or what
 /// goes in so many looks.
 const GREEDY_PACKETS: u64 = 64;
@@ -361,10 +356,10 @@ impl Greedy {
     }
 }
 
+/// Bytes in flight of each worker: where the scenario does not say, as many as in the appliance.
 fn ring_bytes(scenario: &Scenario) -> u64 {
-    let BitRate(rate) = scenario.tree.rate;
-    let part = rate / 8 * RING_MS / 1_000 / scenario.workers.count as u64;
-    scenario.link.ring.unwrap_or(part.max(RING_BYTES_MIN)).max(1)
+    let workers = u32::try_from(scenario.workers.count).unwrap_or(u32::MAX);
+    scenario.link.ring.unwrap_or_else(|| scenario.tree.in_flight_max(workers)).max(1)
 }
 
 /// The next one last.

@@ -31,11 +31,6 @@ const NAMES_MAX: u32 = 16_384;
 const QUEUE_PACKETS_MIN: usize = BATCH_MAX;
 /// Packets that a port's queue holds at most: 40 ms of 10 Gbit/s at 1500 B.
 const QUEUE_PACKETS_MAX: usize = 32_768;
-/// A shaped port's device holds this many microseconds of the port's rate at most, over all
-/// workers' queues ...
-const IN_FLIGHT_US: u64 = 1_000;
-/// ... or this many bytes, where that is more: a few bursts keep the device busy.
-const IN_FLIGHT_BYTES_MIN: u64 = 32 * 1024;
 
 /// What all workers of a process are built from. Building is the control plane's work: it
 /// allocates.
@@ -173,10 +168,8 @@ impl Blueprint<'_> {
     pub fn side<P: Port>(&self, index: usize, port: P) -> Side<P> {
         let verify = self.ports.get(index).is_some_and(|p| p.verify_checksums);
         let options = ParseOptions { verify_transport_checksum: verify };
-        let in_flight_max = self.shaper(index).map_or(u64::MAX, |spec| {
-            let all = spec.rate.bytes_per_sec().saturating_mul(IN_FLIGHT_US) / 1_000_000;
-            (all / u64::from(self.workers.count_max.max(1))).max(IN_FLIGHT_BYTES_MIN)
-        });
+        let workers = self.workers.count_max.into();
+        let in_flight_max = self.shaper(index).map_or(u64::MAX, |s| s.in_flight_max(workers));
         if self.is_vacant(index) {
             return Side::vacant(port);
         }

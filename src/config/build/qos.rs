@@ -14,7 +14,7 @@ use crate::config::file::{FileClass, FileConfig, FileQos, Noted, Plain};
 use crate::nic::spec::PortSpec;
 use crate::packet::{ClassId, PortId};
 use crate::qos::spec::{ClassSpec, OVERHEAD_MAX, PortQosSpec};
-use crate::qos::{Fault, Field, validate};
+use crate::qos::{Fault, Field, cbursts_min, validate};
 
 /// Preamble, start of frame, gap and FCS of Ethernet, which the frames at hand lack.
 const OVERHEAD_DEFAULT: u16 = 24;
@@ -69,7 +69,6 @@ struct Above {
     rate: BitRate,
     ceil: BitRate,
     burst: u32,
-    cburst: u32,
 }
 
 struct Tree<'t> {
@@ -107,18 +106,46 @@ pub fn port_tree(
     let frame = u64::from(mtu) + u64::from(overhead.min(OVERHEAD_MAX));
     let burst_default = (bytes_in(rate, BURST_MS)).max(PORT_BURST_FRAMES_MIN * frame);
     let burst = bytes(b, &q.burst, burst_default);
-    let top = Above { rate, ceil: rate, burst, cburst: burst };
+    let top = Above { rate, ceil: rate, burst };
     let list = q.class.0.as_slice();
     let (names, built) = (index(list), vec![None; list.len()]);
     let mut tree = Tree { frame, list, names, built, order: Vec::with_capacity(list.len()) };
     let specs = tree.build(b, top, classes);
     let default_class = default_class(b, table, &tree, classes);
     let mpu = number(&q.mpu, u16::MAX).unwrap_or(MPU_DEFAULT);
-    let spec = PortQosSpec { port, rate, burst, overhead, mpu, mtu, default_class, classes: specs };
+    let mut spec =
+        PortQosSpec { port, rate, burst, overhead, mpu, mtu, default_class, classes: specs };
+    settle_cbursts(b, &tree, &mut spec);
     if let Err(faults) = validate(&spec) {
         tell(b, table, &tree, &spec, &faults);
     }
     spec
+}
+
+/// Ceil buckets that nobody gave a size hold what comes while the siblings have their turns; of one
+/// that was given too little for that it is told. A ceil that is the parent's holds what its does.
+fn settle_cbursts(b: &mut Build<'_>, tree: &Tree<'_>, spec: &mut PortQosSpec) {
+    let least = cbursts_min(spec);
+    let mut known = HashMap::with_capacity(spec.classes.len());
+    for ((class, least), &at) in spec.classes.iter_mut().zip(least).zip(&tree.order) {
+        let above = class.parent.and_then(|id| known.get(&id).copied());
+        let (ceil_above, cburst_above) = above.unwrap_or((spec.rate, spec.burst));
+        let is_held = class.ceil < ceil_above;
+        match &tree.list[at].1.get_ref().cburst {
+            None if is_held => class.cburst = class.cburst.max(least),
+            None => class.cburst = cburst_above,
+            Some(given) if is_held && class.rate < class.ceil && class.cburst < least => {
+                let what = format!(
+                    "with less than {least} bytes the class may miss its ceil of {}: what comes \
+                     while its siblings have their turns does not fit",
+                    class.ceil,
+                );
+                b.warning(&given.span(), what);
+            }
+            Some(_) => {}
+        }
+        known.insert(class.id, (class.ceil, class.cburst));
+    }
 }
 
 /// Bytes of the largest frame, link header included.
@@ -321,14 +348,11 @@ impl Tree<'_> {
             None => BitRate(0),
         };
         let ceil = c.ceil.as_ref().map_or(above.ceil, |g| absolute(g.get_ref().0, above.ceil));
-        let bucket = |rate, most: u32| {
-            let size = bytes_in(rate, BURST_MS).max(CLASS_BURST_FRAMES_MIN * self.frame);
-            size.min(u64::from(most))
-        };
-        let burst = bytes(b, &c.burst, bucket(rate, above.burst));
-        let cburst = bytes(b, &c.cburst, bucket(ceil, above.cburst));
+        let bucket = |rate| bytes_in(rate, BURST_MS).max(CLASS_BURST_FRAMES_MIN * self.frame);
+        let burst = bytes(b, &c.burst, bucket(rate).min(u64::from(above.burst)));
+        let cburst = bytes(b, &c.cburst, bucket(ceil));
         let limit_default = bytes_in(ceil, LIMIT_MS).clamp(LIMIT_MIN, LIMIT_MAX_DEFAULT);
-        self.built[i] = Some(Above { rate, ceil, burst, cburst });
+        self.built[i] = Some(Above { rate, ceil, burst });
         ClassSpec {
             id,
             name: key.get_ref().clone(),

@@ -1,0 +1,110 @@
+//! What a class has to keep while its siblings have their turns.
+//!
+//! Siblings that borrow take turns, each with a quantum a round. What comes at a class's ceil while
+//! the others have theirs is lost to them where its ceil bucket can't hold it. It never needs to
+//! hold more than its own quantum: where more comes in a round, it is held by its share and not by
+//! its ceil. The same goes for the rounds in which the classes above it take part, and adds up.
+
+use std::collections::HashMap;
+
+use super::build::{largest_frame, quantum_of, weight};
+use super::spec::{ClassSpec, DEPTH_MAX, PortQosSpec};
+
+/// Rounds for which it is kept: a class may be first in one and last in the next.
+const ROUNDS: u64 = 2;
+/// A frame may take a bucket below zero, and another is in turn.
+const FRAMES: u64 = 2;
+/// At least this part of a class's rate counts as lent, however much of it is promised below.
+const LENT_PART: u64 = 8;
+
+/// The least `cburst` with which each class reaches its ceil beside busy siblings, in the order of
+/// the specification.
+pub fn cbursts_min(spec: &PortQosSpec) -> Vec<u32> {
+    let frame = u64::from(largest_frame(spec, &spec.countings()));
+    let family = Families::new(spec);
+    let quantum = |i: usize| family.quantum(&spec.classes[i], i, frame as u32);
+    let mut quanta = vec![0u64; spec.classes.len() + 1];
+    for (i, &parent) in family.parents.iter().enumerate() {
+        quanta[parent] += quantum(i);
+    }
+    // By position, 0 being the port: bytes a second that go to those below as loans.
+    let mut lent = vec![left(spec.rate.bytes_per_sec(), family.promised[0])];
+    let mut turns = Vec::with_capacity(spec.classes.len());
+    for (i, (class, &parent)) in spec.classes.iter().zip(&family.parents).enumerate() {
+        let (quantum, all) = (quantum(i), quanta[parent]);
+        turns.push(Turn { quantum, others: all - quantum, rate: lent[parent] });
+        let borrowed = (u128::from(lent[parent]) * u128::from(quantum) / u128::from(all)) as u64;
+        let own = left(class.rate.bytes_per_sec(), family.promised[i + 1]);
+        lent.push(own.max(borrowed).min(class.ceil.bytes_per_sec()).max(1));
+    }
+    let least = |(i, class): (usize, &ClassSpec)| {
+        let gap = class.ceil.bytes_per_sec().saturating_sub(class.rate.bytes_per_sec());
+        let (mut at, mut waits) = (i + 1, 0);
+        for _ in 0..DEPTH_MAX {
+            if at == 0 {
+                break;
+            }
+            waits += turns[at - 1].bytes_until_next(gap);
+            at = family.parents[at - 1];
+        }
+        u32::try_from(FRAMES * frame + ROUNDS * waits).unwrap_or(u32::MAX)
+    };
+    spec.classes.iter().enumerate().map(least).collect()
+}
+
+/// A class's part in the rounds of its siblings.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    quantum: u64,
+    /// Quanta of its siblings.
+    others: u64,
+    /// Bytes a second at which rounds go by.
+    rate: u64,
+}
+
+impl Turn {
+    /// What comes at `rate` bytes a second while the siblings have their turns, as far as the
+    /// class's own turn has room for it.
+    fn bytes_until_next(self, rate: u64) -> u64 {
+        let bytes = u128::from(rate) * u128::from(self.others) / u128::from(self.rate.max(1));
+        u64::try_from(bytes).unwrap_or(u64::MAX).min(self.quantum)
+    }
+}
+
+/// Who stands below whom. Positions are those of the specification plus one, 0 being the port.
+struct Families {
+    /// By class.
+    parents: Vec<usize>,
+    /// By position, as what follows: sum of the rates below, in bytes a second.
+    promised: Vec<u64>,
+    /// Lightest and heaviest weight below.
+    weights: Vec<(u64, u64)>,
+}
+
+impl Families {
+    fn new(spec: &PortQosSpec) -> Families {
+        let mut positions = HashMap::with_capacity(spec.classes.len());
+        let mut parents = Vec::with_capacity(spec.classes.len());
+        let mut promised = vec![0u64; spec.classes.len() + 1];
+        let mut weights = vec![(u64::MAX, 1); spec.classes.len() + 1];
+        for (i, class) in spec.classes.iter().enumerate() {
+            let parent = class.parent.and_then(|id| positions.get(&id).copied()).unwrap_or(0);
+            parents.push(parent);
+            positions.entry(class.id).or_insert(i + 1);
+            promised[parent] = promised[parent].saturating_add(class.rate.bytes_per_sec());
+            let (own, (lightest, heaviest)) = (weight(class), weights[parent]);
+            weights[parent] = (own.min(lightest), own.max(heaviest));
+        }
+        Families { parents, promised, weights }
+    }
+
+    fn quantum(&self, class: &ClassSpec, i: usize, frame: u32) -> u64 {
+        let (lightest, heaviest) = self.weights[self.parents[i]];
+        u64::from(quantum_of(class, frame, lightest, heaviest))
+    }
+}
+
+/// What a class that has promised some of its rate to those below lends them on top.
+fn left(rate: u64, promised: u64) -> u64 {
+    rate.saturating_sub(promised).max(rate / LENT_PART).max(1)
+}

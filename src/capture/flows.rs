@@ -17,7 +17,7 @@ use crate::policy::catalogue::Catalogue;
 pub const FLOWS_MAX: usize = 1 << 16;
 
 /// Parsers of HTTP in use at once; then what is silent longest is not followed any more.
-const PARSERS_MAX: usize = 1_024;
+const PARSERS_MAX: usize = 16_384;
 /// Either side of a connection may be its client.
 const SIDES: usize = 2;
 /// Browsers allow header tables of 64 KB.
@@ -155,17 +155,20 @@ impl<'c> Flows<'c> {
         }
     }
 
-    /// Keeps what was seen of the half that was silent longest, and looks into it no more.
+    /// Of the connections that hold parsers of HTTP, keeps what was seen of the half that was
+    /// silent longest, and looks into it no more.
     fn settle_old(&mut self) {
-        let limit = self.middle_age();
-        for flow in self.index.values_mut().filter(|flow| flow.last_frame <= limit) {
+        let limit = self.middle_age(Flow::has_parsers);
+        let old = |flow: &&mut Flow| flow.last_frame <= limit && flow.has_parsers();
+        for flow in self.index.values_mut().filter(old) {
             self.watches.end(flow);
         }
     }
 
-    /// When the last packet came of the connection that is in the middle.
-    fn middle_age(&self) -> u64 {
-        let mut ages: Vec<u64> = self.index.values().map(|flow| flow.last_frame).collect();
+    /// When the last packet came of the connection that is in the middle of these.
+    fn middle_age(&self, of: impl Fn(&Flow) -> bool) -> u64 {
+        let these = self.index.values().filter(|flow| of(flow));
+        let mut ages: Vec<u64> = these.map(|flow| flow.last_frame).collect();
         let middle = ages.len() / 2;
         if ages.is_empty() { 0 } else { *ages.select_nth_unstable(middle).1 }
     }
@@ -179,7 +182,7 @@ impl<'c> Flows<'c> {
         if self.index.len() < FLOWS_MAX {
             return;
         }
-        let limit = self.middle_age();
+        let limit = self.middle_age(|_| true);
         let mut old: Vec<Flow> = Vec::new();
         let keys: Vec<Key> =
             self.index.iter().filter(|(_, f)| f.last_frame <= limit).map(|(k, _)| *k).collect();
@@ -211,6 +214,10 @@ impl Flow {
             watch: None,
             seen: None,
         }
+    }
+
+    fn has_parsers(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.has_parsers())
     }
 
     /// Whether a SYN opens another connection between the same ends.

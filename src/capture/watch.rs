@@ -132,6 +132,10 @@ impl Watch {
         }
     }
 
+    pub(super) fn has_parsers(&self) -> bool {
+        self.inspectors.iter().flatten().any(Inspector::has_parsers)
+    }
+
     /// `true`: nothing more is to be seen.
     fn tcp(
         &mut self,

@@ -111,17 +111,37 @@ pub struct Details {
     pub name: u32,
     /// Idle time allowed once established, in ticks.
     pub(super) idle: u32,
+    /// Sequence number of the client's first byte that is to be inspected.
+    pub(super) first_byte: u32,
     /// The backend's place in [`super::Serving`]; [`NONE_U16`] for transit.
     pub backend: u16,
+    /// `first_byte` is known.
+    pub(super) is_begun: bool,
 }
 
 // With 8 bytes of timer links and its share of the index a flow costs less than 192 bytes.
-const _: () = assert!(size_of::<Details>() == 16);
+const _: () = assert!(size_of::<Details>() == 20);
 
 impl Details {
     /// Of no flow.
-    pub(super) const NONE: Details =
-        Details { note: NONE_U32, name: NONE_U32, idle: 0, backend: NONE_U16 };
+    pub(super) const NONE: Details = Details {
+        note: NONE_U32,
+        name: NONE_U32,
+        idle: 0,
+        first_byte: 0,
+        backend: NONE_U16,
+        is_begun: false,
+    };
+
+    /// Where what is to be inspected of a client's stream begins: behind its SYN, or behind what
+    /// was read. `None` of a flow that was joined later than its beginning.
+    pub fn first_byte(&self) -> Option<u32> {
+        self.is_begun.then_some(self.first_byte)
+    }
+
+    pub fn begin_at(&mut self, first_byte: u32) {
+        (self.first_byte, self.is_begun) = (first_byte, true);
+    }
 
     /// How long the flow may be idle once established.
     pub fn idle(&self) -> Nanos {

@@ -363,7 +363,11 @@ impl FlowTable {
         let idle = new.idle_established_ms.map(|ms| ticks(Duration::from_millis(ms.into())));
         self.flows[at as usize] = Flow::new(now, new, state);
         let idle = idle.unwrap_or(own);
-        self.details[at as usize] = Details { idle, backend: new.backend, ..Details::NONE };
+        let details = &mut self.details[at as usize];
+        *details = Details { idle, backend: new.backend, ..Details::NONE };
+        if state == TcpState::SynSent {
+            details.begin_at(meta.tcp_seq.wrapping_add(1));
+        }
         for (hash, direction) in hash.into_iter().zip([Direction::Forward, Direction::Reply]) {
             if let Some(hash) = hash {
                 self.index.insert(hash, place(at, direction));

@@ -18,9 +18,9 @@ const HELLO_BYTES: std::ops::RangeInclusive<i64> = 512..=65_536;
 /// What `flows_max` may be: a flow holds its inspection slot in 16 bits.
 const INSPECTED_FLOWS: std::ops::RangeInclusive<i64> = 1..=65_534;
 const HELLO_BYTES_DEFAULT: i64 = 16_384;
-const INSPECTED_FLOWS_DEFAULT: i64 = 4_096;
+const INSPECTED_FLOWS_DEFAULT: i64 = 8_192;
 /// Unless `http_flows_max` is given, this share of `flows_max` may speak HTTP.
-const FLOWS_PER_HTTP_FLOW: i64 = 4;
+const FLOWS_PER_HTTP_FLOW: i64 = 2;
 /// What `flows_max` of `timing` may be: a flow takes a cache line.
 const TIMED_FLOWS: std::ops::RangeInclusive<i64> = 1..=4_194_304;
 const TIMED_FLOWS_DEFAULT: i64 = 65_536;
@@ -359,13 +359,13 @@ mod tests {
     }
 
     fn inspect(flows_max: u32) -> StageSpec {
-        let (http_flows_max, headers) = (flows_max / 4, Vec::new());
+        let (http_flows_max, headers) = (flows_max / 2, Vec::new());
         StageSpec::Inspect { hello_bytes_max: 16_384, flows_max, http_flows_max, headers }
     }
 
     #[test]
     fn shipped_pipelines_are_what_they_say() {
-        let inspect = inspect(4_096);
+        let inspect = inspect(8_192);
         let timing = StageSpec::Timing { flows_max: 65_536, one_in: 1 };
         use StageSpec::{Balance, Classify, Meter, Route, Shape, Tap, Trust};
         let edge = vec![Trust, inspect.clone(), Classify, Meter, timing.clone(), Balance, Shape];
@@ -391,7 +391,7 @@ mod tests {
              [[stage]]\ntiming = {}\n[[stage]]\nroute = {}\n",
         );
         assert_eq!(faults, "");
-        let inspect = inspect(4_096);
+        let inspect = inspect(8_192);
         let stages = spec.expect("valid").stages;
         assert_eq!(stages[0], inspect);
         assert_eq!(stages[2], StageSpec::Timing { flows_max: 65_536, one_in: 1 });

@@ -24,15 +24,14 @@ mod crowding;
 mod datagrams;
 mod hiding;
 mod newcomers;
-mod openings;
 mod streams;
 
 use counting::count_end;
 pub(super) use counting::{count_app, count_failure, count_name, count_unknown};
+use crowding::Holders;
 use datagrams::Places;
 use hiding::hides;
 use newcomers::{Judged, Parts};
-use openings::Openings;
 use streams::Passage;
 pub(super) use streams::{hello_note, keep_request};
 
@@ -97,7 +96,7 @@ pub struct Inspect {
     free: Vec<u16>,
     /// Where the search for stalled flows goes on.
     hand: usize,
-    openings: Openings,
+    holders: Holders,
     places: Places,
     judged: Judged,
 }
@@ -156,7 +155,7 @@ impl Inspect {
             reassembler: Reassembler::new(SIDES * flows, (flows / FLOWS_PER_PAGE).max(PAGES_MIN)),
             free: (0..flows as u16).rev().collect(),
             hand: 0,
-            openings: Openings::new(flows),
+            holders: Holders::new(flows),
             places: Places::new(flows),
             judged: Judged::new(flows),
         }
@@ -246,7 +245,8 @@ impl Inspect {
         if waits && self.may_begin_anew(slot, why) {
             return self.put_off(cx, at, slot);
         }
-        if self.is_guarded(cx, slot) && !cx.flows.get(at).class.is_refused() {
+        let refused = cx.flows.get(at).class.is_refused();
+        if !refused && self.is_guarded(cx, slot) && !self.has_ended(cx, slot) {
             cx.counters.flows_unread += 1;
             Deciding::of(cx).enter(at, &Decision::UNREAD, &Steps::NONE);
         }
@@ -266,9 +266,8 @@ impl Inspect {
 
     /// Gives the slot of a flow back that is to be read on, once its client says more.
     fn put_off(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize) {
-        let Slot { key, hash, .. } = self.slots[slot];
-        if key.proto == tcp::PROTOCOL {
-            self.openings.note_at(hash, self.reassembler.next_seq(SIDES * slot));
+        if self.slots[slot].key.proto == tcp::PROTOCOL {
+            cx.flows.details_mut(at).begin_at(self.reassembler.next_seq(SIDES * slot));
         }
         cx.flows.get_mut(at).inspection = NOT_YET;
         self.release(slot);
@@ -302,6 +301,7 @@ impl Inspect {
     fn release(&mut self, slot: usize) {
         debug_assert!(self.slots[slot].taken, "slot {slot} is free already");
         self.slots[slot].taken = false;
+        self.holders.forget(slot);
         let next = Inspector::with_hello(false, self.limits.hello_bytes_max);
         std::mem::replace(&mut self.inspectors[slot], next).give_back(&mut self.pool);
         for side in 0..SIDES {
@@ -383,9 +383,6 @@ impl Inspect {
             return Passage::Refused(DropReason::SynData);
         }
         if !meta.flow.is_some() {
-            if opens(meta) {
-                self.openings.note(meta);
-            }
             return Passage::On;
         }
         let done = cx.flows.get(meta.flow).inspection == DONE;

@@ -18,6 +18,7 @@ use crate::policy::spec::{
     HeaderPattern, HeaderSpec, NamePattern, PathPattern, RuleSpec, header_names,
 };
 
+mod openings;
 mod unread;
 
 const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 16 };
@@ -78,9 +79,9 @@ impl Connection {
         let (src, dst) = if from_client { (client, server) } else { (server, client) };
         let mut spec = TcpSpec::new(src, dst, flags, payload);
         let begun = u32::from(flags & SYN == 0);
-        let at = |side: usize| [ISN.0, ISN.1][side] + begun + self.sent[side];
+        let at = |side: usize| [ISN.0, ISN.1][side] + self.sent[side];
         let (own, other) = (usize::from(!from_client), usize::from(from_client));
-        (spec.seq, spec.ack) = (at(own), if flags & ACK != 0 { at(other) } else { 0 });
+        (spec.seq, spec.ack) = (at(own) + begun, if flags & ACK != 0 { at(other) + 1 } else { 0 });
         let macs = [(CLIENT_SIDE, CLIENT_MAC), (BACKEND_SIDE, BACKEND_MAC)];
         (spec.link.destination, spec.link.source) = macs[own];
         tcp_packet(&spec)

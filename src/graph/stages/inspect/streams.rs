@@ -7,11 +7,11 @@ use super::{
 };
 use crate::base::Nanos;
 use crate::flow::reassembly::Pushed;
-use crate::flow::{Flow, FlowKind, HelloNote, Note};
+use crate::flow::{FlowKind, HelloNote, Note, TcpState};
 use crate::graph::Cx;
 use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
-use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
+use crate::inspect::inspector::{App, Event, Inspector, Request, Said, Side, Unknown};
 use crate::inspect::tls::{Encrypted, HelloParser};
 use crate::packet::tcp::flag;
 use crate::packet::{Direction, DropReason, FlowKey, FlowRef, PacketMeta, PacketRef};
@@ -31,15 +31,25 @@ impl Inspect {
     /// A segment of a known flow whose inspection is not done, or that opens it again.
     pub(super) fn segment(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) -> Passage {
         let meta = packet.meta;
-        if meta.direction == Direction::Forward && opens(meta) {
-            self.reopen(cx.flows.get_mut(meta.flow), meta);
+        if meta.tcp_flags & flag::SYN != 0 {
+            self.opening(cx, meta);
             return Passage::On;
         }
         let payload = payload_of(cx, &packet);
         // Without ACK, or with RST, a receiver takes no data (RFC 9293, section 3.10.7.4).
         let wanted = flag::ACK | flag::RST | flag::SYN;
         if payload.is_empty() || meta.tcp_flags & wanted != flag::ACK {
+            let flow = cx.flows.get(meta.flow);
+            if flow.tcp.has_ended()
+                && let Some(slot) = self.slot_of(flow)
+                && (self.may_begin_anew(slot, Given::Stalled) || self.has_ended(cx, slot))
+            {
+                self.end(cx, meta.flow, slot, Given::Stalled);
+            }
             return Passage::On;
+        }
+        if is_too_early(cx, meta) {
+            return Passage::TooEarly;
         }
         // Behind a request that waits, or that request again.
         if cx.delays.until(meta.hash).is_some() {
@@ -80,7 +90,7 @@ impl Inspect {
         first: &PacketMeta,
         said: impl Iterator<Item = (u32, &'a [u8])>,
     ) {
-        self.openings.note_at(first.hash, first.tcp_seq);
+        cx.flows.details_mut(first.flow).begin_at(first.tcp_seq);
         if self.pool.is_empty() {
             self.free_parsers(cx, Inspector::has_parsers);
         }
@@ -96,24 +106,42 @@ impl Inspect {
         }
     }
 
-    /// A SYN on a known flow: sent again, or the same addresses used anew.
-    fn reopen(&mut self, flow: &mut Flow, meta: &PacketMeta) {
-        self.openings.note(meta);
-        match self.slot_of(flow) {
-            Some(slot) if self.slots[slot].first == meta.tcp_seq.wrapping_add(1) => {}
-            Some(slot) => {
-                self.release(slot);
-                flow.inspection = NOT_YET;
-            }
-            None => flow.inspection = NOT_YET,
+    /// A client's SYN on a known flow, sent again or because the same addresses are used anew; or
+    /// its server's answer, which tells for sure where the stream begins. Amid a connection
+    /// a SYN changes nothing for its server either (RFC 5961, section 4).
+    fn opening(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) {
+        let flow = cx.flows.get(meta.flow);
+        let (tcp, sees_answers) = (flow.tcp, flow.has_reply_key());
+        let first = match meta.direction {
+            Direction::Forward if opens(meta) => meta.tcp_seq.wrapping_add(1),
+            Direction::Reply if meta.tcp_flags & flag::ACK != 0 => meta.tcp_ack,
+            _ => return,
+        };
+        let begins = match (meta.direction, tcp) {
+            (_, TcpState::SynSent) => true,
+            (Direction::Forward, TcpState::OneWay) => true,
+            (Direction::Forward, TcpState::FinForward) => !sees_answers,
+            (Direction::Forward, _) => tcp.has_ended(),
+            (Direction::Reply, _) => false,
+        };
+        if !begins {
+            return;
         }
+        if let Some(slot) = self.slot_of(flow) {
+            if self.slots[slot].first == first {
+                return;
+            }
+            self.release(slot);
+        }
+        cx.flows.get_mut(meta.flow).inspection = NOT_YET;
+        cx.flows.details_mut(meta.flow).begin_at(first);
     }
 
     /// Takes a slot for a flow that sends its first payload, in either direction.
     fn begin(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> usize {
         let key = cx.flows.get(meta.flow).client_key();
         let hash = key.hash(cx.flows.seed());
-        let first = self.openings.first_byte(hash);
+        let first = cx.flows.details(meta.flow).first_byte();
         let slot = self.take_slot(cx, (key, hash), meta.dscp_for_rules(), first);
         let from_client = meta.direction == Direction::Forward;
         // Without a SYN that was seen, the stream begins here as far as can be told.
@@ -164,6 +192,9 @@ impl Inspect {
             });
         });
         let wait_ns = teller.wait_ns;
+        if inspector.has_parsers() {
+            self.holders.note(at);
+        }
         if wait_ns > 0 {
             cx.delays.begin(meta.hash, cx.now.saturating_add(wait_ns), false);
         }
@@ -224,6 +255,25 @@ impl Inspect {
             self.end(cx, meta.flow, at, Given::Done);
         }
     }
+}
+
+/// Whether a client says something before its server has answered its SYN: where its stream begins
+/// is not known for sure then, and what rules might refuse must not pass beside it. Of a router the
+/// answers may take another way.
+fn is_too_early(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
+    let flow = cx.flows.get(meta.flow);
+    let is_answered = match flow.kind {
+        FlowKind::Transit => flow.packets()[SERVER] > 0,
+        _ => flow.has_reply_key(),
+    };
+    flow.tcp == TcpState::SynSent
+        && meta.direction == Direction::Forward
+        && is_answered
+        && admission::must_read(
+            cx.snapshot,
+            &Facts::of(&meta.key, meta.dscp_for_rules()),
+            Said::Anything,
+        )
 }
 
 /// What becomes of a packet that was looked at.

@@ -18,7 +18,7 @@ fn frame(kind: u8, flags: u8, stream: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// A connection of HTTP/2 with these header blocks.
-fn h2(blocks: &[&[u8]]) -> Vec<u8> {
+pub(super) fn h2(blocks: &[&[u8]]) -> Vec<u8> {
     let mut said = [PREFACE, &frame(4, 0, 0, b"")].concat();
     for (i, block) in blocks.iter().enumerate() {
         said.extend(frame(1, 5, 2 * i as u8 + 1, block));
@@ -27,7 +27,7 @@ fn h2(blocks: &[&[u8]]) -> Vec<u8> {
 }
 
 /// `:method: GET`, `:scheme: http`, `:path`, `:authority`.
-const ASKS: &[u8] = b"\x82\x86\x04\x02/a\x41\x09a.example";
+pub(super) const ASKS: &[u8] = b"\x82\x86\x04\x02/a\x41\x09a.example";
 
 fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
     [&[0, name.len() as u8][..], name, &[value.len() as u8], value].concat()
@@ -194,10 +194,15 @@ fn crowd(c: &mut Connection) {
         c.rig.now = c.rig.now.saturating_add(1);
         let end = |end: Endpoint| (addr(end.0), end.1);
         let (client, server) = ((addr(c.family.client.0), port), end(c.family.backend));
-        for (flags, payload) in [(SYN, &b""[..]), (ACK, b"GET")] {
-            let mut spec = TcpSpec::new(client, server, flags, payload);
-            spec.seq = u32::from(flags == ACK);
-            (spec.link.destination, spec.link.source) = (CLIENT_SIDE, CLIENT_MAC);
+        let (here, there) = ((CLIENT_SIDE, CLIENT_MAC), (BACKEND_SIDE, BACKEND_MAC));
+        for (from, to, flags, payload, link) in [
+            (client, server, SYN, &b""[..], here),
+            (server, client, SYN | ACK, b"", there),
+            (client, server, ACK, b"GET", here),
+        ] {
+            let mut spec = TcpSpec::new(from, to, flags, payload);
+            (spec.seq, spec.ack) = (u32::from(flags == ACK), 1);
+            (spec.link.destination, spec.link.source) = link;
             c.rig.run_with(&mut c.whole, &[tcp_packet(&spec)], |_| {});
         }
     }

@@ -3,10 +3,13 @@
 //!
 //! Servers are engines with continuous batching: prompts are read one after the other, then
 //! requests generate side by side, as many as the batch and the KV cache hold; others wait in
-//! line. Lengths of prompts and answers are heavy-tailed. `TIDEGATE_SIM_SEED=n` takes one seed.
+//! line. Lengths of prompts and answers are heavy-tailed. `TIDEGATE_SIM_SEED=n` takes one seed. The
+//! first seed's waits are drawn, where `--nocapture` tells.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::fmt::Write as _;
+use std::path::Path;
 
 use tidegate::base::hash::Rng;
 use tidegate::base::{Addr, Nanos, Seed};
@@ -284,24 +287,89 @@ fn seeds() -> Vec<u64> {
 }
 
 fn p99(balance: Balance, scrapes: Scrapes, seed: u64) -> f64 {
+    waits(balance, scrapes, seed).quantile(0.99)
+}
+
+fn waits(balance: Balance, scrapes: Scrapes, seed: u64) -> World {
     let world = World::new(balance, scrapes, seed).run();
     let [p50, p99] = [0.5, 0.99].map(|share| world.quantile(share));
     println!(
         "seed {seed}: {balance:?}, every {} s: p50 {p50:.2} s, p99 {p99:.2} s",
         scrapes.every / SECOND
     );
-    p99
+    world
+}
+
+const BALANCES: [Balance; 4] =
+    [Balance::RoundRobin, Balance::LeastConnections, Balance::LeastLoad, Balance::PeakEwma];
+/// Told apart by people who see few colours, too (Okabe and Ito).
+const COLOURS: [&str; 4] = ["#d55e00", "#e69f00", "#0072b2", "#009e73"];
+const WIDTH: f64 = 900.0;
+const HEIGHT: f64 = 480.0;
+const EDGE: f64 = 60.0;
+
+/// An SVG image: across the share of requests, by how few wait longer, up the seconds of these.
+fn draw(worlds: &[World; 4]) -> String {
+    // From all to one in a thousand, and from 10 ms to 100 s.
+    let x = |share: f64| EDGE - (1.0 - share).log10() / 3.0 * (WIDTH - 4.0 * EDGE);
+    let y = |s: f64| HEIGHT - EDGE - (s.max(0.01).log10() + 2.0) / 4.0 * (HEIGHT - 2.0 * EDGE);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+         font-family=\"sans-serif\" font-size=\"13\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"{EDGE}\" y=\"30\">time to the first token by share of requests</text>\n"
+    );
+    let mut line = |from: (f64, f64), to: (f64, f64), at: (f64, f64), words: String| {
+        let _ = writeln!(
+            svg,
+            "<path d=\"M{:.1},{:.1}L{:.1},{:.1}\" stroke=\"#ddd\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\">{words}</text>",
+            from.0, from.1, to.0, to.1, at.0, at.1
+        );
+    };
+    for share in [0.0, 0.5, 0.9, 0.99, 0.999] {
+        let at = x(share);
+        line(
+            (at, y(0.01)),
+            (at, y(100.0)),
+            (at - 12.0, HEIGHT - 36.0),
+            format!("{}", share * 100.0) + " %",
+        );
+    }
+    for seconds in [0.01, 0.1, 1.0, 10.0, 100.0] {
+        let at = y(seconds);
+        line((x(0.0), at), (x(0.999), at), (8.0, at + 4.0), format!("{seconds} s"));
+    }
+    for ((world, balance), colour) in worlds.iter().zip(BALANCES).zip(COLOURS) {
+        let points = (0..=300).map(|i| 1.0 - 10f64.powf(-f64::from(i) / 100.0));
+        let points =
+            points.map(|share| format!("{:.1},{:.1} ", x(share), y(world.quantile(share))));
+        let points: String = points.collect();
+        let last = y(world.quantile(0.999));
+        let _ = writeln!(
+            svg,
+            "<polyline points=\"{points}\" fill=\"none\" stroke=\"{colour}\" \
+             stroke-width=\"2\"/><text x=\"{:.1}\" y=\"{last:.1}\" fill=\"{colour}\">{balance:?}\
+             </text>",
+            x(0.999) + 8.0,
+        );
+    }
+    svg + "</svg>\n"
 }
 
 #[test]
 fn least_load_has_the_shortest_tail() {
+    let mut drawn = None;
     for seed in seeds() {
-        let of = |balance| p99(balance, FRESH, seed);
-        let (turns, connections) = (of(Balance::RoundRobin), of(Balance::LeastConnections));
-        let (load, peak) = (of(Balance::LeastLoad), of(Balance::PeakEwma));
+        let worlds = BALANCES.map(|balance| waits(balance, FRESH, seed));
+        drawn.get_or_insert_with(|| draw(&worlds));
+        let [turns, connections, load, peak] = worlds.map(|world| world.quantile(0.99));
         assert!(load < turns && load < connections, "seed {seed}");
         assert!(peak < turns, "seed {seed}");
     }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("least-load.svg");
+    std::fs::write(&path, drawn.expect("a seed")).expect("written");
+    println!("drawn in {}", path.display());
 }
 
 #[test]

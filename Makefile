@@ -5,7 +5,7 @@ CARGO ?= cargo
 ROOT  := .ci/root.sh
 BIN   := $(or $(CARGO_TARGET_DIR),target)/release/tidegate
 
-.PHONY: help build demo test fmt clippy unit deny fuzz bench bench-quick clean packages-build \
+.PHONY: help build demo test fmt clippy unit deny fuzz seeds bench bench-quick clean packages-build \
 	packages-test packages-bench packages-fuzz
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test         everything CI runs: format, clippy, all tests, fuzz seeds, licences"
 	@echo "make bench        all benchmarks with their peers (long); tables and JSON under bench/out"
 	@echo "make build        the release binary, target/release/tidegate"
+	@echo "make seeds SEEDS=1000   simulate delayed binding over lossy links with as many seeds each"
 	@echo "make fuzz SECONDS=60 TARGET=pipeline   run a fuzz target, or several, or all"
 
 packages-build:
@@ -70,6 +71,11 @@ fuzz: packages-fuzz
 	for t in $(TARGETS); do echo "== $$t"; mkdir -p $(FUZZ)/found/$$t; \
 		$(CARGO) $$nightly fuzz run --fuzz-dir $(FUZZ) $$t $(FUZZ)/found/$$t \
 			$(FUZZ)/corpus/$$t -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=20; done
+
+# CI takes a few seeds of each simulation; a seed that fails is printed, and fails again alone.
+SEEDS ?= 1000
+seeds: packages-build
+	TIDEGATE_SIM_SEEDS=$(SEEDS) $(CARGO) test --locked --test sim binding
 
 # One after another: they share two cores. Each prints a table and writes JSON. The last five
 # compare forwarders, routers by name, shapers and shadows in namespaces of their own: they need root.

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     cases.extend(http::cases());
     for count in [10, 1_000, 10_000] {
         for (kind, specs) in rule_sets(count) {
-            cases.push((format!("decide, {count} rules by {kind}"), decide(&specs)));
+            cases.push((format!("decide, {count} rules by {kind}"), decide(&specs, kind)));
         }
     }
     cases.retain(|(name, _)| cli.wants(name));
@@ -162,31 +162,65 @@ fn initials(hello: &[u8], piece: usize) -> Box<dyn FnMut() -> f64> {
 struct Flow {
     key: FlowKey,
     sni: Vec<u8>,
+    alpn: Vec<u8>,
+    ja4: Vec<u8>,
+    method: Vec<u8>,
     path: Vec<u8>,
+    dscp: u8,
     fields: Fields,
 }
 
 impl Flow {
     /// One that the rule with this number matches, if there are so many.
-    fn new(rules: &Rules, pick: usize, rng: &mut Rng) -> Flow {
+    fn new(rules: &Rules, pick: usize, kind: &str, rng: &mut Rng) -> Flow {
         let src = Addr::v4(0x0a00_0000 | ((pick as u32) << 8) | rng.below(256));
-        let dst = Addr::v4(0xc000_0200 | rng.below(2));
+        let by_server = matches!(kind, "server" | "vip");
+        let dst = if by_server { server(pick) } else { Addr::v4(0xc000_0200 | rng.below(2)) };
         let mut fields = Fields::new(rules.wanted(), 64);
         fields.begin(rules.wanted().id(HEADER.as_bytes()));
         fields.value(tenant(pick).as_bytes());
         fields.end();
-        let path = format!("/v1/{}/models/llama-{}/chat?stream=1", tenant(pick), rng.below(9));
-        let key = FlowKey { src, dst, sport: 1, dport: 443, proto: 6 };
-        Flow { key, sni: name(pick).into_bytes(), path: path.into_bytes(), fields }
+        let path = if kind == "grpc" {
+            fields.begin(rules.wanted().id(b"content-type"));
+            fields.value(b"application/grpc");
+            fields.end();
+            format!("/{}/Chat", service(pick))
+        } else {
+            format!("/v1/{}/models/llama-{}/chat?stream=1", tenant(pick), rng.below(9))
+        };
+        let dport = if kind == "port" { port(pick) } else { 443 };
+        let key = FlowKey { src, dst, sport: 1, dport, proto: 6 };
+        let alpn = match kind {
+            "alpn" => {
+                let name = protocol(pick);
+                [&[name.len() as u8], name.as_bytes(), b"\x08http/1.1"].concat()
+            }
+            _ => b"\x02h2\x08http/1.1".to_vec(),
+        };
+        Flow {
+            key,
+            sni: name(pick).into_bytes(),
+            alpn,
+            ja4: fingerprint(pick).into_bytes(),
+            method: if kind == "method" { method(pick) } else { "POST".to_owned() }.into_bytes(),
+            path: path.into_bytes(),
+            dscp: dscp(pick),
+            fields,
+        }
     }
 
     fn request(&self) -> Request<'_> {
         let authority = Some(&self.sni[..]);
-        Request { method: b"POST", authority, path: Some(&self.path), fields: Some(&self.fields) }
+        Request {
+            method: &self.method,
+            authority,
+            path: Some(&self.path),
+            fields: Some(&self.fields),
+        }
     }
 }
 
-fn decide(specs: &[RuleSpec]) -> Box<dyn FnMut() -> f64> {
+fn decide(specs: &[RuleSpec], kind: &str) -> Box<dyn FnMut() -> f64> {
     let rules = Rules::compile(specs);
     let mut rng = Rng::new(Seed(3));
     let count = 2 * specs.len() as u32;
@@ -194,16 +228,17 @@ fn decide(specs: &[RuleSpec]) -> Box<dyn FnMut() -> f64> {
     let flows: Vec<Flow> = (0..FLOWS)
         .map(|_| {
             let pick = rng.below(count) as usize;
-            Flow::new(&rules, pick, &mut rng)
+            Flow::new(&rules, pick, kind, &mut rng)
         })
         .collect();
     let by_request = rules.follows_requests();
     Box::new(move || {
         time(200_000, |i| {
             let flow = &flows[i % FLOWS];
-            let alpn = AlpnList::from_wire(b"\x02h2\x08http/1.1");
+            let alpn = AlpnList::from_wire(&flow.alpn);
             let request = by_request.then(|| flow.request());
-            let facts = Facts { sni: Some(&flow.sni), alpn, request, ..Facts::of(&flow.key, 0) };
+            let (sni, ja4) = (Some(&flow.sni[..]), Some(&flow.ja4[..]));
+            let facts = Facts { sni, alpn, ja4, request, ..Facts::of(&flow.key, flow.dscp) };
             black_box(rules.decide(black_box(&facts)));
         })
     })
@@ -219,6 +254,36 @@ fn name(i: usize) -> String {
     format!("api.{}", tenant(i))
 }
 
+fn server(i: usize) -> Addr {
+    Addr::v4(0xc612_0000 | i as u32)
+}
+
+fn service(i: usize) -> String {
+    format!("llm.tenant{i}.Chat")
+}
+
+fn protocol(i: usize) -> String {
+    format!("proto-{i}")
+}
+
+fn method(i: usize) -> String {
+    format!("METHOD-{i}")
+}
+
+fn fingerprint(i: usize) -> String {
+    format!("t13d1516h2_8daaf6152771_{i:012x}")
+}
+
+/// Of the many that there are.
+fn port(i: usize) -> u16 {
+    1_024 + i as u16
+}
+
+/// Of the few that there are.
+fn dscp(i: usize) -> u8 {
+    (i % 64) as u8
+}
+
 /// Rules by one kind of condition, and by several.
 fn rule_sets(count: usize) -> Vec<(&'static str, Vec<RuleSpec>)> {
     let empty = RuleSpec::default;
@@ -227,6 +292,7 @@ fn rule_sets(count: usize) -> Vec<(&'static str, Vec<RuleSpec>)> {
         (0..count).map(|i| RuleSpec { class: class(i), ..of(i) }).collect()
     };
     let prefix = |i: usize| Prefix::new(Addr::v4(0x0a00_0000 | (i as u32) << 8), 24);
+    let whole = |i| vec![Prefix::new(server(i), 32).expect("32 bits")];
     let client = |i| vec![prefix(i).expect("24 bits")];
     let exact = |i| vec![NamePattern::Exact(name(i))];
     let suffix = |i| vec![NamePattern::Suffix(tenant(i))];
@@ -244,6 +310,15 @@ fn rule_sets(count: usize) -> Vec<(&'static str, Vec<RuleSpec>)> {
         ("path prefix", rules(&|i| RuleSpec { path: below(i), ..empty() })),
         ("path with a segment", rules(&|i| RuleSpec { path: wild(i), ..empty() })),
         ("header", rules(&|i| RuleSpec { header: header(i), ..empty() })),
+        ("authority", rules(&|i| RuleSpec { authority: exact(i), ..empty() })),
+        ("method", rules(&|i| RuleSpec { method: vec![method(i)], ..empty() })),
+        ("grpc", rules(&|i| RuleSpec { grpc: vec![service(i)], ..empty() })),
+        ("alpn", rules(&|i| RuleSpec { alpn: vec![protocol(i)], ..empty() })),
+        ("ja4", rules(&|i| RuleSpec { ja4: vec![fingerprint(i)], ..empty() })),
+        ("server", rules(&|i| RuleSpec { server: whole(i), ..empty() })),
+        ("vip", rules(&|i| RuleSpec { vip: vec![server(i)], ..empty() })),
+        ("port", rules(&|i| RuleSpec { port: vec![port(i)], ..empty() })),
+        ("dscp", rules(&|i| RuleSpec { dscp: vec![dscp(i)], ..empty() })),
         (
             "name, client, port",
             rules(&|i| RuleSpec {

@@ -40,6 +40,7 @@ fn flows_of_captures_are_told() {
     for ((level, app), (right, all)) in &scores {
         eprintln!("{level:<8}{app:<24}{right:>6} of {all}");
     }
+    check_columns(&rows, &told);
     for (row, what) in &wrong {
         eprintln!(
             "{} {}:{} {what} ({})",
@@ -54,6 +55,55 @@ fn flows_of_captures_are_told() {
     assert!(rows.len() > 1_000, "only {} rows", rows.len());
     let resident = resident_kb_max();
     assert!(resident < RESIDENT_KB_MAX, "{resident} kB were in use");
+}
+
+/// Rows of which a column beside the score's may be told differently: of flows that public tools,
+/// too, do not agree about.
+const COLUMN_WRONG_MAX: usize = 1;
+
+/// What the score leaves out: how many requests, through which layers, who is the client; of rows
+/// that should be right what their hellos offer.
+fn check_columns(rows: &[Row], told: &HashMap<Key, FlowRecord>) {
+    let mut wrong: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row["level"] != "info" && row["app"] != "none") {
+        let Some(record) = told.get(&key(row)) else { continue };
+        for (column, got, want) in columns(row, record) {
+            if got != want {
+                let at = format!("{}:{} `{got}`, not `{want}`", row["file"], row["first_frame"]);
+                wrong.entry(column).or_default().push(at);
+            }
+        }
+    }
+    eprintln!("columns beside the score: {wrong:#?}");
+    for (column, rows) in &wrong {
+        assert!(rows.len() <= COLUMN_WRONG_MAX, "{column} of {} rows: {rows:#?}", rows.len());
+    }
+}
+
+/// A column, what is told, and what the row says.
+fn columns(row: &Row, record: &FlowRecord) -> Vec<(&'static str, String, String)> {
+    let seen = &record.seen;
+    let mut columns = Vec::new();
+    let mut add = |column: &'static str, got: &str, want: &str| {
+        let named = |text: &str| if text.is_empty() { "-".into() } else { text.to_lowercase() };
+        columns.push((column, named(got), named(want)));
+    };
+    if row["level"] == "must" {
+        let requests = seen.http_requests.map_or(String::new(), |n| n.to_string());
+        add("http_requests", &requests, &row["http_requests"]);
+        add("encap", &record.encap, &row["encap"]);
+        let client = format!("{} {}", record.client_ip, record.client_port);
+        add("client", &client, &format!("{} {}", row["client_ip"], row["client_port"]));
+    }
+    let whole = !row["legacy_version"].is_empty() && !row["kinds"].contains("malformed");
+    if whole && !seen.ja4.is_empty() {
+        // Where names are no text, the backslash before each byte is itself written as one.
+        add("alpn", &seen.alpn, &row["alpn"].replace("\\x5c", "\\"));
+        add("tls_versions", &seen.tls_versions, &row["tls_versions"]);
+        add("ech", &seen.ech, &row["ech"]);
+        add("pq", &seen.pq, &row["pq"]);
+    }
+    columns
 }
 
 fn table(path: &Path) -> Vec<Row> {

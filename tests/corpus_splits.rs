@@ -375,7 +375,7 @@ impl Corpus {
         let asks = |method: &&str| {
             stream.strip_prefix(method.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
         };
-        if hello || METHODS.iter().any(|method| asks(method)) {
+        if hello || METHODS.iter().any(asks) {
             self.streams.insert(stream);
         }
     }

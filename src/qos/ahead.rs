@@ -1,9 +1,9 @@
 //! What of the scheduler's tables is fetched into the cache before packets need it.
 //!
 //! With many classes nearly all that a packet touches was touched last a whole round ago, and is in
-//! no cache. So the walk that chooses a leaf is made a second time for the packet that comes
-//! [`AHEAD`] later, as if each class on the way had a packet in turn, and what that leaf will need
-//! is asked for step by step. A wrong guess costs a fetch in vain, nothing else.
+//! no cache. So the walk that chooses a leaf is made a second time for the turn that comes
+//! [`AHEAD`] later, as if each class on the way had one, and what that leaf will need is asked for
+//! step by step. A wrong guess costs a fetch in vain, nothing else.
 //!
 //! With few classes and many flows, a leaf has its next turn soon, with its next flow.
 
@@ -14,14 +14,14 @@ use super::tree::{ROOT, Tree};
 use super::wheel::NIL;
 use crate::base::mem::prefetch;
 
-/// Packets ahead at which a leaf is foreseen.
+/// Turns ahead at which a leaf is foreseen.
 const AHEAD: usize = 32;
-/// Packets after which its flow, and after which its first packet, and then what is counted, are
+/// Turns after which its flow, and after which its first packet, and then what is counted, are
 /// fetched: each has come by the next.
 const FLOW_AFTER: usize = 8;
 const PACKET_AFTER: usize = 16;
 const COUNTS_AFTER: usize = 24;
-/// Packets after which what the next flow of a leaf needs is fetched, where classes are few.
+/// Turns after which what the next flow of a leaf needs is fetched, where classes are few.
 const NEXT_AFTER: usize = 4;
 const CLASSES_FEW: usize = 64;
 /// Classes, and packets with their flows, that stay in a cache of 1 MiB by themselves.
@@ -44,7 +44,7 @@ impl Ahead {
     }
 
     /// Foresees another turn, and fetches the next of what those foreseen will touch. To be called
-    /// after each packet. `leaf`: whose it was.
+    /// at each turn. `leaf`: whose it is.
     #[inline(always)]
     pub fn look(&mut self, now: Ticks, leaf: u32, tree: &Tree, queues: &Queues) {
         let at = self.at;
@@ -124,8 +124,8 @@ impl Queues {
             if above.is_set() {
                 // Its first packet may be dropped.
                 prefetch(&self.losses, leaf as usize);
-                self.packets.prefetch(self.packets.next(head));
             }
+            self.packets.prefetch(self.packets.next(head));
             if self.leaves[leaf as usize].recent.is_nearly_full() {
                 let waited = now.wrapping_sub(self.packets.note(head).since);
                 self.sojourns[leaf as usize].prefetch(waited);

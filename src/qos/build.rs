@@ -15,6 +15,10 @@ pub(super) const QUANTUM_MAX: u32 = 64 << 10;
 /// The least a class gets a round. Weights up to 1,024 times apart are honoured exactly.
 pub(super) const QUANTUM_MIN: u32 = 64;
 
+/// A leaf's turn is a frame, or what the port sends in this time. A class waits so long for each of
+/// its siblings at most, and the walk down the tree is made for as many packets at once.
+const TURN_NS: u64 = 256;
+
 /// The most that may be configured: deficits must stay far from the ends of their range.
 const QUANTUM_MOST: u32 = 1 << 28;
 
@@ -29,6 +33,8 @@ pub(super) struct Compiled {
     pub ids: Vec<ClassId>,
     /// Of the largest frame, as counted where it counts most.
     pub largest: u32,
+    /// Bytes that a leaf sends in a turn.
+    pub turn: u32,
 }
 
 /// Lays out the classes of `spec`, level by level.
@@ -50,6 +56,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         leaves: vec![Manner::NONE],
         ids: vec![ClassId::UNSET],
         largest,
+        turn: turn_of(spec, largest),
     };
     // By class: its position in the specification, 0 being the port.
     let mut positions = vec![0];
@@ -139,20 +146,20 @@ impl Compiled {
         children: &[usize],
         countings: &[Counting],
     ) {
-        let largest = self.largest;
+        let turn = self.turn;
         let weights = children.iter().map(|&at| weight(&spec.classes[at - 1]));
         let lightest = weights.clone().min().unwrap_or(1);
         let heaviest = weights.max().unwrap_or(1);
         for &at in children {
             let class = &spec.classes[at - 1];
             let (rate, ceil) = (Rate::new(class.rate), Rate::new(class.ceil.max(class.rate)));
-            let rate = Bucket::new(rate, cap(largest, rate, class.burst));
-            let ceil = Bucket::new(ceil, cap(largest, ceil, class.cburst));
+            let rate = Bucket::new(rate, cap(self.largest, rate, class.burst));
+            let ceil = Bucket::new(ceil, cap(self.largest, ceil, class.cburst));
             let is_leaf = shape.children[at].is_empty();
             let above = &self.tree.classes[parent as usize].ceil;
             let buckets = if ceil.is_at_least(above) { Buckets::Rate } else { Buckets::Both };
             let traits = Traits::new(is_leaf, buckets, priority(class));
-            let quantum = quantum_of(class, largest, lightest, heaviest);
+            let quantum = quantum_of(class, turn, lightest, heaviest);
             let pace = Pace::new(class.flow_rate.filter(|_| class.queue != QueueSpec::Fifo));
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
             let counting = countings[at - 1];
@@ -187,23 +194,29 @@ pub(super) fn largest_frame(spec: &PortQosSpec, countings: &[Counting]) -> u32 {
     all.map(|c| c.counted(usize::from(spec.mtu))).max().unwrap_or(0).max(1)
 }
 
+/// Bytes of a leaf's turn: a frame, or what the port sends in a time.
+pub(super) fn turn_of(spec: &PortQosSpec, largest: u32) -> u32 {
+    let fast = Rate::new(spec.rate).bytes_in(TURN_NS).min(u64::from(QUANTUM_MAX));
+    largest.max(fast as u32)
+}
+
 pub(super) fn weight(class: &ClassSpec) -> u64 {
     u64::from(class.weight.max(1))
 }
 
 /// Bytes a round of a class among siblings whose weights are from `lightest` to `heaviest`.
-pub(super) fn quantum_of(class: &ClassSpec, largest: u32, lightest: u64, heaviest: u64) -> u32 {
-    let weighed = quantum(largest, weight(class), lightest, heaviest);
+pub(super) fn quantum_of(class: &ClassSpec, turn: u32, lightest: u64, heaviest: u64) -> u32 {
+    let weighed = quantum(turn, weight(class), lightest, heaviest);
     class.quantum.unwrap_or(weighed).clamp(QUANTUM_MIN, QUANTUM_MOST)
 }
 
-/// One frame a round for the lightest, in proportion for the others; where that would be over the
+/// One turn a round for the lightest, in proportion for the others; where that would be over the
 /// maximum for the heaviest, the maximum for it and in proportion for the others.
-fn quantum(largest: u32, weight: u64, lightest: u64, heaviest: u64) -> u32 {
-    let frame = u64::from(largest);
-    let most = u64::from(QUANTUM_MAX).max(frame);
-    let quantum = if heaviest * frame <= most * lightest {
-        weight * frame / lightest
+fn quantum(turn: u32, weight: u64, lightest: u64, heaviest: u64) -> u32 {
+    let turn = u64::from(turn);
+    let most = u64::from(QUANTUM_MAX).max(turn);
+    let quantum = if heaviest * turn <= most * lightest {
+        weight * turn / lightest
     } else {
         (weight * most / heaviest).max(u64::from(QUANTUM_MIN))
     };

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::build::{largest_frame, quantum_of, weight};
+use super::build::{largest_frame, quantum_of, turn_of, weight};
 use super::spec::{ClassSpec, DEPTH_MAX, PortQosSpec};
 
 /// Rounds for which it is kept: a class may be first in one and last in the next.
@@ -20,9 +20,10 @@ const LENT_PART: u64 = 8;
 /// The least `cburst` with which each class reaches its ceil beside busy siblings, in the order of
 /// the specification.
 pub fn cbursts_min(spec: &PortQosSpec) -> Vec<u32> {
-    let frame = u64::from(largest_frame(spec, &spec.countings()));
+    let frame = largest_frame(spec, &spec.countings());
+    let (turn, frame) = (turn_of(spec, frame), u64::from(frame));
     let family = Families::new(spec);
-    let quantum = |i: usize| family.quantum(&spec.classes[i], i, frame as u32);
+    let quantum = |i: usize| family.quantum(&spec.classes[i], i, turn);
     let mut quanta = vec![0u64; spec.classes.len() + 1];
     for (i, &parent) in family.parents.iter().enumerate() {
         quanta[parent] += quantum(i);
@@ -98,9 +99,9 @@ impl Families {
         Families { parents, promised, weights }
     }
 
-    fn quantum(&self, class: &ClassSpec, i: usize, frame: u32) -> u64 {
+    fn quantum(&self, class: &ClassSpec, i: usize, turn: u32) -> u64 {
         let (lightest, heaviest) = self.weights[self.parents[i]];
-        u64::from(quantum_of(class, frame, lightest, heaviest))
+        u64::from(quantum_of(class, turn, lightest, heaviest))
     }
 }
 

@@ -59,6 +59,8 @@ pub struct Scheduler {
     pub(super) ids: Vec<ClassId>,
     /// Of the largest frame, as counted.
     pub(super) largest: u32,
+    /// Bytes that a leaf sends in a turn.
+    pub(super) turn: u32,
     seed: Seed,
     /// Where several workers share a tree; `tree` then only tells who stands below whom.
     pub(super) member: Option<Member>,
@@ -72,7 +74,8 @@ impl Scheduler {
     /// [`validate`](super::validate()); another one is bent into something that works.
     pub fn new(spec: &PortQosSpec, packets_max: u32, seed: Seed) -> Scheduler {
         let now = Nanos::ZERO;
-        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest } = compile(spec, now);
+        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest, turn } =
+            compile(spec, now);
         let queues = Queues::new(&leaves, packets_max, largest, seed);
         Scheduler {
             tree,
@@ -81,6 +84,7 @@ impl Scheduler {
             default_leaf,
             ids,
             largest,
+            turn,
             seed,
             member: None,
             now,
@@ -272,18 +276,25 @@ impl Scheduler {
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
-            let sent = self.queues.pop(choice.class(), choice.is_borrowed(), &mut exit, out);
-            let Some(Sent { len, bytes: counted }) = sent else {
-                self.tree.deactivate(choice.class());
-                continue;
-            };
-            let emptied = !self.queues.has_ready(choice.class());
-            self.tree.charge(now, choice, counted, emptied);
             if looks_ahead {
                 self.ahead.look(exit.now, choice.class(), &self.tree, &self.queues);
             }
-            packets += 1;
-            bytes += u64::from(len);
+            let mut left = self.turn;
+            while packets < packets_max && bytes < bytes_max {
+                let sent = self.queues.pop(choice.class(), choice.is_borrowed(), &mut exit, out);
+                let Some(Sent { len, bytes: counted }) = sent else {
+                    self.tree.deactivate(choice.class());
+                    break;
+                };
+                packets += 1;
+                bytes += u64::from(len);
+                let emptied = !self.queues.has_ready(choice.class());
+                let stays = self.tree.charge(now, choice, counted, emptied);
+                left = left.saturating_sub(counted);
+                if !stays || counted > left {
+                    break;
+                }
+            }
         }
         packets
     }

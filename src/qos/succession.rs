@@ -27,6 +27,7 @@ pub struct Successor {
     default_leaf: u32,
     ids: Vec<ClassId>,
     largest: u32,
+    turn: u32,
     books: Books,
     /// By old class: where the flows of a leaf go.
     moves: Vec<Move>,
@@ -43,7 +44,8 @@ impl Successor {
         packets_max: u32,
         seed: Seed,
     ) -> Successor {
-        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest } = compile(spec, now);
+        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest, turn } =
+            compile(spec, now);
         let mut queues = Queues::new(&leaves, packets_max, largest, seed);
         queues.pacing.begin(now);
         // The old ones stay.
@@ -58,7 +60,7 @@ impl Successor {
             }
         }
         let books = Books::new(spec, ids.len());
-        Successor { tree, queues, leaf_of, default_leaf, ids, largest, books, moves, from }
+        Successor { tree, queues, leaf_of, default_leaf, ids, largest, turn, books, moves, from }
     }
 }
 
@@ -88,6 +90,7 @@ impl Scheduler {
         swap(&mut self.leaf_of, &mut next.leaf_of);
         swap(&mut self.ids, &mut next.ids);
         (self.default_leaf, self.largest) = (next.default_leaf, next.largest);
+        self.turn = next.turn;
         self.ahead = Ahead::new();
         if let Some(member) = &mut self.member {
             member.succeed(&mut next.books, &self.queues);

@@ -108,12 +108,15 @@ impl Tree {
     }
 
     /// Charges `bytes` for the packet that `choice` sent. `emptied`: it was the leaf's last.
+    /// Returns whether all is as before: the leaf has more, may send it at the same expense, and
+    /// has something left of its round where it borrows.
     #[inline]
-    pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) {
+    pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) -> bool {
         if emptied {
             self.withdraw(choice.class());
         }
         let (lender_depth, mut depth) = (choice.lender_depth(), choice.depth());
+        let mut stays = !emptied;
         loop {
             let Step { class: at, inner, turn } = self.way.at(depth);
             let class = &mut self.classes[at as usize];
@@ -122,12 +125,13 @@ impl Tree {
             let mode = class.mode_now();
             if mode != class.mode {
                 self.change_mode(at, mode);
+                stays = false;
             }
             if depth == 0 {
-                return;
+                return stays;
             }
             if turn.is_loan() {
-                self.pay_round(inner, at, turn.priority(), bytes);
+                stays &= self.pay_round(inner, at, turn.priority(), bytes);
                 if depth < choice.depth() {
                     let is_deep = lender_depth + 1 < depth;
                     self.owe(at, turn.priority(), bytes, is_deep);
@@ -137,7 +141,7 @@ impl Tree {
         }
     }
 
-    /// A leaf that is likely to have its turn `ahead` packets later, fetched into the cache;
+    /// A leaf that is likely to have its turn `ahead` turns later, fetched into the cache;
     /// `None` where none is in sight.
     #[inline]
     pub fn foresee(&self, mut ahead: u32) -> Option<u32> {
@@ -146,7 +150,7 @@ impl Tree {
             let class = &self.classes[at as usize];
             let turn = class.want.first()?;
             let inner = &self.inners[usize::from(class.inner)];
-            // As if each of those below had a packet in turn. Divided only where it must be.
+            // As if each of those below had a turn. Divided only where it must be.
             let size = inner.count;
             let (rounds, rest) =
                 if ahead < size { (0, ahead) } else { (ahead / size, ahead % size) };
@@ -155,7 +159,7 @@ impl Tree {
             at = inner.first + self.sets.next(inner.set(turn), from)?;
             ahead = rounds;
             if inner.has_leaves_only || self.classes[at as usize].traits.is_leaf() {
-                self.prefetch(at);
+                prefetch(&self.classes, at as usize);
                 if turn.is_loan() {
                     prefetch(&self.shares, at as usize);
                 }
@@ -228,7 +232,7 @@ impl Tree {
         if !self.classes[child as usize].offers().contains(turn) {
             return self.search(inner, turn);
         }
-        // Own rates bound themselves: a packet in turn is enough.
+        // Own rates bound themselves: a turn each is enough.
         *cursor = i + 1;
         Some(child)
     }
@@ -278,15 +282,18 @@ impl Tree {
 
     /// Takes a packet off the round of `child`, whose turn it is. When the round is used up, the
     /// next begins: a class that is now blocked keeps that turn if it can send again by then.
+    /// Returns whether something is left of it.
     #[inline(always)]
-    fn pay_round(&mut self, inner: u16, child: u32, priority: usize, bytes: u32) {
+    fn pay_round(&mut self, inner: u16, child: u32, priority: usize, bytes: u32) -> bool {
         let (deficit, quantum) = self.share(child, priority);
         *deficit -= bytes as i32;
-        if *deficit <= 0 {
+        let is_left = *deficit > 0;
+        if !is_left {
             *deficit += quantum as i32;
             let inner = &mut self.inners[usize::from(inner)];
             inner.rounds[priority].cursors[LOAN] = child - inner.first + 1;
         }
+        is_left
     }
 
     /// A leaf has sent its last packet.

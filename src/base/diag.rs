@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Faults of one file that are told; whoever has more corrects these first.
 pub const FAULTS_MAX: usize = 100;
@@ -17,6 +18,8 @@ pub const FAULTS_A_PLACE_MAX: usize = 8;
 pub struct Source {
     path: PathBuf,
     text: String,
+    /// Where its lines begin, once somebody has asked: there may be as many questions as lines.
+    lines: OnceLock<Vec<usize>>,
     sets: Vec<Set>,
 }
 
@@ -32,7 +35,8 @@ struct Set {
 
 impl Source {
     pub fn new(path: impl Into<PathBuf>, text: impl Into<String>) -> Source {
-        Source { path: path.into(), text: text.into(), sets: Vec::new() }
+        let (path, text) = (path.into(), text.into());
+        Source { path, text, lines: OnceLock::new(), sets: Vec::new() }
     }
 
     /// Puts a value in the place of what the file says, or where it says nothing: `line` is a line
@@ -70,10 +74,13 @@ impl Source {
         while !self.text.is_char_boundary(cut) {
             cut -= 1;
         }
-        let before = &self.text[..cut];
-        let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
-        let column = before[line_start..].chars().count() + 1;
+        let lines = self.lines.get_or_init(|| {
+            let breaks = memchr::memchr_iter(b'\n', self.text.as_bytes()).map(|at| at + 1);
+            std::iter::once(0).chain(breaks).collect()
+        });
+        let line = lines.partition_point(|&start| start <= cut);
+        let line_start = lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        let column = self.text[line_start..cut].chars().count() + 1;
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
     }
 }

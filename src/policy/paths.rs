@@ -19,10 +19,18 @@ pub const HITS_MAX: usize = SHAPES_MAX + 1;
 /// A path to match, segment by segment, without regard to a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern {
-    /// `None`: of any value.
-    segments: Vec<Option<String>>,
+    segments: Vec<Segment>,
     /// More segments follow, at least one.
     open: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Exact(String),
+    /// Of any value, but not empty.
+    Any,
+    /// The same up to its last colon; holds what follows, colon included.
+    Ends(String),
 }
 
 /// What patterns are told apart by before their text is looked at.
@@ -31,11 +39,14 @@ pub struct Shape {
     segments: u8,
     /// Bits of the segments that are of any value.
     any: u16,
+    /// Bits of those of which only the end counts.
+    ends: u16,
     open: bool,
 }
 
 impl PathPattern {
-    /// `/v1/chat/completions`, `/v1/models/{model}`, `/v1/*`.
+    /// `/v1/chat/completions`, `/v1/models/{model}`, `/v1beta/models/{model}:generateContent`,
+    /// `/v1/*`.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -61,30 +72,49 @@ impl PathPattern {
     }
 
     fn shape(&self) -> Shape {
-        let any = self.segments.iter().enumerate().filter(|(_, s)| s.is_none());
-        let any = any.fold(0, |bits, (i, _)| bits | 1 << i);
-        Shape { segments: self.segments.len() as u8, any, open: self.open }
+        let bits = |which: fn(&Segment) -> bool| {
+            let those = self.segments.iter().enumerate().filter(|(_, segment)| which(segment));
+            those.fold(0, |bits, (i, _)| bits | 1 << i)
+        };
+        Shape {
+            segments: self.segments.len() as u8,
+            any: bits(|segment| *segment == Segment::Any),
+            ends: bits(|segment| matches!(segment, Segment::Ends(_))),
+            open: self.open,
+        }
     }
 
     fn is_exact(&self) -> bool {
-        !self.open && self.segments.iter().all(Option::is_some)
+        !self.open && self.segments.iter().all(|segment| matches!(segment, Segment::Exact(_)))
     }
 
-    /// Its segments that are not of any value, each behind a slash.
+    /// Its segments that are not of any value, or their ends, each behind a slash.
     fn text(&self) -> Box<[u8]> {
-        let parts = self.segments.iter().flatten().flat_map(|s| [b"/", s.as_bytes()]);
+        let texts = self.segments.iter().filter_map(|segment| match segment {
+            Segment::Exact(text) | Segment::Ends(text) => Some(text),
+            Segment::Any => None,
+        });
+        let parts = texts.flat_map(|s| [b"/", s.as_bytes()]);
         parts.collect::<Vec<_>>().concat().into_boxed_slice()
     }
 }
 
 const WILD: &str = "has a `*` that is not its last segment: write `{name}` for a segment within";
 
-fn segment(text: &str) -> Result<Option<String>, &'static str> {
-    match text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-        Some(name) if !name.contains(['{', '}', '*']) => Ok(None),
+fn segment(text: &str) -> Result<Segment, &'static str> {
+    let plain = |text: &str| !text.contains(['{', '}', '*']);
+    match text.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+        Some((name, "")) if plain(name) => Ok(Segment::Any),
+        Some((name, end))
+            if plain(name) && plain(end) && end.len() > 1 && end.rfind(':') == Some(0) =>
+        {
+            Ok(Segment::Ends(end.to_owned()))
+        }
         None if text.contains('*') => Err(WILD),
-        None if !text.contains(['{', '}']) => Ok(Some(text.to_owned())),
-        _ => Err("has a `{` or `}` that does not enclose a whole segment"),
+        None if plain(text) => Ok(Segment::Exact(text.to_owned())),
+        _ => {
+            Err("has a `{` or `}` that encloses neither a whole segment nor one up to its last `:`")
+        }
     }
 }
 
@@ -157,11 +187,18 @@ impl PathTable {
         }
         let kept = || {
             let parts = parts.iter().take(segments).enumerate();
-            parts.filter(|(i, _)| shape.any >> i & 1 == 0).map(|(_, part)| part)
+            parts.filter(|(i, _)| shape.any >> i & 1 == 0).map(|(i, part)| {
+                match shape.ends >> i & 1 {
+                    0 => *part,
+                    _ => part.end().unwrap_or_default(),
+                }
+            })
         };
-        // A segment of any value is one that is not empty.
-        let empty =
-            |(i, part): (usize, &Part<'_>)| shape.any >> i & 1 == 1 && part.bytes.is_empty();
+        // What may be of any value is not empty.
+        let empty = |(i, part): (usize, &Part<'_>)| {
+            (shape.any >> i & 1 == 1 && part.bytes.is_empty())
+                || (shape.ends >> i & 1 == 1 && part.end().is_none())
+        };
         if parts.iter().take(segments).enumerate().any(empty) {
             return NONE;
         }
@@ -200,6 +237,15 @@ struct Parts<'a> {
 struct Part<'a> {
     bytes: &'a [u8],
     hash: u64,
+}
+
+impl<'a> Part<'a> {
+    /// From its last colon on, where something is before that.
+    fn end(&self) -> Option<Part<'a>> {
+        let at = self.bytes.iter().rposition(|&byte| byte == b':').filter(|&at| at > 0)?;
+        let bytes = &self.bytes[at..];
+        Some(Part { bytes, hash: hash_bytes(SEED, bytes) })
+    }
 }
 
 impl<'a> Parts<'a> {
@@ -269,6 +315,18 @@ mod tests {
         for (path, want) in cases {
             assert_eq!(matches(&all, path), want, "{path}");
         }
+        let ends = ["/m/{id}:run", "/m/{id}:stop", "/m/{id}:stop/*", "/m/*"];
+        for (path, want) in [
+            ("/m/a:run", &[0, 3][..]),
+            ("/m/a:b:run", &[0, 3]),
+            ("/m/a:stop", &[1, 3]),
+            ("/m/a:stop/x", &[2, 3]),
+            ("/m/:run", &[3]),
+            ("/m/run", &[3]),
+            ("/m/a:runs", &[3]),
+        ] {
+            assert_eq!(matches(&ends, path), want, "{path}");
+        }
         let long = "/x".repeat(40);
         assert_eq!(matches(&all, &long), [3]);
     }
@@ -277,6 +335,8 @@ mod tests {
     fn what_is_no_pattern() {
         let many = "/a".repeat(SEGMENTS_MAX + 1);
         for bad in ["", "v1", "*", "/v1*", "/*/x", "/{a", "/a}", "/x{a}", "/{a}{b}", "/a?b", &many]
+            .into_iter()
+            .chain(["/{a}x", "/{a}:", "/{a}:x:y", "/{a}:{b}", "/{a}:*", "/{a}x:y"])
         {
             assert!(PathPattern::new(bad).is_err(), "{bad}");
         }
@@ -289,16 +349,19 @@ mod tests {
         let n = pattern.segments.len();
         let fits = if pattern.open { segments.len() > n } else { segments.len() == n };
         fits && pattern.segments.iter().zip(&segments).all(|(p, s)| match p {
-            Some(exact) => exact == s,
-            None => !s.is_empty(),
+            Segment::Exact(exact) => exact == s,
+            Segment::Any => !s.is_empty(),
+            Segment::Ends(end) => s.len() > end.len() && s.ends_with(&end[..]),
         })
     }
+
+    const PATTERN: &str = "/(a|b|\\{x\\}|)(/(a|b|\\{x\\}(:a|:b|))){0,3}(/\\*)?";
 
     proptest! {
         #[test]
         fn all_patterns_that_match_are_found(
-            patterns in prop::collection::vec("/(a|b|\\{x\\}|)(/(a|b|\\{x\\})){0,3}(/\\*)?", 1..20),
-            path in "/?(a|b|)(/(a|b|)){0,4}",
+            patterns in prop::collection::vec(PATTERN, 1..20),
+            path in "/?(a|b|)(/(a|b|)(:a|:b|)(:a|)){0,4}",
         ) {
             let patterns: Vec<_> = patterns.iter().map(|p| pattern(p)).collect();
             let mut table = PathTable::with_room_for(patterns.iter());

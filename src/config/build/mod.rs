@@ -17,6 +17,7 @@ mod outliers;
 mod ports;
 mod qos;
 mod rule;
+mod rule_sense;
 mod rules;
 mod services;
 mod shadow;

@@ -7,6 +7,7 @@ use toml::Spanned;
 use super::classes::{CLASSES_MAX, Classes};
 use super::mirror::Targets;
 use super::rule::{conditions, ending};
+use super::rule_sense::{Earlier, check_sense};
 use super::{Build, id16};
 use crate::base::diag::advice;
 use crate::base::tomlfile::ROOT;
@@ -45,6 +46,7 @@ pub fn rules(
     let mut names: HashMap<String, u32> = HashMap::new();
     let mut tenants = Tenants::default();
     let mut catch_all: Option<String> = None;
+    let mut earlier = Earlier::default();
     let mut specs: Vec<RuleSpec> = Vec::with_capacity(file.rule.len());
     for (i, table) in file.rule.iter().enumerate() {
         let r = table.get_ref();
@@ -69,7 +71,10 @@ pub fn rules(
             None if spec.is_catch_all() && is_whole(b, table) => {
                 catch_all = Some(spec.name.clone());
             }
-            None => {}
+            None => {
+                check_sense(b, table, &spec);
+                earlier.check(b, table, &spec);
+            }
         }
         if spec.class.is_refused() && !spec.reads_content() {
             check_order(b, table, &specs);

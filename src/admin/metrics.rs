@@ -250,9 +250,9 @@ impl Page {
     fn classes(&self, e: &mut DescriptorEncoder) -> fmt::Result {
         let classes = &self.0.classes;
         for (name, meaning, is_gauge) in crate::control::CLASS_VALUES {
-            let lines = classes.iter().map(|c| {
+            let lines = classes.iter().filter_map(|c| {
                 let labels = vec![("port", c.port.clone()), ("class", c.class.clone())];
-                (labels, value(&c.values, name))
+                Some((labels, *c.values.get(name)?))
             });
             let lines: Vec<_> = lines.collect();
             match is_gauge {

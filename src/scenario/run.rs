@@ -298,10 +298,11 @@ impl<'s> Play<'s> {
             let aqm = now.aqm_dropped_packets - before.aqm_dropped_packets;
             let sent = now.sent_bytes - before.sent_bytes;
             let borrowed = now.borrowed_bytes - before.borrowed_bytes;
+            let is_leaf = scenario.tree.classes.iter().all(|c| c.parent != Some(spec.id));
             ClassOutcome {
                 name: scenario.class_name(spec.id).to_string(),
                 parent: spec.parent.map(|p| scenario.class_name(p).to_string()),
-                is_leaf: scenario.tree.classes.iter().all(|c| c.parent != Some(spec.id)),
+                is_leaf,
                 rate_bps: spec.rate.0,
                 ceil_bps: spec.ceil.0,
                 offered_packets: now.enqueued_packets - before.enqueued_packets,
@@ -309,7 +310,7 @@ impl<'s> Play<'s> {
                 granted_packets: now.sent_packets - before.sent_packets,
                 granted_bps: bps(now.sent_bytes, before.sent_bytes),
                 share: sent as f64 / all.max(1) as f64,
-                borrowed: borrowed as f64 / sent.max(1) as f64,
+                borrowed: is_leaf.then(|| borrowed as f64 / sent.max(1) as f64),
                 dropped_overload: now.dropped_packets - before.dropped_packets - aqm,
                 dropped_aqm: aqm,
                 marked_packets: now.marked_packets - before.marked_packets,

@@ -28,7 +28,8 @@ pub(super) fn classes(lines: &[ClassView]) -> String {
         let plain = |name: &str| c.values.get(name).copied().unwrap_or(0);
         let value = |name: &str| grouped(plain(name));
         let rate = |name: &str| bit_rate(plain(name));
-        let (sent, borrowed) = (plain("sent_bits_10s"), plain("borrowed_bits_10s"));
+        let sent = plain("sent_bits_10s").max(1) as f64;
+        let borrowed = c.values.get("borrowed_bits_10s").copied();
         table.row([
             c.port.clone(),
             c.class.clone(),
@@ -36,7 +37,7 @@ pub(super) fn classes(lines: &[ClassView]) -> String {
             rate("ceil_bits"),
             rate("sent_bits_1s"),
             rate("sent_bits_10s"),
-            format!("{:.0}%", 100.0 * borrowed as f64 / sent.max(1) as f64),
+            borrowed.map_or("-".to_string(), |bits| format!("{:.0}%", 100.0 * bits as f64 / sent)),
             value("sent_packets"),
             value("queue_full_dropped_packets"),
             value("aqm_dropped_packets"),
@@ -76,6 +77,10 @@ mod tests {
         let text = classes(&[line]);
         assert!(text.contains("1.50 Mbit/s"), "{text}");
         assert!(text.contains("400 bit/s       25%"), "{text}");
+        let values = [("sent_bits_10s".to_string(), 400)].into();
+        let inner = ClassView { port: "wan".into(), class: "tenant".into(), values };
+        let text = classes(&[inner]);
+        assert!(text.contains("400 bit/s         -"), "{text}");
         for (bits, shown) in [
             (999, "999 bit/s"),
             (12_345, "12.3 kbit/s"),

@@ -131,6 +131,9 @@ impl Crew {
 impl Control {
     /// A worker has gone to this thread, which has cost so much.
     pub(super) fn moved(&mut self, worker: u16, thread: u16, blocked: Blocked) {
+        let core = self.appliance.config.workers.cores.get(usize::from(thread));
+        let us = blocked.ns / 1_000;
+        tracing::info!(worker, thread, core, us, "the worker goes on on another thread");
         self.appliance.crew.moved(worker, thread);
         self.blocked(worker, blocked);
     }

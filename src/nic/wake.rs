@@ -176,7 +176,8 @@ mod tests {
         for waker in others.iter().chain([&sleeper.waker()]) {
             std::thread::scope(|s| {
                 s.spawn(|| {
-                    while !waker.shared.sleeping.load(Ordering::SeqCst) {
+                    let sleeps = || waker.shared.sleeping.load(Ordering::SeqCst);
+                    while !sleeps() && start.elapsed() < Duration::from_secs(10) {
                         std::thread::yield_now();
                     }
                     waker.wake();

@@ -160,7 +160,7 @@ fn queues(channels: &Channels, name: &str, subject: &str) -> Finding {
         found,
         format!(
             "Each worker needs a receive and a transmit queue of its own; one queue a worker is \
-             best: `{command}`, with the number of `workers.count`."
+             best: `{command}`, with the number of workers (`count_max`, or `count` without it)."
         ),
     )
 }

@@ -223,6 +223,16 @@ fn sent(end: &MemoryEnd, flow: u16) {
 }
 
 #[test]
+fn a_load_is_that_since_the_last_look() {
+    let mut load = Load::default();
+    let shares = [(1, 500_000), (2, 750_000), (4, 750_000), (5, 9_750_000)].map(|(secs, busy)| {
+        load.look(Nanos::from_secs(secs), busy);
+        load.percent
+    });
+    assert_eq!(shares, [0.0, 25.0, 0.0, 100.0]);
+}
+
+#[test]
 fn workers_of_one_thread_have_turns_beats_and_each_others_packets() {
     let mut rig = Rig::new(1, None);
     for flow in 0..200 {

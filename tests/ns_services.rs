@@ -3,7 +3,10 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{HTTP, HTTPS, NAT4, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, pool, service};
+use tidegate::lab::wait_for;
 
 /// Requests of one h2load run: an error in any of them fails the test.
 const REQUESTS: u32 = 10_000;
@@ -146,4 +149,18 @@ fn two_workers_hand_over_what_arrives_at_the_other_queue() {
     let counters = net.ask_json(&["show", "counters"]);
     let handed = counters["total"]["handed_over"].as_u64();
     assert!(handed.is_some_and(|n| n > 1_000), "{counters:#}");
+}
+
+/// A client that sits beside the servers: its packets leave by the port that they came in by.
+#[test]
+fn hosts_of_one_port_reach_each_other() {
+    let net = Net::new(1);
+    let _nginx = net.start_nginx();
+    let web = [pool("web", SERVERS4, HTTP), service("web", VIP4, 80, "web", "nat")].concat();
+    let _edge = net.start(&[net.config_head("l4-balancer", ""), nat(), web].concat());
+    let url = format!("http://{VIP4}/");
+    let served = || net.server.run("curl", &["-sf", "-m", "5", &url]);
+    let asked = wait_for(Duration::from_secs(30), "an answer", || served().is_ok());
+    assert!(asked.is_ok(), "{:#}", net.ask_json(&["show", "drops"]));
+    assert!(served().expect("again").contains("hello"));
 }

@@ -76,8 +76,9 @@ impl TcpState {
         let forward = direction == Direction::Forward;
         let opening = flags & (SYN | ACK) == SYN;
         match self {
-            // The client opens a new connection from the port of one that has ended.
-            TimeWait | Reset if opening && forward => SynSent,
+            // The client opens a new connection from the port of one that has ended, or that its
+            // server has closed and may have forgotten.
+            TimeWait | Reset | FinReply if opening && forward => SynSent,
             Vacant | TimeWait | Reset | Cut => self,
             SynSent if !forward && flags & (SYN | ACK) == SYN | ACK => SynReceived,
             SynSent if forward && !answers_seen && flags & (SYN | ACK) == ACK => {

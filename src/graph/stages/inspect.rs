@@ -52,9 +52,6 @@ const PAGES_MIN: usize = 64;
 /// Flows that may speak HTTP for each head of theirs that may have come in part.
 const PARSERS_PER_HEAD: usize = 4;
 const HEADS_MIN: usize = 16;
-/// Flows that may speak HTTP for each that may have large header tables in both directions: one is
-/// what any may have.
-const PARSERS_PER_SECOND_TABLE: usize = 4;
 /// Each flow has two streams.
 const SIDES: usize = 2;
 /// The header table that is kept for each direction of HTTP/2: the protocol's default (RFC 9113,
@@ -142,7 +139,7 @@ impl Inspect {
         let parsers = (limits.http_flows_max as usize).clamp(1, flows);
         let heads = (parsers / PARSERS_PER_HEAD).max(HEADS_MIN.min(SIDES * parsers));
         let target = fields::PATH_BYTES;
-        let whole_tables = parsers + parsers / PARSERS_PER_SECOND_TABLE;
+        let whole_tables = SIDES * parsers;
         let (greetings, table) = (flows, TABLE_BYTES);
         let rooms = Rooms { greetings, target, first_target: 0, heads, table, whole_tables };
         let inspectors =
@@ -386,7 +383,7 @@ impl Inspect {
             return Passage::On;
         }
         let done = cx.flows.get(meta.flow).inspection == DONE;
-        match !done || meta.direction == Direction::Forward && opens(meta) {
+        match !done || meta.tcp_flags & flag::SYN != 0 {
             true => self.segment(cx, packet),
             false => Passage::On,
         }

@@ -305,8 +305,8 @@ impl InitialReader {
             }
         }
         // Short headers come after a handshake.
-        let is_short = payload.first().is_some_and(|first| first >> 6 == 1);
-        self.went_on |= is_short && self.unreadable && self.proof < Proof::Tag;
+        let is_short = payload.first().is_some_and(|first| first & 0x80 == 0);
+        self.went_on |= is_short && self.unreadable;
         let strange = self.proof == Proof::None;
         if strange && self.datagrams >= STRANGERS_MAX {
             Err(Failure::NotQuic)
@@ -435,7 +435,7 @@ impl InitialReader {
     fn server(&mut self, payload: &[u8]) {
         let Some(header) = LongHeader::parse(payload) else { return };
         let knows_it = header.kind == Kind::Unreadable;
-        self.went_on |= knows_it && self.unreadable && self.proof < Proof::Tag;
+        self.went_on |= knows_it && self.unreadable;
         let answers = matches!(header.kind, Kind::Initial | Kind::Handshake)
             && self.proof == Proof::Tag
             && header.dcid == self.client_cid.as_bytes();

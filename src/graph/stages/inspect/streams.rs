@@ -7,7 +7,7 @@ use super::{
 };
 use crate::base::Nanos;
 use crate::flow::reassembly::Pushed;
-use crate::flow::{FlowKind, HelloNote, Note, TcpState};
+use crate::flow::{Flow, FlowKind, HelloNote, Note, TcpState};
 use crate::graph::Cx;
 use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
@@ -32,10 +32,12 @@ impl Inspect {
     pub(super) fn segment(&mut self, cx: &mut Cx<'_>, packet: PacketRef<'_>) -> Passage {
         let meta = packet.meta;
         if meta.tcp_flags & flag::SYN != 0 {
-            self.opening(cx, meta);
-            return Passage::On;
+            return self.opening(cx, meta);
         }
         let payload = payload_of(cx, &packet);
+        if self.is_odd_end(cx, meta, payload.len()) {
+            return Passage::Refused(DropReason::Unread);
+        }
         // Without ACK, or with RST, a receiver takes no data (RFC 9293, section 3.10.7.4).
         let wanted = flag::ACK | flag::RST | flag::SYN;
         if payload.is_empty() || meta.tcp_flags & wanted != flag::ACK {
@@ -58,13 +60,7 @@ impl Inspect {
         let flow = cx.flows.get(meta.flow);
         let slot = match (flow.inspection, self.slot_of(flow)) {
             (_, Some(slot)) => slot,
-            (NOT_YET, None) => {
-                // HTTP begins with text.
-                if self.pool.is_empty() && payload.first().is_some_and(u8::is_ascii_graphic) {
-                    self.free_parsers(cx, Inspector::has_parsers);
-                }
-                self.begin(cx, meta)
-            }
+            (NOT_YET, None) => self.begin(cx, meta),
             // The request still waits, or has not passed yet.
             (BEHIND, None) if meta.direction == Direction::Reply => return Passage::On,
             // It has gone on; or its slot went with an inspector of another size.
@@ -73,6 +69,11 @@ impl Inspect {
                 return Passage::On;
             }
         };
+        // HTTP begins with text.
+        let is_text = payload.first().is_some_and(u8::is_ascii_graphic);
+        if is_text && self.pool.is_empty() && !self.inspectors[slot].has_parsers() {
+            self.free_parsers(cx, Inspector::has_parsers);
+        }
         if self.pool.is_out_of_heads() && !self.inspectors[slot].keeps_head() {
             self.free_parsers(cx, Inspector::keeps_head);
         }
@@ -108,33 +109,71 @@ impl Inspect {
 
     /// A client's SYN on a known flow, sent again or because the same addresses are used anew; or
     /// its server's answer, which tells for sure where the stream begins. Amid a connection
-    /// a SYN changes nothing for its server either (RFC 5961, section 4).
-    fn opening(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) {
+    /// a SYN changes nothing for its server either (RFC 5961, section 4). Where answers are not
+    /// seen, a second beginning is not believed if rules may refuse by what follows.
+    fn opening(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> Passage {
         let flow = cx.flows.get(meta.flow);
-        let (tcp, sees_answers) = (flow.tcp, flow.has_reply_key());
-        let first = match meta.direction {
-            Direction::Forward if opens(meta) => meta.tcp_seq.wrapping_add(1),
-            Direction::Reply if meta.tcp_flags & flag::ACK != 0 => meta.tcp_ack,
-            _ => return,
+        let (tcp, forward) = (flow.tcp, meta.direction == Direction::Forward);
+        let first = match forward {
+            _ if flow.kind == FlowKind::Spliced => return Passage::On,
+            true if opens(meta) => meta.tcp_seq.wrapping_add(1),
+            false if meta.tcp_flags & flag::ACK != 0 => meta.tcp_ack,
+            _ => return Passage::On,
         };
-        let begins = match (meta.direction, tcp) {
-            (_, TcpState::SynSent) => true,
-            (Direction::Forward, TcpState::OneWay) => true,
-            (Direction::Forward, TcpState::FinForward) => !sees_answers,
-            (Direction::Forward, _) => tcp.has_ended(),
-            (Direction::Reply, _) => false,
+        let slot = self.slot_of(flow);
+        let known = match slot {
+            Some(slot) => Some(self.slots[slot].first),
+            None => cx.flows.details(meta.flow).first_byte(),
         };
-        if !begins {
-            return;
+        let is_done = flow.inspection == DONE;
+        let is_open = tcp.is_half_open() || tcp == TcpState::Established;
+        if known == Some(first) && !is_done && is_open {
+            return Passage::On; // sent again
         }
-        if let Some(slot) = self.slot_of(flow) {
-            if self.slots[slot].first == first {
-                return;
+        let begins = match tcp {
+            TcpState::SynSent if forward => {
+                if !is_done && !is_answered(flow) && must_read(cx, meta) {
+                    return Passage::Refused(DropReason::Unread);
+                }
+                true
             }
-            self.release(slot);
+            // Of two answers nobody knows which one the client goes by.
+            TcpState::SynReceived if !forward && must_read(cx, meta) => {
+                return Passage::Refused(DropReason::Unread);
+            }
+            TcpState::Established | TcpState::SynReceived => false,
+            TcpState::OneWay => !forward,
+            TcpState::FinForward => !forward || !flow.has_reply_key(),
+            _ => true,
+        };
+        if begins {
+            if let Some(slot) = slot {
+                self.release(slot);
+            }
+            cx.flows.get_mut(meta.flow).inspection = NOT_YET;
+            cx.flows.details_mut(meta.flow).begin_at(first);
         }
-        cx.flows.get_mut(meta.flow).inspection = NOT_YET;
-        cx.flows.details_mut(meta.flow).begin_at(first);
+        Passage::On
+    }
+
+    /// Whether a client ends its stream at another place than where it stands, where rules may
+    /// refuse what it says: its server does not believe that either, and goes on. It comes again
+    /// once what is missing before it has come.
+    fn is_odd_end(&self, cx: &Cx<'_>, meta: &PacketMeta, len: usize) -> bool {
+        if meta.direction != Direction::Forward || meta.tcp_flags & (flag::FIN | flag::RST) == 0 {
+            return false;
+        }
+        let flow = cx.flows.get(meta.flow);
+        let next = match self.slot_of(flow) {
+            Some(slot) => Some(self.reassembler.next_seq(SIDES * slot + CLIENT)),
+            None => cx.flows.details(meta.flow).first_byte(),
+        };
+        let fits = |next: u32| {
+            // The same again; and what follows a FIN.
+            [meta.tcp_seq, meta.tcp_seq.wrapping_add(len as u32), meta.tcp_seq.wrapping_sub(1)]
+                .contains(&next)
+        };
+        flow.kind != FlowKind::Spliced && next.is_some_and(|n| !fits(n)) && must_read(cx, meta)
     }
 
     /// Takes a slot for a flow that sends its first payload, in either direction.
@@ -258,22 +297,29 @@ impl Inspect {
 }
 
 /// Whether a client says something before its server has answered its SYN: where its stream begins
-/// is not known for sure then, and what rules might refuse must not pass beside it. Of a router the
-/// answers may take another way.
+/// is not known for sure then, and what rules might refuse must not pass beside it.
 fn is_too_early(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
     let flow = cx.flows.get(meta.flow);
-    let is_answered = match flow.kind {
-        FlowKind::Transit => flow.packets()[SERVER] > 0,
-        _ => flow.has_reply_key(),
-    };
     flow.tcp == TcpState::SynSent
         && meta.direction == Direction::Forward
-        && is_answered
-        && admission::must_read(
-            cx.snapshot,
-            &Facts::of(&meta.key, meta.dscp_for_rules()),
-            Said::Anything,
-        )
+        && is_answered(flow)
+        && must_read(cx, meta)
+}
+
+/// Whether a server's answers are seen. Of a router, and of `dnat` behind several appliances, they
+/// may take another way.
+fn is_answered(flow: &Flow) -> bool {
+    match flow.kind {
+        FlowKind::Transit | FlowKind::Dnat => flow.packets()[SERVER] > 0,
+        _ => flow.has_reply_key(),
+    }
+}
+
+/// Whether rules might refuse the client of this packet by what it says, or count that.
+fn must_read(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
+    let client = cx.flows.get(meta.flow).client_key();
+    let facts = Facts::of(&client, meta.dscp_for_rules());
+    admission::must_read(cx.snapshot, &facts, Said::Anything)
 }
 
 /// What becomes of a packet that was looked at.

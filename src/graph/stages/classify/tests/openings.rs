@@ -108,3 +108,67 @@ fn the_addresses_of_a_connection_that_is_over_may_be_used_anew() {
     assert_eq!(c.rig.counters.requests_read, 2);
     assert!(c.is_kept());
 }
+
+/// Servers forget half-closed connections of theirs before we do.
+#[test]
+fn a_connection_that_its_server_has_closed_may_be_followed_by_another() {
+    let mut c = guarded();
+    c.say(&get("/a"));
+    c.hear(OK);
+    c.segment(false, FIN | ACK, b"");
+    c.segment(true, ACK, b"");
+    // The new one's numbers are below the old one's.
+    c.sent = [0, 70_000];
+    c.segment(true, SYN, b"");
+    c.segment(false, SYN | ACK, b"");
+    c.segment(true, ACK, b"");
+    c.say(&get("/a"));
+    assert_eq!(c.rig.counters.requests_read, 2);
+    assert!(c.is_kept());
+}
+
+#[test]
+fn nothing_follows_unread_on_a_connection_that_was_not_followed() {
+    let mut c = guarded();
+    c.say(b"\x01no request");
+    assert_eq!(c.inspection(), DONE);
+    let reset = c.packet(true, RST | ACK, b"");
+    c.sent = [70_000, 70_000];
+    let syn = c.packet(true, SYN, b"");
+    c.rig.run_with(&mut c.whole, &[reset, syn], |_| {});
+    c.segment(false, SYN | ACK, b"");
+    c.segment(true, ACK, b"");
+    c.say(&get("/a"));
+    assert!(c.is_kept());
+}
+
+#[test]
+fn a_second_answer_to_a_syn_does_not_pass() {
+    let mut c = Connection::new(&V4, &[by_path("/secret/*", ClassId::RESET)], false);
+    c.segment(true, SYN, b"");
+    assert_eq!(c.segment(false, SYN | ACK, b"").0.verdict, Verdict::Output);
+    assert_eq!(c.segment(false, SYN | ACK, b"").0.verdict, Verdict::Output, "sent again");
+    c.sent[0] = 5_000;
+    assert_eq!(c.segment(false, SYN | ACK, b"").0.verdict, Verdict::Drop(DropReason::Unread));
+    c.sent[0] = 0;
+    c.segment(true, ACK, b"");
+    c.say(&get("/a"));
+    assert!(c.is_kept());
+}
+
+/// Ends that no server believes, so that another beginning would be believed.
+#[test]
+fn a_stream_ends_where_it_stands() {
+    for flags in [FIN | ACK, RST | ACK, RST] {
+        let mut c = guarded();
+        c.say(&get("/a"));
+        c.hear(OK);
+        let sent = std::mem::replace(&mut c.sent[0], 9_000);
+        let odd = Verdict::Drop(DropReason::Unread);
+        assert_eq!(c.segment(true, flags, b"").0.verdict, odd);
+        c.sent[0] = sent;
+        c.say(&get("/a"));
+        c.hear(OK);
+        assert_eq!(c.segment(true, flags, b"").0.verdict, Verdict::Output);
+    }
+}

@@ -6,6 +6,7 @@ use crate::base::Nanos;
 /// A member is granted what the port sends in this time at least, however often it looks: that much
 /// may be in its hands before another's more urgent packets have their turn.
 const SHORTEST_NS: u64 = 200_000;
+const BURST_SHARE: u64 = 8;
 /// So long an absence is made up for. One that shares its core with others of its kind is kept from
 /// it for about 4 ms.
 const LONGEST_NS: u64 = 6_000_000;
@@ -39,10 +40,17 @@ impl Absence {
         self.longest = (self.longest - forgotten).max(last);
     }
 
-    /// What the port may grant in advance.
+    /// The same without the absence that has begun.
+    pub fn interrupted(self) -> Absence {
+        Absence { since: None, ..self }
+    }
+
+    /// What the port may grant in advance: to one that is punctual no more than part of what it may
+    /// send at once.
     pub fn bytes(&self, port: &Bucket) -> u32 {
-        let ns = (ABSENCES * self.longest).max(SHORTEST_NS);
-        u32::try_from(port.bytes_in(ns)).unwrap_or(u32::MAX)
+        let burst = u64::from(port.cap()) / BURST_SHARE;
+        let bytes = port.bytes_in(SHORTEST_NS).min(burst);
+        u32::try_from(bytes.max(port.bytes_in(ABSENCES * self.longest))).unwrap_or(u32::MAX)
     }
 }
 
@@ -57,7 +65,7 @@ mod tests {
     /// Milliseconds that grants last after looks so many microseconds apart, of a port that sends a
     /// byte a nanosecond.
     fn lasts(looks_us: &[u64]) -> f64 {
-        let port = Bucket::new(Rate::new(BitRate(8_000_000_000)), 1_000_000);
+        let port = Bucket::new(Rate::new(BitRate(8_000_000_000)), 2_000_000);
         let (mut absence, mut now) = (Absence::default(), Nanos(5 * MS));
         for us in looks_us {
             absence.begins(now);

@@ -154,17 +154,43 @@ impl Bucket {
         self.rate.0 >= other.rate.0 && self.cap >= other.cap
     }
 
-    /// Takes over the tokens of a bucket that this one replaces, both being settled.
+    /// Takes over the tokens of a bucket that this one replaces, both being settled. What it owes,
+    /// for what was granted in advance, it pays in the time that the old one would have taken; but
+    /// a frame, which has gone, in full.
     pub fn inherit(&mut self, old: &Bucket) {
         let cap = i64::from(self.cap) << TOKEN_BITS;
         self.tokens = old.tokens.min(cap);
         self.carry = old.carry;
+        if self.tokens < 0 && self.rate.0 < old.rate.0 {
+            let slower = i128::from(self.rate.0) * i128::from(self.tokens);
+            let owed = (slower / i128::from(old.rate.0)) as i64;
+            let frame = (-(FRAME_BYTES << TOKEN_BITS)).max(self.tokens);
+            self.tokens = owed.min(frame);
+        }
     }
 }
+
+/// A frame of Ethernet without jumbo ones.
+const FRAME_BYTES: i64 = 1_600;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slower_bucket_pays_debts_in_the_same_time() {
+        for (owed, left) in [(1_000_000, 10_000), (100_000, 1_600), (900, 900)] {
+            let mut old = Bucket::new(mbit(1_000), 10_000);
+            old.charge(10_000 + owed);
+            let mut next = Bucket::new(mbit(10), 10_000);
+            next.inherit(&old);
+            let off = next.tokens + (i64::from(left) << TOKEN_BITS);
+            assert!(off.abs() < 100, "{owed}: {off}");
+            let mut faster = Bucket::new(mbit(2_000), 10_000);
+            faster.inherit(&old);
+            assert_eq!(faster.tokens, old.tokens);
+        }
+    }
 
     fn mbit(n: u64) -> Rate {
         Rate::new(BitRate(n * 1_000_000))

@@ -16,6 +16,7 @@ pub mod delays;
 pub mod dscp;
 mod ecn;
 mod flows;
+mod in_flight;
 mod inner;
 #[cfg(test)]
 mod invariants;
@@ -43,6 +44,7 @@ mod validate;
 mod walk;
 mod wheel;
 
+pub use in_flight::InFlight;
 pub use rounds::cbursts_min;
 pub use scheduler::{Queued, Scheduler};
 pub use shared::{Shared, SharedPorts};

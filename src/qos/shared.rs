@@ -182,8 +182,10 @@ impl Global {
         new.tree.inherit(self.now, &predecessors(&new.ids, &self.ids), &mut self.tree);
         for member in std::mem::take(&mut self.members) {
             let classes = new.ids.len();
-            new.members
-                .push(member.map(|old| Account { absence: old.absence, ..Account::new(classes) }));
+            new.members.push(member.map(|old| {
+                let absence = old.absence.interrupted();
+                Account { absence, ..Account::new(classes) }
+            }));
         }
         new.resize();
         std::mem::swap(self, new);

@@ -18,13 +18,6 @@ pub const OVERHEAD_MAX: u16 = 256;
 /// Bytes that a frame may be counted as at least.
 pub const MPU_MAX: u16 = 1_600;
 
-/// A port's device holds what the port sends in so many microseconds at most, over all workers'
-/// queues ...
-const IN_FLIGHT_US: u64 = 1_000;
-/// ... or so many of the largest frames of each worker, where that is more: one is on its way while
-/// the next is put behind it.
-const IN_FLIGHT_FRAMES: u64 = 2;
-
 /// One class, inner or leaf. A class with children carries no packets of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClassSpec {
@@ -124,15 +117,6 @@ pub struct PortQosSpec {
 }
 
 impl PortQosSpec {
-    /// While a worker, one of so many, has fewer bytes than this in the device, it may put one more
-    /// frame there. Beyond that packets wait here, where they are sent in the right order.
-    pub fn in_flight_max(&self, workers: u32) -> u64 {
-        let all = self.rate.bytes_per_sec().saturating_mul(IN_FLIGHT_US) / 1_000_000;
-        let frame = u64::from(self.mtu);
-        let part = (all / u64::from(workers.max(1))).max(IN_FLIGHT_FRAMES * frame);
-        part.saturating_sub(frame) + 1
-    }
-
     /// How frames are counted where their class says nothing else.
     pub fn counting(&self) -> Counting {
         Counting { overhead: self.overhead, mpu: self.mpu }

@@ -13,7 +13,7 @@ use super::worker::{Fate, Worker};
 use crate::base::{Nanos, Seed};
 use crate::capture::ReadError;
 use crate::packet::ClassId;
-use crate::qos::{ClassStats, Shared};
+use crate::qos::{ClassStats, InFlight, Shared};
 use crate::sim::LinkSpec;
 use crate::sim::link::Link;
 
@@ -117,7 +117,7 @@ impl<'s> Play<'s> {
     fn new(scenario: &'s Scenario) -> Result<Play<'s>, TraceFailed> {
         let count = scenario.workers.count;
         let shared = (count > 1).then(|| Shared::new(&scenario.tree));
-        let ring = ring_bytes(scenario);
+        let ring = in_flight(scenario);
         let worker = |i| Worker::new(scenario, i, shared.as_ref().map(Arc::clone).as_ref(), ring);
         let mut sources = Vec::with_capacity(scenario.sources.len());
         let mut heap = Heap::default();
@@ -357,10 +357,13 @@ impl Greedy {
     }
 }
 
-/// Bytes in flight of each worker: where the scenario does not say, as many as in the appliance.
-fn ring_bytes(scenario: &Scenario) -> u64 {
+/// What each worker's ring may hold: where the scenario does not say, as much as in the appliance.
+fn in_flight(scenario: &Scenario) -> InFlight {
     let workers = u32::try_from(scenario.workers.count).unwrap_or(u32::MAX);
-    scenario.link.ring.unwrap_or_else(|| scenario.tree.in_flight_max(workers)).max(1)
+    match scenario.link.ring {
+        Some(bytes) => InFlight::of_bytes(bytes.max(1)),
+        None => InFlight::of(&scenario.tree, workers),
+    }
 }
 
 /// The next one last.

@@ -10,7 +10,7 @@ use crate::base::mem::Arena;
 use crate::base::{Nanos, Seed};
 use crate::packet::frame::HEADROOM;
 use crate::packet::{DropReason, Frame, FramePool};
-use crate::qos::{Queued, Scheduler, Shared};
+use crate::qos::{InFlight, Queued, Scheduler, Shared};
 
 /// Packets that one look moves at most, as in the appliance.
 const BURST: usize = 64;
@@ -36,7 +36,9 @@ pub struct Worker {
     out: Vec<Frame>,
     ring: VecDeque<Frame>,
     ring_bytes: u64,
-    ring_bytes_max: u64,
+    in_flight: InFlight,
+    /// The ring has no room: the next frame that the device takes makes some.
+    is_full: bool,
     seed: Seed,
     /// Looks are at `phase`, `phase + period`, and so on.
     phase: u64,
@@ -60,7 +62,7 @@ impl Worker {
         scenario: &Scenario,
         index: usize,
         shared: Option<&Arc<Shared>>,
-        ring_bytes_max: u64,
+        in_flight: InFlight,
     ) -> Worker {
         let (spec, frames) = (&scenario.tree, scenario.workers.frames);
         let seed = Seed(hash1(scenario.seed, 1 << 32 | index as u64));
@@ -83,7 +85,8 @@ impl Worker {
             out: Vec::with_capacity(BURST),
             ring: VecDeque::new(),
             ring_bytes: 0,
-            ring_bytes_max,
+            in_flight,
+            is_full: false,
             seed,
             phase: period * index as u64 / scenario.workers.count as u64,
             period,
@@ -127,9 +130,19 @@ impl Worker {
         self.arrivals = arrivals;
         loop {
             let (packets, bytes) = match is_wired {
-                true => (RING_PACKETS - self.ring.len().min(RING_PACKETS), self.ring_room()),
+                true => {
+                    let packets = RING_PACKETS - self.ring.len().min(RING_PACKETS);
+                    (packets, self.in_flight.room(now, self.ring_bytes))
+                }
                 false => (BURST, u64::MAX),
             };
+            if packets == 0 || bytes == 0 {
+                self.in_flight.stop(now);
+                self.is_full = true;
+                break;
+            }
+            self.is_full = false;
+            let before = self.ring_bytes;
             let packets = packets.min(BURST);
             let (out, dropped) = (&mut self.out, &mut self.dropped);
             let sent = self.scheduler.dequeue(now, packets, bytes, &self.arena, out, dropped);
@@ -144,6 +157,9 @@ impl Worker {
                 }
             }
             self.out = out;
+            if is_wired && self.ring_bytes - before >= bytes {
+                self.in_flight.stop(now);
+            }
             if sent == 0 || sent < packets {
                 break;
             }
@@ -153,16 +169,12 @@ impl Worker {
     /// Sets the next look, where one is needed. `is_alone`: nobody shares the tree, so that it is
     /// known when something may go.
     pub fn settle(&mut self, now: Nanos, is_alone: bool) {
-        if self.scheduler.is_empty() || self.ring_room() == 0 || self.ring.len() >= RING_PACKETS {
+        if self.scheduler.is_empty() || self.is_full {
             return;
         }
         let next = if is_alone { self.scheduler.next_event(now) } else { None };
         let look = self.look_from(next.unwrap_or(now).max(now.saturating_add(1)));
         self.wakes_at = Some(self.wakes_at.map_or(look, |at| at.min(look)));
-    }
-
-    fn ring_room(&self) -> u64 {
-        self.ring_bytes_max.saturating_sub(self.ring_bytes)
     }
 
     /// Bytes of the frame that the device takes next from the ring.
@@ -172,6 +184,7 @@ impl Worker {
 
     /// The frame that the device took is on its way.
     pub fn transmitted(&mut self, tell: &mut impl FnMut(Packet, Fate)) {
+        self.is_full = false;
         if let Some(frame) = self.ring.pop_front() {
             self.ring_bytes -= frame.len() as u64;
             self.sent(frame, tell);

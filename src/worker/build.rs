@@ -23,7 +23,7 @@ use crate::packet::batch::BATCH_MAX;
 use crate::packet::{Frame, FramePool, ParseOptions, udp};
 use crate::qos::delays::Delays;
 use crate::qos::spec::PortQosSpec;
-use crate::qos::{Scheduler, Successor};
+use crate::qos::{InFlight, Scheduler, Successor};
 
 /// Server names that one worker remembers.
 const NAMES_MAX: u32 = 16_384;
@@ -121,7 +121,8 @@ impl Blueprint<'_> {
                 _ => EgressUpdate::Replace(Leaving::new(port, self.egress(port))),
             });
         let (snapshot, egress) = (self.snapshot.clone(), egress.collect());
-        Update { snapshot, pipeline, egress, queue_packets_max }
+        let in_flight = (0..self.ports.len()).map(|port| self.in_flight(port)).collect();
+        Update { snapshot, pipeline, egress, queue_packets_max, in_flight }
     }
 
     /// Changes the class trees that workers share, just before they get their updates: until then
@@ -168,12 +169,19 @@ impl Blueprint<'_> {
     pub fn side<P: Port>(&self, index: usize, port: P) -> Side<P> {
         let verify = self.ports.get(index).is_some_and(|p| p.verify_checksums);
         let options = ParseOptions { verify_transport_checksum: verify };
-        let workers = self.workers.count_max.into();
-        let in_flight_max = self.shaper(index).map_or(u64::MAX, |s| s.in_flight_max(workers));
         if self.is_vacant(index) {
             return Side::vacant(port);
         }
-        Side::new(port, self.egress(index), options, in_flight_max)
+        Side::new(port, self.egress(index), options, self.in_flight(index))
+    }
+
+    fn in_flight(&self, port: usize) -> InFlight {
+        let workers = self.workers.count_max.into();
+        match self.shaper(port) {
+            _ if self.is_vacant(port) => InFlight::of_bytes(0),
+            Some(spec) => InFlight::of(spec, workers),
+            None => InFlight::UNBOUNDED,
+        }
     }
 
     fn is_vacant(&self, port: usize) -> bool {

@@ -18,7 +18,7 @@ use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::wake::Waker;
 use crate::packet::{ClassId, DropReason, FlowRef, Packet, PortId};
-use crate::qos::{ClassStats, Successor};
+use crate::qos::{ClassStats, InFlight, Successor};
 
 /// Commands that wait for one worker at most.
 const COMMANDS_MAX: usize = 64;
@@ -106,6 +106,8 @@ pub struct Update {
     pub egress: Vec<EgressUpdate>,
     /// What each queue may hold from then on.
     pub queue_packets_max: usize,
+    /// What each port's device may hold.
+    pub in_flight: Box<[InFlight]>,
 }
 
 /// What becomes of a port's queue.
@@ -336,6 +338,9 @@ impl<P: Port> Worker<P> {
         }
         for (port, change) in update.egress.iter_mut().enumerate() {
             self.change_egress(now, port, change, update.queue_packets_max);
+        }
+        for (side, next) in self.parts.sides.iter_mut().zip(&update.in_flight) {
+            side.in_flight.follow(next);
         }
         self.parts.control.tell(WorkerEvent::Old(update));
         self.updated = true;

@@ -6,7 +6,7 @@ use crate::nic::Port;
 use crate::observe::{Counters, PortGauges};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{DropReason, Frame, FramePool, ParseOptions};
-use crate::qos::{DROPS_PER_ARRIVAL, Queued};
+use crate::qos::{DROPS_PER_ARRIVAL, InFlight, Queued};
 
 /// Bursts sent in one turn at most: several ports may fill one.
 const TX_BURSTS: usize = 8;
@@ -16,8 +16,8 @@ pub struct Side<P> {
     pub port: P,
     pub egress: EgressQueue,
     pub options: ParseOptions,
-    /// Bytes that the device may hold: what it holds, the class tree can't reorder any more.
-    pub in_flight_max: u64,
+    /// What the device may hold.
+    pub in_flight: InFlight,
     /// On their way into `egress`, which takes them together.
     arrivals: Vec<Queued>,
     /// Chosen by `egress`, or let past it; not yet taken by the port.
@@ -27,16 +27,22 @@ pub struct Side<P> {
 }
 
 impl<P: Port> Side<P> {
-    pub fn new(port: P, egress: EgressQueue, options: ParseOptions, in_flight_max: u64) -> Side<P> {
+    pub fn new(
+        port: P,
+        egress: EgressQueue,
+        options: ParseOptions,
+        in_flight: InFlight,
+    ) -> Side<P> {
         let staged = Vec::with_capacity(BATCH_MAX);
         let arrivals = Vec::with_capacity(BATCH_MAX);
         let dropped = Vec::with_capacity(BATCH_MAX * DROPS_PER_ARRIVAL);
-        Side { port, egress, options, in_flight_max, arrivals, staged, dropped }
+        Side { port, egress, options, in_flight, arrivals, staged, dropped }
     }
 
     /// In the place of a port that is none: what is sent to it is dropped.
     pub fn vacant(port: P) -> Side<P> {
-        Side::new(port, EgressQueue::Closed, ParseOptions::default(), 0)
+        let in_flight = InFlight::of_bytes(0);
+        Side::new(port, EgressQueue::Closed, ParseOptions::default(), in_flight)
     }
 
     /// Packets that wait here.
@@ -108,13 +114,19 @@ impl<P: Port> Side<P> {
         }
         let room = self.port.tx_room().min(BATCH_MAX).saturating_sub(self.staged.len());
         let in_flight = self.port.tx_in_flight_bytes() + bytes_of(&self.staged);
-        let bytes_max = self.in_flight_max.saturating_sub(in_flight);
+        let bytes_max = self.in_flight.room(now, in_flight);
         if room == 0 || bytes_max == 0 {
+            self.in_flight.stop(now);
             return false;
         }
         let arena = pool.arena();
-        let Side { egress, staged, dropped, .. } = self;
-        egress.dequeue(now, room, bytes_max, arena, staged, dropped) == room
+        let Side { egress, staged, dropped, in_flight: bound, .. } = self;
+        let before = bytes_of(staged);
+        let got = egress.dequeue(now, room, bytes_max, arena, staged, dropped);
+        if bytes_of(staged) - before >= bytes_max {
+            bound.stop(now);
+        }
+        got == room
     }
 
     #[cold]
@@ -198,7 +210,7 @@ mod tests {
         let mut pool = FramePool::standalone(PACKETS.into(), 2048);
         let (port, wire) = MemoryPort::pair(10);
         let egress = EgressQueue::fifo(PACKETS.into());
-        let mut side = Side::new(port, egress, ParseOptions::default(), u64::MAX);
+        let mut side = Side::new(port, egress, ParseOptions::default(), InFlight::UNBOUNDED);
         let mut counters = Counters::default();
         let mut seen = Vec::new();
         let mut turn = |side: &mut Side<MemoryPort>, pool: &mut FramePool| {
@@ -228,7 +240,7 @@ mod tests {
         let tree = Scheduler::new(&two_classes(), 8, Seed(1));
         for egress in [EgressQueue::fifo(4), EgressQueue::Tree(Box::new(tree))] {
             let (port, _wire) = MemoryPort::pair(1);
-            let mut side = Side::new(port, egress, ParseOptions::default(), u64::MAX);
+            let mut side = Side::new(port, egress, ParseOptions::default(), InFlight::UNBOUNDED);
             let send = |side: &mut Side<MemoryPort>, pool: &mut FramePool, c: &mut Counters| {
                 let frame = pool.take_with(&[1; 64]).expect("stock");
                 let packet = Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 };
@@ -289,7 +301,8 @@ mod tests {
         let (port, wire) = MemoryPort::pair(PACKETS.into());
         let tree = Scheduler::new(&two_classes(), PACKETS.into(), Seed(1));
         let egress = EgressQueue::Tree(Box::new(tree));
-        let mut side = Side::new(port, egress, ParseOptions::default(), IN_FLIGHT_MAX);
+        let mut side =
+            Side::new(port, egress, ParseOptions::default(), InFlight::of_bytes(IN_FLIGHT_MAX));
         let mut counters = Counters::default();
         let offer = |side: &mut Side<MemoryPort>, pool: &mut FramePool, class, number| {
             let frame = pool.take_with(&[number; LEN]).expect("stock");

@@ -1,25 +1,29 @@
-//! Compiles the XDP programs with clang into `$OUT_DIR`: `steer.o`, which `src/nic/steer.rs`
-//! embeds, and `flood.o` of `src/nic/flood.rs`.
+//! Compiles the BPF programs with clang into `$OUT_DIR`: `steer.o` and, of the same source,
+//! `steer_tc.o`, which `src/nic/steer.rs` embeds, and `flood.o` of `src/nic/flood.rs`.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 const FOLDER: &str = "src/nic/bpf";
-const PROGRAMS: [&str; 2] = ["steer", "flood"];
+/// Sources, what is made of them, and the macro that is defined for it.
+const PROGRAMS: [(&str, &str, Option<&str>); 3] =
+    [("steer", "steer", None), ("steer", "steer_tc", Some("-DTG_TC")), ("flood", "flood", None)];
+const HEADERS: [&str; 7] =
+    ["fragments.h", "hook.h", "offload.h", "offload_tc.h", "offload_xdp.h", "parse.h", "splice.h"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=CLANG");
-    for header in ["fragments.h", "offload.h", "parse.h", "splice.h"] {
+    for header in HEADERS {
         println!("cargo:rerun-if-changed={FOLDER}/{header}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
-    for program in PROGRAMS {
-        let source = Path::new(FOLDER).join(program).with_extension("c");
+    for (source, object, define) in PROGRAMS {
+        let source = Path::new(FOLDER).join(source).with_extension("c");
         println!("cargo:rerun-if-changed={}", source.display());
-        if let Err(reason) = compile(&source, &out.join(program).with_extension("o")) {
+        if let Err(reason) = compile(&source, &out.join(object).with_extension("o"), define) {
             let source = source.display();
-            eprintln!("error: the XDP program {source} could not be built: {reason}");
+            eprintln!("error: the BPF program {source} could not be built: {reason}");
             eprintln!("help: it needs clang and the BPF headers; on Debian and Ubuntu:");
             eprintln!("      apt-get install clang llvm libbpf-dev linux-libc-dev");
             exit(1);
@@ -27,7 +31,7 @@ fn main() {
     }
 }
 
-fn compile(source: &Path, out: &Path) -> Result<(), String> {
+fn compile(source: &Path, out: &Path, define: Option<&str>) -> Result<(), String> {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let result = Command::new(&clang)
@@ -36,6 +40,7 @@ fn compile(source: &Path, out: &Path) -> Result<(), String> {
         // Debian keeps asm/types.h in a folder of the architecture, which this target doesn't
         // search.
         .arg(format!("-I/usr/include/{arch}-linux-gnu"))
+        .args(define)
         .arg("-c")
         .arg(source)
         .arg("-o")

@@ -10,8 +10,8 @@
 //! from it by the first core at once, by threads there or, where a router sends 64 KB at a time,
 //! which veth does not give to NAPI, by steering (RPS). So no work of the ends counts for a router,
 //! and all of a router's does. The far ends send frames as wires carry them, and merged ones where
-//! a test says so; the router's own ends have what their router can make use of: for those on
-//! sockets merging of what comes in (GRO), segmentation of what goes out, and no checksums.
+//! a test says so; the router's own ends have what their router can make use of: for those without
+//! an XDP program merging of what comes in (GRO), segmentation of what goes out, and no checksums.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -66,8 +66,8 @@ impl Bed {
         Ok(Bed { clients, router, servers })
     }
 
-    /// Gives the router's ends all that a router on sockets profits by: merged frames in, large
-    /// ones out, and no checksums to compute.
+    /// Gives the router's ends all that a router without an XDP program profits by: merged frames
+    /// in, large ones out, and no checksums to compute.
     ///
     /// # Errors
     /// As `ethtool` says.

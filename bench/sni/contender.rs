@@ -20,19 +20,22 @@ const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 pub enum Kind {
     /// Nobody: the kernel forwards, clients connect to the servers.
     Forwarding,
-    /// As it comes; or the XDP program forwards joined connections by itself, which nobody times.
+    /// As it comes; or the program forwards joined connections by itself, which nobody times: in
+    /// the driver, or behind it.
     Tidegate {
         offload: bool,
+        tc: bool,
     },
     Haproxy,
     Nginx,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Kind::Forwarding,
-        Kind::Tidegate { offload: false },
-        Kind::Tidegate { offload: true },
+        Kind::Tidegate { offload: false, tc: false },
+        Kind::Tidegate { offload: true, tc: false },
+        Kind::Tidegate { offload: true, tc: true },
         Kind::Haproxy,
         Kind::Nginx,
     ];
@@ -41,11 +44,17 @@ impl Kind {
         matches!(self, Kind::Tidegate { .. })
     }
 
+    /// Whether it has no XDP program, and so makes use of merged frames.
+    pub fn merges(self) -> bool {
+        !matches!(self, Kind::Tidegate { tc: false, .. })
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Kind::Forwarding => "no router (ip_forward)",
-            Kind::Tidegate { offload: false } => "tidegate",
-            Kind::Tidegate { offload: true } => "tidegate, offload",
+            Kind::Tidegate { offload: false, .. } => "tidegate",
+            Kind::Tidegate { offload: true, tc: false } => "tidegate, offload",
+            Kind::Tidegate { offload: true, tc: true } => "tidegate, offload by tc",
             Kind::Haproxy => "HAProxy, req.ssl_sni",
             Kind::Nginx => "nginx, ssl_preread",
         }
@@ -68,8 +77,10 @@ impl Contender {
     pub fn start(kind: Kind) -> anyhow::Result<Contender> {
         let bed = Bed::new()?;
         let dir = tempfile::tempdir()?;
-        if !kind.is_tidegate() {
+        if kind.merges() {
             bed.offload()?;
+        }
+        if !kind.is_tidegate() {
             bed.router.ip(&format!("addr add {VIP}/32 dev lo"))?;
         }
         let process = match kind {
@@ -77,7 +88,7 @@ impl Contender {
                 bed.router.sysctl("net.ipv4.ip_forward", "1")?;
                 None
             }
-            Kind::Tidegate { offload } => Some(start_tidegate(&bed, offload, dir.path())?),
+            Kind::Tidegate { offload, tc } => Some(start_tidegate(&bed, offload, tc, dir.path())?),
             Kind::Haproxy => Some(start_haproxy(&bed, dir.path())?),
             Kind::Nginx => Some(start_nginx(&bed, dir.path())?),
         };
@@ -86,19 +97,20 @@ impl Contender {
     }
 }
 
-fn start_tidegate(bed: &Bed, offload: bool, dir: &Path) -> anyhow::Result<Process> {
+fn start_tidegate(bed: &Bed, offload: bool, tc: bool, dir: &Path) -> anyhow::Result<Process> {
     bed.servers.ip(&format!("route add {NAT}/32 via {}", crate::bed::LAN))?;
     if !offload {
         return work::start_tidegate(
             &bed.router,
-            &tidegate_config("llm-edge", "off"),
+            &tidegate_config("llm-edge", "off", "auto"),
             dir,
             FAR_CORE,
         );
     }
     let pipeline = dir.join("untimed.toml");
     fs::write(&pipeline, UNTIMED)?;
-    let config = tidegate_config(&pipeline.display().to_string(), "auto");
+    let mode = if tc { "tc" } else { "auto" };
+    let config = tidegate_config(&pipeline.display().to_string(), "auto", mode);
     work::start_tidegate(&bed.router, &config, dir, FAR_CORE)
 }
 
@@ -107,13 +119,14 @@ const UNTIMED: &str = "name = \"untimed\"\n\
     [[stage]]\ninspect = { hello_bytes_max = 16384, flows_max = 4096 }\n\
     [[stage]]\nclassify = {}\n[[stage]]\nbalance = {}\n";
 
-fn tidegate_config(pipeline: &str, offload: &str) -> String {
+fn tidegate_config(pipeline: &str, offload: &str, mode: &str) -> String {
     let mut text = format!(
         "pipeline = \"{pipeline}\"\n\
          [workers]\ncores = [{ROUTER_CORE}]\nidle = \"adaptive\"\nframes = 16384\n\
          offload = \"{offload}\"\n\
          flows_max = 400000\n\
-         [port.wan]\ninterface = \"wan\"\n[port.lan]\ninterface = \"lan\"\n\
+         [port.wan]\ninterface = \"wan\"\nmode = \"{mode}\"\n\
+         [port.lan]\ninterface = \"lan\"\nmode = \"{mode}\"\n\
          [service.bench]\nvip = \"{VIP}\"\nport = {PORT}\npool = \"p0\"\nmode = \"nat\"\n\
          bind = \"hello\"\n[nat]\naddresses = [\"{NAT}\"]\n"
     );

@@ -63,7 +63,7 @@ pub struct Sample {
 /// What goes wrong for any client.
 pub fn measure(c: &mut Contender, test: Test, window: Duration) -> anyhow::Result<Sample> {
     c.work.resume()?;
-    let merges = test == Test::Merged && !c.kind.is_tidegate();
+    let merges = test == Test::Merged && c.kind.merges();
     if merges {
         c.bed.merge(true)?;
     }

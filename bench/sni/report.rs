@@ -132,7 +132,8 @@ impl fmt::Display for Results {
              busy: the router's processor time, that of the kernel's threads that take its frames \
              in included; 1/CPU s: work for a second of it.\n\
              in frames: what arrives at the router is what a wire carries. in 64 KB: what veth \
-             carries instead, but for tidegate; busy: all of core 1's time, as of its interrupts.\n\
+             carries instead, but for XDP programs; busy: all of core 1's time, as of its \
+             interrupts.\n\
              x: work for a second of processor time, to that of HAProxy or nginx, whichever does \
              more.\n\
              us: microseconds until the answer, beyond those without a router.\n\

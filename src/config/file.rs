@@ -128,6 +128,7 @@ pub enum FileAttach {
     Auto,
     Native,
     Generic,
+    Tc,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

@@ -386,6 +386,7 @@ fn restore(state_dir: &Path) {
             interface = r.interface,
             switched_on = ?r.switched_on,
             detached = r.detached,
+            companion_removed = r.companion,
             "restored what a killed run had left changed"
         );
     }

@@ -10,7 +10,7 @@ use super::appliance::{Appliance, blueprint};
 use super::port_state::PortState;
 use super::reload::ReloadError;
 use crate::config::Config;
-use crate::nic::spec::PortSpec;
+use crate::nic::spec::{AttachMode, PortSpec};
 use crate::nic::steer::Loaded;
 use crate::nic::xsk::{Delivery, XskPort};
 use crate::nic::{NicError, OpenedPort};
@@ -72,10 +72,10 @@ impl Appliance {
         Ok(())
     }
 
-    /// Has the kernel check the programs of so many ports, on a thread: it takes its time.
-    pub(super) fn load_programs(&self, count: usize) -> io::Result<JoinHandle<Programs>> {
+    /// Has the kernel check programs that are to be attached so, on a thread: it takes its time.
+    pub(super) fn load_programs(&self, of: Vec<AttachMode>) -> io::Result<JoinHandle<Programs>> {
         let offload = self.steering.steer().offloads();
-        let load = move || (0..count).map(|_| Loaded::load(offload)).collect();
+        let load = move || of.into_iter().map(|mode| Loaded::load(mode, offload)).collect();
         std::thread::Builder::new().name("programs".into()).spawn(load)
     }
 
@@ -93,7 +93,11 @@ impl Appliance {
         for spec in ids.iter().filter_map(|id| wanted.ports.get(usize::from(id.0))) {
             let on = (self.steering.steer_mut(), &mut self.changes);
             let offload = on.0.offloads();
-            let loaded = programs.pop().unwrap_or_else(|| Loaded::load(offload));
+            let suits = |p: &Result<Loaded, _>| p.as_ref().is_ok_and(|l| l.suits(spec.attach));
+            let loaded = match programs.iter().position(suits) {
+                Some(at) => programs.swap_remove(at),
+                None => Loaded::load(spec.attach, offload),
+            };
             let port = loaded.and_then(|l| self.opener.open(spec, &wanted.workers, l, on));
             match port {
                 Ok(port) => opened.push(Opened { spec: spec.clone(), port }),
@@ -267,6 +271,7 @@ mod tests {
             driver: String::new(),
             native: false,
             native_refused: None,
+            companion: None,
             zero_copy: false,
             busy_poll: false,
             queues: 1,

@@ -43,7 +43,11 @@ impl PortState {
     }
 
     pub(super) fn attach_text(&self) -> &'static str {
-        if self.mode.native { "native" } else { "generic" }
+        match &self.mode {
+            mode if mode.companion.is_some() => "tc",
+            mode if mode.native => "native",
+            _ => "generic",
+        }
     }
 
     pub(super) fn copy_text(&self) -> &'static str {

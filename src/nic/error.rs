@@ -36,6 +36,15 @@ pub enum NicError {
          it with `ip link set dev {interface} xdp off`"
     )]
     ProgramPresent { interface: String, program: String },
+    #[error("kernel {found} is too old for `mode = \"tc\"`, which needs {needed} or later")]
+    KernelWithoutTcx { found: String, needed: &'static str },
+    #[error("interface {interface}: a program for tc (TCX) refused: {source}{hint}")]
+    TcxRefused { interface: String, hint: &'static str, source: io::Error },
+    #[error(
+        "interface {interface}: its companion {companion} is there already, of another tidegate \
+         or somebody else: `ip link del {companion}` if nobody needs it"
+    )]
+    CompanionTaken { interface: String, companion: String },
     #[error("interface {interface}: the driver has no zero-copy mode; use copy = \"auto\"")]
     NoZeroCopy { interface: String },
     #[error(

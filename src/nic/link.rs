@@ -15,15 +15,34 @@ use nix::sys::socket::{
 use super::spec::AttachMode;
 
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_SETLINK: u16 = 19;
+const RTM_NEWQDISC: u16 = 36;
+const TC_H_ROOT: u32 = u32::MAX;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_FD: u16 = 1;
 const IFLA_XDP_FLAGS: u16 = 3;
@@ -35,6 +54,7 @@ const XDP_FLAGS_SKB_MODE: u32 = 2;
 const XDP_FLAGS_DRV_MODE: u32 = 4;
 /// Bytes of `nlmsghdr` and of `ifinfomsg`.
 const HEADERS: usize = 32;
+const IFINFOMSG: usize = 16;
 /// A link's description with hundreds of virtual functions fits.
 const REPLY_MAX: usize = 64 * 1024;
 
@@ -76,6 +96,98 @@ pub fn xdp_program_id(index: u32) -> io::Result<Option<u32>> {
         .into_iter()
         .find_map(|kind| attribute(xdp, kind)?.first_chunk::<4>().copied());
     Ok(id.map(u32::from_ne_bytes).filter(|&id| id != 0))
+}
+
+/// What somebody has written to a link's alias.
+///
+/// # Errors
+/// The link's absence, or netlink failing.
+pub(super) fn alias_of(index: u32) -> io::Result<Option<String>> {
+    let reply = request(RTM_GETLINK, index, &[])?;
+    let alias = attribute(reply.get(HEADERS..).unwrap_or_default(), IFLA_IFALIAS);
+    Ok(alias.map(|a| String::from_utf8_lossy(a).trim_end_matches('\0').to_owned()))
+}
+
+/// Makes a veth pair with so many queues of each kind at both ends; down.
+///
+/// # Errors
+/// A link of one of the names being there (`EEXIST`), or the kernel refusing it.
+pub(super) fn create_veth(name: &str, peer: &str, queues: u32, mtu: u32) -> io::Result<()> {
+    let end = |out: &mut Vec<u8>, name: &str| {
+        put_attribute(out, IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
+        put_attribute(out, IFLA_MTU, &mtu.to_ne_bytes());
+        put_attribute(out, IFLA_NUM_TX_QUEUES, &queues.to_ne_bytes());
+        put_attribute(out, IFLA_NUM_RX_QUEUES, &queues.to_ne_bytes());
+    };
+    let mut other = vec![0; IFINFOMSG];
+    end(&mut other, peer);
+    let mut data = Vec::new();
+    put_attribute(&mut data, VETH_INFO_PEER | NLA_F_NESTED, &other);
+    let mut info = Vec::new();
+    put_attribute(&mut info, IFLA_INFO_KIND, b"veth");
+    put_attribute(&mut info, IFLA_INFO_DATA | NLA_F_NESTED, &data);
+    let mut attributes = Vec::new();
+    end(&mut attributes, name);
+    put_attribute(&mut attributes, IFLA_LINKINFO | NLA_F_NESTED, &info);
+    let how = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    request_with(RTM_NEWLINK, how, (0, 0), 0, &attributes).map(drop)
+}
+
+/// # Errors
+/// The link's absence, or no privileges.
+pub(super) fn set_alias(index: u32, alias: &str) -> io::Result<()> {
+    let mut attributes = Vec::new();
+    put_attribute(&mut attributes, IFLA_IFALIAS, alias.as_bytes());
+    request(RTM_SETLINK, index, &attributes).map(drop)
+}
+
+/// Has the kernel give a link no IPv6 address by itself.
+///
+/// # Errors
+/// The link's absence, or no privileges.
+pub(super) fn forbid_addresses(index: u32) -> io::Result<()> {
+    let mut mode = Vec::new();
+    put_attribute(&mut mode, IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+    let mut families = Vec::new();
+    put_attribute(&mut families, libc::AF_INET6 as u16 | NLA_F_NESTED, &mode);
+    let mut attributes = Vec::new();
+    put_attribute(&mut attributes, IFLA_AF_SPEC | NLA_F_NESTED, &families);
+    match request(RTM_SETLINK, index, &attributes) {
+        // There is no IPv6, on this link or at all.
+        Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// # Errors
+/// The link's absence, or no privileges.
+pub(super) fn set_up_without_arp(index: u32) -> io::Result<()> {
+    let flags = (libc::IFF_UP | libc::IFF_NOARP) as u32;
+    request_with(RTM_SETLINK, NLM_F_ACK, (index, flags), flags, &[]).map(drop)
+}
+
+/// Has packets that a device does not take wait, so many at most.
+///
+/// # Errors
+/// The link's absence, or no privileges.
+pub(super) fn set_fifo(index: u32, packets: u32) -> io::Result<()> {
+    let mut attributes = Vec::new();
+    put_attribute(&mut attributes, TCA_KIND, b"pfifo\0");
+    put_attribute(&mut attributes, TCA_OPTIONS, &packets.to_ne_bytes());
+    // `struct tcmsg` has the handle and the parent where `struct ifinfomsg` has flags, and a word
+    // more behind them.
+    let mut rest = vec![0; 4];
+    rest.extend_from_slice(&attributes);
+    let how = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    request_with(RTM_NEWQDISC, how, (index, 0), TC_H_ROOT, &rest).map(drop)
+}
+
+/// Removes a link; both ends of a veth pair.
+///
+/// # Errors
+/// The link's absence, or no privileges.
+pub(super) fn delete(index: u32) -> io::Result<()> {
+    request_with(RTM_DELLINK, NLM_F_ACK, (index, 0), 0, &[]).map(drop)
 }
 
 /// Whether a device takes frames that an XDP program redirects to it (`NETDEV_XDP_ACT_NDO_XMIT`).
@@ -144,7 +256,8 @@ pub fn detach(index: u32) -> io::Result<()> {
 
 fn flag(mode: AttachMode) -> u32 {
     match mode {
-        AttachMode::Auto => 0,
+        // A program for tc is none for XDP.
+        AttachMode::Auto | AttachMode::Tc => 0,
         AttachMode::Native => XDP_FLAGS_DRV_MODE,
         AttachMode::Generic => XDP_FLAGS_SKB_MODE,
     }
@@ -159,23 +272,35 @@ fn set(index: u32, program: RawFd, flags: u32) -> io::Result<()> {
     request(RTM_SETLINK, index, &attributes).map(drop)
 }
 
-/// Sends one request and returns its answer; an error in the answer becomes ours.
 fn request(kind: u16, index: u32, attributes: &[u8]) -> io::Result<Vec<u8>> {
+    let ack = if kind == RTM_SETLINK { NLM_F_ACK } else { 0 };
+    request_with(kind, ack, (index, 0), 0, attributes)
+}
+
+/// Sends one request about a link, with its flags and which of them are changed, and returns its
+/// answer; an error in the answer becomes ours.
+fn request_with(
+    kind: u16,
+    how: u16,
+    (index, flags): (u32, u32),
+    change: u32,
+    attributes: &[u8],
+) -> io::Result<Vec<u8>> {
     let fd = socket(
         AddressFamily::Netlink,
         SockType::Raw,
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkRoute,
     )?;
-    let ack = if kind == RTM_SETLINK { NLM_F_ACK } else { 0 };
     let mut message = Vec::with_capacity(HEADERS + attributes.len());
     message.extend_from_slice(&((HEADERS + attributes.len()) as u32).to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&(NLM_F_REQUEST | ack).to_ne_bytes());
+    message.extend_from_slice(&(NLM_F_REQUEST | how).to_ne_bytes());
     message.extend_from_slice(&[0; 8]); // sequence, port: one request a socket
     message.extend_from_slice(&[0; 4]); // family, type
     message.extend_from_slice(&index.to_ne_bytes());
-    message.extend_from_slice(&[0; 8]); // flags, change
+    message.extend_from_slice(&flags.to_ne_bytes());
+    message.extend_from_slice(&change.to_ne_bytes());
     message.extend_from_slice(attributes);
     send(fd.as_raw_fd(), &message, MsgFlags::empty())?;
     let mut reply = vec![0; REPLY_MAX];

@@ -1,5 +1,6 @@
 //! Where packets come in and go out: ports on AF_XDP, in memory, and on capture files.
 
+mod companion;
 pub mod error;
 pub mod ethtool;
 pub mod flood;

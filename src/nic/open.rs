@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use super::companion::Companion;
 use super::error::NicError;
 use super::ethtool::{Channels, Ethtool, Offload};
 use super::link;
 use super::opener::Opener;
 use super::restore::Changes;
-use super::spec::{CopyMode, PortSpec};
+use super::spec::{AttachMode, CopyMode, PortSpec};
 use super::steer::{Loaded, MAX_QUEUES, MAX_WORKERS, SHARE_ALL, Sockets, Steer};
 use super::umem::{Umem, UmemSpec};
 use super::xsk::XskPort;
@@ -20,6 +21,9 @@ use crate::worker::spec::{OnFailure, WorkersSpec};
 /// region for several devices (5.10).
 const KERNEL_MIN: (u32, u32) = (5, 10);
 const KERNEL_MIN_TEXT: &str = "5.10";
+/// Oldest kernel with links of tc programs (TCX).
+const TCX_MIN: (u32, u32) = (6, 6);
+const TCX_MIN_TEXT: &str = "6.6";
 /// Frames of a worker that must remain when the receive rings are full.
 const FRAMES_SPARE: u32 = 64;
 /// Of `frame_size`.
@@ -35,6 +39,8 @@ pub struct PortMode {
     pub native: bool,
     /// Why native was not to be had, where it was tried.
     pub native_refused: Option<String>,
+    /// Of a program for tc: the interface, made beside the port's own, whose sockets receive.
+    pub companion: Option<String>,
     /// The NIC reads and writes our frames itself; otherwise the kernel copies.
     pub zero_copy: bool,
     /// The busy-poll options were asked for and accepted.
@@ -80,7 +86,7 @@ pub fn open(specs: &[PortSpec], workers: &WorkersSpec, state_dir: &Path) -> Resu
     let mut sockets = Vec::with_capacity(specs.len());
     let lasting = workers.on_failure == OnFailure::Drop;
     for (spec, channels) in specs.iter().zip(&channels) {
-        let loaded = Loaded::load(workers.offload)?;
+        let loaded = Loaded::load(spec.attach, workers.offload)?;
         let on = (&ethtool, &mut changes, &mut steer);
         let (mode, to) = prepare(spec, channels, lasting, loaded, on)?;
         modes.push(mode);
@@ -119,6 +125,9 @@ pub(super) fn check_port(
             let interface = interface.clone();
             return Err(NicError::NotPowerOfTwo { interface, what, value });
         }
+    }
+    if spec.attach == AttachMode::Tc {
+        check_tcx(&kernel_release()?)?;
     }
     let index = link::index_of(interface)
         .map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
@@ -198,12 +207,24 @@ pub(super) fn prepare(
 ) -> Result<(PortMode, Sockets), NicError> {
     let interface = &spec.interface;
     let what = || format!("switching offloads of {interface}");
-    let switched_off = changes
-        .switch_off(ethtool, interface, &Offload::RECEIVE_MERGES)
-        .map_err(|e| NicError::from_io(what(), e))?;
+    // Behind the driver merged packets are welcome.
+    let merges = if spec.attach == AttachMode::Tc { &[][..] } else { &Offload::RECEIVE_MERGES };
+    let switched_off =
+        changes.switch_off(ethtool, interface, merges).map_err(|e| NicError::from_io(what(), e))?;
     if lasting {
         changes.note_program(interface).map_err(|e| NicError::from_io(what(), e))?;
     }
+    let loaded = match spec.attach {
+        AttachMode::Tc => {
+            let index = link::index_of(interface)
+                .map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
+            let companion = Companion::create(interface, index, channels.receive())?;
+            changes.note_companion(interface).map_err(|e| NicError::from_io(what(), e))?;
+            loaded.beside(companion)
+        }
+        _ => loaded,
+    };
+    let companion = loaded.companion().map(str::to_owned);
     let (attached, sockets) = steer.attach(spec.id, interface, spec.attach, lasting, loaded)?;
     let mode = PortMode {
         port: spec.id,
@@ -211,6 +232,7 @@ pub(super) fn prepare(
         driver: ethtool.driver(interface).unwrap_or_default(),
         native: attached.native,
         native_refused: attached.native_refused,
+        companion,
         zero_copy: false,
         busy_poll: false,
         queues: channels.receive(),
@@ -297,12 +319,24 @@ fn kernel_release() -> Result<String, NicError> {
 /// # Errors
 /// A release such as `5.4.0-150-generic` that is older than what is needed.
 pub fn check_kernel(release: &str) -> Result<(), NicError> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version < KERNEL_MIN {
+    if version(release) < KERNEL_MIN {
         return Err(NicError::KernelTooOld { found: release.to_owned(), needed: KERNEL_MIN_TEXT });
     }
     Ok(())
+}
+
+/// # Errors
+/// A release that has no links of tc programs.
+fn check_tcx(release: &str) -> Result<(), NicError> {
+    if version(release) < TCX_MIN {
+        return Err(NicError::KernelWithoutTcx { found: release.to_owned(), needed: TCX_MIN_TEXT });
+    }
+    Ok(())
+}
+
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -318,6 +352,9 @@ mod tests {
             let e = check_kernel(old).expect_err(old);
             assert!(e.to_string().contains(old) && e.to_string().contains("5.10"), "{e}");
         }
+        assert!(check_tcx("6.6.0").is_ok());
+        let e = check_tcx("6.5.13-1-generic").expect_err("older than TCX");
+        assert!(e.to_string().contains("6.5.13") && e.to_string().contains("6.6 or"), "{e}");
     }
 
     #[test]

@@ -213,27 +213,16 @@ fn open_queue(
     copy: CopyMode,
     mode: &mut PortMode,
 ) -> Result<Queue, NicError> {
-    let interface = &spec.interface;
-    let failed = |errno: Option<i32>, text: String| match errno {
-        Some(libc::EBUSY) => NicError::QueueTaken { interface: interface.clone(), queue: id },
-        Some(libc::EOPNOTSUPP) if copy == CopyMode::ZeroCopy => {
-            NicError::NoZeroCopy { interface: interface.clone() }
-        }
-        _ => {
-            let source = errno.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error);
-            NicError::from_io(format!("AF_XDP socket on {interface}, queue {id}"), source)
-        }
-    };
-    let config =
-        socket_config(spec.rx_ring, spec.tx_ring, copy).map_err(|text| failed(None, text))?;
-    let name: Interface =
-        interface.parse().map_err(|_| NicError::NoInterface { interface: interface.clone() })?;
-    // SAFETY: libxdp loads no program (INHIBIT_PROG_LOAD), as sharing a region asks for.
-    let socket = unsafe { Socket::new(config, &umem.xsk, &name, id) };
-    let (tx, rx, rings) = socket.map_err(|e| failed(NicError::os_error(&e), e.to_string()))?;
-    let (fill, completion) =
-        rings.ok_or_else(|| failed(Some(libc::EBUSY), "queue bound twice".to_owned()))?;
-    let fd = rx.fd().as_raw_fd();
+    let receiver = mode.companion.as_ref().unwrap_or(&spec.interface);
+    let (mut tx, rx, fill, mut completion) = bind(receiver, spec, umem, id, copy)?;
+    let mut idle = None;
+    if mode.companion.is_some() {
+        // Its own interface needs no program to send by.
+        let (to, unheard, unfilled, sent) = bind(&spec.interface, spec, umem, id, copy)?;
+        let unsent = (std::mem::replace(&mut tx, to), std::mem::replace(&mut completion, sent));
+        idle = Some((unsent.0, unheard, unfilled, unsent.1));
+    }
+    let fd = tx.fd().as_raw_fd();
     set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer(spec.tx_ring));
     mode.tx_batch = raise_tx_batch(fd, spec.tx_ring);
     mode.busy_poll = spec.busy_poll.is_some_and(|b| set_busy_poll(fd, b));
@@ -244,11 +233,47 @@ fn open_queue(
         rx,
         fill,
         completion,
+        _idle: idle,
         missing: spec.rx_ring,
         taken: 0,
         lost_told: 0,
         lost: 0,
+        drained: 0,
+        steered: 0,
+        strayed: 0,
     })
+}
+
+/// One socket and its rings.
+pub(super) type Bound = (TxQueue, RxQueue, FillQueue, CompQueue);
+
+fn bind(
+    interface: &str,
+    spec: &PortSpec,
+    umem: &Umem,
+    id: u32,
+    copy: CopyMode,
+) -> Result<Bound, NicError> {
+    let failed = |errno: Option<i32>, text: String| match errno {
+        Some(libc::EBUSY) => NicError::QueueTaken { interface: interface.to_owned(), queue: id },
+        Some(libc::EOPNOTSUPP) if copy == CopyMode::ZeroCopy => {
+            NicError::NoZeroCopy { interface: interface.to_owned() }
+        }
+        _ => {
+            let source = errno.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error);
+            NicError::from_io(format!("AF_XDP socket on {interface}, queue {id}"), source)
+        }
+    };
+    let config =
+        socket_config(spec.rx_ring, spec.tx_ring, copy).map_err(|text| failed(None, text))?;
+    let name: Interface =
+        interface.parse().map_err(|_| NicError::NoInterface { interface: interface.to_owned() })?;
+    // SAFETY: libxdp loads no program (INHIBIT_PROG_LOAD), as sharing a region asks for.
+    let socket = unsafe { Socket::new(config, &umem.xsk, &name, id) };
+    let (tx, rx, rings) = socket.map_err(|e| failed(NicError::os_error(&e), e.to_string()))?;
+    let (fill, completion) =
+        rings.ok_or_else(|| failed(Some(libc::EBUSY), "queue bound twice".to_owned()))?;
+    Ok((tx, rx, fill, completion))
 }
 
 fn socket_config(rx_ring: u32, tx_ring: u32, copy: CopyMode) -> Result<SocketConfig, String> {

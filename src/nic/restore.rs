@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::companion;
 use super::ethtool::{Ethtool, Offload};
 use super::link;
 use super::steer::{PROGRAM_NAME, program_name};
@@ -32,6 +33,9 @@ struct Change {
     switched_off: Vec<Offload>,
     /// An XDP program is attached that outlives the process.
     program: bool,
+    /// There is a veth pair beside it.
+    #[serde(default)]
+    companion: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,8 @@ pub struct Restored {
     pub detached: bool,
     /// One is still there, and drops what that process served.
     pub left: bool,
+    /// The veth pair beside it was removed.
+    pub companion: bool,
 }
 
 impl Changes {
@@ -114,6 +120,16 @@ impl Changes {
         self.write()
     }
 
+    /// Notes that a veth pair was made beside an interface; one that is not noted is found by who
+    /// makes it again.
+    ///
+    /// # Errors
+    /// No such interface, or the record not to be written.
+    pub(super) fn note_companion(&mut self, interface: &str) -> io::Result<()> {
+        self.change(interface)?.companion = true;
+        self.write()
+    }
+
     /// Changes one interface back, whose program is detached already.
     pub fn restore(&mut self, interface: &str) {
         let all = std::mem::take(&mut self.state.changes).into_iter();
@@ -141,6 +157,7 @@ impl Changes {
                 index,
                 switched_off: Vec::new(),
                 program: false,
+                companion: false,
             });
             changes.len() - 1
         });
@@ -226,15 +243,22 @@ fn keep_programs(path: &Path, mut state: State, programs: bool) -> io::Result<()
         let _ = fs::remove_file(path);
         return Ok(());
     }
-    state.changes.iter_mut().for_each(|c| c.switched_off.clear());
+    for change in &mut state.changes {
+        change.switched_off.clear();
+        change.companion = false;
+    }
     fs::write(path, serde_json::to_vec_pretty(&state)?)
 }
 
 /// Sets one interface back, as far as it is still there.
 fn undo(change: &Change, with_program: bool) -> Option<Restored> {
     let interface = &change.interface;
-    if link::index_of(interface).ok()? != change.index {
-        return None; // another interface of that name
+    let companion = change.companion && companion::remove(change.index);
+    if link::index_of(interface).ok() != Some(change.index) {
+        // Gone, or another interface of that name.
+        let (interface, switched_on) = (interface.clone(), Vec::new());
+        let restored = Restored { interface, switched_on, detached: false, left: false, companion };
+        return companion.then_some(restored);
     }
     let mut switched_on = Vec::new();
     if let Ok(ethtool) = Ethtool::open() {
@@ -247,7 +271,7 @@ fn undo(change: &Change, with_program: bool) -> Option<Restored> {
     }
     let detached = with_program && change.program && detach_ours(interface, change.index);
     let left = !detached && change.program && is_ours(change.index);
-    Some(Restored { interface: interface.clone(), switched_on, detached, left })
+    Some(Restored { interface: interface.clone(), switched_on, detached, left, companion })
 }
 
 /// Whether the program on a link is one of ours.
@@ -309,6 +333,7 @@ mod tests {
             index: u32::MAX,
             switched_off: vec![Offload::Gro],
             program: true,
+            companion: true,
         };
         State {
             boot: boot().expect("boot id"),

@@ -5,7 +5,7 @@ use crate::packet::PortId;
 /// Ports of an appliance at most.
 pub const PORTS_MAX: usize = 64;
 
-/// How the XDP program is attached.
+/// How the program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
     /// Native, then generic where the driver can't; the one got is reported.
@@ -13,6 +13,9 @@ pub enum AttachMode {
     Auto,
     Native,
     Generic,
+    /// No XDP program on the interface: behind the driver, at the beginning of traffic control
+    /// (TCX, Linux 6.6), where merged packets are forwarded whole.
+    Tc,
 }
 
 /// Whether the NIC reads and writes our frames itself.

@@ -14,6 +14,8 @@ mod mapped;
 mod offload;
 mod program;
 mod room;
+mod targets;
+mod tcx;
 
 pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
@@ -24,6 +26,7 @@ pub use room::check_room;
 use abi::{ADDR_CHECKS, ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
 use heartbeat::Renewal;
 use program::Program;
+use targets::Target;
 
 use super::error::NicError;
 use super::link;
@@ -73,8 +76,8 @@ pub struct Steer {
     workers: u16,
     offload: bool,
     config: Config,
-    /// By port: its interface, where packets of other devices may leave by it now.
-    targets: Vec<Option<u32>>,
+    /// By port: what packets of other devices leave by now.
+    targets: Vec<Option<Target>>,
     /// By port; `None` where there is none.
     programs: Vec<Option<Program>>,
     /// By worker.
@@ -169,7 +172,7 @@ impl Steer {
         program.set_services(&endpoints(&self.vips))?;
         if let Some(offload) = &mut program.offload {
             for (port, to) in (0u32..).zip(&self.targets) {
-                offload.set_port(port, to.unwrap_or(0))?;
+                offload.set_port(port, *to)?;
             }
         }
         Ok(())
@@ -253,16 +256,17 @@ impl Steer {
             let Program { interface, index, attached, .. } = program;
             // Another interface of this name has no program of ours, and flows don't lead there.
             let here = link::index_of(interface).ok().filter(|now| now == index);
-            let to = here.filter(|&to| !attached.native || link::takes_xdp_frames(to));
+            let takes = |index| !attached.native || link::takes_xdp_frames(index);
+            let to = here.map(|index| Target { index, takes_frames: takes(index) });
             self.set_target(port, to)?;
         }
         Ok(())
     }
 
-    fn set_target(&mut self, port: usize, to: Option<u32>) -> Result<(), NicError> {
+    fn set_target(&mut self, port: usize, to: Option<Target>) -> Result<(), NicError> {
         if to != self.targets[port] {
             for offload in self.all().filter_map(|p| p.offload.as_mut()) {
-                offload.set_port(port as u32, to.unwrap_or(0))?;
+                offload.set_port(port as u32, to)?;
             }
             self.targets[port] = to;
         }
@@ -271,7 +275,9 @@ impl Steer {
 
     /// By port: whether packets of other devices may leave by it now.
     pub fn is_target(&self, port: usize) -> bool {
-        self.targets.get(port).is_some_and(Option::is_some)
+        let target = self.targets.get(port).copied().flatten();
+        let mut all = self.programs.iter().flatten().filter_map(|p| p.offload.as_ref());
+        target.is_some_and(|to| all.all(|from| from.reaches(to)))
     }
 
     /// Does what a worker asks for.

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
+use super::opener::Bound;
 use super::port::{Port, PortStats};
 use super::steer::Sockets;
 use super::umem::Umem;
@@ -41,6 +42,8 @@ pub(super) struct Queue {
     pub(super) rx: RxQueue,
     pub(super) fill: FillQueue,
     pub(super) completion: CompQueue,
+    /// What is not used where one interface receives and another one sends.
+    pub(super) _idle: Option<Bound>,
     /// Frames that the fill ring should be given.
     pub(super) missing: u32,
     /// Packets taken from the receive ring.
@@ -49,6 +52,12 @@ pub(super) struct Queue {
     pub(super) lost_told: u64,
     /// As it had told when the ring was last seen empty: none of the ring's stands before those.
     pub(super) lost: u64,
+    /// `taken` as the ring was last seen empty.
+    pub(super) drained: u64,
+    /// Behind a companion: what the program had steered here as the kernel's statistics were last
+    /// read, and how much of that has got lost between it and the ring.
+    pub(super) steered: u64,
+    pub(super) strayed: u64,
 }
 
 /// What one worker drives of one interface: its receive queues, and the transmit queue of the
@@ -175,7 +184,8 @@ impl XskPort {
         self.queues[q].missing += got as u32;
         self.queues[q].taken += got as u64;
         if got < want {
-            self.queues[q].lost = self.queues[q].lost_told;
+            let queue = &mut self.queues[q];
+            (queue.lost, queue.drained) = (queue.lost_told, queue.taken);
         }
         got
     }
@@ -313,11 +323,26 @@ impl XskPort {
             if let Ok(s) = q.rx.fd().xdp_statistics() {
                 q.lost_told = s.rx_dropped() + s.rx_ring_full();
                 missed += q.lost_told;
+            }
+            if let Ok(s) = q.tx.fd().xdp_statistics() {
                 invalid += s.tx_invalid_descs();
             }
         }
         self.stats.rx_missed = missed;
         self.stats.tx_errors = invalid;
+    }
+
+    /// Between a companion's program and its ring the kernel loses packets and tells nobody: where
+    /// nothing was steered for a whole interval, and nothing is left to take, the others are gone.
+    fn miss_strayed(&mut self) {
+        let Some(sockets) = &self.sockets else { return };
+        for q in self.queues.iter_mut().filter(|q| q._idle.is_some()) {
+            let steered = sockets.steered(q.id);
+            let is_quiet = std::mem::replace(&mut q.steered, steered) == steered;
+            if is_quiet && q.drained == q.taken {
+                q.strayed = steered.saturating_sub(q.taken + q.lost_told);
+            }
+        }
     }
 }
 
@@ -384,6 +409,7 @@ impl Port for XskPort {
         if now.since(self.stats_at) >= STATS_INTERVAL_NS {
             self.stats_at = now;
             self.read_kernel_stats();
+            self.miss_strayed();
         }
     }
 
@@ -393,7 +419,7 @@ impl Port for XskPort {
 
     fn settle(&mut self) {
         let Some(sockets) = &self.sockets else { return };
-        self.queues.iter().for_each(|q| sockets.pass(q.id, q.taken + q.lost));
+        self.queues.iter().for_each(|q| sockets.pass(q.id, q.taken + q.lost + q.strayed));
     }
 
     fn tx_in_flight_bytes(&self) -> u64 {

@@ -9,6 +9,8 @@ use crate::base::units::BitRate;
 
 /// Fractional bits of a token count.
 const TOKEN_BITS: u32 = 20;
+/// A frame of Ethernet without jumbo ones.
+const FRAME_BYTES: i64 = 1_600;
 /// Fractional bits of a rate in bytes per nanosecond.
 const RATE_BITS: u32 = 40;
 /// Bits that a refill shifts out and carries.
@@ -169,9 +171,6 @@ impl Bucket {
         }
     }
 }
-
-/// A frame of Ethernet without jumbo ones.
-const FRAME_BYTES: i64 = 1_600;
 
 #[cfg(test)]
 mod tests {

@@ -201,7 +201,9 @@ fn child() {
     }
     let on_failure = if role == "drop" { OnFailure::Drop } else { OnFailure::Pass };
     let workers = WorkersSpec { on_failure, ..workers_spec(1) };
-    match open(&[port_spec(0, "v0")], &workers, Path::new(dir)) {
+    let attach = if role == "tc" { AttachMode::Tc } else { AttachMode::Auto };
+    let port = PortSpec { attach, ..port_spec(0, "v0") };
+    match open(&[port], &workers, Path::new(dir)) {
         Ok(_nic) => {
             println!("opened");
             std::thread::sleep(std::time::Duration::from_secs(60));
@@ -255,6 +257,46 @@ fn a_kill_leaves_what_the_next_start_restores() {
             assert!(!has_program("v0"), "{on_failure}");
             assert_eq!(gro("v0"), Some(true));
             Side::open("v0", 1, AttachMode::Auto).close();
+        }
+    });
+}
+
+fn has_companion(interface: &str) -> bool {
+    let index = index_of(interface).expect("an interface");
+    index_of(&format!("tge{index}")).is_ok() || index_of(&format!("tgx{index}")).is_ok()
+}
+
+/// Of a program for tc: nothing is on the interface, and what is beside it goes with its process,
+/// or is looked after by the next one.
+#[test]
+fn companions_are_removed_but_not_those_in_use() {
+    with_veth(1, || {
+        let tc = [PortSpec { attach: AttachMode::Tc, ..port_spec(0, "v0") }];
+        switch_gro_on("v0");
+        let a = Side::with(&tc, &workers_spec(1)).expect("open");
+        assert!(has_companion("v0") && !has_program("v0"));
+        assert_eq!((gro("v0"), &a.nic.modes[0].switched_off[..]), (Some(true), &[][..]));
+        let told = refused(&tc, &workers_spec(1)).to_string();
+        assert!(told.contains("is there already") && told.contains("`ip link del tgx"), "{told}");
+        assert!(has_companion("v0"), "the first one's is gone");
+        a.close();
+        assert!(!has_companion("v0"));
+        // Killed; then the note of it is there, or gone with /run.
+        for noted in [true, false] {
+            let state = tempfile::tempdir().expect("directory");
+            let (mut child, line) = spawn_child(&format!("tc {}", state.path().display()));
+            assert!(line.contains("opened"), "{line}");
+            assert_eq!(restore_leftovers(state.path()).expect("readable"), [], "it still runs");
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+            assert!(has_companion("v0"));
+            if noted {
+                let restored = restore_leftovers(state.path()).expect("readable");
+                assert_eq!(restored.iter().map(|r| r.companion).collect::<Vec<_>>(), [true]);
+                assert!(!has_companion("v0"));
+            }
+            Side::with(&tc, &workers_spec(1)).expect("open").close();
+            assert!(!has_companion("v0"));
         }
     });
 }

@@ -69,9 +69,14 @@ fn packets_cross_generically() {
     both_ways(AttachMode::Generic, false);
 }
 
+#[test]
+fn packets_cross_behind_the_driver() {
+    both_ways(AttachMode::Tc, false);
+}
+
 /// A device under test whose tables are all set.
-fn configured() -> Side {
-    let mut a = Side::open("v0", 1, AttachMode::Native);
+fn configured(attach: AttachMode) -> Side {
+    let mut a = Side::open("v0", 1, attach);
     let steer = &mut a.nic.steer;
     let vip6 =
         VipEntry { addr: "2001:db8::1".parse().expect("literal"), ..endpoint(VIP, 6, SHARE_ALL) };
@@ -173,8 +178,12 @@ fn golden_rest() -> Vec<(&'static str, Vec<u8>, SteerReason)> {
 
 #[test]
 fn every_packet_is_steered_or_passed_for_its_reason() {
+    [AttachMode::Native, AttachMode::Tc].into_iter().for_each(golden_with);
+}
+
+fn golden_with(attach: AttachMode) {
     with_veth(1, || {
-        let mut a = configured();
+        let mut a = configured(attach);
         let mut b = Side::open("v1", 1, AttachMode::Native);
         for (what, packet, reason) in golden().into_iter().chain(golden_rest()) {
             let before: Vec<u64> = SteerReason::ALL.iter().map(|&r| a.count(r)).collect();
@@ -184,7 +193,7 @@ fn every_packet_is_steered_or_passed_for_its_reason() {
                 .filter(|&&r| a.count(r) != before[r as usize])
                 .map(|r| r.label())
                 .collect();
-            assert_eq!(counted, [reason.label()], "{what}");
+            assert_eq!(counted, [reason.label()], "{what}, {attach:?}");
             use SteerReason::{DnatReturn, Fragment, NatReturn, Transit, Vip};
             if matches!(reason, Vip | NatReturn | DnatReturn | Transit | Fragment) {
                 same(&a.receive(0, 1), &[packet]);
@@ -199,7 +208,7 @@ fn every_packet_is_steered_or_passed_for_its_reason() {
 #[test]
 fn tables_are_replaced_not_added_to() {
     with_veth(1, || {
-        let mut a = configured();
+        let mut a = configured(AttachMode::Native);
         let mut b = Side::open("v1", 1, AttachMode::Native);
         let steer = &mut a.nic.steer;
         steer.set_vips(&[]).expect("vips");

@@ -37,6 +37,9 @@ fn done(restored: &Restored) -> Option<Finding> {
     if restored.detached {
         done.push("XDP program removed".into());
     }
+    if restored.companion {
+        done.push("veth pair beside it removed".into());
+    }
     let subject = format!("{}: restored", restored.interface);
     (!done.is_empty()).then(|| Finding::ok(&subject, done.join(", ")))
 }

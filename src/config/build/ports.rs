@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::{Build, id16};
 use crate::base::tomlfile::ROOT;
-use crate::config::file::{FileAttach, FileConfig, FileCopy, FilePort};
+use crate::config::file::{FileAttach, FileConfig, FileCopy, FileOnFailure, FilePort};
 use crate::nic::spec::{AttachMode, BusyPoll, CopyMode, PORTS_MAX, PortSpec};
 use crate::packet::PortId;
 
@@ -29,11 +29,12 @@ pub fn ports(b: &mut Build<'_>, file: &FileConfig) -> Vec<PortSpec> {
     if let Some((key, _)) = list.get(PORTS_MAX) {
         b.error(&key.span(), format!("there are {PORTS_MAX} ports at most"));
     }
+    let on_failure = file.workers.as_ref().and_then(|w| w.get_ref().on_failure);
     let mut by_interface: HashMap<&str, &str> = HashMap::new();
     let mut ports = Vec::with_capacity(list.len());
     for (i, (key, port)) in list.iter().enumerate() {
         b.name(key);
-        let spec = port_spec(b, id16(i), key, port);
+        let spec = port_spec(b, id16(i), key, port, on_failure);
         if let Some(interface) = &port.get_ref().interface {
             let name = interface.get_ref().as_str();
             if let Some(first) = by_interface.insert(name, key.get_ref()) {
@@ -50,6 +51,7 @@ fn port_spec(
     id: u16,
     key: &Spanned<String>,
     table: &Spanned<FilePort>,
+    on_failure: Option<FileOnFailure>,
 ) -> PortSpec {
     let p = table.get_ref();
     let what = "the kernel's name for it, as `ip link` shows it";
@@ -61,15 +63,28 @@ fn port_spec(
         FileAttach::Auto => AttachMode::Auto,
         FileAttach::Native => AttachMode::Native,
         FileAttach::Generic => AttachMode::Generic,
+        FileAttach::Tc => AttachMode::Tc,
     });
     let copy = p.copy.as_ref().map_or(CopyMode::Auto, |c| match c.get_ref() {
         FileCopy::Auto => CopyMode::Auto,
         FileCopy::ZeroCopy => CopyMode::ZeroCopy,
         FileCopy::Copy => CopyMode::Copy,
     });
-    if let (AttachMode::Generic, CopyMode::ZeroCopy, Some(c)) = (attach, copy, &p.copy) {
+    if let (AttachMode::Generic | AttachMode::Tc, CopyMode::ZeroCopy, Some(c)) =
+        (attach, copy, &p.copy)
+    {
         let what = "zero-copy needs the driver's own XDP: set `mode` to \"native\" or \"auto\"";
         b.error(&c.span(), what);
+    }
+    if let (AttachMode::Tc, Some(busy_poll)) = (attach, &p.busy_poll) {
+        let what = "`mode = \"tc\"` has sockets behind the driver, where there is nothing to poll: \
+                    leave `busy_poll` out";
+        b.error(&busy_poll.span(), what);
+    }
+    if let (AttachMode::Tc, Some(FileOnFailure::Drop), Some(mode)) = (attach, on_failure, &p.mode) {
+        let what = "a program for tc ends with its process: with `on_failure = \"drop\"` it can't \
+                    go on dropping, so set `mode` to \"native\", \"generic\" or \"auto\"";
+        b.error(&mode.span(), what);
     }
     PortSpec {
         id: PortId(id),

@@ -107,13 +107,13 @@ impl Control {
     /// Waits for what takes its time, if anything does.
     fn prepare(&mut self, pending: Pending) -> Result<Step, ReloadError> {
         let a = &self.appliance;
-        match pending.plan.opening().count() {
-            0 if a.crew.is_ready() => self.make_room(pending),
-            count => {
-                let loading = a.load_programs(count).map_err(ReloadError::Thread)?;
-                Ok(Step::Loading(loading, Box::new(pending)))
-            }
+        let attach = |id: PortId| Some(pending.wanted.ports.get(usize::from(id.0))?.attach);
+        let programs: Vec<_> = pending.plan.opening().filter_map(attach).collect();
+        if programs.is_empty() && a.crew.is_ready() {
+            return self.make_room(pending);
         }
+        let loading = a.load_programs(programs).map_err(ReloadError::Thread)?;
+        Ok(Step::Loading(loading, Box::new(pending)))
     }
 
     /// Opens what needs nobody to go first; then those go that have to, if there are any, or all is

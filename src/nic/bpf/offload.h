@@ -5,9 +5,6 @@
 //
 // The structs are repeated in src/nic/steer/offload.rs.
 
-#include <linux/tcp.h>
-#include <linux/udp.h>
-
 #define MAX_OFFLOADS 65536
 #define MAX_OFFLOAD_SLOTS 32768
 #define MAX_PORTS 64
@@ -113,14 +110,6 @@ struct {
 	__type(value, struct tg_queue);
 } offload_queues SEC(".maps");
 
-// Interfaces of the ports that take frames from other devices.
-struct {
-	__uint(type, BPF_MAP_TYPE_DEVMAP);
-	__uint(max_entries, MAX_PORTS);
-	__type(key, __u32);
-	__type(value, __u32);
-} offload_ports SEC(".maps");
-
 _Static_assert(offsetof(struct packet, pad) == offsetof(struct tg_offload_key, pad), "see above");
 
 static __always_inline __u16 fold(__u64 sum)
@@ -140,21 +129,26 @@ static __always_inline __u16 changed(__u16 check, __u16 change)
 
 #include "splice.h"
 
-// The packet's Ethernet destination is ours, it is not longer than it says, and the port it leaves
-// by takes it.
-static __always_inline int offload_fits(void *data, void *end, const struct tg_offload *o,
-					__u32 ip_len)
-{
-	const __u16 *dst = data, *own = (const __u16 *)o->own_mac;
+#ifdef TG_TC
+#include "offload_tc.h"
+#else
+#include "offload_xdp.h"
+#endif
 
-	return dst[0] == own[0] && dst[1] == own[1] && dst[2] == own[2] && ip_len <= o->mtu &&
-	       ip_len + sizeof(struct ethhdr) <= (__u64)(end - data);
+// The packet's Ethernet destination is ours, and it is not longer than it says.
+static __always_inline int offload_fits(HOOK *ctx, const struct tg_offload *o, __u32 ip_len)
+{
+	const __u16 *dst = (void *)(long)ctx->data, *own = (const __u16 *)o->own_mac;
+
+	if ((void *)(dst + 3) > (void *)(long)ctx->data_end)
+		return 0;
+	return dst[0] == own[0] && dst[1] == own[1] && dst[2] == own[2] &&
+	       ip_len + sizeof(struct ethhdr) <= frame_len(ctx);
 }
 
-// The transport checksum to be rewritten, or NULL for what the worker must see. A sum that covers
-// the pseudo-header only is a local sender's, which the worker completes.
+// The transport checksum, or NULL for what the worker must see. Adds the bytes of its header.
 static __always_inline __u16 *offload_check(void *l4, void *end, __u8 proto, __u64 pseudo,
-					    __u32 len)
+					    __u32 len, __u32 *headers)
 {
 	__u16 *check;
 
@@ -165,15 +159,17 @@ static __always_inline __u16 *offload_check(void *l4, void *end, __u8 proto, __u
 		if ((void *)(tcp + 1) > end || tcp->doff < 5 || tcp->doff * 4u > len ||
 		    (((__u8 *)l4)[13] & (TCP_ENDS | TCP_ACK)) != TCP_ACK)
 			return NULL;
+		*headers += tcp->doff * 4u;
 		check = &tcp->check;
 	} else {
 		struct udphdr *udp = l4;
 
 		if ((void *)(udp + 1) > end || bpf_ntohs(udp->len) != len || len < sizeof(*udp))
 			return NULL;
+		*headers += sizeof(*udp);
 		check = &udp->check;
 	}
-	return *check == fold(pseudo) ? NULL : check;
+	return offload_sum_is_known(*check, pseudo) ? check : NULL;
 }
 
 static __always_inline int offload_layout(void *l4, void *end, const struct tg_offload *o,
@@ -182,104 +178,108 @@ static __always_inline int offload_layout(void *l4, void *end, const struct tg_o
 	return proto == IPPROTO_TCP && o->splice ? splice_layout(l4, end, o) : 0;
 }
 
-static __always_inline void offload_ports_and_check(__be16 *ports, __u16 *check, __u8 proto,
-						    const struct tg_offload *o)
+static __always_inline void offload_ethernet(void *data, const struct tg_offload *o)
 {
-	__u16 old = *check;
-	__u16 new = changed(old, o->transport_change);
-
-	ports[0] = o->sport;
-	ports[1] = o->dport;
-	if (proto == IPPROTO_TCP)
-		*check = new == 0xffff ? 0 : new;
-	else if (old) // none stays none
-		*check = new ? new : 0xffff;
+	for (__u32 i = 0; i < 6; i++)
+		((__u16 *)data)[i] = ((const __u16 *)o->ethernet)[i];
 }
 
-// Returns whether the packet is on its way; it is as it was where not.
-static __always_inline int offload_v4(void *data, void *end, const struct tg_offload *o,
-				      __u8 proto)
+// What an address that becomes another one changes in a checksum.
+static __always_inline __u64 offload_moved(__be32 from, __be32 to)
 {
+	return (__u64)(__u32)~from + to;
+}
+
+// Returns the bytes of the headers behind the Ethernet one where the packet is on its way; 0 where
+// it is as it was.
+static __always_inline __u32 offload_v4(HOOK *ctx, const struct tg_offload *o, __u8 proto)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct iphdr *ip = data + sizeof(struct ethhdr);
 	const __u32 *words = (const __u32 *)ip;
 	void *l4 = ip + 1;
+	__u64 pseudo, moved, edited;
+	__u32 len, headers = sizeof(*ip);
 	__u16 *check, sum;
-	__u64 pseudo;
-	__u32 len;
 	int layout;
 
 	if (l4 + sizeof(struct udphdr) > end || ip->ihl != 5 || ip->ttl <= 1 ||
 	    ip->frag_off & bpf_htons(IP_FRAGMENT))
 		return 0;
 	len = bpf_ntohs(ip->tot_len);
-	if (len < sizeof(*ip) || !offload_fits(data, end, o, len))
+	if (len < sizeof(*ip) || !offload_fits(ctx, o, len))
 		return 0;
-	len -= sizeof(*ip);
 	pseudo = (__u64)ip->saddr + ip->daddr;
 	if (fold(pseudo + words[0] + words[1] + words[2]) != 0xffff)
 		return 0;
-	check = offload_check(l4, end, proto, pseudo, len);
+	check = offload_check(l4, end, proto, pseudo, len - sizeof(*ip), &headers);
 	layout = check ? offload_layout(l4, end, o, proto) : NO_LAYOUT;
-	if (layout < 0 || bpf_redirect_map(&offload_ports, o->port, XDP_ABORTED) != XDP_REDIRECT)
+	if (layout < 0 || offload_largest(ctx, len, headers, proto) > o->mtu ||
+	    !offload_redirects(o->port))
 		return 0;
+	moved = offload_moved(ip->saddr, o->src[3]) + offload_moved(ip->daddr, o->dst[3]);
 	ip->saddr = o->src[3];
 	ip->daddr = o->dst[3];
 	ip->ttl--;
 	sum = changed(ip->check, o->ip_change);
 	ip->check = sum == 0xffff ? 0 : sum;
-	if (proto == IPPROTO_TCP && o->splice)
-		splice_edit(l4, end, o, layout);
-	offload_ports_and_check(l4, check, proto, o);
-	return 1;
+	edited = proto == IPPROTO_TCP && o->splice ? splice_edit(l4, end, o, layout) : 0;
+	offload_ethernet(data, o);
+	offload_sums(ctx, l4, check, proto, o, moved, edited);
+	return headers;
 }
 
-static __always_inline int offload_v6(void *data, void *end, const struct tg_offload *o,
-				      __u8 proto)
+static __always_inline __u32 offload_v6(HOOK *ctx, const struct tg_offload *o, __u8 proto)
 {
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ipv6hdr *ip = data + sizeof(struct ethhdr);
 	void *l4 = ip + 1;
-	__u64 pseudo = 0;
+	__u64 pseudo = 0, moved = 0, edited;
+	__u32 len, headers = sizeof(*ip);
 	__u16 *check;
-	__u32 len;
 	int layout;
 
 	if (l4 + sizeof(struct udphdr) > end || ip->nexthdr != proto || ip->hop_limit <= 1)
 		return 0;
 	len = bpf_ntohs(ip->payload_len);
-	if (!offload_fits(data, end, o, len + sizeof(*ip)))
+	if (!offload_fits(ctx, o, len + sizeof(*ip)))
 		return 0;
 	for (int i = 0; i < 4; i++)
 		pseudo += (__u64)ip->saddr.in6_u.u6_addr32[i] + ip->daddr.in6_u.u6_addr32[i];
-	check = offload_check(l4, end, proto, pseudo, len);
+	check = offload_check(l4, end, proto, pseudo, len, &headers);
 	// Without a sum: not allowed but in tunnels (RFC 6935), the worker's to judge.
 	layout = check && *check ? offload_layout(l4, end, o, proto) : NO_LAYOUT;
 	if (layout < 0 ||
-	    bpf_redirect_map(&offload_ports, o->port, XDP_ABORTED) != XDP_REDIRECT)
+	    offload_largest(ctx, len + sizeof(*ip), headers, proto) > o->mtu ||
+	    !offload_redirects(o->port))
 		return 0;
 	for (int i = 0; i < 4; i++) {
+		moved += offload_moved(ip->saddr.in6_u.u6_addr32[i], o->src[i]);
+		moved += offload_moved(ip->daddr.in6_u.u6_addr32[i], o->dst[i]);
 		ip->saddr.in6_u.u6_addr32[i] = o->src[i];
 		ip->daddr.in6_u.u6_addr32[i] = o->dst[i];
 	}
 	ip->hop_limit--;
-	if (proto == IPPROTO_TCP && o->splice)
-		splice_edit(l4, end, o, layout);
-	offload_ports_and_check(l4, check, proto, o);
-	return 1;
+	edited = proto == IPPROTO_TCP && o->splice ? splice_edit(l4, end, o, layout) : 0;
+	offload_ethernet(data, o);
+	offload_sums(ctx, l4, check, proto, o, moved, edited);
+	offload_whole_v6(ctx, moved);
+	return headers;
 }
 
 // Counts a packet that goes to the worker of its queue.
-static __always_inline void offload_steered(__u32 queue)
+static __always_inline void offload_steered(__u32 queue, __u32 frames)
 {
 	struct tg_queue *q = bpf_map_lookup_elem(&offload_queues, &queue);
 
 	if (q)
-		__sync_fetch_and_add(&q->steered, 1);
+		__sync_fetch_and_add(&q->steered, frames);
 }
 
 // Whether a flow's packets are forwarded here by now. What came before must not be overtaken: until
 // the worker has passed the last one on, further ones follow it. One that never keeps up is not
 // waited for for ever.
-static __always_inline int offload_begins(struct tg_offload *o, __u32 queue)
+static __always_inline int offload_begins(struct tg_offload *o, __u32 queue, __u32 frames)
 {
 	struct tg_queue *q;
 
@@ -294,45 +294,42 @@ static __always_inline int offload_begins(struct tg_offload *o, __u32 queue)
 		return 1;
 	}
 	o->waited++;
-	o->mark = *(volatile __u64 *)&q->steered + 1;
+	o->mark = *(volatile __u64 *)&q->steered + frames;
 	return 0;
 }
 
 // Forwards a packet of a flow that was handed down, or returns 0.
-static __always_inline int offload(struct xdp_md *ctx, const struct tg_config *cfg,
-				   const struct packet *p)
+static __always_inline int offload(HOOK *ctx, const struct tg_config *cfg, const struct packet *p)
 {
-	void *data = (void *)(long)ctx->data;
-	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
 	struct tg_offload *o;
 	struct tg_offload_slot *slot;
-	struct ethhdr *eth = data;
-	__u32 at, i;
-	int done;
+	__u32 at, headers, packets;
 
 	if (!cfg->generation || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
 		return 0;
 	o = bpf_map_lookup_elem(&offloads, p);
-	if (!o || o->generation != cfg->generation || (void *)(eth + 1) > end)
+	if (!o || o->generation != cfg->generation ||
+	    (void *)(eth + 1) > (void *)(long)ctx->data_end)
 		return 0;
 	at = o->slot;
 	slot = bpf_map_lookup_elem(&offload_slots, &at);
 	// The clock of ticks costs a tenth of the other one; a dead worker is noticed a tick later.
 	if (!slot || *(volatile __u32 *)&slot->stamp != o->stamp ||
 	    is_stale(cfg, o->worker, bpf_ktime_get_coarse_ns()) ||
-	    !offload_begins(o, ctx->rx_queue_index))
+	    !offload_begins(o, receive_queue(ctx), frames_of(ctx)) || is_tagged_aside(ctx))
 		return 0;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		done = offload_v4(data, end, o, p->proto);
+		headers = offload_v4(ctx, o, p->proto);
 	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
-		done = offload_v6(data, end, o, p->proto);
+		headers = offload_v6(ctx, o, p->proto);
 	else
 		return 0; // tagged
-	if (!done)
+	if (!headers)
 		return 0;
-	for (i = 0; i < 6; i++)
-		((__u16 *)data)[i] = ((const __u16 *)o->ethernet)[i];
-	__sync_fetch_and_add(&slot->packets, 1);
-	__sync_fetch_and_add(&slot->bytes, (__u64)(end - data));
+	headers += sizeof(*eth);
+	packets = packets_of(ctx, headers);
+	__sync_fetch_and_add(&slot->packets, packets);
+	__sync_fetch_and_add(&slot->bytes, frame_len(ctx) + (__u64)(packets - 1) * headers);
 	return 1;
 }

@@ -82,7 +82,9 @@ static __always_inline __u64 splice_window(struct tcphdr *tcp, __s32 shift)
 	return (__u64)(__u16)~old + tcp->window;
 }
 
-static __always_inline void splice_edit(void *l4, void *end, const struct tg_offload *o, int layout)
+// Returns what that changes in the checksum.
+static __always_inline __u64 splice_edit(void *l4, void *end, const struct tg_offload *o,
+					 int layout)
 {
 	struct tcphdr *tcp = l4;
 	__be32 *options = l4 + sizeof(*tcp);
@@ -91,7 +93,7 @@ static __always_inline void splice_edit(void *l4, void *end, const struct tg_off
 
 	// As was seen before; the verifier wants it again.
 	if ((void *)(tcp + 1) > end)
-		return;
+		return 0;
 	words = tcp->doff - sizeof(*tcp) / 4 - 1;
 	sum = splice_word(&tcp->seq, o->sequence);
 	sum += splice_word(&tcp->ack_seq, o->acknowledgment);
@@ -105,5 +107,5 @@ static __always_inline void splice_edit(void *l4, void *end, const struct tg_off
 				   o->acknowledgment);
 	else if (layout == HAS_SACK)
 		sum += splice_sack(options + 1, end, words, o->acknowledgment);
-	tcp->check = changed(tcp->check, fold(sum));
+	return sum;
 }

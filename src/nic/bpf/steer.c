@@ -3,6 +3,8 @@
 // Decides for each received packet whether it is ours. Ours go to the AF_XDP socket of the receive
 // queue; everything else goes on to the kernel as if we were not there.
 //
+// Compiled twice: hook.h has what differs.
+//
 // The structs and numbers here are repeated in src/nic/steer/abi.rs; the table at the end of this
 // file lets a test there compare both sides.
 
@@ -13,6 +15,9 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -25,6 +30,8 @@
 #define MAX_ADDRS 16384
 #define MAX_PREFIXES 65536
 #define MAX_VLAN_TAGS 2
+// With tags, an IPv6 header and the longest of TCP.
+#define HEADERS_MAX 128
 #define SHARE_ALL 10000
 // In place of a share: where our tunnels lead. What comes from there is nothing of ours.
 #define SHARE_TUNNEL 65535
@@ -102,12 +109,7 @@ enum tg_reason {
 	TG_REASONS,
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, MAX_QUEUES);
-	__type(key, __u32);
-	__type(value, __u32);
-} xsks SEC(".maps");
+#include "hook.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -189,18 +191,18 @@ static __always_inline int is_stale(const struct tg_config *cfg, __u32 worker, _
 #include "fragments.h"
 
 // Hands a packet of ours to the queue's socket, unless its worker has stopped beating.
-static __always_inline int steer(struct xdp_md *ctx, struct tg_config *cfg, __u32 reason)
+static __always_inline int steer(HOOK *ctx, struct tg_config *cfg, __u32 reason)
 {
-	__u32 queue = ctx->rx_queue_index;
+	__u32 queue = receive_queue(ctx);
 	__u32 fallback = cfg->on_failure ? XDP_DROP : XDP_PASS;
 	__u32 worker = cfg->workers ? queue % cfg->workers : MAX_WORKERS;
 	int action;
 
 	if (is_stale(cfg, worker, bpf_ktime_get_ns()))
 		return count(cfg->on_failure ? TG_STALE_DROP : TG_STALE_PASS, fallback);
-	action = bpf_redirect_map(&xsks, queue, fallback);
+	action = to_socket(ctx, queue, fallback);
 	if (offload_enabled && action == XDP_REDIRECT)
-		offload_steered(queue);
+		offload_steered(queue, frames_of(ctx));
 	return count(action == XDP_REDIRECT ? reason : TG_NO_SOCKET, action);
 }
 
@@ -214,7 +216,7 @@ static __always_inline struct tg_endpoint endpoint(const struct tg_addr *addr, _
 
 // An ICMP error about a packet that we have sent: its flow's worker knows whom to tell. Returns an
 // action, or -1 where it is about none.
-static __always_inline int decide_error(struct xdp_md *ctx, struct tg_config *cfg,
+static __always_inline int decide_error(HOOK *ctx, struct tg_config *cfg,
 					const struct packet *p, void *end)
 {
 	struct tg_addr_info *info;
@@ -247,7 +249,7 @@ static __always_inline int decide_error(struct xdp_md *ctx, struct tg_config *cf
 }
 
 // The destination is one of our addresses. Returns an action, or -1 where the rest must decide.
-static __always_inline int decide_address(struct xdp_md *ctx, struct tg_config *cfg,
+static __always_inline int decide_address(HOOK *ctx, struct tg_config *cfg,
 					  const struct packet *p, const struct tg_addr_info *info)
 {
 	if (info->flags & (TG_ADDR_VIP | TG_ADDR_NAT)) {
@@ -272,7 +274,7 @@ static __always_inline int decide_address(struct xdp_md *ctx, struct tg_config *
 	return info->flags & TG_ADDR_LOCAL ? count(TG_LOCAL, XDP_PASS) : -1;
 }
 
-static __always_inline int decide_transit(struct xdp_md *ctx, struct tg_config *cfg,
+static __always_inline int decide_transit(HOOK *ctx, struct tg_config *cfg,
 					  const struct packet *p)
 {
 	struct tg_prefix key = { .len = 128 };
@@ -292,7 +294,7 @@ static __always_inline int decide_transit(struct xdp_md *ctx, struct tg_config *
 	return steer(ctx, cfg, TG_TRANSIT);
 }
 
-static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
+static __always_inline int decide(HOOK *ctx, struct tg_config *cfg,
 				  const struct packet *p, void *end)
 {
 	struct tg_addr_info *info = bpf_map_lookup_elem(&addrs, &p->dst);
@@ -328,8 +330,7 @@ static __always_inline int decide(struct xdp_md *ctx, struct tg_config *cfg,
 	return decide_transit(ctx, cfg, p);
 }
 
-SEC("xdp")
-int tidegate_steer(struct xdp_md *ctx)
+static __always_inline int decide_frame(HOOK *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
@@ -347,6 +348,8 @@ int tidegate_steer(struct xdp_md *ctx)
 		return count(TG_GROUP, XDP_PASS);
 	proto = eth->h_proto;
 	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		if (i + is_tagged_aside(ctx) >= MAX_VLAN_TAGS)
+			break;
 		if (proto != bpf_htons(ETH_P_8021Q) && proto != bpf_htons(ETH_P_8021AD))
 			break;
 		if (l3 + 4 > end)
@@ -374,6 +377,13 @@ int tidegate_steer(struct xdp_md *ctx)
 	if (p.fragment && !p.later_fragment)
 		leads(&p, action);
 	return action;
+}
+
+SEC(HOOK_SECTION)
+int tidegate_steer(HOOK *ctx)
+{
+	show_headers(ctx);
+	return verdict(decide_frame(ctx));
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

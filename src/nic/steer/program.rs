@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 
@@ -16,13 +16,18 @@ use super::abi::{AddrInfo, AddrKey, Config, Endpoint, MAX_QUEUES, MAX_WORKERS, S
 use super::heartbeat::HeartbeatPage;
 use super::mapped::MappedArray;
 use super::offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadKey, OffloadPage, QueuePage};
+use super::targets::{Target, Targets};
+use super::tcx;
 use crate::base::{Addr, Prefix};
+use crate::nic::companion::Companion;
 use crate::nic::error::NicError;
 use crate::nic::link::{self, LastingXdp};
 use crate::nic::spec::AttachMode;
 
 /// What build.rs made of `src/nic/bpf/steer.c`.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
+pub(super) static OBJECT_TC: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer_tc.o"));
 
 /// Name of the program, by which a later start knows it as ours.
 pub const PROGRAM_NAME: &str = "tidegate_steer";
@@ -53,6 +58,12 @@ impl Sockets {
         }
     }
 
+    /// Packets that the program has steered to this queue since the start, where it counts them.
+    pub(crate) fn steered(&self, queue: u32) -> u64 {
+        let queues = self.queues.as_ref();
+        queues.map_or(0, |of| of.at(queue as usize).steered.load(Ordering::Relaxed))
+    }
+
     /// Packets of ours that arrive on `queue` go to this socket from now on.
     pub(crate) fn set(&self, queue: u32, socket: RawFd) -> Result<(), NicError> {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,23 +91,46 @@ impl Sockets {
 pub struct Loaded {
     ebpf: Ebpf,
     offload: bool,
+    is_tc: bool,
+    companion: Option<Companion>,
 }
 
 impl Loaded {
-    /// Has the kernel check a program; with `offload` one that can forward flows itself.
+    /// Has the kernel check a program for being attached so; with `offload` one that can forward
+    /// flows itself.
     ///
     /// # Errors
     /// No privileges, or the kernel refusing it.
-    pub fn load(offload: bool) -> Result<Loaded, NicError> {
+    pub fn load(mode: AttachMode, offload: bool) -> Result<Loaded, NicError> {
         let mut loader = EbpfLoader::new();
         let enabled = u32::from(offload);
         loader.override_global("offload_enabled", &enabled, true);
         if !offload {
             loader.map_max_entries("offloads", 1).map_max_entries("offload_slots", 1);
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|e| load_error(&e))?;
-        xdp(&mut ebpf)?.load().map_err(|e| load_error(&e))?;
-        Ok(Loaded { ebpf, offload })
+        let is_tc = mode == AttachMode::Tc;
+        let object = if is_tc { OBJECT_TC } else { OBJECT };
+        let mut ebpf = loader.load(object).map_err(|e| load_error(&e))?;
+        match is_tc {
+            true => tcx::load(&mut ebpf)?,
+            false => xdp(&mut ebpf)?.load().map_err(|e| load_error(&e))?,
+        }
+        Ok(Loaded { ebpf, offload, is_tc, companion: None })
+    }
+
+    /// Whether it can be attached so.
+    pub fn suits(&self, mode: AttachMode) -> bool {
+        self.is_tc == (mode == AttachMode::Tc)
+    }
+
+    /// Gives a program for tc the way to its sockets, which goes with it.
+    pub(in crate::nic) fn beside(self, companion: Companion) -> Loaded {
+        Loaded { companion: Some(companion), ..self }
+    }
+
+    /// The interface of the sockets, where that is another one.
+    pub(in crate::nic) fn companion(&self) -> Option<&str> {
+        self.companion.as_ref().map(|c| c.exit_name.as_str())
     }
 }
 
@@ -126,22 +160,24 @@ pub(super) struct Program {
     // Detached before the program's own descriptor goes.
     lasting: Option<LastingXdp>,
     _ebpf: Ebpf,
+    /// Behind all that leads there.
+    _companion: Option<Companion>,
 }
 
 /// The maps of flows that the program forwards itself.
 pub(super) struct Offloads {
     pub(super) slots: Arc<OffloadPage>,
     flows: HashMap<MapData, OffloadKey, OffloadEntry>,
-    ports: DevMap<MapData>,
+    targets: Targets,
 }
 
 impl Offloads {
-    fn take(ebpf: &mut Ebpf) -> Result<Offloads, NicError> {
+    fn take(ebpf: &mut Ebpf, is_tc: bool) -> Result<Offloads, NicError> {
         let slots = mapped(ebpf, "offload_slots", MAX_OFFLOAD_SLOTS as usize)?;
         Ok(Offloads {
             slots: Arc::new(slots),
             flows: take(ebpf, "offloads")?,
-            ports: take(ebpf, "offload_ports")?,
+            targets: Targets::take(ebpf, is_tc)?,
         })
     }
 
@@ -154,9 +190,14 @@ impl Offloads {
         let _ = self.flows.remove(key);
     }
 
-    /// Packets may leave by the port `index`, which is the interface `to`; 0: they no longer may.
-    pub(super) fn set_port(&mut self, index: u32, to: u32) -> Result<(), NicError> {
-        self.ports.set(index, to, None, 0).map_err(|e| map_error("offload_ports", &e))
+    /// Packets may leave by the port `index` from now on, or no longer.
+    pub(super) fn set_port(&mut self, index: u32, to: Option<Target>) -> Result<(), NicError> {
+        self.targets.set(index, to)
+    }
+
+    /// Whether packets can leave so.
+    pub(super) fn reaches(&self, target: Target) -> bool {
+        self.targets.reaches(target)
     }
 }
 
@@ -170,14 +211,21 @@ impl Program {
     ) -> Result<Program, NicError> {
         let index = link::index_of(interface)
             .map_err(|_| NicError::NoInterface { interface: interface.to_owned() })?;
-        let Loaded { mut ebpf, offload } = loaded;
-        refuse_present(interface, index)?;
-        let program = xdp(&mut ebpf)?;
-        let (attached, lasting) = attach_by_mode(program, interface, index, mode, lasting)?;
+        let Loaded { mut ebpf, offload, is_tc, companion } = loaded;
+        let (attached, lasting) = match &companion {
+            Some(companion) => {
+                tcx::attach(&mut ebpf, interface, companion)?;
+                (Attached { native: false, native_refused: None }, None)
+            }
+            None => {
+                refuse_present(interface, index)?;
+                attach_by_mode(xdp(&mut ebpf)?, interface, index, mode, lasting)?
+            }
+        };
         let page = mapped(&ebpf, "heartbeats", MAX_WORKERS as usize)?;
         let queues = || mapped(&ebpf, "offload_queues", MAX_QUEUES as usize).map(Arc::new);
         let queues = offload.then(queues).transpose()?;
-        let offload = offload.then(|| Offloads::take(&mut ebpf)).transpose()?;
+        let offload = offload.then(|| Offloads::take(&mut ebpf, is_tc)).transpose()?;
         Ok(Program {
             interface: interface.to_owned(),
             index,
@@ -193,6 +241,7 @@ impl Program {
             offload,
             lasting,
             _ebpf: ebpf,
+            _companion: companion,
         })
     }
 
@@ -351,7 +400,7 @@ fn mapped<T: Sync>(
     }
 }
 
-fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, NicError>
+pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, NicError>
 where
     M: TryFrom<Map, Error = MapError>,
 {
@@ -377,7 +426,7 @@ where
     Ok(())
 }
 
-fn load_error(error: &(dyn Error + 'static)) -> NicError {
+pub(super) fn load_error(error: &(dyn Error + 'static)) -> NicError {
     match NicError::os_error(error) {
         Some(libc::EPERM | libc::EACCES) => {
             NicError::Privileges { what: "loading the XDP program".to_owned() }
@@ -386,7 +435,7 @@ fn load_error(error: &(dyn Error + 'static)) -> NicError {
     }
 }
 
-fn map_error(map: &'static str, error: &(dyn Error + 'static)) -> NicError {
+pub(super) fn map_error(map: &'static str, error: &(dyn Error + 'static)) -> NicError {
     match NicError::os_error(error) {
         Some(libc::EPERM | libc::EACCES) => {
             NicError::Privileges { what: format!("writing map `{map}`") }

@@ -198,6 +198,48 @@ fn what_nobody_confirms_is_taken_back() {
     assert_eq!((weight(), count(&net, "rollbacks")), (3.into(), 1));
 }
 
+#[test]
+fn a_difference_is_told_and_nothing_changes_but_by_the_reload() {
+    let net = Net::new(1);
+    let head = net.config_head("l4-balancer", "");
+    let text = |backends: &str, service_port: u16| {
+        let service = service("web", VIP4, service_port, "web", "nat");
+        [&head, &*nat(), backends, &service].concat()
+    };
+    let few = pool("web", SERVERS4, HTTP);
+    let more = format!("{few}[[pool.web.backend]]\naddress = \"{}\"\nport = 9\n", SERVERS4[0]);
+    let _edge = net.start(&text(&few, 80));
+    let before = standing(&net);
+    let same = net.ask(&["reload", "--diff"]).expect("nothing to refuse");
+    assert!(same.ends_with("tidegate.toml: no difference from what runs\n"), "{same}");
+
+    net.write("tidegate.toml", &text(&more, 81));
+    let said = net.ask(&["reload", "--diff"]).expect("nothing to refuse");
+    let added = format!("  + pool.web.backend[4 {}:9]: {{ address", SERVERS4[0]);
+    assert!(said.contains(": 2 different from what runs\n") && said.contains(&added), "{said}");
+    assert!(said.contains("  ~ service.web.port: 80 -> 81\n"), "{said}");
+    let json = net.ask_json(&["reload", "--diff"]);
+    assert_eq!((&json["unchanged"], &json["refused"]), (&false.into(), &serde_json::Value::Null));
+    assert_eq!((&json["changes"][1]["old"], &json["changes"][1]["new"]), (&80.into(), &81.into()));
+    assert_eq!(standing(&net), before, "only told");
+
+    // What a reload refuses is told before it is tried, with the same exit code.
+    let fixed = text(&more, 81).replace("flows_max = 100000", "flows_max = 200000");
+    net.write("tidegate.toml", &fixed);
+    let refused = net.ask(&["reload", "--diff"]).expect_err("the same as a reload");
+    assert!(refused.contains("needs a restart: workers.flows_max: 100000 runs"), "{refused}");
+    net.write("tidegate.toml", &broken(&text(&more, 81), 9));
+    let refused = net.ask(&["reload", "--diff"]).expect_err("it can't be read");
+    assert!(refused.contains("adress"), "{refused}");
+    assert_eq!((count(&net, "reloads"), count(&net, "reloads_refused")), (0, 0));
+
+    net.write("tidegate.toml", &text(&more, 81));
+    assert_eq!(net.ask_json(&["reload"])["backends"], 4);
+    assert_ne!(standing(&net), before);
+    let done = net.ask(&["reload", "--diff"]).expect("nothing to refuse");
+    assert!(done.ends_with("no difference from what runs\n"), "{done}");
+}
+
 /// Both services, and these ports besides the usual two.
 fn with_ports(net: &Net, workers: &str, ports: &[(&str, &str, &str)]) -> String {
     let mut text = net.config_head("l4-balancer", workers);

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::commands::{Failure, print_json, print_text};
-use crate::config::{self, Config, Diagnostic};
+use crate::config::{self, Config, Diagnostic, Diagnostics};
 use crate::worker::spec::WorkersSpec;
 
 /// Loads the file and tells.
@@ -26,21 +26,24 @@ pub fn check(path: &Path, json: bool) -> Result<(), Failure> {
             tell(config.warnings.iter());
             print_text(&summary(&config))
         }
-        Err(faults) => {
-            if json {
-                let of = |severity| {
-                    let some = faults.iter().filter(move |d| d.severity == severity);
-                    some.map(fault).collect::<Vec<_>>()
-                };
-                let errors = of(config::Severity::Error);
-                let warnings = of(config::Severity::Warning);
-                print_json(&json!({ "ok": false, "errors": errors, "warnings": warnings }))?;
-            } else {
-                tell(faults.iter());
-            }
-            Err(Failure::Told(2))
-        }
+        Err(faults) => Err(refused(&faults, json)?),
     }
+}
+
+/// Tells what is wrong; the end with exit code 2.
+pub(super) fn refused(faults: &Diagnostics, json: bool) -> Result<Failure, Failure> {
+    if json {
+        let of = |severity| {
+            let some = faults.iter().filter(move |d| d.severity == severity);
+            some.map(fault).collect::<Vec<_>>()
+        };
+        let errors = of(config::Severity::Error);
+        let warnings = of(config::Severity::Warning);
+        print_json(&json!({ "ok": false, "errors": errors, "warnings": warnings }))?;
+    } else {
+        tell(faults.iter());
+    }
+    Ok(Failure::Told(2))
 }
 
 /// Faults, a line each, to standard error.

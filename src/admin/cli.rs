@@ -50,10 +50,14 @@ pub enum Command {
     /// Validate a configuration and its pipeline; every error with file:line:column
     #[command(after_help = "Examples:\n  \
         tidegate check -c edge.toml\n  \
-        tidegate check -c edge.toml --json | jq .errors")]
+        tidegate check -c edge.toml --json | jq .errors\n  \
+        tidegate check -c new.toml --against edge.toml")]
     Check {
         #[command(flatten)]
         config: ConfigArgs,
+        /// Tell what differs from this configuration, and what of that needs a restart
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -78,9 +82,13 @@ pub enum Command {
     /// Have a running appliance load its configuration anew, without losing a flow
     #[command(after_help = "Examples:\n  \
         tidegate check -c edge.toml && tidegate reload\n  \
+        tidegate reload --diff\n  \
         tidegate reload --confirm 60s && curl -sf https://edge/health && tidegate confirm\n\n\
         A configuration that is refused changes nothing.")]
     Reload {
+        /// Only tell what would change, and whether it would be refused
+        #[arg(long, conflicts_with = "confirm")]
+        diff: bool,
         /// Go back to what runs now unless `tidegate confirm` comes within this time
         #[arg(long, value_name = "TIME", value_parser = confirm_time)]
         confirm: Option<Duration>,
@@ -274,6 +282,8 @@ mod tests {
         let cli = parse("tidegate reload --confirm 90s").expect("reload");
         let Command::Reload { confirm, .. } = cli.command else { panic!("reload") };
         assert_eq!(confirm, Some(Duration::from_secs(90)));
+        let cli = parse("tidegate reload --diff").expect("reload");
+        assert!(matches!(cli.command, Command::Reload { diff: true, confirm: None, .. }));
         let cli = parse("tidegate stop").expect("stop");
         assert!(matches!(cli.command, Command::Stop { socket } if
             socket.socket.as_os_str() == DEFAULT_SOCKET));
@@ -326,6 +336,7 @@ mod tests {
             ("tidegate show moods", ErrorKind::InvalidValue),
             ("tidegate fly", ErrorKind::InvalidSubcommand),
             ("tidegate reload --confirm 100ms", ErrorKind::ValueValidation),
+            ("tidegate reload --diff --confirm 60s", ErrorKind::ArgumentConflict),
             ("tidegate drain pool", ErrorKind::MissingRequiredArgument),
             ("tidegate drain moon x", ErrorKind::InvalidValue),
             ("tidegate show drops --limit x", ErrorKind::ValueValidation),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::cli::{Cli, Command, SocketArgs};
 use super::client::{self, ClientError};
 use super::protocol::{Ask, What};
-use super::{check, demo, doctor, drain, inspect, logs, pktgen, run, show, simulate};
+use super::{check, demo, difference, doctor, drain, inspect, logs, pktgen, run, show, simulate};
 use crate::control::view::ReloadView;
 
 /// Why a command did not succeed.
@@ -79,11 +79,21 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     logs::start(cli.log_level.as_deref(), cli.log_format).map_err(Failure::Usage)?;
     match cli.command {
         Command::Run(args) => run::run(&args.config),
-        Command::Check { config, output } => check::check(&config.config, output.json),
+        Command::Check { config, against: None, output } => {
+            check::check(&config.config, output.json)
+        }
+        Command::Check { config, against: Some(old), output } => {
+            difference::between(&old, &config.config, output.json)
+        }
         Command::Show { what, limit, socket, output } => {
             show_what(what, limit, &socket, output.json)
         }
-        Command::Reload { confirm, socket, output } => reload(&socket.socket, confirm, output.json),
+        Command::Reload { diff: true, socket, output, .. } => {
+            difference::of_reload(&socket.socket, output.json)
+        }
+        Command::Reload { confirm, socket, output, .. } => {
+            reload(&socket.socket, confirm, output.json)
+        }
         Command::Confirm { socket } => {
             client::ask(&socket.socket, Ask::Confirm)?;
             print_text("confirmed\n")
@@ -134,11 +144,7 @@ fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Fa
         Some(within) => Ask::Try { within_secs: within.as_secs() },
         None => Ask::Reload,
     };
-    let answer = match client::ask(socket, ask) {
-        Err(ClientError::BadConfig(words)) if json => return refused(&words, 2),
-        Err(ClientError::Refused(words)) if json => return refused(&words, 1),
-        answer => answer?,
-    };
+    let answer = ask_for(socket, ask, json)?;
     if json {
         return print_json(&answer);
     }
@@ -165,11 +171,20 @@ fn reload(socket: &Path, confirm: Option<Duration>, json: bool) -> Result<(), Fa
     Ok(())
 }
 
-/// Tells programs why, a line each, and ends with this code.
-fn refused(words: &str, code: u8) -> Result<(), Failure> {
+/// Asks for what depends on a configuration. Programs are told of its faults in JSON as well.
+pub(super) fn ask_for(socket: &Path, ask: Ask, json: bool) -> Result<Value, Failure> {
+    match client::ask(socket, ask) {
+        Err(ClientError::BadConfig(words)) if json => Err(refused(&words, 2)?),
+        Err(ClientError::Refused(words)) if json => Err(refused(&words, 1)?),
+        answer => Ok(answer?),
+    }
+}
+
+/// Tells programs why, a line each; the end with this code.
+fn refused(words: &str, code: u8) -> Result<Failure, Failure> {
     let errors: Vec<&str> = words.lines().collect();
     print_json(&json!({ "ok": false, "errors": errors }))?;
-    Err(Failure::Told(code))
+    Ok(Failure::Told(code))
 }
 
 fn examine(interfaces: &[String], restore: bool, json: bool) -> Result<(), Failure> {

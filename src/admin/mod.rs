@@ -5,6 +5,7 @@ pub mod cli;
 pub mod client;
 mod commands;
 pub mod demo;
+mod difference;
 pub mod doctor;
 mod drain;
 mod inspect;

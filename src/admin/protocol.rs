@@ -46,6 +46,8 @@ pub enum Ask {
     Try {
         within_secs: u64,
     },
+    /// What a reload would change; nothing does.
+    Compare,
     /// Keeps what is being tried.
     Confirm,
     /// Give no new flows, or new flows again; answered with the flows that are left.
@@ -156,6 +158,7 @@ mod tests {
             ),
             (Ask::Reload, r#"{"version":1,"ask":"reload"}"#),
             (Ask::Try { within_secs: 60 }, r#"{"version":1,"ask":{"try":{"within_secs":60}}}"#),
+            (Ask::Compare, r#"{"version":1,"ask":"compare"}"#),
             (Ask::Confirm, r#"{"version":1,"ask":"confirm"}"#),
             (
                 Ask::Drain { target: DrainTarget::Pool("gpu".into()), drained: true, flush: false },

@@ -15,7 +15,6 @@ use tokio::sync::Semaphore;
 
 use super::protocol::{self, Answer, Question, Reply, What};
 use crate::config::AdminSpec;
-use crate::control::view::ReloadView;
 use crate::control::{Asker, Gone, Refusal};
 
 /// Clients served at once; more wait to be accepted.
@@ -208,9 +207,10 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
                 What::Counters | What::Flows => ok(&super::show::CountersAnswer::of(o)),
             }
         }
-        protocol::Ask::Reload => reloaded(asker.reload(None).await?),
+        protocol::Ask::Compare => told(asker.compare().await?),
+        protocol::Ask::Reload => told(asker.reload(None).await?),
         protocol::Ask::Try { within_secs } => {
-            reloaded(asker.reload(Some(Duration::from_secs(within_secs))).await?)
+            told(asker.reload(Some(Duration::from_secs(within_secs))).await?)
         }
         protocol::Ask::Confirm => match asker.confirm().await? {
             Ok(()) => Answer::Ok(json!({})),
@@ -229,7 +229,7 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
     })
 }
 
-fn reloaded(result: Result<ReloadView, Refusal>) -> Answer {
+fn told<T: Serialize>(result: Result<T, Refusal>) -> Answer {
     match result {
         Ok(done) => ok(&done),
         Err(Refusal { words, bad_config: true }) => Answer::Refused(words),

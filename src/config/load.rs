@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use toml::Spanned;
-use toml::de::DeTable;
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+use toml::{Spanned, Table};
 
 use super::build::{self, Build};
 use super::file::FileConfig;
-use super::{Config, Diagnostics, Severity, templates};
+use super::{Config, Diagnostics, Severity, Written, templates};
 use crate::base::diag::{Source, advice};
 use crate::base::tomlfile::{self, ROOT, Reading};
 use crate::graph::file as pipeline_file;
@@ -72,11 +73,13 @@ pub fn load_source(source: &Source) -> Result<Config, Diagnostics> {
 
 fn load_for(source: &Source, running: Option<&WorkersSpec>) -> Result<Config, Diagnostics> {
     let mut out = Diagnostics::default();
+    let mut file = Table::new();
     let change = |root: &mut DeTable<'_>, out: &mut Diagnostics| {
+        file = written(root);
         templates::expand(root, source, out);
     };
-    let config = tomlfile::read_changed::<FileConfig>(source, &mut out, change)
-        .map(|reading| build_all(source, &reading, running, &mut out));
+    let config = tomlfile::read_changed::<FileConfig>(source, &mut out, change);
+    let config = config.map(|reading| build_all(source, (&reading, file), running, &mut out));
     out.sort();
     match config {
         Some(mut config) if !out.has_errors() => {
@@ -90,7 +93,7 @@ fn load_for(source: &Source, running: Option<&WorkersSpec>) -> Result<Config, Di
 
 fn build_all(
     source: &Source,
-    reading: &Reading<FileConfig>,
+    (reading, file): (&Reading<FileConfig>, Table),
     running: Option<&WorkersSpec>,
     out: &mut Diagnostics,
 ) -> Config {
@@ -106,8 +109,17 @@ fn build_all(
             None
         }
     };
+    let (pipeline, stages) = pipeline.unwrap_or_default();
     let mut b = Build { source, faulty, out, running };
-    build::build(&mut b, value, pipeline.unwrap_or_default())
+    let config = build::build(&mut b, value, pipeline);
+    Config { written: Written::new(file, stages), ..config }
+}
+
+/// A document as it stands in its file.
+fn written(root: &DeTable<'_>) -> Table {
+    let document = Spanned::new(0..0, DeValue::Table(root.clone()));
+    // Dates and all else that TOML knows are values of this type as well: nothing can fail.
+    Table::deserialize(ValueDeserializer::from(document)).unwrap_or_default()
 }
 
 /// Finds the pipeline that the configuration names: a path (relative to the configuration), a file
@@ -116,7 +128,7 @@ fn pipeline(
     config: &Source,
     name: &Spanned<String>,
     out: &mut Diagnostics,
-) -> Option<PipelineSpec> {
+) -> Option<(PipelineSpec, Table)> {
     let given = name.get_ref().as_str();
     let dir = config.path().parent().unwrap_or(Path::new(""));
     let is_path = given.contains('/') || Path::new(given).extension() == Some(OsStr::new("toml"));
@@ -125,7 +137,7 @@ fn pipeline(
         false => dir.join("pipelines").join(format!("{given}.toml")),
     };
     match read_text(&path) {
-        Ok(text) => return pipeline_file::parse(&Source::new(path, text), out),
+        Ok(text) => return parsed(&Source::new(path, text), out),
         Err(e) if is_path || e.kind() != io::ErrorKind::NotFound => {
             let what = format!("the pipeline {} can't be read: {}", path.display(), reason(&e));
             out.error(config, &name.span(), what);
@@ -135,11 +147,17 @@ fn pipeline(
     }
     if let Some(text) = pipeline_file::shipped(given) {
         let path = PathBuf::from(format!("shipped:{given}.toml"));
-        return pipeline_file::parse(&Source::new(path, text), out);
+        return parsed(&Source::new(path, text), out);
     }
     let advice = advice(given, pipeline_file::shipped_names());
     out.error(config, &name.span(), format!("there is no pipeline `{given}`{advice}"));
     None
+}
+
+/// What a pipeline's file means, and what it says.
+fn parsed(source: &Source, out: &mut Diagnostics) -> Option<(PipelineSpec, Table)> {
+    let spec = pipeline_file::parse(source, out)?;
+    Some((spec, source.text().parse().unwrap_or_default()))
 }
 
 fn read_text(path: &Path) -> io::Result<String> {

@@ -7,6 +7,7 @@
 mod atoms;
 mod build;
 mod copies;
+mod diff;
 pub mod engines;
 mod file;
 pub mod health;
@@ -37,6 +38,7 @@ use crate::worker::spec::WorkersSpec;
 pub use crate::base::diag::{Diagnostic, Diagnostics, Severity};
 pub use atoms::{Bytes, Rate};
 pub use build::{Build, tree_alone};
+pub use diff::{Change, Difference, Written};
 pub use file::{FileQos, Noted, Plain};
 pub use load::{load, load_over, load_source, load_text, read_source};
 
@@ -75,6 +77,8 @@ pub struct Config {
     pub admin: AdminSpec,
     /// What is allowed but probably not meant, to be told to the operator.
     pub warnings: Vec<Diagnostic>,
+    /// What the files say, for differences to be told.
+    pub written: Written,
 }
 
 /// Files that copies of packets are kept in: the oldest goes where a new one is begun.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::pools::DrainTarget;
-use super::view::{DrainView, FlowsView, Overview, ReloadView};
+use super::view::{DifferenceView, DrainView, FlowsView, Overview, ReloadView};
 
 /// Questions that wait for the control loop at most.
 const WAITING_MAX: usize = 64;
@@ -23,6 +23,8 @@ pub enum Ask {
         confirm: Option<Duration>,
         reply: oneshot::Sender<Result<ReloadView, Refusal>>,
     },
+    /// What a reload would change.
+    Compare(oneshot::Sender<Result<DifferenceView, Refusal>>),
     /// Keeps the configuration that is on trial.
     Confirm(oneshot::Sender<Result<(), Refusal>>),
     /// Drains, or ends it; answered with the flows that are left.
@@ -88,6 +90,15 @@ impl Asker {
         confirm: Option<Duration>,
     ) -> Result<Result<ReloadView, Refusal>, Gone> {
         self.ask(|reply| Ask::Reload { confirm, reply }).await
+    }
+
+    /// Loads the configuration anew and tells what a reload would change; within, why it can't be
+    /// read.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn compare(&self) -> Result<Result<DifferenceView, Refusal>, Gone> {
+        self.ask(Ask::Compare).await
     }
 
     /// Keeps the configuration that is on trial; within, that there is none.

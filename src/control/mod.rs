@@ -7,6 +7,7 @@ mod checks;
 mod classes;
 mod copies;
 mod crew;
+pub mod difference;
 mod draining;
 mod exchanges;
 mod fib_thread;

@@ -63,6 +63,18 @@ impl PortPlan {
     pub(super) fn opening(&self) -> impl Iterator<Item = PortId> + Clone + '_ {
         self.open_first.iter().chain(&self.open_then).copied()
     }
+
+    pub(super) fn opened_names(&self, wanted: &Config) -> Vec<String> {
+        names_of(wanted, self.opening())
+    }
+
+    pub(super) fn closed_names(&self, running: &Config) -> Vec<String> {
+        names_of(running, self.leaving())
+    }
+}
+
+fn names_of(config: &Config, ids: impl Iterator<Item = PortId>) -> Vec<String> {
+    ids.filter_map(|id| config.ports.get(usize::from(id.0))).map(|p| p.name.clone()).collect()
 }
 
 /// Renumbers the ports of `wanted` so that those of `running` keep their numbers: flows and

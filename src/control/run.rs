@@ -145,6 +145,7 @@ impl Control {
                     Ask::Overview(reply) => drop(reply.send(self.overview())),
                     Ask::Flows { limit, reply } => self.list_flows(limit, reply),
                     Ask::Reload { confirm, reply } => self.reload(confirm, Some(reply)),
+                    Ask::Compare(reply) => self.compare(reply),
                     Ask::Confirm(reply) => self.confirm(reply),
                     Ask::Drain { target, drained, flush, reply } => {
                         self.drain(target, (drained, flush), reply);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::ask::Refusal;
+use super::reload::ReloadError;
 use super::run::Control;
 use super::view::ReloadView;
 use crate::base::Nanos;
@@ -37,6 +38,12 @@ impl Control {
     pub(super) fn on_trial_secs(&self) -> Option<u64> {
         let now = self.appliance.clock.now();
         self.trial.as_ref().map(|trial| trial.left(now).as_secs())
+    }
+
+    /// It would not be clear what to go back to.
+    pub(super) fn not_on_trial(&self) -> Result<(), ReloadError> {
+        let Some(secs) = self.on_trial_secs() else { return Ok(()) };
+        Err(ReloadError::OnTrial { secs })
     }
 
     /// Keeps what is on trial.

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Difference;
+
 mod seen;
 
 pub use seen::SeenView;
@@ -445,6 +447,24 @@ pub struct ReloadView {
     /// Of that, what workers took at most; in the rest others had their cores.
     #[serde(default)]
     pub worked_us: u64,
+    pub warnings: Vec<String>,
+}
+
+/// What a reload would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DifferenceView {
+    pub config: String,
+    /// Nothing would change; what differs is written otherwise only.
+    pub unchanged: bool,
+    pub changes: Vec<Difference>,
+    /// Ports that would come; those that would be opened anew are here and below.
+    pub ports_opened: Vec<String>,
+    /// Ports that would go.
+    pub ports_closed: Vec<String>,
+    /// Keys that can't change while it runs, with both values: a reload would be refused.
+    pub needs_restart: Vec<String>,
+    /// Why else a reload would be refused.
+    pub refused: Option<String>,
     pub warnings: Vec<String>,
 }
 

@@ -35,8 +35,8 @@ use toml::Spanned;
 
 pub use alone::tree_alone;
 
-use super::Config;
 use super::file::{FileConfig, Many};
+use super::{Config, Written};
 use crate::base::diag::{Diagnostics, Source, advice};
 use crate::base::tomlfile::{Faulty, Leaf};
 use crate::graph::spec::{PipelineSpec, StageSpec};
@@ -87,6 +87,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         pipeline,
         admin,
         warnings: Vec::new(),
+        written: Written::default(),
     };
     read_headers(&mut config);
     delay::rule_pools(b, file, &mut config);

@@ -5,10 +5,9 @@ use std::time::Duration;
 use super::{Pending, ReloadReply, Step, TakeOver, answer};
 use crate::config::{self, Config};
 use crate::control::checks::way;
-use crate::control::port_plan::{PortPlan, keep_port_numbers};
-use crate::control::reload::{
-    ReloadError, fixed_differences, keep_class_ids, keep_tenant_numbers, warnings,
-};
+use crate::control::difference::{is_same, settle};
+use crate::control::port_plan::PortPlan;
+use crate::control::reload::{ReloadError, warnings};
 use crate::control::run::Control;
 use crate::control::steering::SteerTables;
 use crate::control::view::ReloadView;
@@ -38,10 +37,7 @@ impl Control {
     }
 
     fn begin_reload(&mut self) -> Result<Option<TakeOver>, ReloadError> {
-        if let Some(trial) = &self.trial {
-            let left = trial.left(self.appliance.clock.now());
-            return Err(ReloadError::OnTrial { secs: left.as_secs() });
-        }
+        self.not_on_trial()?;
         let wanted = config::load_over(&self.appliance.config.path, &self.appliance.config.workers)
             .map_err(ReloadError::Faults)?;
         self.begin(wanted)
@@ -52,49 +48,16 @@ impl Control {
         &mut self,
         mut wanted: Config,
     ) -> Result<Option<TakeOver>, ReloadError> {
-        if let Some(take_over) = &self.take_over {
-            return Err(take_over.occupies());
-        }
-        if !self.appliance.exchanges.is_idle() {
-            return Err(ReloadError::Busy);
-        }
+        let Some((plan, steer)) = self.admit(&mut wanted)? else { return Ok(None) };
         let a = &mut self.appliance;
-        if !wanted.frames_given {
-            wanted.workers.frames = a.config.workers.frames;
-        }
-        let mut keys = fixed_differences(&a.config, &wanted);
-        keys.extend(unread_tables(&wanted, a.feed.tables()));
-        if !keys.is_empty() {
-            let path = a.config.path.display().to_string();
-            return Err(ReloadError::Fixed { path, keys });
-        }
-        keep_port_numbers(&a.config, &mut wanted)?;
-        keep_class_ids(&a.config, &mut wanted)?;
-        keep_tenant_numbers(&a.config, &mut wanted)?;
-        let mirror = a.netlink.mirror();
-        let is_lost = |id: PortId| a.feed.is_replaced(usize::from(id.0), mirror);
-        let plan = PortPlan::of(&a.config, &wanted, is_lost);
-        if wanted == a.config && plan.is_empty() {
-            return Ok(None);
-        }
-        if let Some(id) = plan.leaving().find(|id| Some(*id) == a.opener.holder()) {
-            let port = a.config.ports[usize::from(id.0)].name.clone();
-            return Err(ReloadError::Holder { port });
-        }
-        let steer = SteerTables::of(&wanted);
-        a.steering.check_room(&a.steering.tables().union(&steer))?;
-        a.check_ports(&wanted, plan.opening())?;
         if way::goes_by_workers(&wanted) {
             a.open_passage().map_err(ReloadError::Checks)?;
         }
-        let named = |config: &Config, ids: &mut dyn Iterator<Item = PortId>| {
-            ids.map(|id| config.ports[usize::from(id.0)].name.clone()).collect()
-        };
         let mut warnings = warnings(&a.config, &wanted);
         warnings.extend(way::ports_warning(&wanted));
         let done = ReloadView {
-            ports_opened: named(&wanted, &mut plan.opening()),
-            ports_closed: named(&a.config, &mut plan.leaving()),
+            ports_opened: plan.opened_names(&wanted),
+            ports_closed: plan.closed_names(&a.config),
             ..view(&wanted, warnings)
         };
         let (programs, opened) = (Vec::new(), Vec::new());
@@ -102,6 +65,37 @@ impl Control {
         a.start_threads(&pending.wanted.workers).map_err(ReloadError::Thread)?;
         let step = self.prepare(pending).inspect_err(|_| self.appliance.dismiss_threads())?;
         Ok(Some(TakeOver::new(step, self.appliance.clock.now(), done)))
+    }
+
+    /// Whether a configuration may take the place of what runs, by all that can be told before
+    /// anything changes; `None` where it is the one that runs. Ports, classes and tenants have the
+    /// numbers in it then that they have in what runs.
+    pub(in crate::control) fn admit(
+        &self,
+        wanted: &mut Config,
+    ) -> Result<Option<(PortPlan, SteerTables)>, ReloadError> {
+        if let Some(take_over) = &self.take_over {
+            return Err(take_over.occupies());
+        }
+        if !self.appliance.exchanges.is_idle() {
+            return Err(ReloadError::Busy);
+        }
+        let a = &self.appliance;
+        settle(&a.config, wanted, unread_tables(wanted, a.feed.tables()))?;
+        let mirror = a.netlink.mirror();
+        let is_lost = |id: PortId| a.feed.is_replaced(usize::from(id.0), mirror);
+        let plan = PortPlan::of(&a.config, wanted, is_lost);
+        if plan.is_empty() && is_same(&a.config, wanted) {
+            return Ok(None);
+        }
+        if let Some(id) = plan.leaving().find(|id| Some(*id) == a.opener.holder()) {
+            let port = a.config.ports[usize::from(id.0)].name.clone();
+            return Err(ReloadError::Holder { port });
+        }
+        let steer = SteerTables::of(wanted);
+        a.steering.check_room(&a.steering.tables().union(&steer))?;
+        a.check_ports(wanted, plan.opening())?;
+        Ok(Some((plan, steer)))
     }
 
     /// Waits for what takes its time, if anything does.

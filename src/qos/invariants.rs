@@ -114,6 +114,7 @@ enum Step {
     Dequeue { packets: usize },
     Wait { ns: u64 },
     Reconfigure { tree: usize },
+    Hold { packets_max: u32 },
     Drain,
 }
 
@@ -125,6 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
         20 => prop_oneof![0..3_000u64, 0..200_000u64, 0..2_000_000_000u64]
             .prop_map(|ns| Step::Wait { ns }),
         1 => (0..2usize).prop_map(|tree| Step::Reconfigure { tree }),
+        1 => (0..60u32).prop_map(|packets_max| Step::Hold { packets_max }),
         1 => Just(Step::Drain),
     ]
 }
@@ -238,6 +240,7 @@ impl Run {
                 // What waits of a class may now lie in another leaf than what is still to come.
                 self.ordered = false;
             }
+            Step::Hold { packets_max } => self.scheduler.set_packets_max(packets_max),
             Step::Drain => {
                 self.drain();
                 self.ordered = true;

@@ -226,7 +226,8 @@ impl Queues {
         &self.manners[usize::from(self.leaves[leaf as usize].manner)]
     }
 
-    /// Appends a packet to its flow. Gives the frame back when there is no room.
+    /// Appends a packet to its flow; a cell has to be free. Gives the frame back when there is no
+    /// room for the flow.
     #[inline(always)]
     pub fn push(
         &mut self,
@@ -237,9 +238,6 @@ impl Queues {
         now: Nanos,
     ) -> Result<(), Frame> {
         let leaf = key.leaf;
-        if self.packets.is_full() {
-            return Err(frame);
-        }
         let likely = self.leaves[leaf as usize].only_flow();
         let flow = if self.flows.is_of(likely, key) { likely } else { self.flow_of(key, likely) };
         if flow == NIL {

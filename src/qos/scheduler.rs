@@ -215,12 +215,12 @@ impl Scheduler {
         exit: &mut Exit<'_>,
     ) {
         let leaf = key.leaf;
-        if self.queues.packets.is_full() && !(is_fifo && is_over) {
-            self.make_room(leaf, exit);
-        }
+        // Where fewer may be held than are, it is one for another until enough have been sent.
+        let is_refused =
+            is_fifo && is_over || self.queues.packets.is_full() && self.make_room(leaf, exit) == 0;
         let was_idle = !self.queues.has_ready(leaf);
         let note = Note { since: exit.now, l3: q.l3 };
-        let refused = if is_fifo && is_over {
+        let refused = if is_refused {
             Some(q.frame)
         } else {
             self.queues.push(key, q.frame, bytes, note, exit.at).err()
@@ -370,7 +370,7 @@ impl Scheduler {
     }
 
     /// Holds so many packets at most from now on, or as many as it was made for. Those that are
-    /// held stay.
+    /// held stay; while they are more, each that arrives takes the place of one or more of them.
     pub fn set_packets_max(&mut self, packets_max: u32) {
         self.queues.packets.set_max(packets_max);
     }
@@ -433,17 +433,19 @@ impl Scheduler {
         self.leaf_of.get(usize::from(class.0)).copied().unwrap_or(self.default_leaf)
     }
 
+    /// Returns how many packets had to go.
     #[cold]
-    fn make_room(&mut self, arriving: u32, exit: &mut Exit<'_>) {
+    fn make_room(&mut self, arriving: u32, exit: &mut Exit<'_>) -> usize {
         let Some(donor) = self.queues.donor(arriving) else {
-            return;
+            return 0;
         };
-        self.queues.shed(donor, None, DROPS_MAX, exit);
+        let shed = self.queues.shed(donor, None, DROPS_MAX, exit);
         if let Some(member) = &mut self.member {
             member.changed(donor);
         } else if !self.queues.has_ready(donor) {
             self.tree.deactivate(donor);
         }
+        shed
     }
 
     /// Sums over the leaves below a class, level by level.

@@ -169,3 +169,89 @@ impl Queues {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::base::units::BitRate;
+    use crate::base::{Nanos, Seed};
+    use crate::packet::{ClassId, Frame, FramePool, PortId};
+    use crate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
+    use crate::qos::{Queued, Scheduler};
+
+    const FIRST: u16 = 1;
+    const BULK: u16 = 2;
+    const HELD: u32 = 100;
+    const FEWER: usize = 10;
+
+    fn two_classes() -> PortQosSpec {
+        let class = |id: u16| ClassSpec {
+            id: ClassId(id),
+            name: format!("c{id}"),
+            parent: None,
+            rate: BitRate(1_000_000),
+            ceil: BitRate(1_000_000_000),
+            burst: 2_000,
+            cburst: 1 << 20,
+            priority: id as u8,
+            weight: 1,
+            quantum: None,
+            overhead: None,
+            mpu: None,
+            flow_rate: None,
+            limit: u32::MAX,
+            queue: QueueSpec::INTERNET,
+        };
+        PortQosSpec {
+            port: PortId(0),
+            rate: BitRate(1_000_000_000),
+            burst: 1 << 20,
+            overhead: 24,
+            mpu: 84,
+            mtu: 1_514,
+            default_class: ClassId(BULK),
+            classes: vec![class(FIRST), class(BULK)],
+        }
+    }
+
+    /// A backlog beyond what may be held by now, in thin flows or in one, loses a packet or more
+    /// for each that comes, and nothing that comes is lost itself.
+    #[test]
+    fn what_comes_takes_the_place_of_what_is_too_much() {
+        for flows in [HELD, 1] {
+            let mut pool = FramePool::standalone(2 * HELD, 2_048);
+            let arena = pool.arena().clone();
+            let mut scheduler = Scheduler::new(&two_classes(), HELD, Seed(1));
+            let mut dropped = Vec::new();
+            let mut offer = |scheduler: &mut Scheduler, class, flow_hash| {
+                let frame = pool.take_with(&[class as u8; 1_000]).expect("stock");
+                let q = Queued { frame, class: ClassId(class), flow_hash, l3: 0 };
+                scheduler.enqueue(Nanos::ZERO, q, &arena, &mut dropped);
+                let classes = |(frame, _): (Frame, _)| {
+                    let class = frame.bytes(&arena)[0];
+                    pool.put(frame);
+                    u16::from(class)
+                };
+                dropped.drain(..).map(classes).collect::<Vec<_>>()
+            };
+            for flow in 0..HELD {
+                assert!(offer(&mut scheduler, BULK, flow % flows).is_empty());
+            }
+            scheduler.set_packets_max(FEWER as u32);
+            assert_eq!(scheduler.len(), HELD as usize);
+            let mut out = Vec::new();
+            for flow in 0..HELD {
+                let before = scheduler.len();
+                let lost = offer(&mut scheduler, FIRST, flow % 2);
+                if before > 2 * FEWER {
+                    assert!(lost.contains(&BULK) && !lost.contains(&FIRST), "{before}: {lost:?}");
+                }
+                assert!(scheduler.len() <= before.max(FEWER), "{before} before");
+                scheduler.dequeue(Nanos::ZERO, 1, u64::MAX, &arena, &mut out, &mut Vec::new());
+            }
+            assert!(scheduler.len() <= FEWER, "{} of {flows} flows", scheduler.len());
+            scheduler.drain(&mut out);
+            out.into_iter().for_each(|frame| pool.put(frame));
+            assert_eq!(pool.outstanding(), 0);
+        }
+    }
+}

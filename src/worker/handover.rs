@@ -5,6 +5,7 @@
 //! as they were.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -15,12 +16,44 @@ use crate::packet::{Batch, FramePool, Packet};
 /// Packets on their way from one worker to another at most: what 10 Gbit/s bring in 3 ms at 1500 B.
 pub const RING_PACKETS: usize = 2_048;
 
+/// Memory of what is on its way from one worker to another; a place in a ring has a stamp.
+pub const RING_BYTES: u64 =
+    (RING_PACKETS * (size_of::<Packet>() + size_of::<Slot>() + 2 * size_of::<usize>())) as u64;
+
 /// Frames that a worker keeps for itself before it pays back what it owes.
 const PAY_ABOVE: usize = 256;
 
-/// One worker's ends of the rings to and from all others.
+/// One worker's ends of the rings to and from all others. Only rings that hold something are looked
+/// at: there are as many as workers, and one thread may run all.
 pub struct Handover {
+    me: u16,
     peers: Vec<Option<Peer>>,
+    /// Who has given something, by worker: each sets its bit, and we clear them before we look.
+    given: Arc<Givers>,
+    /// As a set of bits: whose rings to here may hold something, whom we owe frames, and to whom
+    /// went something in this turn.
+    from: u64,
+    owed: u64,
+    told: u64,
+}
+
+/// In a cache line of its own: it is looked at in each turn.
+#[repr(align(64))]
+#[derive(Default)]
+struct Givers(AtomicU64);
+
+/// The members of such a set.
+struct Members(u64);
+
+impl Iterator for Members {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        let first = (self.0 != 0).then(|| self.0.trailing_zeros() as usize)?;
+        self.0 &= self.0 - 1;
+        Some(first)
+    }
 }
 
 struct Peer {
@@ -28,8 +61,8 @@ struct Peer {
     from: Arc<Ring>,
     /// Frames taken from this peer and not yet given back.
     debt: usize,
-    /// Given something since it was last woken.
-    expects_wake: bool,
+    /// Whom it is told that something was given.
+    given: Arc<Givers>,
     waker: Option<Waker>,
 }
 
@@ -52,7 +85,8 @@ impl Drop for Ring {
 }
 
 impl Handover {
-    /// Rings between `workers` workers, each of `capacity` packets; one element a worker.
+    /// Rings between `workers` workers, 64 at most, each of `capacity` packets; one element a
+    /// worker.
     pub fn mesh(workers: u16, capacity: usize) -> Vec<Handover> {
         let n = usize::from(workers);
         let ring = |i: usize| {
@@ -61,12 +95,22 @@ impl Handover {
             (i / n != i % n).then(|| Arc::new(ring()))
         };
         let rings: Vec<_> = (0..n * n).map(ring).collect();
+        let givers: Vec<_> = (0..n).map(|_| Arc::<Givers>::default()).collect();
         let peer = |me: usize, other: usize| {
+            let given = Arc::clone(&givers[other]);
             let to = rings[me * n + other].clone()?;
             let from = rings[other * n + me].clone()?;
-            Some(Peer { to, from, debt: 0, expects_wake: false, waker: None })
+            Some(Peer { to, from, debt: 0, given, waker: None })
         };
-        (0..n).map(|me| Handover { peers: (0..n).map(|o| peer(me, o)).collect() }).collect()
+        let of = |me: usize| Handover {
+            me: me as u16,
+            peers: (0..n).map(|other| peer(me, other)).collect(),
+            given: Arc::clone(&givers[me]),
+            from: 0,
+            owed: 0,
+            told: 0,
+        };
+        (0..n).map(of).collect()
     }
 
     /// What wakes the other workers from their sleep, by worker.
@@ -83,7 +127,7 @@ impl Handover {
         self.peers.len()
     }
 
-    /// Gives a packet to its owner.
+    /// Gives a packet to its owner, who hears of it by [`Handover::settle`].
     ///
     /// # Errors
     /// The packet, where the owner's ring is full.
@@ -91,10 +135,24 @@ impl Handover {
     pub fn give(&mut self, owner: u16, packet: Packet) -> Result<(), Packet> {
         match self.peers.get_mut(usize::from(owner)) {
             Some(Some(peer)) => {
-                peer.expects_wake = true;
+                self.told |= 1 << owner;
                 peer.to.packets.push(packet)
             }
             _ => Err(packet),
+        }
+    }
+
+    /// Workers from whom there may be something, by their numbers.
+    #[inline]
+    pub fn givers(&mut self) -> impl Iterator<Item = usize> + use<> {
+        self.look();
+        Members(self.from)
+    }
+
+    #[inline]
+    fn look(&mut self) {
+        if self.given.0.load(Ordering::Relaxed) != 0 {
+            self.from |= self.given.0.swap(0, Ordering::Acquire);
         }
     }
 
@@ -109,6 +167,7 @@ impl Handover {
             taken += 1;
         }
         peer.debt += taken;
+        self.owed |= u64::from(taken > 0) << worker;
         taken
     }
 
@@ -116,17 +175,35 @@ impl Handover {
     /// a turn of the loop.
     #[inline]
     pub fn settle(&mut self, pool: &mut FramePool) {
-        for peer in self.peers.iter_mut().flatten() {
+        self.look();
+        if self.from | self.owed | self.told != 0 {
+            self.settle_some(pool);
+        }
+    }
+
+    fn settle_some(&mut self, pool: &mut FramePool) {
+        for giver in Members(self.from) {
+            let Some(Some(peer)) = self.peers.get_mut(giver) else { continue };
             while let Some(slot) = peer.from.slots.pop() {
                 pool.put_slot(slot);
             }
-            peer.pay(pool, PAY_ABOVE);
-            if std::mem::take(&mut peer.expects_wake)
-                && let Some(waker) = &peer.waker
-            {
+            // What comes later is told of later.
+            self.from &= !(u64::from(peer.from.packets.is_empty()) << giver);
+        }
+        let mine = 1 << self.me;
+        for other in Members(self.owed | self.told) {
+            let Some(Some(peer)) = self.peers.get_mut(other) else { continue };
+            let has_paid = peer.pay(pool, PAY_ABOVE);
+            self.owed &= !(u64::from(peer.debt == 0) << other);
+            let has_packets = self.told >> other & 1 != 0;
+            if has_paid || has_packets {
+                peer.given.0.fetch_or(mine, Ordering::Release);
+            }
+            if let Some(waker) = peer.waker.as_ref().filter(|_| has_packets) {
                 waker.wake();
             }
         }
+        self.told = 0;
     }
 
     /// Pays every debt as far as the pool reaches and takes back what is on its way here: the end.
@@ -135,18 +212,24 @@ impl Handover {
             while let Some(slot) = peer.from.slots.pop() {
                 pool.put_slot(slot);
             }
-            peer.pay(pool, 0);
+            if peer.pay(pool, 0) {
+                peer.given.0.fetch_or(1 << self.me, Ordering::Release);
+            }
         }
     }
 
     /// Packets waiting to be taken.
     pub fn backlog(&self) -> usize {
-        self.peers.iter().flatten().map(|p| p.from.packets.len()).sum()
+        let from = Members(self.from | self.given.0.load(Ordering::Acquire));
+        let peers = from.filter_map(|giver| self.peers.get(giver)?.as_ref());
+        peers.map(|peer| peer.from.packets.len()).sum()
     }
 }
 
 impl Peer {
-    fn pay(&mut self, pool: &mut FramePool, keep: usize) {
+    /// Whether something was paid.
+    fn pay(&mut self, pool: &mut FramePool, keep: usize) -> bool {
+        let before = self.debt;
         while self.debt > 0 && pool.available() > keep {
             let Some(slot) = pool.take_slot() else { break };
             if let Err(slot) = self.to.slots.push(slot) {
@@ -155,6 +238,7 @@ impl Peer {
             }
             self.debt -= 1;
         }
+        self.debt < before
     }
 }
 
@@ -187,7 +271,8 @@ mod tests {
         }
         let fifth = mesh[0].give(1, packet(&mut a, 4)).expect_err("the ring is full");
         a.put(fifth.frame);
-        assert_eq!(mesh[1].backlog(), 4);
+        mesh[0].settle(&mut a);
+        assert_eq!((mesh[1].backlog(), mesh[0].backlog()), (4, 0));
         assert_eq!(mesh[1].take(0, &mut batch), 4);
         assert_eq!(mesh[1].take(1, &mut batch), 0, "nobody gives to himself");
         let tags: Vec<_> = batch.iter().map(|p| p.frame.bytes(b.arena())[0]).collect();
@@ -197,6 +282,31 @@ mod tests {
         mesh[1].settle(&mut b);
         mesh[0].settle(&mut a);
         assert_eq!((a.outstanding(), b.outstanding()), (0, 0));
+    }
+
+    /// Of more than there is room for, some are left for the next turn.
+    #[test]
+    fn only_who_gives_is_looked_at_and_until_all_is_taken() {
+        let (arena, slots) = Arena::map(512, 2_048, false).expect("memory");
+        let mut pool = FramePool::new(arena, slots);
+        let mut mesh = Handover::mesh(64, 256);
+        let mut batch = Batch::new();
+        let packets = batch.room() + 1;
+        (0..packets).for_each(|_| mesh[63].give(0, packet(&mut pool, 1)).expect("room"));
+        mesh[63].settle(&mut pool);
+        assert_eq!((mesh[0].backlog(), mesh[1].givers().count()), (packets, 0));
+        for left in [1, 0] {
+            assert_eq!(mesh[0].givers().collect::<Vec<_>>(), [63]);
+            mesh[0].take(63, &mut batch);
+            batch.drain().for_each(|p| pool.put(p.frame));
+            mesh[0].settle(&mut pool);
+            assert_eq!(mesh[0].backlog(), left);
+        }
+        assert_eq!(mesh[0].givers().count(), 0);
+        // The frames come back, and that is told, too.
+        assert_eq!(mesh[63].givers().collect::<Vec<_>>(), [0]);
+        mesh[63].settle(&mut pool);
+        assert_eq!((mesh[63].givers().count(), pool.outstanding()), (0, 0));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::handover::RING_BYTES;
 use crate::flow::table::FLOW_BYTES_MAX;
 
 /// What a worker does when there is nothing to do.
@@ -51,9 +52,42 @@ pub struct WorkersSpec {
 }
 
 impl WorkersSpec {
-    /// Memory that each worker takes, run or not: its flows and its frames.
+    /// Memory that each worker takes, run or not: its flows, its frames, and what others give it.
     pub fn bytes_of_one(&self) -> u64 {
         let flows = u64::from(self.flows_max) * FLOW_BYTES_MAX as u64;
-        flows + u64::from(self.frames) * u64::from(self.frame_size)
+        let rings = u64::from(self.count_max.saturating_sub(1)) * RING_BYTES;
+        flows + u64::from(self.frames) * u64::from(self.frame_size) + rings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::handover::RING_PACKETS;
+
+    #[test]
+    fn the_memory_of_one_is_that_of_flows_frames_and_rings_from_all_others() {
+        let of = |count_max| {
+            let spec = WorkersSpec {
+                count: 1,
+                count_max,
+                cores: Vec::new(),
+                idle: IdleStrategy::Adaptive,
+                on_failure: OnFailure::Pass,
+                heartbeat_limit: Duration::from_millis(100),
+                offload: false,
+                frames: 1_024,
+                frame_size: 2_048,
+                huge_pages: false,
+                flows_max: 1_000,
+                half_open_max: 64,
+                drain_limit: Duration::ZERO,
+            };
+            spec.bytes_of_one()
+        };
+        assert_eq!(of(1), 1_000 * FLOW_BYTES_MAX as u64 + (2 << 20));
+        assert_eq!((of(64) - of(1), of(2) - of(1)), (63 * RING_BYTES, RING_BYTES));
+        let (packet, frame) = (size_of::<crate::packet::Packet>(), size_of::<u32>());
+        assert!(RING_BYTES > (RING_PACKETS * (packet + frame)) as u64);
     }
 }

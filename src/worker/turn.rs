@@ -222,7 +222,7 @@ impl<P: Port> Worker<P> {
 
     fn take_over(&mut self, now: Nanos) -> usize {
         let mut moved = 0;
-        for worker in 0..self.parts.handover.workers() {
+        for worker in self.parts.handover.givers() {
             let taken = self.parts.handover.take(worker, &mut self.batch);
             if taken > 0 {
                 self.counters.taken_over += taken as u64;

@@ -242,6 +242,7 @@ pub(super) mod tests {
     use crate::worker::spec::IdleStrategy;
     use crate::worker::{
         Clock, Exchange, Frames, Handover, NoHeartbeat, Own, Runnable, Side, ThreadParts, Threads,
+        Update,
     };
 
     const TEXT: &str = "pipeline = \"router\"\n[workers]\nflows_max = 1000\n\
@@ -357,6 +358,39 @@ pub(super) mod tests {
         crew.poll(&mut events);
         assert!(events.iter().any(came_back), "the routes that it started with");
         assert!(crew.seats[0].is_reached());
+    }
+
+    /// What it replaced, and how long it took: one place for an answer is too few.
+    #[test]
+    fn an_update_waits_until_there_is_room_for_all_that_answers_it() {
+        const EVENTS_MAX: usize = 256;
+        let (mut crew, snapshot) = crew(MemoryPort::pair(8).0, &Clock::new());
+        let start = Instant::now();
+        let mut commands: Vec<_> =
+            (1..EVENTS_MAX).map(|_| WorkerCommand::ListClasses(Vec::new())).collect();
+        let (pipeline, egress, queue_packets_max) = (None, Vec::new(), 8);
+        let in_flight = Box::default();
+        let update = Update { snapshot, pipeline, egress, queue_packets_max, in_flight };
+        commands.insert(0, WorkerCommand::Update(Box::new(update)));
+        while let Some(mut command) = commands.pop() {
+            while let Err(refused) = crew.seats[0].link.send(command) {
+                command = refused;
+                assert!(start.elapsed() < LIMIT, "the worker hangs");
+                std::thread::yield_now();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let mut told = [0; 2];
+        while told != [1, 1] {
+            assert!(crew.fallen().is_none() && start.elapsed() < LIMIT, "{told:?}");
+            while let Some(event) = crew.seats[0].link.recv() {
+                told[0] += usize::from(matches!(event, WorkerEvent::Old(_)));
+                told[1] += usize::from(matches!(event, WorkerEvent::Blocked(_)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        crew.stop(Nanos::ZERO);
+        assert_eq!(end(&mut crew, &mut Vec::new()), None);
     }
 
     #[test]

@@ -25,7 +25,8 @@ const ORDERS_A_TICK: usize = 1_024;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Packets that are in receive rings when steering ends are given this long.
 const RINGS_EMPTY_WITHIN: Duration = Duration::from_millis(20);
-/// Beyond their deadline, workers are given this long to end.
+/// Beyond their deadline, workers are given this long to end, for each that one thread runs: the
+/// kernel lets their sockets go one by one.
 const END_GRACE: Duration = Duration::from_secs(1);
 
 /// An end that nobody asked for.
@@ -271,7 +272,8 @@ impl Control {
         tokio::time::sleep(RINGS_EMPTY_WITHIN.min(limit)).await;
         let deadline = self.appliance.clock.now() + limit;
         self.appliance.crew.stop(deadline);
-        let ended = tokio::time::timeout(limit + END_GRACE, self.all_ended()).await;
+        let limit = limit + END_GRACE * self.appliance.crew.workers_of_one();
+        let ended = tokio::time::timeout(limit, self.all_ended()).await;
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error),
@@ -279,7 +281,7 @@ impl Control {
                 let crew = &self.appliance.crew;
                 let worker = crew.seats.iter().map(|s| s.id).find(|id| crew.is_running(*id));
                 let worker = worker.unwrap_or_default();
-                return Err(RunError::Hangs { worker, limit: limit + END_GRACE });
+                return Err(RunError::Hangs { worker, limit });
             }
         }
         // Detaches the programs and restores the interfaces, then tells who asked.

@@ -97,6 +97,14 @@ impl Crew {
         self.seats.iter().all(|seat| seat.thread == seat.bound_for)
     }
 
+    /// Workers of the thread that runs most.
+    pub(super) fn workers_of_one(&self) -> u32 {
+        let of = |thread: usize| {
+            self.seats.iter().filter(|seat| usize::from(seat.bound_for) == thread).count()
+        };
+        (0..self.threads.len()).map(of).max().unwrap_or(0).max(1) as u32
+    }
+
     /// Threads from this number on may end once they have no workers.
     pub(super) fn dismiss(&mut self, from: u16) {
         let rest = self.threads.iter_mut().skip(usize::from(from));

@@ -63,6 +63,14 @@ pub trait Port {
         std::iter::empty()
     }
 
+    /// Has nothing delivered to any of these ports any more. Closing one does that, too, but each
+    /// waits for the kernel then; here all do together.
+    fn detach_all(_ports: &mut [&mut Self])
+    where
+        Self: Sized,
+    {
+    }
+
     /// Gives every frame that the port still holds back to `pool`. The port is not used afterwards.
     fn close(&mut self, pool: &mut FramePool);
 }

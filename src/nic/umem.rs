@@ -9,6 +9,7 @@ use xsk_rs::{FrameDesc, Umem as XskUmem};
 
 use super::error::NicError;
 use crate::base::mem::{Arena, Slot};
+use crate::packet::Frame;
 use crate::packet::frame::HEADROOM;
 
 const HUGE_PAGE: u64 = 2 << 20;
@@ -73,6 +74,20 @@ impl Umem {
         let (arena, slots) =
             unsafe { Arena::adopt(base, count.get(), spec.frame_size, Box::new(xsk.clone())) };
         Ok((Umem { xsk, arena, descs: descs.into() }, slots))
+    }
+
+    /// Moves a packet to where its slot's descriptor points. Received packets are there already;
+    /// only those whose front grew or shrank are moved.
+    #[cold]
+    pub(super) fn realign(&self, frame: &mut Frame) {
+        let (from, len) = (frame.offset(), frame.len());
+        let low = from.min(HEADROOM);
+        let span = from.max(HEADROOM) + len - low;
+        let fits = frame.set_extent(&self.arena, low, span);
+        debug_assert!(fits);
+        frame.bytes_mut(&self.arena).copy_within(from - low..from - low + len, HEADROOM - low);
+        let fits = frame.set_extent(&self.arena, HEADROOM, len);
+        debug_assert!(fits);
     }
 }
 

@@ -68,6 +68,8 @@ pub struct XskPort {
     queues: Vec<Queue>,
     /// `None` of a port that is none.
     sockets: Option<Sockets>,
+    /// Nothing is redirected to the sockets any more.
+    is_detached: bool,
     busy_poll: bool,
     tx_ring: u32,
     /// By slot: where it is and, if being sent, how long it is.
@@ -131,6 +133,7 @@ impl XskPort {
             umem,
             queues: Vec::new(),
             sockets: None,
+            is_detached: false,
             busy_poll: false,
             tx_ring: 0,
             lent: Box::default(),
@@ -277,7 +280,7 @@ impl XskPort {
             return None;
         }
         if frame.offset() != HEADROOM {
-            realign(&self.umem, &mut frame);
+            self.umem.realign(&mut frame);
         }
         // The kernel reads it next; and this panics on a frame of another region.
         frame.prefetch(&self.umem.arena);
@@ -434,13 +437,23 @@ impl Port for XskPort {
         self.queues.iter().map(|q| q.rx.fd().as_raw_fd())
     }
 
+    fn detach_all(ports: &mut [&mut XskPort]) {
+        let is_attached = |port: &&mut XskPort| !port.is_detached && !port.queues.is_empty();
+        if !ports.iter().any(is_attached) {
+            return;
+        }
+        for port in ports.iter().filter(|port| is_attached(port)) {
+            port.sockets.iter().for_each(|to| to.unset(port.queues.iter().map(|q| q.id)));
+        }
+        Sockets::wait();
+        ports.iter_mut().for_each(|port| port.is_detached = true);
+    }
+
     /// Packets that arrived and were not read are lost. Waits for the kernel, tens of milliseconds
     /// where there are many queues. Without an anchor ([`super::opener`]) the first port's socket
     /// stays open with the memory region, as libxdp has it.
     fn close(&mut self, pool: &mut FramePool) {
-        if let Some(sockets) = self.sockets.as_ref().filter(|_| !self.queues.is_empty()) {
-            sockets.unset(self.queues.iter().map(|q| q.id));
-        }
+        XskPort::detach_all(&mut [self]);
         for _ in 0..CLOSE_ROUNDS {
             if self.queues.is_empty() || self.in_flight == 0 {
                 break;
@@ -466,20 +479,6 @@ fn produce(tx: &mut TxQueue, descs: &[FrameDesc]) {
     let given = unsafe { tx.produce(descs) };
     // Frames in flight, those in the ring included, are never more than its size.
     debug_assert_eq!(given, descs.len());
-}
-
-/// Moves a packet to where its slot's descriptor points. Received packets are there already; only
-/// those whose front grew or shrank are moved.
-#[cold]
-fn realign(umem: &Umem, frame: &mut Frame) {
-    let (from, len) = (frame.offset(), frame.len());
-    let low = from.min(HEADROOM);
-    let span = from.max(HEADROOM) + len - low;
-    let fits = frame.set_extent(&umem.arena, low, span);
-    debug_assert!(fits);
-    frame.bytes_mut(&umem.arena).copy_within(from - low..from - low + len, HEADROOM - low);
-    let fits = frame.set_extent(&umem.arena, HEADROOM, len);
-    debug_assert!(fits);
 }
 
 fn wake_rx(fd: RawFd) {

@@ -186,7 +186,9 @@ impl Appliance {
     pub fn poll(&mut self, now: Nanos) -> usize {
         let mut moved = 0;
         for worker in &mut self.workers {
-            if worker.phase() != Phase::Stopped {
+            if worker.may_close(now) {
+                worker.close();
+            } else if worker.phase() != Phase::Stopped {
                 moved += worker.poll(now);
             }
         }

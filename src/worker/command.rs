@@ -17,7 +17,7 @@ use crate::forward::{Routes, Tables};
 use crate::graph::{Pipeline, Snapshot};
 use crate::nic::Port;
 use crate::nic::wake::Waker;
-use crate::packet::{ClassId, DropReason, FlowRef, Packet, PortId};
+use crate::packet::{ClassId, FlowRef, Packet, PortId};
 use crate::qos::{ClassStats, InFlight, Successor};
 
 /// Commands that wait for one worker at most.
@@ -30,6 +30,8 @@ const COMMANDS_A_TURN: usize = 4;
 const DUMP_FLOWS_A_TURN: usize = 256;
 /// Queues that may leave at once without a reallocation: one for each port of a large box.
 const LEAVING_MAX: usize = 64;
+/// Events that answer one command at most: what it replaced, and what that has cost.
+const ANSWERS_MAX: usize = 2;
 /// Room that is kept in the ring of events for answers to commands.
 const EVENTS_RESERVED: usize = 64;
 
@@ -175,7 +177,7 @@ pub struct ClassRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Running,
-    /// Sends what waits until the deadline.
+    /// Sends what waits until the deadline; then it is to be [closed](Worker::close).
     Draining(Nanos),
     /// Everything is given back; [`Worker::poll`] is not called any more.
     Stopped,
@@ -270,11 +272,6 @@ impl<P: Port> Worker<P> {
         if self.parts.control.is_called() {
             self.obey_commands(now);
         }
-        if let Phase::Draining(deadline) = self.phase
-            && (self.held() == 0 || now >= deadline)
-        {
-            self.close();
-        }
     }
 
     #[cold]
@@ -285,7 +282,7 @@ impl<P: Port> Worker<P> {
         self.move_packets(now);
         for _ in 0..COMMANDS_A_TURN {
             let control = &self.parts.control;
-            if !control.has_room(0) || control.is_busy() {
+            if !control.has_room(ANSWERS_MAX - 1) || control.is_busy() {
                 return;
             }
             let Some(command) = self.parts.control.rings.commands.pop() else { return };
@@ -455,27 +452,5 @@ impl<P: Port> Worker<P> {
             }
         }
         self.parts.control.tell(WorkerEvent::Classes(now, rows));
-    }
-
-    /// Drops what is still held, gives every frame back, and publishes a last time. For the loop's
-    /// owner: also after a panic.
-    pub fn close(&mut self) {
-        let Worker { parts, counters, unparked, .. } = self;
-        for side in &mut parts.sides {
-            side.close(&mut parts.pool, counters);
-        }
-        for leaving in &mut parts.control.leaving {
-            leaving.close(&mut parts.pool, counters);
-        }
-        parts.parking.drain(unparked);
-        parts.delays.drain(unparked);
-        for packet in unparked.drain(..) {
-            counters.drop(DropReason::Shutdown);
-            parts.pool.put(packet.frame);
-        }
-        self.drop_fragments();
-        self.close_handover();
-        self.phase = Phase::Stopped;
-        self.publish(Nanos::MAX);
     }
 }

@@ -3,6 +3,7 @@
 pub mod build;
 mod checking;
 pub mod clock;
+mod closing;
 pub mod command;
 pub mod count;
 mod cut;

@@ -4,7 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::clock::Clock;
-use super::command::{Blocked, Phase};
+use super::closing::detach_all;
+use super::command::Blocked;
 use super::spec::IdleStrategy;
 use super::threads::{Claims, Exit, ThreadParts, Threads, words};
 use super::turn::Worker;
@@ -93,6 +94,10 @@ impl<P: Port> Shift<P> {
         tracing::error!(worker, thread, "worker panicked: {words}");
         // The sockets have to be closed, or the kernel goes on filling them. What else the workers
         // hold may be half changed: it is left alone, and the process ends soon.
+        let all = self.workers.iter_mut().map(|runnable| &mut *runnable.worker);
+        if catch_unwind(AssertUnwindSafe(|| detach_all(all))).is_err() {
+            tracing::error!(thread, "its ports could not be detached together");
+        }
         for mut runnable in self.workers.drain(..) {
             let closed = catch_unwind(AssertUnwindSafe(|| runnable.worker.close()));
             if closed.is_err() {
@@ -147,11 +152,6 @@ impl<P: Port> Shift<P> {
                 moved += worker.work(now);
             }
             let runnable = &mut self.workers[self.turn];
-            if runnable.worker.phase() == Phase::Stopped {
-                self.workers.remove(self.turn);
-                self.let_go();
-                continue;
-            }
             if now >= runnable.beat_at {
                 runnable.heartbeat.beat();
                 runnable.beat_at = now.saturating_add(BEAT_EVERY_NS);
@@ -160,6 +160,9 @@ impl<P: Port> Shift<P> {
             self.turn += 1;
         }
         let now = self.now;
+        if self.workers.iter().all(|runnable| runnable.worker.may_close(now)) {
+            return self.close();
+        }
         if moved > 0 {
             self.moved_at = now;
         } else if self.parts.idle == IdleStrategy::Busy {
@@ -227,11 +230,16 @@ impl<P: Port> Shift<P> {
         self.moved_at = self.parts.clock.now();
     }
 
-    /// A worker has ended.
+    /// Closes the workers, all of them: each keeps the thread for as long as the kernel takes to
+    /// let its sockets go, so none may have packets to send.
     #[cold]
-    fn let_go(&mut self) {
+    fn close(&mut self) {
+        detach_all(self.workers.iter_mut().map(|runnable| &mut *runnable.worker));
+        self.workers.iter_mut().for_each(|runnable| runnable.worker.close());
+        let count = self.workers.len();
+        self.workers.clear();
         self.watch();
-        self.claims.remove();
+        (0..count).for_each(|_| self.claims.remove());
     }
 
     /// Has packets end the sleep, by whichever port they come, and whoever calls a worker.

@@ -1,8 +1,8 @@
 //! Workers that share threads and go from one to another, on wires in memory.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -11,14 +11,14 @@ use crate::base::{Addr, Nanos, Seed};
 use crate::config;
 use crate::control::appliance::blueprint;
 use crate::control::crew::Seat;
-use crate::forward::{RoutesBuilder, Tables};
+use crate::forward::{PortLink, RouteKind, RouteSpec, RoutesBuilder, Tables};
 use crate::graph::Snapshot;
 use crate::nic::memory::{MemoryEnd, MemoryPort};
 use crate::nic::wake::Sleeper;
 use crate::nic::{Port, PortStats};
 use crate::observe::{Counters, SharedStats};
 use crate::packet::build::{UdpSpec, udp_packet};
-use crate::packet::{Frame, FramePool};
+use crate::packet::{Frame, FramePool, PortId};
 use crate::policy::Rules;
 use crate::worker::command::control_link;
 use crate::worker::spec::IdleStrategy;
@@ -35,7 +35,25 @@ const FRAMES: u32 = 512;
 struct Fused<P> {
     port: P,
     burns: bool,
-    closed: Arc<AtomicU64>,
+    ended: Arc<Ended>,
+}
+
+/// How ports end.
+#[derive(Default)]
+struct Ended {
+    closed: AtomicU64,
+    /// How many at once, each time that it was before any was closed.
+    detached: Mutex<Vec<usize>>,
+}
+
+impl Ended {
+    fn closed(&self) -> u64 {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn detached(&self) -> Vec<usize> {
+        self.detached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl<P: Port> Port for Fused<P> {
@@ -64,8 +82,14 @@ impl<P: Port> Port for Fused<P> {
     fn stats(&self) -> PortStats {
         self.port.stats()
     }
+    fn detach_all(ports: &mut [&mut Self]) {
+        if let Some(first) = ports.first().filter(|port| port.ended.closed() == 0) {
+            let mut detached = first.ended.detached.lock().expect("no panic");
+            detached.push(ports.len());
+        }
+    }
     fn close(&mut self, pool: &mut FramePool) {
-        self.closed.fetch_add(1, Ordering::SeqCst);
+        self.ended.closed.fetch_add(1, Ordering::SeqCst);
         self.port.close(pool);
     }
 }
@@ -85,7 +109,7 @@ struct Rig {
     threads: Threads<Fused<MemoryPort>>,
     ends: Vec<MemoryEnd>,
     beats: Vec<Arc<AtomicU64>>,
-    closed: Arc<AtomicU64>,
+    ended: Arc<Ended>,
     clock: Clock,
     events: Vec<(u16, WorkerEvent)>,
 }
@@ -105,13 +129,13 @@ impl Rig {
             shared_ports: Default::default(),
         };
         let threads = Threads::new(WORKERS).expect("places");
-        let (clock, closed) = (Clock::new(), Arc::new(AtomicU64::new(0)));
+        let (clock, ended) = (Clock::new(), Arc::<Ended>::default());
         let mut rig = Rig {
             crew: Crew::default(),
             threads,
             ends: Vec::new(),
             beats: Vec::new(),
-            closed,
+            ended,
             clock,
             events: Vec::new(),
         };
@@ -126,8 +150,8 @@ impl Rig {
             let (control, link) = control_link(Some(waker.clone()));
             let stats = Arc::new(SharedStats::new(1));
             let (port, end) = MemoryPort::pair(256);
-            let closed = Arc::clone(&rig.closed);
-            let port = Fused { port, burns: burning == Some(id), closed };
+            let ended = Arc::clone(&rig.ended);
+            let port = Fused { port, burns: burning == Some(id), ended };
             let rest = slots.split_off(slots.len().min(FRAMES as usize));
             let pool = FramePool::new(Arc::clone(&arena), std::mem::replace(&mut slots, rest));
             let ports = vec![port];
@@ -316,7 +340,47 @@ fn a_panic_closes_the_ports_of_all_that_the_thread_runs() {
         std::thread::sleep(Duration::from_millis(1));
     };
     assert_eq!(fallen, (3, "the fuse burnt down".into()));
-    assert_eq!(rig.closed.load(Ordering::SeqCst), 2, "1 and 3");
+    assert_eq!((rig.ended.closed(), rig.ended.detached()), (2, vec![2]), "1 and 3");
     assert!(!rig.crew.is_running(1) && rig.crew.is_running(2));
     rig.crew.stop(rig.clock.now());
+}
+
+/// On the link of port 0, where neighbours are known or not.
+fn routes(neighbour: Option<Addr>) -> Arc<crate::forward::Routes> {
+    const IFINDEX: u32 = 7;
+    let (name, addrs) = ("a".into(), Vec::new());
+    let link = PortLink { id: PortId(0), ifindex: IFINDEX, name, mac: [0; 6], mtu: 1_500, addrs };
+    let mut routes = RoutesBuilder::new(vec![link], SEED);
+    let prefix = "10.0.0.0/8".parse().expect("a prefix");
+    let kind = RouteKind::Unicast;
+    routes.add_route(RouteSpec { prefix, via: None, ifindex: IFINDEX, kind });
+    neighbour.into_iter().for_each(|addr| routes.set_neighbour(IFINDEX, addr, [2; 6]));
+    Arc::new(routes.build(2 + u32::from(neighbour.is_some())))
+}
+
+/// One waits for a neighbour: the others have nothing to send, and go on.
+#[test]
+fn workers_of_one_thread_close_together_when_the_last_has_sent_what_it_held() {
+    let mut rig = Rig::new(1, None);
+    assert_eq!((rig.crew.workers_of_one(), Rig::new(3, None).crew.workers_of_one()), (4, 2));
+    rig.crew.reroute(&routes(None));
+    rig.listen();
+    rig.wait("routes", |rig| rig.events.len() == usize::from(WORKERS));
+    sent(&rig.ends[0], 1);
+    let parked = |rig: &Rig| rig.crew.seats.iter().map(|s| s.stats().gauges.parked_now).sum();
+    rig.wait("a packet that waits", |rig| 1u64 == parked(rig));
+    rig.crew.stop(rig.clock.now() + LIMIT);
+    for _ in 0..3 {
+        let before: Vec<_> = rig.beats.iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        rig.wait("beats", |rig| {
+            let beats = rig.beats.iter().zip(&before);
+            let all = beats.into_iter().all(|(b, before)| b.load(Ordering::Relaxed) > *before);
+            all || rig.ended.closed() > 0
+        });
+    }
+    assert_eq!((rig.ended.closed(), parked(&rig)), (0, 1u64));
+    rig.crew.reroute(&routes(Some(Addr::v4(0x0a01_0002))));
+    rig.wait("end", |rig| rig.crew.is_empty());
+    assert_eq!((rig.ended.closed(), rig.ended.detached()), (4, vec![4]));
+    assert_eq!(rig.ends.iter().filter_map(MemoryEnd::recv).count(), 1, "it was sent");
 }

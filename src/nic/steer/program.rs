@@ -70,15 +70,18 @@ impl Sockets {
         map.set(queue, socket, 0).map_err(|e| map_error("xsks", &e))
     }
 
-    /// No packet of these queues is redirected any more once this returns.
+    /// No packet of these queues is redirected any more once this returned and then
+    /// [`Sockets::wait`].
     pub(crate) fn unset(&self, queues: impl Iterator<Item = u32>) {
-        {
-            let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-            for queue in queues {
-                // Fails where the kernel has removed the entry of a closed socket by itself.
-                let _ = map.unset(queue);
-            }
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        for queue in queues {
+            // Fails where the kernel has removed the entry of a closed socket by itself.
+            let _ = map.unset(queue);
         }
+    }
+
+    /// Waits for redirects under way, of whichever port.
+    pub(crate) fn wait() {
         // A redirect under way holds RCU until it is flushed; this command waits for that
         // (membarrier(2), MEMBARRIER_CMD_GLOBAL).
         const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;

@@ -142,6 +142,10 @@ impl Rig {
     pub fn poll(&mut self) -> usize {
         let mut moved = 0;
         for worker in self.workers.iter_mut().filter(|w| w.phase() != Phase::Stopped) {
+            if worker.may_close(self.now) {
+                worker.close();
+                continue;
+            }
             moved += worker.poll(self.now);
             let counters = worker.counters();
             assert_eq!(counters.held(), worker.held() as i128, "{counters:?}");

@@ -244,7 +244,10 @@ impl Page {
         let up = of(|h| h.up.into());
         gauge(e, "backend_up", "Whether its checks find it well.", &up)?;
         counter(e, "backend_checks", "Checks made.", &of(|h| h.checks))?;
-        counter(e, "backend_checks_failed", "Checks that failed.", &of(|h| h.failures))
+        counter(e, "backend_checks_failed", "Checks that failed.", &of(|h| h.failures))?;
+        let rtt = checked.clone().filter_map(|(b, h)| Some((labels(b), h.rtt_us?)));
+        let help = "Smoothed round trip of its checks' connections, in microseconds.";
+        gauge(e, "backend_rtt_us", help, &rtt.collect::<Vec<_>>())
     }
 
     fn classes(&self, e: &mut DescriptorEncoder) -> fmt::Result {

@@ -22,7 +22,7 @@ mod shadows;
 pub mod workers;
 
 use classes::classes;
-use pools::{connections, pools, weight};
+use pools::{connections, pools, rtt_ms, weight};
 
 /// `show counters`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -250,6 +250,7 @@ fn backends(lines: &[BackendView]) -> String {
         "address",
         ">weight",
         ">connections",
+        ">rtt ms",
         "port",
         "next hop",
         "mac",
@@ -273,6 +274,7 @@ fn backends(lines: &[BackendView]) -> String {
             std::net::SocketAddr::new(b.address, b.port).to_string(),
             weight(b.weight_now, b.weight),
             connections(b.connections, b.max_connections),
+            b.health.as_ref().and_then(|h| h.rtt_us).map_or_else(dash, rtt_ms),
             b.via_port.clone().unwrap_or_else(dash),
             b.next_hop.map_or_else(dash, |a| a.to_string()),
             b.mac.clone().unwrap_or_else(dash),

@@ -209,6 +209,7 @@ pub struct FilePool {
     pub panic_percent: Plain<i64>,
     pub zone_need_percent: Plain<i64>,
     pub return_after: Noted<Duration>,
+    pub distance: Plain<FileDistance>,
     pub on_down: Plain<FileOnDown>,
     pub metrics: Plain<FileMetrics>,
     pub outliers: Plain<FileOutliers>,
@@ -244,6 +245,13 @@ pub struct FileMetrics {
     pub interval: Noted<Duration>,
     pub timeout: Noted<Duration>,
     pub stale_after: Noted<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileDistance {
+    None,
+    Rtt,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

@@ -13,6 +13,7 @@ pub(super) fn pools(a: &Appliance) -> Vec<PoolView> {
             balance: balance_text(pool.balance).into(),
             panic: a.pools.is_panicking(&pool.name),
             zone: a.config.forward.zone.clone(),
+            nearest: a.pools.nearest(pool).to_vec(),
             groups: groups(a, pool),
             backends: (0..).zip(&pool.backends).map(|(i, b)| member(a, pool, i, b)).collect(),
         })

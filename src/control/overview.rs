@@ -175,6 +175,8 @@ fn backend(a: &Appliance, pool: &PoolSpec, index: usize, b: &BackendSpec) -> Bac
             last_error: h.error.clone(),
             changed_secs: h.changed().map(|at| a.clock.now().since(at) as f64 / 1e9),
             flaps: h.flaps(),
+            rtt_us: h.rtt.smoothed().map(|rtt| rtt.as_micros() as u64),
+            rtt_min_us: h.rtt.least().map(|rtt| rtt.as_micros() as u64),
         }),
         via_port: to.ok().map(|t| routes.port(t.port).name.clone()),
         next_hop: to.ok().map(|t| t.next_hop.to_ip()),

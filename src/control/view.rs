@@ -136,7 +136,7 @@ pub struct BackendView {
     /// As configured.
     pub weight: u16,
     /// That new flows are shared out by, beside the pool's others. All of a pool may be multiplied
-    /// by the same.
+    /// by the same; with `distance`, those of other zones say what each gets of what spills.
     pub weight_now: u16,
     /// Gets new flows only where no backend of a lower number may take more.
     pub priority: u8,
@@ -167,6 +167,9 @@ pub struct PoolView {
     /// Where the appliance is.
     #[serde(default)]
     pub zone: Option<String>,
+    /// Other zones, the nearest one first; none where they are not measured.
+    #[serde(default)]
+    pub nearest: Vec<String>,
     /// By priority, those that backends have.
     #[serde(default)]
     pub groups: Vec<GroupView>,
@@ -250,6 +253,12 @@ pub struct HealthView {
     pub changed_secs: Option<f64>,
     /// Times that it fell soon after its return; each doubles what its next return takes.
     pub flaps: u32,
+    /// From SYN to SYN-ACK of its checks' connections, smoothed; `None`: none was measured.
+    #[serde(default)]
+    pub rtt_us: Option<u64>,
+    /// The least of the last 16.
+    #[serde(default)]
+    pub rtt_min_us: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -153,6 +153,8 @@ pub struct PoolSpec {
     pub need_percent: u8,
     /// For how long backends must be well before flows come back to their group or zone.
     pub return_after: Duration,
+    /// What spills goes to the nearest of the other zones first, by round trips.
+    pub by_rtt: bool,
     /// By priority, as things stand.
     pub groups: [GroupState; PRIORITIES],
 }

@@ -23,6 +23,9 @@ pub(super) fn pools(all: &[PoolView]) -> String {
     ]);
     let mut errors = String::new();
     for pool in all {
+        if pool.nearest.len() > 1 {
+            let _ = writeln!(errors, "{}: nearest first: {}", pool.name, pool.nearest.join(", "));
+        }
         pool.groups.iter().for_each(|group| errors.push_str(&standing(pool, group)));
         for b in &pool.backends {
             let number = |n: Option<f64>| n.map_or("-".to_string(), |n| grouped(n as u64));
@@ -78,6 +81,11 @@ pub(super) fn weight(now: u16, configured: u16) -> String {
         (0, weight) if weight > 0 => format!("0 of {weight}"),
         (_, weight) => weight.to_string(),
     }
+}
+
+/// A round trip.
+pub(super) fn rtt_ms(us: u64) -> String {
+    format!("{:.2}", us as f64 / 1e3)
 }
 
 pub(super) fn connections(now: u64, most: Option<u32>) -> String {
@@ -151,6 +159,7 @@ mod tests {
             name: "gpu".into(),
             balance,
             zone: Some("north".into()),
+            nearest: vec!["south".into(), "east".into()],
             groups: vec![
                 GroupView { priority: 0, spills_percent: 43, waits: false },
                 GroupView { priority: 1, spills_percent: 0, waits: false },
@@ -161,6 +170,7 @@ mod tests {
         }]);
         let spill = "gpu: of new flows of priority 0 57% stay in zone north, 43% spill\n";
         assert!(text.contains(spill) && !text.contains("priority 1"), "{text}");
+        assert!(text.contains("gpu: nearest first: south, east\n"), "{text}");
         assert!(text.contains("gpu: priority 2 is well again, flows come back soon\n"), "{text}");
         for part in ["2 of 2", "12", "44%", "full, vLLM 0.4 s ago", "0 of 1", "81.3"] {
             assert!(text.contains(part), "{part}: {text}");

@@ -68,6 +68,7 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
             backends: list,
             need_percent,
             return_after,
+            by_rtt: zones::by_rtt(b, table, zone),
             groups: Default::default(),
         });
     }

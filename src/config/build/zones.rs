@@ -5,7 +5,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::{Build, show};
-use crate::config::file::{FileConfig, FilePool};
+use crate::config::file::{FileConfig, FileDistance, FilePool};
 use crate::forward::spec::BackendSpec;
 
 const NEED_PERCENT: u8 = 70;
@@ -62,4 +62,22 @@ pub fn coming_back(b: &mut Build<'_>, table: &Spanned<FilePool>) -> (u8, Duratio
         b.number(&pool.zone_need_percent, 1..=100, NEED_PERCENT),
         b.within(&pool.return_after, within, RETURN_AFTER, show),
     )
+}
+
+/// Whether what spills goes to the nearest zone first.
+pub fn by_rtt(b: &mut Build<'_>, table: &Spanned<FilePool>, own: Option<&Spanned<String>>) -> bool {
+    let pool = table.get_ref();
+    let Some(distance) = &pool.distance else { return false };
+    if *distance.get_ref() != FileDistance::Rtt {
+        return false;
+    }
+    if pool.health.is_none() {
+        b.error(&distance.span(), "`distance` is measured by checks: it needs a `health` table");
+    }
+    if own.is_none() {
+        b.warning(&distance.span(), "`distance` has no effect: `[appliance]` has no `zone`");
+    } else if !pool.backend.iter().any(|backend| backend.get_ref().zone.is_some()) {
+        b.error(&distance.span(), "`distance` means nothing where no backend has a `zone`");
+    }
+    true
 }

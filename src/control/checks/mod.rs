@@ -25,6 +25,7 @@ use std::thread::JoinHandle;
 use crossbeam::queue::ArrayQueue;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant};
 
 use crate::base::Addr;
 use crate::forward::checks::{CheckRing, CheckWay, OWN_PORTS, PortsOf};
@@ -76,6 +77,14 @@ struct Check {
     end: SocketAddr,
     way: CheckWay,
     told: Told,
+}
+
+/// A check's connection, once it is there.
+pub struct Connected {
+    pub stream: TcpStream,
+    /// From its SYN to the answer.
+    pub rtt: Duration,
+    _seat: Seat,
 }
 
 /// A socket that is bound to a port of the namespace's.
@@ -178,7 +187,7 @@ impl Drop for Passage {
 
 impl Door {
     /// A connection to where the check is to ask, through the workers. The port is free for others
-    /// when the seat is dropped. `told` hears it where packets can't go out.
+    /// when it is dropped. `told` hears it where packets can't go out.
     ///
     /// # Errors
     /// As with any connection; where the passage is not open, at once.
@@ -187,14 +196,17 @@ impl Door {
         end: SocketAddr,
         way: CheckWay,
         told: &Told,
-    ) -> io::Result<(TcpStream, Seat)> {
+    ) -> io::Result<Connected> {
         let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for _ in 0..PORTS_TRIED_MAX {
             let seat = self.ports(way.mode)?.seat().await;
             self.shared.begin(seat.port(), Check { end, way, told: Arc::clone(told) });
             let socket = self.socket(end.is_ipv4(), seat.port()).await?;
+            let begun = Instant::now();
             match socket.connect(end).await {
-                Ok(stream) => return Ok((stream, seat)),
+                Ok(stream) => {
+                    return Ok(Connected { stream, rtt: begun.elapsed(), _seat: seat });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => refused = error,
                 Err(error) => return Err(error),
             }

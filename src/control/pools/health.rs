@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::rtt::Rtt;
 use crate::base::Nanos;
 use crate::config::health::HealthSpec;
 
@@ -29,6 +30,7 @@ pub struct Health {
     pub failures: u64,
     /// Of the last check that failed.
     pub error: Option<String>,
+    pub rtt: Rtt,
 }
 
 /// What a check has changed.
@@ -48,6 +50,7 @@ impl Default for Health {
             checks: 0,
             failures: 0,
             error: None,
+            rtt: Rtt::default(),
         }
     }
 }

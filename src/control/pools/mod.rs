@@ -5,10 +5,12 @@ pub mod drained;
 mod ejecting;
 mod engines;
 mod health;
+mod nearest;
 mod outliers;
 mod places;
 mod probe;
 mod prober;
+mod rtt;
 mod scraper;
 mod told;
 mod zones;
@@ -17,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::{Addr, Nanos, Seed};
 use crate::config::Config;
+use crate::config::health::HealthSpec;
 use crate::flow::entry::NONE_U16;
 use crate::forward::Tables;
 use crate::forward::spec::{
@@ -32,6 +35,7 @@ pub use told::Told;
 use counts::Counts;
 use ejecting::Outliers;
 use health::WHOLE;
+use nearest::Nearest;
 use places::Places;
 use told::AllTold;
 use zones::Zones;
@@ -51,6 +55,7 @@ pub struct Pools {
     counts: Counts,
     outliers: Outliers,
     zones: Zones,
+    nearest: Nearest,
     /// Backends that have gone down and whose flows are to be cut.
     downed: Vec<(Addr, u16)>,
     /// What the workers have.
@@ -86,6 +91,7 @@ impl Pools {
             counts: Counts::default(),
             outliers: Outliers::default(),
             zones: Zones::default(),
+            nearest: Nearest::default(),
             downed: Vec::new(),
             applied: Standing::default(),
         };
@@ -107,6 +113,7 @@ impl Pools {
         self.scraper.set_config(config);
         self.outliers.set_config(config);
         self.zones.set_config(config);
+        self.nearest.set_config(config);
         let known: BTreeSet<BackendKey> =
             all(config).map(|(pool, backend)| key(pool, backend)).collect();
         self.told.retain(|key, _| known.contains(key));
@@ -126,6 +133,9 @@ impl Pools {
         let backend = of.backends.iter().find(|b| (b.addr, b.port) == (*addr, *port));
         let (Some(spec), Some(backend)) = (spec, backend) else { return };
         let name = &backend.name;
+        if let Some(rtt) = found.rtt {
+            health.rtt.take(rtt);
+        }
         match health.take(now, spec, found.result) {
             Some(Change::Down) => {
                 let error = health.error.as_deref().unwrap_or_default();
@@ -169,6 +179,11 @@ impl Pools {
     /// How a pool's groups stand, by priority.
     pub fn groups(&self, pool: usize) -> [GroupState; PRIORITIES] {
         self.applied.groups.get(pool).copied().unwrap_or_default()
+    }
+
+    /// The other zones of a pool, the nearest one first; none where they are not measured.
+    pub fn nearest(&self, pool: &PoolSpec) -> &[String] {
+        self.nearest.order(&pool.name)
     }
 
     /// Whether a service's new flows go to backends that are known to be well: to so many of a
@@ -259,16 +274,24 @@ impl Pools {
                 shares.fill(WHOLE);
                 standing.panicking.insert(pool.name.clone());
             }
-            standing.weights.push(self.weights(pool, &shares));
+            let mut weights = self.weights(pool, &shares);
             let well = pool.backends.iter().zip(&shares);
             let well =
                 well.map(|(b, share)| if self.drained.backend(pool, b) { 0 } else { *share });
             let well: Vec<u32> = well.collect();
             // Where all get flows, nobody is to be spared.
-            standing.groups.push(match standing.panicking.contains(&pool.name) {
+            let groups = match standing.panicking.contains(&pool.name) {
                 true => Default::default(),
-                false => self.zones.groups(now, pool, &well),
-            });
+                false => {
+                    let groups = self.zones.groups(now, pool, &well);
+                    if let Some(spec) = check.filter(|_| pool.by_rtt) {
+                        self.weigh_zones(now, pool, spec, &well, &groups, &mut weights);
+                    }
+                    groups
+                }
+            };
+            standing.groups.push(groups);
+            standing.weights.push(weights);
         }
         let services = config.forward.services.iter();
         let drained = services.filter(|s| self.drained.service(&s.name));
@@ -276,6 +299,25 @@ impl Pools {
         let splits = config.forward.splits.iter();
         standing.splits = splits.map(|split| standing.shares(config, split)).collect();
         standing
+    }
+
+    /// Has other zones' backends weigh what the order of their zones says.
+    fn weigh_zones(
+        &mut self,
+        now: Nanos,
+        pool: &PoolSpec,
+        spec: &HealthSpec,
+        well: &[u32],
+        groups: &[GroupState; PRIORITIES],
+        weights: &mut [u16],
+    ) {
+        let health = &self.health;
+        let away = pool.backends.iter().zip(well).filter(|(b, well)| b.is_away && **well > 0);
+        let rtts = away.filter_map(|(b, _)| Some((b, health.get(&key(pool, b))?.rtt.smoothed()?)));
+        self.nearest.measured(now, pool, spec.interval, rtts);
+        for (priority, group) in (0..).zip(groups) {
+            self.nearest.weigh(pool, priority, well, group.spills_percent, weights);
+        }
     }
 
     /// Whether too few of those that may get flows are well.

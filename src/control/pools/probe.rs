@@ -44,16 +44,8 @@ impl Probe<'_> {
         Probe { check, tls: tls.map(|_| connector(alpn)) }
     }
 
-    /// Whether the backend is well; why not, for the operator. Takes as long as it takes.
-    ///
-    /// # Errors
-    /// What was not as it should be.
-    pub async fn run(&self, end: SocketAddr) -> Result<(), String> {
-        let stream = TcpStream::connect(end).await.map_err(|e| told("connect", &e))?;
-        self.talk(stream, end).await
-    }
-
-    /// The same over a connection that there is.
+    /// Whether the backend at the connection's other end is well; why not, for the operator. Takes
+    /// as long as it takes.
     ///
     /// # Errors
     /// What was not as it should be.

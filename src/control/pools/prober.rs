@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
@@ -25,6 +26,8 @@ const RESULTS_MAX: usize = 1024;
 pub struct Found {
     pub key: BackendKey,
     pub result: Result<(), String>,
+    /// From its SYN to the answer, where its connection came about.
+    pub rtt: Option<Duration>,
 }
 
 /// The tasks that check. They end with it.
@@ -133,25 +136,33 @@ impl Asking {
             sleep_until(due).await;
             due = Instant::now() + jittered(&self.spec, &mut rng);
             let Ok(_seat) = seats.acquire().await else { return };
-            let result = self.ask(&probe).await;
-            if to.send(Found { key: self.key.clone(), result }).await.is_err() {
+            let mut rtt = None;
+            let result = self.ask(&probe, &mut rtt).await;
+            if to.send(Found { key: self.key.clone(), result, rtt }).await.is_err() {
                 return;
             }
         }
     }
 
-    async fn ask(&self, probe: &Probe<'_>) -> Result<(), String> {
+    /// `rtt` is told even where the check fails later.
+    async fn ask(&self, probe: &Probe<'_>, rtt: &mut Option<Duration>) -> Result<(), String> {
         let (Target { end, way }, limit) = (self.target, self.spec.timeout);
         let (Some(way), Some(door)) = (way, &self.door) else {
-            let asked = timeout(limit, probe.run(end)).await;
-            return asked.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
+            let asked = timeout(limit, async {
+                let begun = Instant::now();
+                let stream = TcpStream::connect(end).await.map_err(|e| told("connect", &e))?;
+                *rtt = Some(begun.elapsed());
+                probe.talk(stream, end).await
+            });
+            return asked.await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
         };
         let cause = Arc::new(OnceLock::new());
         let asked = timeout(limit, async {
             let connected = door.connect(end, way, &cause).await;
-            // The seat is taken for as long as the connection lasts.
-            let (stream, _seat) = connected.map_err(|e| told("connect", &e))?;
-            probe.talk(stream, end).await
+            // Its seat is taken for as long as the connection lasts.
+            let connected = connected.map_err(|e| told("connect", &e))?;
+            *rtt = Some(connected.rtt);
+            probe.talk(connected.stream, end).await
         });
         asked.await.unwrap_or_else(|_| match cause.get() {
             Some(reason) => Err(format!("not sent: {}", reason.label())),

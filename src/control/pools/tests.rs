@@ -1,6 +1,7 @@
 //! Weights by the state of things: checks, drains, returns, panic.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 use crate::config;
@@ -38,9 +39,17 @@ impl World {
     }
 
     fn check(&mut self, secs: u64, backend: u8, well: bool) {
-        let addr = format!("10.0.0.{backend}").parse().expect("literal");
         let result = if well { Ok(()) } else { Err("refused".to_string()) };
-        let found = Found { key: ("a".to_string(), addr, 80), result };
+        self.found(secs, backend, result, None);
+    }
+
+    fn measured(&mut self, secs: u64, backend: u8, rtt_ms: u64) {
+        self.found(secs, backend, Ok(()), Some(Duration::from_millis(rtt_ms)));
+    }
+
+    fn found(&mut self, secs: u64, backend: u8, result: Result<(), String>, rtt: Option<Duration>) {
+        let addr = format!("10.0.0.{backend}").parse().expect("literal");
+        let found = Found { key: ("a".to_string(), addr, 80), result, rtt };
         self.pools.found(Nanos(secs * SECOND), &self.config, found);
     }
 
@@ -207,6 +216,45 @@ fn flows_stay_in_the_zone_for_as_long_as_it_can_serve_them() {
         assert_eq!((spills(&mut w, 2), spills(&mut w, 11), spills(&mut w, 12)), (100, 100, 0));
         (1..=4).for_each(|b| w.check(13, b, false));
         assert_eq!(spills(&mut w, 13), 0, "nobody is well anywhere");
+    });
+}
+
+#[test]
+fn what_spills_goes_to_the_nearest_zone_by_what_checks_have_measured() {
+    in_runtime(|| {
+        let head = "[appliance]\nzone = \"north\"\n[port.p]";
+        let text = text(0).replace("slow_start = \"10s\"", "");
+        let mut text = text.replacen("[port.p]", head, 1).replacen(
+            "[pool.a]",
+            "[pool.a]\ndistance = \"rtt\"",
+            1,
+        );
+        for (i, zone) in ["north", "south", "east", "east"].iter().enumerate() {
+            let name = format!("name = \"b{}\"\n", i + 1);
+            text = text.replace(&name, &format!("{name}zone = \"{zone}\"\n"));
+        }
+        let mut w = World::new(&text);
+        assert_eq!(w.weights(0).0, [1, 2, 3, 4], "nothing is known");
+        w.measured(1, 2, 30);
+        w.measured(1, 3, 9);
+        assert_eq!(w.weights(1), (vec![1, 1, 7_500, 10_000], true), "east is the nearest");
+        assert_eq!(w.pools.nearest(&w.config.forward.pools[0]), ["east", "south"]);
+        w.check(2, 3, false);
+        assert_eq!(w.weights(2).0, [1, 10_000, 0, 1], "4 of 7 in east are less than it needs");
+        w.pools.drained.set(&backend("b4"), true);
+        assert_eq!(w.weights(3).0, [1, 2, 0, 0], "nobody else is left");
+        w.pools.drained.set(&backend("b4"), false);
+        // South comes nearer: by five checks of two seconds.
+        (0..60).for_each(|_| w.measured(4, 2, 1));
+        w.check(4, 3, true);
+        assert_eq!(w.weights(4).0[1], 1);
+        assert_eq!(w.weights(13).0[1], 1);
+        assert_eq!(w.weights(14).0[1..], [10_000, 1, 1]);
+        let without = load(&text.replace("distance", "# distance"));
+        w.pools.set_config(&without, |_| false);
+        w.config = without;
+        assert_eq!((w.weights(15).0, w.pools.groups(0)[0].spills_percent), (vec![1, 2, 3, 4], 0));
+        assert!(w.pools.nearest(&w.config.forward.pools[0]).is_empty());
     });
 }
 

@@ -124,7 +124,8 @@ fn run_all(body: impl Future<Output = ()>) {
 }
 
 async fn found(check: &Check, end: SocketAddr) -> Result<(), String> {
-    Probe::new(check).run(end).await
+    let stream = TcpStream::connect(end).await.map_err(|e| told("connect", &e))?;
+    Probe::new(check).talk(stream, end).await
 }
 
 #[test]

@@ -156,15 +156,21 @@ impl Appliance {
         appliance.steering.set_tables(tables)?;
         appliance.refresh_offload();
         appliance.steering.resume_offload(&appliance.snapshot.routes)?;
-        if way::goes_by_workers(&appliance.config) {
-            appliance.open_passage().map_err(BootError::Checks)?;
+        appliance.begin_checks()?;
+        Ok(appliance)
+    }
+
+    /// Lets health checks out by the workers, where any goes that way.
+    fn begin_checks(&mut self) -> Result<(), BootError> {
+        if way::goes_by_workers(&self.config) {
+            self.open_passage().map_err(BootError::Checks)?;
         }
-        if let Some(warning) = way::ports_warning(&appliance.config) {
+        if let Some(warning) = way::ports_warning(&self.config) {
             tracing::warn!("{warning}");
         }
-        appliance.set_passage();
-        appliance.pools.prober.set_door(appliance.passage.door());
-        Ok(appliance)
+        self.set_passage();
+        self.pools.prober.set_door(self.passage.door());
+        Ok(())
     }
 
     fn spawn_workers(

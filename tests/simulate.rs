@@ -277,3 +277,79 @@ fn a_link_below_the_tree_is_the_limit_and_tcp_fills_it() {
         assert!((2e3..6e4).contains(&p50), "{control}: {p50}");
     }
 }
+
+/// A class of 2 Mbit/s that holds 64 KiB in each worker, flooded by whoever always has packets.
+#[test]
+fn greedy_sources_keep_no_more_than_the_class_holds() {
+    let place = Place::new();
+    for (flows, workers, packet) in [(4, 2, 1_514), (2_000, 1, 100)] {
+        let text = format!(
+            "duration = \"4s\"\nwarmup = \"2s\"\n[workers]\ncount = {workers}\n\
+             [qos]\nrate = \"100Mbit/s\"\ndefault = \"a\"\n[qos.class.a]\n\
+             rate = \"1Mbit/s\"\nceil = \"2Mbit/s\"\nqueue = \"fifo\"\n\
+             [source.a]\nclass = \"a\"\nflows = {flows}\npacket = {packet}\ngreedy = {{}}\n"
+        );
+        let file = place.write("s.toml", &text);
+        let loaded = scenario::load(&file, &[]).expect("good");
+        let outcome = scenario::run(&loaded.scenario, |_| ()).expect("run");
+        let class = &outcome.classes[0];
+        assert_eq!(class.dropped_overload, 0, "{flows} flows: {class:?}");
+        assert!((class.offered_bps / 2e6 - 1.0).abs() < 0.05, "{flows} flows: {class:?}");
+        let waits_us = f64::from(workers * 65_536) * 8.0 / 2.0;
+        let p50 = class.delay.expect("sent").p50_us;
+        assert!((p50 / waits_us - 1.0).abs() < 0.05, "{p50} us, not {waits_us}");
+    }
+}
+
+#[test]
+fn more_than_the_port_may_be_sent_and_nothing_be_expected() {
+    let place = Place::new();
+    let run = |sent: &str, expected: &str| {
+        let text = format!(
+            "{TREE}[source.a]\nclass = \"a\"\nconstant = {{ rate = \"{sent}\" }}\n\
+             [expect.b]\nrate = \"{expected}\"\n"
+        );
+        let file = place.write("s.toml", &text);
+        let loaded = scenario::load(&file, &[]).map_err(|faults| faults.to_string())?;
+        Ok(scenario::run(&loaded.scenario, |_| ()).expect("run"))
+    };
+    for expected in ["0%", "0Mbit/s", "0.0 %"] {
+        let outcome = run("250%", expected).unwrap_or_else(|e: String| panic!("{e}"));
+        assert!(outcome.is_as_expected(), "{outcome:?}");
+        assert!((outcome.classes[0].offered_bps / 200e6 - 1.0).abs() < 0.01, "{outcome:?}");
+    }
+    assert!(!run("250%", "1%").expect("good").is_as_expected());
+    for (sent, expected, told) in [
+        ("0%", "0%", "`0%` is not a share above 0% and up to 10000%"),
+        ("10001%", "0%", "`10001%` is not a share above 0% and up to 10000%"),
+        ("1%", "0parsec", "is not a rate"),
+        ("1%", "101%", "`101%` is not a share above 0% and up to 100%"),
+    ] {
+        let got = run(sent, expected).expect_err("refused");
+        assert!(got.contains(told), "{got}");
+    }
+}
+
+#[test]
+fn what_of_a_configuration_is_not_simulated_is_told() {
+    let place = Place::new();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example-llm-edge.toml");
+    let mut text = std::fs::read_to_string(config).expect("an example");
+    text += "[limit.each]\nconnections = \"100/s\"\n\
+             [meter.some]\nclasses = [\"interactive\"]\nrate = \"46Mbit/s\"\nburst = 2048\n";
+    place.write("edge.toml", &text);
+    for (class, names) in [("interactive", "limit.each, meter.some"), ("bulk", "limit.each")] {
+        let text = format!(
+            "config = \"edge.toml\"\nport = \"wan\"\nduration = \"10ms\"\n\
+             [source.a]\nclass = \"{class}\"\nconstant = {{ rate = \"10%\" }}\n"
+        );
+        let file = place.write("s.toml", &text);
+        let told = self::text(&tidegate(&file, &[]).stdout);
+        let line = format!("\nnot simulated: {names}; what sources send is what those let pass\n");
+        assert!(told.contains(&line), "{told}");
+        let json = self::text(&tidegate(&file, &["--json"]).stdout);
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let list = json["not_simulated"].as_array().expect("a list");
+        assert_eq!(list.len(), names.split(", ").count(), "{json}");
+    }
+}

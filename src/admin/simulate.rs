@@ -15,6 +15,8 @@ use crate::scenario::{self, ClassOutcome, Delays, Outcome};
 
 /// Columns of a class's rate over time.
 const TIME_COLUMNS: usize = 24;
+/// Names told of what is not simulated.
+const NAMES_MAX: usize = 5;
 const LEVELS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 #[derive(Debug, Args)]
@@ -218,7 +220,21 @@ fn heading(outcome: &Outcome) -> String {
         outcome.seed,
         rate(outcome.granted_bps),
         BitRate(outcome.rate_bps),
-    )
+    ) + &not_simulated(outcome)
+}
+
+/// What a figure does not account for.
+fn not_simulated(outcome: &Outcome) -> String {
+    let all = &outcome.not_simulated;
+    if all.is_empty() {
+        return String::new();
+    }
+    let more = match all.len().saturating_sub(NAMES_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names = all[..all.len().min(NAMES_MAX)].join(", ");
+    format!("not simulated: {names}{more}; what sources send is what those let pass\n")
 }
 
 fn expectations(outcome: &Outcome) -> String {

@@ -6,9 +6,13 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::base::tomlfile::{Atom, Named, OneOrMany};
+use crate::base::units::BitRate;
 use crate::config::{Bytes, FileQos, Noted, Plain, Rate};
 
 use super::spec::{PACKET_MAX, PACKET_MIN};
+
+/// Of the port's rate, for what may be over it.
+const PERCENT_MAX: f64 = 10_000.0;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -37,7 +41,7 @@ pub struct FileWorkers {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileLink {
-    pub rate: Noted<Rate>,
+    pub rate: Noted<Offered>,
     pub ring: Noted<Bytes>,
 }
 
@@ -63,13 +67,13 @@ pub struct FileSource {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileConstant {
-    pub rate: Noted<Rate>,
+    pub rate: Noted<Offered>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileOnOff {
-    pub rate: Noted<Rate>,
+    pub rate: Noted<Offered>,
     pub on: Noted<Duration>,
     pub off: Noted<Duration>,
     pub random: bool,
@@ -111,11 +115,61 @@ pub struct FileTrace {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileExpect {
-    pub rate: Noted<Rate>,
+    pub rate: Noted<Granted>,
     pub tolerance_percent: Plain<f64>,
     pub delay_p99_max: Noted<Duration>,
     pub dropped_max: Plain<i64>,
     pub marked_min: Plain<i64>,
+}
+
+/// A rate, or a share of the port's, which it may be over: what is sent, or what a link carries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Offered(Rate);
+
+impl Offered {
+    pub fn of(self, whole: BitRate) -> BitRate {
+        match self.0 {
+            Rate::Absolute(rate) => rate,
+            Rate::Percent(p) => BitRate((whole.0 as f64 * p / 100.0).round().max(1.0) as u64),
+        }
+    }
+}
+
+impl Atom for Offered {
+    const EXPECTED: &'static str = Rate::EXPECTED;
+    fn from_text(text: &str) -> Result<Offered, String> {
+        let Some(share) = text.trim().strip_suffix('%') else {
+            return Rate::from_text(text).map(Offered);
+        };
+        match share.trim_end().parse::<f64>() {
+            Ok(p) if p > 0.0 && p <= PERCENT_MAX => Ok(Offered(Rate::Percent(p))),
+            _ => Err(format!("`{text}` is not a share above 0% and up to {PERCENT_MAX}%")),
+        }
+    }
+}
+
+/// A rate, or a share of the port's, or none: what a class gets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Granted(Option<Rate>);
+
+impl Granted {
+    pub fn of(self, whole: BitRate) -> BitRate {
+        self.0.map_or(BitRate(0), |rate| Offered(rate).of(whole))
+    }
+}
+
+impl Atom for Granted {
+    const EXPECTED: &'static str = Rate::EXPECTED;
+    fn from_text(text: &str) -> Result<Granted, String> {
+        let text = text.trim();
+        let cut = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+        let (number, unit) = text.split_at(cut);
+        match number.parse::<f64>() {
+            // Its unit must be one all the same.
+            Ok(0.0) => Rate::from_text(&format!("1{unit}")).map(|_| Granted(None)),
+            _ => Rate::from_text(text).map(|rate| Granted(Some(rate))),
+        }
+    }
 }
 
 /// Bytes of a frame.

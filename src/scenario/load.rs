@@ -2,13 +2,14 @@
 //! place.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::file::{FileScenario, FileSource};
+use super::configured::{Configured, NotSimulated, beside, configured};
+use super::file::{FileScenario, FileSource, Offered};
 use super::spec::{
     Control, Expectation, FLOWS_MAX, Kind, Link, SOURCES_MAX, Scenario, Source, WORKERS_MAX,
     Workers,
@@ -18,7 +19,7 @@ use crate::base::Seed;
 use crate::base::diag::{self, Diagnostic, Diagnostics};
 use crate::base::tomlfile::{self, ROOT, Reading};
 use crate::base::units::BitRate;
-use crate::config::{self, Build, Noted, Rate};
+use crate::config::{self, Build, Noted};
 use crate::packet::ClassId;
 use crate::qos::spec::PortQosSpec;
 
@@ -85,7 +86,7 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, Diagnostics> {
 }
 
 /// Sets values beside a file's text. What is no TOML is taken for a string without its quotes.
-fn set_all(source: &mut diag::Source, sets: &[&String], above: &str, out: &mut Diagnostics) {
+pub fn set_all(source: &mut diag::Source, sets: &[&String], above: &str, out: &mut Diagnostics) {
     for words in sets {
         let Some((key, value)) = words.split_once('=') else {
             let what = "a key and its value are expected, as in class.batch.rate=20%";
@@ -128,59 +129,14 @@ fn unknown_name(text: &str, line: &str) -> Option<String> {
     }
 }
 
-/// The tree of a configuration's port, and the names of its classes.
-fn configured(
-    source: &diag::Source,
-    name: &Spanned<String>,
-    port: Option<&Spanned<String>>,
-    sets: &[&String],
-    out: &mut Diagnostics,
-) -> Option<(PortQosSpec, Vec<String>)> {
-    let Some(port) = port else {
-        out.error(source, &name.span(), "`port` is missing: whose class tree is tried");
-        return None;
-    };
-    let path = beside(source.path(), name.get_ref());
-    let config = config::read_source(&path).and_then(|mut file| {
-        let mut faults = Diagnostics::default();
-        set_all(&mut file, sets, &format!("qos.{:?}.", port.get_ref()), &mut faults);
-        if faults.has_errors() { Err(faults) } else { config::load_source(&file) }
-    });
-    let config = match config {
-        Ok(config) => config,
-        Err(faults) => {
-            out.append(faults);
-            return None;
-        }
-    };
-    let named = config.ports.iter().find(|p| p.name == *port.get_ref());
-    let tree = named.and_then(|p| config.qos.iter().find(|q| q.port == p.id));
-    let Some(tree) = tree else {
-        let names = config.ports.iter().filter(|p| config.qos.iter().any(|q| q.port == p.id));
-        let advice = diag::advice(port.get_ref(), names.map(|p| p.name.as_str()));
-        let what = format!("{} has no class tree of that port{advice}", path.display());
-        out.error(source, &port.span(), what);
-        return None;
-    };
-    Some((tree.clone(), config.class_names))
-}
-
-fn beside(path: &Path, name: &str) -> PathBuf {
-    path.parent().unwrap_or(Path::new("")).join(name)
-}
-
 /// What sources and expectations refer to.
 struct Known {
     tree: PortQosSpec,
     class_names: Vec<String>,
 }
 
-fn build(
-    b: &mut Build<'_>,
-    file: &FileScenario,
-    configured: Option<(PortQosSpec, Vec<String>)>,
-) -> Scenario {
-    let (tree, class_names) = tree(b, file, configured);
+fn build(b: &mut Build<'_>, file: &FileScenario, configured: Option<Configured>) -> Scenario {
+    let Configured { tree, class_names, not_simulated } = tree(b, file, configured);
     let known = Known { tree, class_names };
     if file.duration.is_none() && !b.faulty.contains(&ROOT, "duration") {
         b.error(&(0..0), "`duration` is missing: how long the scenario lasts");
@@ -210,6 +166,7 @@ fn build(
         seed: Seed(b.number(&file.seed, 0..=i64::MAX, SEED)),
         workers: workers(b, file),
         link: link(b, file, known.tree.rate),
+        not_simulated: not_simulated.of_sources(&sources),
         sources,
         expectations: expectations(b, file, &known),
         tree: known.tree,
@@ -217,11 +174,7 @@ fn build(
     }
 }
 
-fn tree(
-    b: &mut Build<'_>,
-    file: &FileScenario,
-    configured: Option<(PortQosSpec, Vec<String>)>,
-) -> (PortQosSpec, Vec<String>) {
+fn tree(b: &mut Build<'_>, file: &FileScenario, configured: Option<Configured>) -> Configured {
     if let (Some(qos), Some(_)) = (&file.qos, &file.config) {
         b.error(&qos.span(), "the class tree is that of `config` already: leave one of them out");
     }
@@ -229,8 +182,8 @@ fn tree(
         b.error(&port.span(), "`port` is one of a `config`, and none is named");
     }
     let nothing = Spanned::new(0..0, Default::default());
-    match (configured, &file.qos) {
-        (Some(tree), _) => tree,
+    let (tree, class_names) = match (configured, &file.qos) {
+        (Some(configured), _) => return configured,
         (None, Some(qos)) => config::tree_alone(b, qos),
         (None, None) => {
             if file.config.is_none()
@@ -245,7 +198,8 @@ fn tree(
             let mut b = Build { source, faulty, out: &mut silent, running: None };
             config::tree_alone(&mut b, &nothing)
         }
-    }
+    };
+    Configured { tree, class_names, not_simulated: NotSimulated::default() }
 }
 
 fn workers(b: &mut Build<'_>, file: &FileScenario) -> Workers {
@@ -268,7 +222,7 @@ fn workers(b: &mut Build<'_>, file: &FileScenario) -> Workers {
 fn link(b: &mut Build<'_>, file: &FileScenario, whole: BitRate) -> Link {
     let nothing = Default::default();
     let l = file.link.as_ref().map_or(&nothing, Spanned::get_ref);
-    let rate = l.rate.as_ref().map(|r| rate_of(r.get_ref().0, whole));
+    let rate = l.rate.as_ref().map(|r| r.get_ref().0.of(whole));
     let ring = l.ring.as_ref().map(|r| r.get_ref().0.0);
     if let (Some(given), None) = (&l.ring, rate) {
         b.error(&given.span(), "a link without `rate` takes all at once: it fills no ring");
@@ -425,7 +379,7 @@ fn expectations(b: &mut Build<'_>, file: &FileScenario, known: &Known) -> Vec<Ex
         };
         list.push(Expectation {
             class,
-            rate: f.rate.as_ref().map(|r| rate_of(r.get_ref().0, known.tree.rate)),
+            rate: f.rate.as_ref().map(|r| r.get_ref().0.of(known.tree.rate)),
             tolerance_percent,
             delay_p99_max: delay.as_ref().map(|d| d.get_ref().0),
             dropped_max: count(b, &f.dropped_max),
@@ -457,21 +411,14 @@ fn class_of(
     Some(id)
 }
 
-fn rate_of(rate: Rate, whole: BitRate) -> BitRate {
-    match rate {
-        Rate::Absolute(rate) => rate,
-        Rate::Percent(p) => BitRate((whole.0 as f64 * p / 100.0).round().max(1.0) as u64),
-    }
-}
-
 fn source_rate(
     b: &mut Build<'_>,
     table: std::ops::Range<usize>,
-    given: &Noted<Rate>,
+    given: &Noted<Offered>,
     known: &Known,
 ) -> BitRate {
     let given = b.need(&table, "rate", given, "how much it sends");
-    given.map_or(BitRate(1), |r| rate_of(r.get_ref().0, known.tree.rate))
+    given.map_or(BitRate(1), |r| r.get_ref().0.of(known.tree.rate))
 }
 
 fn needed(

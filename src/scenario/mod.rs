@@ -5,6 +5,7 @@
 //! many workers as it says, and tells what each class was offered and granted, and how long its
 //! packets waited. The same scenario and seed give the same outcome, to the last bit.
 
+mod configured;
 mod expect;
 mod file;
 mod heap;

@@ -17,6 +17,8 @@ pub struct Outcome {
     /// `None`: the link takes whatever the tree lets go.
     pub link_bps: Option<u64>,
     pub granted_bps: f64,
+    /// As [`Scenario::not_simulated`](super::spec::Scenario::not_simulated).
+    pub not_simulated: Vec<String>,
     /// In the tree's order: each before those below it.
     pub classes: Vec<ClassOutcome>,
     pub sources: Vec<SourceOutcome>,

@@ -267,6 +267,7 @@ mod tests {
             rate_bps: 10_000_000,
             link_bps: None,
             granted_bps: 5e6,
+            not_simulated: Vec::new(),
             classes: names.iter().map(class).collect(),
             sources: Vec::new(),
             over_time: (0..4).map(slice).collect(),

@@ -8,7 +8,7 @@ use super::heap::{Event, Heap};
 use super::measure::Meter;
 use super::outcome::{ClassOutcome, Outcome};
 use super::source::{Packet, Running};
-use super::spec::{Kind, Scenario};
+use super::spec::{Kind, Scenario, Source};
 use super::worker::{Fate, Worker};
 use crate::base::{Nanos, Seed};
 use crate::capture::ReadError;
@@ -18,7 +18,7 @@ use crate::sim::LinkSpec;
 use crate::sim::link::Link;
 
 /// Packets that a greedy source keeps waiting in each worker: so many, or so many a flow, or what
-/// goes in so many looks.
+/// goes in so many looks, as far as the class has room for them.
 const GREEDY_PACKETS: u64 = 64;
 const GREEDY_A_FLOW: u64 = 2;
 const GREEDY_LOOKS: u64 = 2;
@@ -330,6 +330,7 @@ impl<'s> Play<'s> {
             rate_bps: scenario.tree.rate.0,
             link_bps: scenario.link.rate.map(|r| r.0),
             granted_bps: bps(all, 0),
+            not_simulated: scenario.not_simulated.clone(),
             classes,
             sources: meter.source_outcomes(),
             over_time: meter.slices,
@@ -345,16 +346,27 @@ impl Greedy {
         for flow in 0..running.spec.flows {
             flows[running.worker_of(flow, count)].push(flow);
         }
-        let shortest = running.spec.packets.iter().min().copied().unwrap_or(1);
+        let lengths = running.spec.packets.iter().map(|&len| u64::from(running.counted(len)));
+        let shortest = lengths.clone().min().unwrap_or(1).max(1);
+        let most = room(scenario, running) / lengths.max().unwrap_or(1).max(1);
         let poll = &scenario.workers.poll;
         let target = (0..count).map(|i| {
             let looks_ns = poll[i % poll.len()].as_nanos() as u64 * GREEDY_LOOKS;
             let bytes = u128::from(scenario.tree.rate.bytes_per_sec()) * u128::from(looks_ns);
-            let packets = (bytes / 1_000_000_000) as u64 / u64::from(running.counted(shortest));
-            packets.max(GREEDY_PACKETS).max(GREEDY_A_FLOW * flows[i].len() as u64)
+            let packets = (bytes / 1_000_000_000) as u64 / shortest;
+            let packets = packets.max(GREEDY_PACKETS).max(GREEDY_A_FLOW * flows[i].len() as u64);
+            packets.min(most).max(1)
         });
         Greedy { source, turn: vec![0; count], target: target.collect(), flows }
     }
+}
+
+/// Bytes that a class holds of a greedy source in each worker before it drops some.
+fn room(scenario: &Scenario, running: &Running) -> u64 {
+    let class = running.spec.class;
+    let limit = scenario.tree.classes.iter().find(|c| c.id == class).map_or(0, |c| c.limit);
+    let is_greedy = |s: &&Source| s.class == class && matches!(s.kind, Kind::Greedy);
+    u64::from(limit) / (scenario.sources.iter().filter(is_greedy).count() as u64).max(1)
 }
 
 /// What each worker's ring may hold: where the scenario does not say, as much as in the appliance.

@@ -34,6 +34,9 @@ pub struct Scenario {
     pub tree: PortQosSpec,
     /// By class id.
     pub class_names: Vec<String>,
+    /// Limits and meters of the configuration that the tree is from, as they stand there: packets
+    /// of sources are what has passed them.
+    pub not_simulated: Vec<String>,
     pub sources: Vec<Source>,
     pub expectations: Vec<Expectation>,
 }

@@ -57,6 +57,7 @@ fn scenario(kind: Kind) -> Scenario {
         link: Link { rate: None, ring: None },
         tree,
         class_names: vec!["c".to_string()],
+        not_simulated: Vec::new(),
         sources: vec![source],
         expectations: Vec::new(),
     }

@@ -5,6 +5,7 @@ mod alone;
 mod announce;
 mod classes;
 mod delay;
+mod doubts;
 mod engines;
 mod fit;
 mod forward;

@@ -6,6 +6,7 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 
 use super::classes::{CLASSES_MAX, Classes};
+use super::doubts::doubts;
 use super::leaf::queue_of;
 use super::{Build, index};
 use crate::base::units::{BitRate, ByteSize};
@@ -69,6 +70,7 @@ struct Above {
     rate: BitRate,
     ceil: BitRate,
     burst: u32,
+    priority: u8,
 }
 
 struct Tree<'t> {
@@ -78,6 +80,8 @@ struct Tree<'t> {
     names: HashMap<&'t str, usize>,
     /// By position in the file; those without an entry stand below a cycle or an unknown class.
     built: Vec<Option<Above>>,
+    /// By position: `None`: not known, and told; `Some(None)`: the port itself.
+    parents: Vec<Option<Option<usize>>>,
     /// Positions in the order in which they were built, parents first.
     order: Vec<usize>,
 }
@@ -106,10 +110,11 @@ pub fn port_tree(
     let frame = u64::from(mtu) + u64::from(overhead.min(OVERHEAD_MAX));
     let burst_default = (bytes_in(rate, BURST_MS)).max(PORT_BURST_FRAMES_MIN * frame);
     let burst = bytes(b, &q.burst, burst_default);
-    let top = Above { rate, ceil: rate, burst };
+    let top = Above { rate, ceil: rate, burst, priority: 0 };
     let list = q.class.0.as_slice();
     let (names, built) = (index(list), vec![None; list.len()]);
-    let mut tree = Tree { frame, list, names, built, order: Vec::with_capacity(list.len()) };
+    let (parents, order) = (Vec::new(), Vec::with_capacity(list.len()));
+    let mut tree = Tree { frame, list, names, built, parents, order };
     let specs = tree.build(b, top, classes);
     let default_class = default_class(b, table, &tree, classes);
     let mpu = number(&q.mpu, u16::MAX).unwrap_or(MPU_DEFAULT);
@@ -119,6 +124,7 @@ pub fn port_tree(
     if let Err(faults) = validate(&spec) {
         tell(b, table, &tree, &spec, &faults);
     }
+    doubts(b, list, &tree.parents);
     spec
 }
 
@@ -260,10 +266,10 @@ fn port_value(table: &Spanned<FileQos>, field: Field) -> Option<Range<usize>> {
 impl Tree<'_> {
     /// Builds parents before their children, whatever the file's order.
     fn build(&mut self, b: &mut Build<'_>, top: Above, classes: &mut Classes) -> Vec<ClassSpec> {
-        let parents: Vec<Option<Option<usize>>> =
-            self.list.iter().map(|(key, table)| self.parent(b, key, table.get_ref())).collect();
+        let parents = self.list.iter().map(|(key, table)| self.parent(b, key, table.get_ref()));
+        self.parents = parents.collect();
         let mut has_children = vec![false; self.list.len()];
-        for parent in parents.iter().flatten().flatten() {
+        for parent in self.parents.iter().flatten().flatten() {
             has_children[*parent] = true;
         }
         let mut specs = Vec::with_capacity(self.list.len());
@@ -272,7 +278,7 @@ impl Tree<'_> {
             let before = left.len();
             let mut later = Vec::new();
             for i in left {
-                let above = match parents[i] {
+                let above = match self.parents[i] {
                     None => continue, // told already
                     Some(None) => top,
                     Some(Some(p)) => match self.built[p] {
@@ -291,7 +297,7 @@ impl Tree<'_> {
                 return specs;
             }
             if left.len() == before {
-                self.tell_cycles(b, &left, &parents);
+                self.tell_cycles(b, &left);
                 return specs;
             }
         }
@@ -313,11 +319,11 @@ impl Tree<'_> {
     }
 
     /// Classes that are left stand on a cycle or below one, or below a class at fault.
-    fn tell_cycles(&self, b: &mut Build<'_>, left: &[usize], parents: &[Option<Option<usize>>]) {
+    fn tell_cycles(&self, b: &mut Build<'_>, left: &[usize]) {
         for &i in left {
             let mut at = i;
             for _ in 0..left.len() {
-                let Some(Some(parent)) = parents[at] else { break };
+                let Some(Some(parent)) = self.parents[at] else { break };
                 at = parent;
                 if at == i {
                     let (key, table) = &self.list[i];
@@ -352,7 +358,8 @@ impl Tree<'_> {
         let burst = bytes(b, &c.burst, bucket(rate).min(u64::from(above.burst)));
         let cburst = bytes(b, &c.cburst, bucket(ceil));
         let limit_default = bytes_in(ceil, LIMIT_MS).clamp(LIMIT_MIN, LIMIT_MAX_DEFAULT);
-        self.built[i] = Some(Above { rate, ceil, burst });
+        let priority = number(&c.priority, u8::MAX).unwrap_or(above.priority);
+        self.built[i] = Some(Above { rate, ceil, burst, priority });
         ClassSpec {
             id,
             name: key.get_ref().clone(),
@@ -361,7 +368,7 @@ impl Tree<'_> {
             ceil,
             burst,
             cburst,
-            priority: number(&c.priority, u8::MAX).unwrap_or(0),
+            priority,
             weight: number(&c.weight, u32::MAX).unwrap_or(1),
             quantum: c.quantum.as_ref().map(|_| bytes(b, &c.quantum, 0)),
             overhead: number(&c.overhead, u16::MAX),

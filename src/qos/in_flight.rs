@@ -1,6 +1,7 @@
 //! How much of a port's device a worker may fill. What the device holds leaves in the order in
 //! which it went there: the class tree can't let anything more urgent past it any more.
 
+use super::absence::Longest;
 use super::spec::PortQosSpec;
 use crate::base::Nanos;
 
@@ -13,10 +14,6 @@ const IN_FLIGHT_FRAMES: u64 = 2;
 /// ... or, where the device ran dry before the worker came again, what the worker's share of the
 /// rate sends in so many times that long.
 const ABSENCES: u64 = 2;
-/// So long an absence is made up for: one that shares its core is kept from it for about 4 ms.
-const ABSENCE_NS_MAX: u64 = 6_000_000;
-/// An absence counts half once this long has gone by without such a one.
-const HALVED_NS: u64 = 67_000_000;
 const SECOND_NS: u128 = 1_000_000_000;
 
 /// While a worker has fewer bytes than this in the device, it may put one more frame there. Beyond
@@ -28,10 +25,8 @@ pub struct InFlight {
     bytes_per_sec: u64,
     /// When it had put as much there as it may, and had more.
     stopped: Option<Nanos>,
-    /// The longest of the last absences in which the device ran dry, in nanoseconds.
-    absence: u64,
-    /// When `absence` was brought up to date.
-    at: Nanos,
+    /// Of those in which the device ran dry.
+    absence: Longest,
 }
 
 impl InFlight {
@@ -40,7 +35,7 @@ impl InFlight {
 
     /// Whatever happens.
     pub const fn of_bytes(least: u64) -> InFlight {
-        InFlight { least, bytes_per_sec: 0, stopped: None, absence: 0, at: Nanos::ZERO }
+        InFlight { least, bytes_per_sec: 0, stopped: None, absence: Longest::NONE }
     }
 
     /// For one of so many workers.
@@ -60,10 +55,11 @@ impl InFlight {
     /// Bytes that may be put there now. The last frame may overshoot them.
     #[inline]
     pub fn room(&mut self, now: Nanos, in_flight: u64) -> u64 {
-        if self.stopped.is_some() || self.absence > 0 {
-            self.learn(now, in_flight);
+        if self.stopped.is_some() || self.absence.ns() > 0 {
+            let since = self.stopped.take().filter(|_| in_flight == 0);
+            self.absence.learn(now, since.map_or(0, |since| now.since(since)));
         }
-        let made_up = u128::from(self.bytes_per_sec) * u128::from(ABSENCES * self.absence);
+        let made_up = u128::from(self.bytes_per_sec) * u128::from(ABSENCES * self.absence.ns());
         self.least.max((made_up / SECOND_NS) as u64).saturating_sub(in_flight)
     }
 
@@ -71,16 +67,6 @@ impl InFlight {
     #[inline]
     pub fn stop(&mut self, now: Nanos) {
         self.stopped = Some(now);
-    }
-
-    fn learn(&mut self, now: Nanos, in_flight: u64) {
-        let since = self.stopped.take().filter(|_| in_flight == 0);
-        let away = since.map_or(0, |since| now.since(since).min(ABSENCE_NS_MAX));
-        if away >= self.absence {
-            (self.absence, self.at) = (away, now);
-        } else if now.since(self.at) > HALVED_NS {
-            (self.absence, self.at) = (self.absence / 2, now);
-        }
     }
 }
 

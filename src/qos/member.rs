@@ -20,8 +20,10 @@ pub(super) struct Member {
 /// What was granted and sent, by the classes of one tree.
 pub(super) struct Books {
     fingerprint: u64,
-    /// In the order of the grants, and one a class at most for what is left over.
+    /// In the order of the grants, and one a class at most, of nothing, for what is left over.
     leases: VecDeque<Lease>,
+    /// By class: there is one of nothing.
+    has_empty: Vec<bool>,
     /// Bytes of leases that are not used up.
     unsent: u32,
     /// By class: bytes leased and not sent; negative: sent in advance.
@@ -38,11 +40,21 @@ impl Books {
         Books {
             fingerprint: fingerprint(spec),
             leases: VecDeque::with_capacity(LEASES_MAX + classes),
+            has_empty: vec![false; classes],
             unsent: 0,
             held: vec![0; classes],
             carry: vec![0; classes],
             news: Vec::with_capacity(classes),
             is_news: vec![false; classes],
+        }
+    }
+}
+
+impl Books {
+    /// Has what is left over of a class's leases used, if it does not wait for that already.
+    fn use_rest(&mut self, leaf: u32) {
+        if !std::mem::replace(&mut self.has_empty[leaf as usize], true) {
+            self.leases.push_back(Lease { leaf, bytes: 0, is_borrowed: false });
         }
     }
 }
@@ -94,7 +106,7 @@ impl Member {
             let wanted = queues.ready_bytes(leaf) as i64 - self.books.held[leaf as usize];
             if wanted <= 0 && queues.has_ready(leaf) && self.books.carry[leaf as usize] > 0 {
                 // What was granted for packets that were lost serves these.
-                self.books.leases.push_back(Lease { leaf, bytes: 0, is_borrowed: false });
+                self.books.use_rest(leaf);
             }
             let wanted = u32::try_from(wanted.max(0)).unwrap_or(u32::MAX);
             global.want(self.number, leaf, wanted, u32::from(waiting.flows));
@@ -134,6 +146,7 @@ impl Member {
     pub fn finish(&mut self) {
         if let Some(lease) = self.books.leases.pop_front() {
             self.books.unsent -= lease.bytes;
+            self.books.has_empty[lease.leaf as usize] &= lease.bytes > 0;
             self.books.carry[lease.leaf as usize] += i64::from(lease.bytes);
         }
     }
@@ -161,5 +174,36 @@ impl Member {
 impl Drop for Member {
     fn drop(&mut self) {
         self.shared.leave(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::units::BitRate;
+    use crate::packet::{ClassId, PortId};
+
+    #[test]
+    fn what_is_left_over_waits_once() {
+        let spec = PortQosSpec {
+            port: PortId(0),
+            rate: BitRate(1_000_000_000),
+            burst: 500_000,
+            overhead: 0,
+            mpu: 0,
+            mtu: 1_500,
+            default_class: ClassId(0),
+            classes: Vec::new(),
+        };
+        let mut member = Member::new(Shared::new(&spec), &spec, 2);
+        for _ in 0..3 {
+            for leaf in [1, 1, 0, 1] {
+                member.books.use_rest(leaf);
+            }
+            assert_eq!(member.books.leases.len(), 2);
+            member.finish();
+            member.finish();
+        }
+        assert!(member.current().is_none());
     }
 }

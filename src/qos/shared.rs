@@ -25,7 +25,8 @@ use super::tree::{ROOT, Tree};
 use crate::base::Nanos;
 use crate::packet::ClassId;
 
-/// Leases that one worker holds, or has waiting to be fetched, at most.
+/// Leases that one worker holds, or has waiting to be fetched, at most. Of classes that are leased
+/// a frame at a time these are 3 MB: no worker is granted more, however late it is.
 pub(super) const LEASES_MAX: usize = 2_048;
 /// A lease is at most what its class is guaranteed in this time ...
 const LEASE_NS: u64 = 200_000;
@@ -252,10 +253,14 @@ impl Global {
         }
     }
 
-    /// A member has all that it was granted, and something waits for more.
+    /// A member has all that it was granted, and something waits for more. It is away from when it
+    /// may have that: while its classes wait for tokens it is not.
     pub fn leaves_waiting(&mut self, member: usize) {
-        if let Some(account) = &mut self.members[member] {
-            account.absence.begins(self.now);
+        let Some(account) = &mut self.members[member] else { return };
+        let may_have = self.tree.is_ready() || !account.has_room();
+        let due = if may_have { Some(self.now) } else { self.tree.wheel.next() };
+        if let Some(due) = due {
+            account.absence.begins(due.max(self.now));
         }
     }
 
@@ -354,7 +359,7 @@ impl Account {
             held: 0,
             unsent: 0,
             passed: Vec::with_capacity(classes),
-            absence: Absence::default(),
+            absence: Absence::NONE,
             unsent_max: 0,
         }
     }
@@ -369,4 +374,71 @@ pub(super) fn fingerprint(spec: &PortQosSpec) -> u64 {
     let mut hasher = DefaultHasher::new();
     spec.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::units::BitRate;
+    use crate::packet::PortId;
+    use crate::qos::spec::{ClassSpec, QueueSpec};
+
+    /// A port of a gigabit, with one class that is held to a megabit.
+    fn spec() -> PortQosSpec {
+        let class = ClassSpec {
+            id: ClassId(0),
+            name: "slow".to_string(),
+            parent: None,
+            rate: BitRate(1_000_000),
+            ceil: BitRate(1_000_000),
+            burst: 3_000,
+            cburst: 3_000,
+            priority: 0,
+            weight: 1,
+            quantum: None,
+            overhead: None,
+            mpu: None,
+            flow_rate: None,
+            limit: 1 << 20,
+            queue: QueueSpec::Fifo,
+        };
+        PortQosSpec {
+            port: PortId(0),
+            rate: BitRate(1_000_000_000),
+            burst: 500_000,
+            overhead: 0,
+            mpu: 0,
+            mtu: 1_500,
+            default_class: ClassId(0),
+            classes: vec![class],
+        }
+    }
+
+    /// Bytes that a member may be granted in advance, at last, where it sends all that it gets of
+    /// the class and comes so much later than there may be something for it.
+    fn granted_in_advance(late_ns: u64) -> u32 {
+        let mut global = Global::new(&spec(), Nanos::ZERO);
+        let (member, leaf) = (global.join(), ROOT + 1);
+        let mut now = Nanos::from_secs(1);
+        for _ in 0..40 {
+            global.advance(now);
+            global.report(member, 0, 0);
+            global.want(member, leaf, 100_000, 1);
+            global.serve(member, 64_000);
+            let mut fetched = VecDeque::new();
+            global.collect(member, &mut fetched);
+            global.leaves_waiting(member);
+            let next = global.next_event(member).expect("tokens come");
+            now = next.max(now).saturating_add(late_ns);
+        }
+        assert!(now.since(Nanos::from_secs(1)) > 200_000_000, "the class waited");
+        global.report(member, 0, 0);
+        global.members[member].as_ref().expect("joined").unsent_max
+    }
+
+    #[test]
+    fn one_that_waits_for_tokens_is_not_away() {
+        assert_eq!(granted_in_advance(0), 25_000, "what a gigabit sends in 200 us");
+        assert_eq!(granted_in_advance(4_000_000), 1_000_000, "and in twice 4 ms");
+    }
 }

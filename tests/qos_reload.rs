@@ -87,3 +87,47 @@ fn another_kind_of_queue_keeps_the_order_of_flows() {
         link.finish();
     }
 }
+
+/// Each flow's packets in order, while the port changes twice: what the FIFO held goes first,
+/// whatever comes later, and not at the pace of one flow.
+#[test]
+fn what_a_fifo_held_goes_first_until_all_of_it_has_gone() {
+    const BACKLOG: u16 = 60;
+    let managed = QueueSpec::FqCodel { target: 1 << 40, interval: 1 << 40 };
+    for flow_rate_mb in [None, Some(1.0)] {
+        let of = |rate_mb: f64| {
+            let leaf = class(1, rate_mb).queue(managed);
+            port(100.0, &[flow_rate_mb.map_or(leaf.clone(), |rate| leaf.flow_rate(rate))])
+        };
+        let mut link =
+            Link::new(&port(100.0, &[class(1, 10.0).queue(QueueSpec::Fifo)]), 100.0, 256);
+        let offer = |link: &mut Link| {
+            for at in 0..BACKLOG {
+                link.offer(ClassId(1), u32::from(at % 3), 100 + usize::from(at) * 9);
+            }
+        };
+        offer(&mut link);
+        let start = link.now;
+        let (mut last, mut sent_at) = (HashMap::new(), Vec::new());
+        let mut run = |link: &mut Link, ns: u64| {
+            let until = link.now.saturating_add(ns);
+            link.run(&[], until, |sent| {
+                let before = last.insert(sent.flow, sent.seq);
+                assert_eq!(before.map_or(0, |seq| seq + 1), sent.seq, "{sent:?}, {flow_rate_mb:?}");
+                sent_at.push(sent.at);
+            });
+            sent_at.len()
+        };
+        for after in [of(10.0), of(20.0)] {
+            assert!(run(&mut link, 50_000) < usize::from(BACKLOG), "some of it waits yet");
+            link.reconfigure(&after);
+            offer(&mut link);
+        }
+        assert_eq!(run(&mut link, 200_000_000), 3 * usize::from(BACKLOG));
+        assert!(link.scheduler.is_empty());
+        // 22 kB at 100 MB/s; a flow would have taken 18 ms.
+        let took = sent_at[usize::from(BACKLOG) - 1].since(start);
+        assert!(took < 1_000_000, "{took} ns, {flow_rate_mb:?}");
+        link.finish();
+    }
+}

@@ -21,6 +21,9 @@ pub(super) enum Standing {
     Free,
     /// Began to queue lately: served before the old ones until its first quantum is used.
     New,
+    /// What a FIFO held, from before the leaf told flows apart: among the new ones until all of it
+    /// has gone, and at no flow's pace.
+    Backlog,
     Old,
     /// In no list: it may not send yet.
     Asleep,

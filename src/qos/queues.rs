@@ -372,11 +372,13 @@ impl Queues {
     #[inline(never)]
     fn leave(&mut self, leaf: u32, list: usize, is_empty: bool, sent: u32, now: Nanos) {
         let (flow, pace) = (self.leaves[leaf as usize].lists[list].head, self.pace(leaf));
-        let sleeps = pace.is_set() && (self.pacing.charge(flow, pace, now, sent) || is_empty);
+        let is_backlog = self.flows.at(flow).standing == Standing::Backlog;
+        let sleeps =
+            pace.is_set() && !is_backlog && (self.pacing.charge(flow, pace, now, sent) || is_empty);
         if is_empty {
             self.empty += 1;
             let is_last = self.leaves[leaf as usize].packets == 0 && !sleeps;
-            if is_last || self.empty > self.empty_max {
+            if is_last || is_backlog || self.empty > self.empty_max {
                 self.forget_first(leaf, list);
                 return;
             }
@@ -483,5 +485,5 @@ impl Queues {
 
 #[inline(always)]
 fn list_of(standing: Standing) -> usize {
-    if standing == Standing::New { NEW } else { OLD }
+    if matches!(standing, Standing::New | Standing::Backlog) { NEW } else { OLD }
 }

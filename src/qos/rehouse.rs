@@ -73,9 +73,10 @@ impl Queues {
     }
 
     /// Moves a flow to a leaf. What a FIFO held goes before all that comes later where flows are
-    /// told apart: it keeps its turn among the new flows until all of it has gone.
+    /// told apart, also after another change: it keeps its turn until all of it has gone.
     fn settle_in(&mut self, leaf: u32, old: &Flow, due: Due, was_fifo: bool) {
-        let goes_first = was_fifo && !self.manner(leaf).is_fifo();
+        let was_first = was_fifo || old.standing == Standing::Backlog;
+        let goes_first = was_first && !self.manner(leaf).is_fifo();
         let Some((flow, fresh)) = self.flows.find_or_insert(self.key(leaf, old.hash), NIL) else {
             debug_assert!(false, "as many flows as before do not fit");
             return;
@@ -86,10 +87,13 @@ impl Queues {
             self.leaves[leaf as usize].flows = self.leaves[leaf as usize].flows.wrapping_add(1);
             (entry.bytes, entry.fat, entry.above) = (0, 0, Above::default());
             entry.deficit = old.deficit.min(self.quantum as i32);
-            // One that slept looks again whether it still has to.
-            let slept = old.standing == Standing::Asleep;
-            let standing = if slept { Standing::Old } else { old.standing };
-            self.append(leaf, flow, if goes_first { Standing::New } else { standing });
+            let standing = match old.standing {
+                _ if goes_first => Standing::Backlog,
+                // One that slept looks again whether it still has to.
+                Standing::Asleep | Standing::Backlog => Standing::Old,
+                standing => standing,
+            };
+            self.append(leaf, flow, standing);
             self.pacing.set(flow, due);
         } else {
             let entry = self.flows.at_mut(flow);

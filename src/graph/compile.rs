@@ -3,7 +3,7 @@
 use super::cx::{Cx, Snapshot, Stage};
 use super::spec::{PipelineSpec, StageSpec};
 use super::stages::balance::Balance;
-use super::stages::classify::Classify;
+use super::stages::classify::{Classify, decide_anew};
 use super::stages::inspect::{self, Inspect, InspectLimits};
 use super::stages::meter::Meter;
 use super::stages::mirror::mirror_leaving;
@@ -136,6 +136,13 @@ impl Pipeline {
         }
         cx.counters.flows_cut += 1;
         true
+    }
+
+    /// Has other rules decide about a flow that is under way, as far as they can. `true`: something
+    /// else is done with it from now on.
+    pub fn decide_anew(&self, cx: &mut Cx<'_>, at: FlowRef) -> bool {
+        let classifies = |stage: &StageKind| matches!(stage, StageKind::Classify(_));
+        self.stages.iter().any(classifies) && decide_anew(cx, at)
     }
 
     /// Does what is due without a packet: what is made goes to `cx.replies`.

@@ -9,6 +9,7 @@
 
 pub mod catalogue;
 mod compile;
+mod ends;
 mod facts;
 mod kinds;
 mod names;
@@ -57,6 +58,8 @@ pub struct Rules {
     by_hello: bool,
     /// Some rule takes requests to tell.
     by_request: bool,
+    /// Rules that ask for more than a flow's ends.
+    beyond_ends: Box<[u16]>,
     /// Rules that refuse flows by what clients say, or count it.
     guards: Box<[unread::Guard]>,
     /// Some rule has a limit of requests.

@@ -412,6 +412,10 @@ proptest! {
             if let Some(rule) = decision.rule {
                 prop_assert_eq!(decision.class, specs[usize::from(rule)].class);
             }
+            // What is decided by a flow's ends alone nothing else could have changed.
+            if let Some(by_ends) = rules.decide_by_ends(&Facts::of_ends(&key, bytes)) {
+                prop_assert_eq!(by_ends, decision);
+            }
             let mut last = decision;
             for (size, step) in rules.steps(&facts).iter() {
                 let before = Facts { bytes: size, ..facts };

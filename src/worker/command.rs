@@ -194,6 +194,8 @@ pub struct ControlLink {
     pub(super) cutting: Option<Box<FlowCount>>,
     /// Queues of ports that have others now.
     pub(super) leaving: Vec<Leaving>,
+    /// The next flow that other rules are to decide about.
+    pub(super) deciding: Option<u32>,
 }
 
 /// The control plane's end.
@@ -221,6 +223,7 @@ pub fn control_link(waker: Option<Waker>) -> (ControlLink, WorkerLink) {
             counting: None,
             cutting: None,
             leaving: Vec::with_capacity(LEAVING_MAX),
+            deciding: None,
         },
         WorkerLink { rings, waker },
     )
@@ -245,7 +248,7 @@ impl WorkerLink {
 
 impl ControlLink {
     pub fn is_called(&self) -> bool {
-        !self.rings.commands.is_empty() || self.is_busy()
+        !self.rings.commands.is_empty() || self.is_busy() || self.deciding.is_some()
     }
 
     /// What was asked is under way: the next question waits.
@@ -280,6 +283,7 @@ impl<P: Port> Worker<P> {
         self.count_flows();
         self.cut_flows(now);
         self.move_packets(now);
+        self.decide_anew(now);
         for _ in 0..COMMANDS_A_TURN {
             let control = &self.parts.control;
             if !control.has_room(ANSWERS_MAX - 1) || control.is_busy() {
@@ -332,6 +336,9 @@ impl<P: Port> Worker<P> {
         if let Some(pipeline) = &mut update.pipeline {
             std::mem::swap(&mut self.parts.pipeline, pipeline);
             self.parts.pipeline.take_over(pipeline);
+        }
+        if !Arc::ptr_eq(&self.parts.snapshot.rules, &update.snapshot.rules) {
+            self.parts.control.deciding = Some(0);
         }
         for (port, change) in update.egress.iter_mut().enumerate() {
             self.change_egress(now, port, change, update.queue_packets_max);

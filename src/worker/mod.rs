@@ -7,6 +7,7 @@ mod closing;
 pub mod command;
 pub mod count;
 mod cut;
+mod deciding;
 mod delaying;
 mod desk;
 pub mod egress;

@@ -95,6 +95,22 @@ impl Classify {
     }
 }
 
+/// Decides anew about a flow that is under way, where its ends are all that the rules ask for.
+/// `true`: something else is done with it from now on. None is ended by that.
+pub(in crate::graph) fn decide_anew(cx: &mut Cx<'_>, at: FlowRef) -> bool {
+    let mut deciding = Deciding::of(cx);
+    deciding.complete();
+    let flow = deciding.flows.get(at);
+    let (key, before) = (flow.client_key(), (flow.class, flow.treatment));
+    let facts = Facts::of_ends(&key, flow.bytes().iter().sum());
+    let rules = &deciding.snapshot.rules;
+    let decision = rules.decide_by_ends(&facts).filter(|decision| !decision.class.is_refused());
+    let Some(decision) = decision.filter(|_| !flow.class.is_refused()) else { return false };
+    deciding.enter(at, &decision, &rules.steps(&facts));
+    let flow = deciding.flows.get(at);
+    (flow.class, flow.treatment) != before
+}
+
 /// Does with a packet what a rule says.
 #[inline(never)]
 pub(super) fn treat(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, treatment: Treatment) {

@@ -2,7 +2,7 @@
 //! says that knows nothing of packets, buckets or rounds.
 //!
 //! `TIDEGATE_TREES=1000` tries that many; each failure names its seed, and `TIDEGATE_TREE=7` tries
-//! the one of that seed.
+//! those of that seed.
 
 use std::time::Duration;
 
@@ -16,19 +16,38 @@ use tidegate::scenario::run;
 use tidegate::scenario::spec::{Kind, Link, Scenario, Source, Workers};
 
 const TREES: u64 = 40;
+/// Of the nasty ones there is one to so many of the usual ones.
+const USUAL_PER_NASTY: u64 = 10;
 /// Trees that were wrong once: a class repaid loans that only its parent owed for others.
 const KNOWN: [u64; 1] = [919];
+/// As above, of the nasty ones: a tiny class lost what came while it waited for its turn.
+const KNOWN_NASTY: [u64; 1] = [57];
 const PORT_BPS: f64 = 800e6;
 const FRAME: f64 = 1_500.0;
-/// Nothing below it is granted to anyone who wants it: half a percent of it are some frames.
-const RATE_MIN_BPS: f64 = 12e6;
-const DEPTH_MAX: usize = 4;
-const CLASSES_MAX: usize = 24;
 /// Of a share, and besides so many frames at both ends of the time measured.
 const TOLERANCE: f64 = 0.005;
 const FRAMES_OFF: f64 = 3.0;
 const WARMUP: Duration = Duration::from_millis(400);
 const MEASURED: Duration = Duration::from_millis(1_200);
+
+/// What trees are drawn from.
+#[derive(Clone, Copy)]
+struct Shape {
+    depth_max: usize,
+    classes_max: usize,
+    /// Nothing below it is granted to anyone who wants it: half a percent of it are some frames.
+    rate_min_bps: f64,
+    /// How likely a class is to have others below it.
+    nested: f64,
+    /// Tiny classes beside huge ones, with bursts of two frames, 64 siblings, weights a thousand
+    /// times apart, ceils at the rate, all load on one worker.
+    is_nasty: bool,
+}
+
+const USUAL: Shape =
+    Shape { depth_max: 4, classes_max: 24, rate_min_bps: 12e6, nested: 0.4, is_nasty: false };
+const NASTY: Shape =
+    Shape { depth_max: 7, classes_max: 90, rate_min_bps: 1e6, nested: 0.6, is_nasty: true };
 
 /// A tree and what its leaves want, in bit/s by class; infinite: all there is.
 #[derive(Debug)]
@@ -142,9 +161,7 @@ fn unit(rng: &mut Rng) -> f64 {
     f64::from(rng.below(1 << 24)) / f64::from(1 << 24)
 }
 
-fn case(seed: u64, rng: &mut Rng) -> Case {
-    // Heavy siblings have rounds that take long.
-    let weights = if seed % 4 == 2 { 40 } else { 10 };
+fn case(shape: Shape, seed: u64, rng: &mut Rng) -> Case {
     let bits = |bps: f64| BitRate(bps as u64);
     let burst_of = |bps: f64, above: u32| ((bps / 8.0 * 4e-3).max(2.0 * FRAME) as u32).min(above);
     let port_burst = burst_of(PORT_BPS, u32::MAX);
@@ -161,15 +178,15 @@ fn case(seed: u64, rng: &mut Rng) -> Case {
     // Parents that get children yet: id, rate, ceil, bursts, depth.
     let mut open = vec![(None, PORT_BPS, PORT_BPS, port_burst, port_burst, 0)];
     while let Some((parent, rate, ceil, burst, cburst, depth)) = open.pop() {
-        let count = 2 + rng.below(4) as usize;
-        let parts: Vec<f64> = (0..count).map(|_| 0.2 + unit(rng)).collect();
+        let parts = parts(shape, rng);
         let whole = rate * (0.4 + 0.6 * unit(rng)) / parts.iter().sum::<f64>();
         for part in parts {
             let own = whole * part;
-            if own < RATE_MIN_BPS || tree.classes.len() == CLASSES_MAX {
+            if own < shape.rate_min_bps || tree.classes.len() == shape.classes_max {
                 continue;
             }
-            let most = match rng.below(3) {
+            let most = match rng.below(if shape.is_nasty { 5 } else { 3 }) {
+                4 => own,
                 0 => (own * (1.1 + 2.0 * unit(rng))).min(ceil),
                 _ => ceil,
             };
@@ -183,7 +200,7 @@ fn case(seed: u64, rng: &mut Rng) -> Case {
                 burst: burst_of(own, burst),
                 cburst: burst_of(most, cburst),
                 priority: rng.below(3) as u8,
-                weight: 1 + rng.below(weights),
+                weight: weight(shape, seed, rng),
                 quantum: None,
                 overhead: None,
                 mpu: None,
@@ -191,7 +208,7 @@ fn case(seed: u64, rng: &mut Rng) -> Case {
                 limit: 100_000,
                 queue: QueueSpec::Fifo,
             };
-            if depth + 1 < DEPTH_MAX && rng.chance(0.4) {
+            if depth + 1 < shape.depth_max && rng.chance(shape.nested) {
                 open.push((Some(id), own, most, class.burst, class.cburst, depth + 1));
             }
             tree.classes.push(class);
@@ -214,6 +231,25 @@ fn case(seed: u64, rng: &mut Rng) -> Case {
     Case { tree, demands }
 }
 
+fn weight(shape: Shape, seed: u64, rng: &mut Rng) -> u32 {
+    match shape.is_nasty {
+        true => [1, 2, 30, 1_000][rng.below(4) as usize],
+        // Heavy siblings have rounds that take long.
+        false => 1 + rng.below(if seed % 4 == 2 { 40 } else { 10 }),
+    }
+}
+
+/// How siblings' rates compare.
+fn parts(shape: Shape, rng: &mut Rng) -> Vec<f64> {
+    let is_crowd = shape.is_nasty && rng.chance(0.08);
+    let count = if is_crowd { 64 } else { 2 + rng.below(4) as usize };
+    let part = |rng: &mut Rng| match shape.is_nasty && rng.chance(0.3) {
+        true => 0.01,
+        false => 0.2 + unit(rng),
+    };
+    (0..count).map(|_| part(rng)).collect()
+}
+
 /// Parents before their children.
 fn in_order(tree: &mut PortQosSpec) {
     let depth = |c: &ClassSpec| {
@@ -231,10 +267,15 @@ fn in_order(tree: &mut PortQosSpec) {
     tree.classes = keyed.into_iter().map(|(_, c)| c).collect();
 }
 
-fn scenario(case: &Case, workers: usize, rng: &mut Rng) -> Scenario {
+fn scenario(case: &Case, shape: Shape, workers: usize, rng: &mut Rng) -> Scenario {
     let wanted = case.tree.classes.iter().zip(&case.demands).filter(|(_, d)| **d > 0.0);
     let sources = wanted.map(|(class, &demand)| {
-        let skew: Vec<u32> = (0..workers).map(|_| rng.below(7)).collect();
+        let only = if shape.is_nasty { rng.below(3 * workers as u32) as usize } else { workers };
+        let flows = |worker: usize| if worker == only { 3 } else { 0 };
+        let skew: Vec<u32> = match only < workers {
+            true => (0..workers).map(flows).collect(),
+            false => (0..workers).map(|_| rng.below(7)).collect(),
+        };
         Source {
             name: class.name.clone(),
             class: class.id,
@@ -262,23 +303,37 @@ fn scenario(case: &Case, workers: usize, rng: &mut Rng) -> Scenario {
         sources: sources.collect(),
         tree: case.tree.clone(),
         class_names: (0..case.tree.classes.len()).map(|i| format!("c{i}")).collect(),
+        not_simulated: Vec::new(),
         expectations: Vec::new(),
     }
 }
 
+/// The same with ceils that classes reach where they spend all of a `cburst` while measured.
+fn with_bursts(case: &Case) -> Case {
+    let mut tree = case.tree.clone();
+    for class in &mut tree.classes {
+        class.ceil.0 += (f64::from(class.cburst) * 8.0 / MEASURED.as_secs_f64()) as u64;
+    }
+    Case { tree, demands: case.demands.clone() }
+}
+
 /// What is wrong with one tree, if anything.
-fn try_tree(seed: u64) -> Option<String> {
+fn try_tree(shape: Shape, seed: u64) -> Option<String> {
     let mut rng = Rng::new(Seed(seed));
-    let case = case(seed, &mut rng);
+    let case = case(shape, seed, &mut rng);
     assert_eq!(validate(&case.tree), Ok(()), "seed {seed}");
     let want = Fluid::shares(&case);
+    // A tiny class whose ceil seldom holds it may have some of its `cburst` left when measured.
+    let loose = if shape.is_nasty { Fluid::shares(&with_bursts(&case)) } else { want.clone() };
     let workers = [1, 2, 4][seed as usize % 3];
-    let outcome = run(&scenario(&case, workers, &mut rng), |_| ()).expect("no capture");
+    let outcome = run(&scenario(&case, shape, workers, &mut rng), |_| ()).expect("no capture");
     let mut text = String::new();
     for (i, class) in case.tree.classes.iter().enumerate() {
         let got = outcome.classes.iter().find(|c| c.name == class.name).expect("told");
         let frames = FRAMES_OFF * FRAME * 8.0 / MEASURED.as_secs_f64();
-        let is_off = (got.granted_bps - want[i]).abs() > TOLERANCE * want[i] + frames;
+        let (least, most) = (want[i].min(loose[i]), want[i].max(loose[i]));
+        let is_off = got.granted_bps < least - TOLERANCE * least - frames
+            || got.granted_bps > most + TOLERANCE * most + frames;
         let (rate, ceil) = (class.rate.0 as f64 / 8e6, class.ceil.0 as f64 / 8e6);
         text += &format!(
             "{} {} below {:?}: rate {rate:.2} ceil {ceil:.2} priority {} weight {} wants {:.2}: \
@@ -299,11 +354,16 @@ fn try_tree(seed: u64) -> Option<String> {
 #[test]
 fn random_trees_share_as_a_fluid_would() {
     let given = |name| std::env::var(name).ok().and_then(|n| n.parse().ok());
-    let seeds = match given("TIDEGATE_TREE") {
-        Some(seed) => seed..seed + 1,
-        None => 0..given("TIDEGATE_TREES").unwrap_or(TREES),
+    let (usual, nasty) = match given("TIDEGATE_TREE") {
+        Some(seed) => (seed..seed + 1, seed..seed + 1),
+        None => {
+            let trees = given("TIDEGATE_TREES").unwrap_or(TREES);
+            (0..trees, 0..trees / USUAL_PER_NASTY)
+        }
     };
-    let wrong: Vec<String> = seeds.chain(KNOWN).filter_map(try_tree).collect();
+    let usual = usual.chain(KNOWN).filter_map(|seed| try_tree(USUAL, seed));
+    let nasty = nasty.chain(KNOWN_NASTY).filter_map(|seed| try_tree(NASTY, seed));
+    let wrong: Vec<String> = usual.chain(nasty).collect();
     assert!(wrong.is_empty(), "{} trees:\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -1,7 +1,7 @@
 //! From rules as configured to the tables of [`Rules`].
 
 use super::catalogue::Catalogue;
-use super::ends::beyond_ends;
+use super::ends::beyond_known;
 use super::kinds::{Kind, Kinds};
 use super::names::NameTable;
 use super::paths::PathTable;
@@ -215,7 +215,7 @@ impl Tables {
         let headers = self.headers.iter().map(|name| wanted.id(name.as_bytes())).collect();
         Rules {
             open: open(&rules),
-            beyond_ends: beyond_ends(&rules),
+            beyond_known: beyond_known(&rules),
             used: needs.iter().fold(Kinds::NONE, |all, &needs| all.and(needs)),
             rules,
             sizes,

@@ -1,21 +1,24 @@
-//! What becomes of flows that are under way when the rules change: of what their clients have said
-//! little is kept, so only their ends can be asked about.
+//! What becomes of flows that are under way when the rules change. Of what their clients have said
+//! little is kept: rules can be asked about their ends, and about the server name of a hello.
 
 use super::kinds::{Kind, Kinds};
 use super::{Decision, Facts, NO_RULE, Rule, Rules};
 use crate::packet::{ClassId, FlowKey};
 
-/// What is known of any flow.
+/// What is known of any flow, and of one whose hello was read and had a server name.
+const KNOWN: [Kinds; 2] = [ENDS, ENDS.and(Kinds::of(&[Kind::SNI]))];
 const ENDS: Kinds = Kinds::of(&[Kind::CLIENT, Kind::SERVER, Kind::VIP, Kind::PORT]);
 /// No code point: no condition names it.
 const NO_DSCP: u8 = u8::MAX;
-/// Rules that ask for more than ends and are looked at one by one; of more, some is taken to apply.
+/// Rules that ask for more and are looked at one by one; of more, some is taken to apply.
 const LOOKED_AT_MAX: usize = 64;
 
-/// The rules that ask for more than ends, in their order.
-pub(super) fn beyond_ends(rules: &[Rule]) -> Box<[u16]> {
-    let beyond = (0u16..).zip(rules).filter(|(_, rule)| rule.needs != rule.needs.both(ENDS));
-    beyond.map(|(number, _)| number).collect()
+/// The rules that ask for more than is known, in their order: without a server name, and with one.
+pub(super) fn beyond_known(rules: &[Rule]) -> [Box<[u16]>; 2] {
+    KNOWN.map(|known| {
+        let beyond = (0u16..).zip(rules).filter(|(_, rule)| rule.needs != rule.needs.both(known));
+        beyond.map(|(number, _)| number).collect()
+    })
 }
 
 impl<'a> Facts<'a> {
@@ -26,16 +29,17 @@ impl<'a> Facts<'a> {
 }
 
 impl Rules {
-    /// What becomes of a flow by its ends and its bytes, whatever else is true of it. `None`: a
-    /// rule that comes first, or the catalogue, might decide by more than that.
-    pub fn decide_by_ends(&self, facts: &Facts<'_>) -> Option<Decision> {
+    /// What becomes of a flow by its ends, its bytes and its server name, if it is told, whatever
+    /// else is true of it. `None`: a rule that comes first, or the catalogue, might decide by more.
+    pub fn decide_by_known(&self, facts: &Facts<'_>) -> Option<Decision> {
         let hits = self.hits(facts, None);
         let level = self.level(facts.bytes);
         let first = self.first(&hits, level);
         let bound = first.unwrap_or(NO_RULE);
-        let before = self.beyond_ends.iter().take_while(|&&rule| rule < bound);
+        let has_name = usize::from(facts.sni.is_some());
+        let before = self.beyond_known[has_name].iter().take_while(|&&rule| rule < bound);
         let may_apply = |rule: u16| {
-            let known = self.rules[usize::from(rule)].needs.both(ENDS);
+            let known = self.rules[usize::from(rule)].needs.both(KNOWN[has_name]);
             let named =
                 |kind| self.values.any(hits.of(kind), |value| self.values.names(value, rule));
             self.applies(rule, level) && known.iter().all(named)
@@ -62,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_decide_where_no_rule_before_asks_for_more() {
+    fn what_is_known_decides_where_no_rule_before_asks_for_more() {
         let by_port = |port: u16| RuleSpec { port: vec![port], ..RuleSpec::default() };
         let rules = Rules::compile(&[
             by_port(1),
@@ -77,7 +81,7 @@ mod tests {
         ]);
         let rule = |dst: &str, port: u16, bytes: u64| {
             let key = key(dst, port);
-            rules.decide_by_ends(&Facts::of_ends(&key, bytes)).map(|decision| decision.rule)
+            rules.decide_by_known(&Facts::of_ends(&key, bytes)).map(|decision| decision.rule)
         };
         let vip = "203.0.113.1";
         let table = [
@@ -95,8 +99,8 @@ mod tests {
         let names = ["bulk", "interactive"].map(str::to_owned);
         let catalogue = catalogue::Catalogue::builtin();
         let (rules, key) = (Rules::compile(&[by_port(1)]), key(vip, 9));
-        assert_eq!(rules.decide_by_ends(&Facts::of_ends(&key, 0)), Some(Decision::NONE));
+        assert_eq!(rules.decide_by_known(&Facts::of_ends(&key, 0)), Some(Decision::NONE));
         let rules = rules.with_catalogue(catalogue, &names);
-        assert_eq!(rules.decide_by_ends(&Facts::of_ends(&key, 0)), None, "the catalogue may know");
+        assert_eq!(rules.decide_by_known(&Facts::of_ends(&key, 0)), None, "the catalogue may know");
     }
 }

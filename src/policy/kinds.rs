@@ -68,7 +68,7 @@ impl Kinds {
         Kinds(self.0 & !(1 << kind.0))
     }
 
-    pub fn and(self, other: Kinds) -> Kinds {
+    pub const fn and(self, other: Kinds) -> Kinds {
         Kinds(self.0 | other.0)
     }
 

@@ -58,8 +58,8 @@ pub struct Rules {
     by_hello: bool,
     /// Some rule takes requests to tell.
     by_request: bool,
-    /// Rules that ask for more than a flow's ends.
-    beyond_ends: Box<[u16]>,
+    /// Rules that ask for more than is known of any flow, and of one with a server name.
+    beyond_known: [Box<[u16]>; 2],
     /// Rules that refuse flows by what clients say, or count it.
     guards: Box<[unread::Guard]>,
     /// Some rule has a limit of requests.

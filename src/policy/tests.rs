@@ -412,9 +412,12 @@ proptest! {
             if let Some(rule) = decision.rule {
                 prop_assert_eq!(decision.class, specs[usize::from(rule)].class);
             }
-            // What is decided by a flow's ends alone nothing else could have changed.
-            if let Some(by_ends) = rules.decide_by_ends(&Facts::of_ends(&key, bytes)) {
-                prop_assert_eq!(by_ends, decision);
+            // What is decided by little nothing else could have changed.
+            for sni in [None, sni] {
+                let little = Facts { sni, ..Facts::of_ends(&key, bytes) };
+                if let Some(known) = rules.decide_by_known(&little) {
+                    prop_assert_eq!(known, decision);
+                }
             }
             let mut last = decision;
             for (size, step) in rules.steps(&facts).iter() {

@@ -95,18 +95,21 @@ impl Classify {
     }
 }
 
-/// Decides anew about a flow that is under way, where its ends are all that the rules ask for.
-/// `true`: something else is done with it from now on. None is ended by that.
+/// Decides anew about a flow that is under way, where its ends, and the server name of its hello,
+/// are all that the rules ask for. `true`: something else is done with it from now on. None is
+/// ended by that.
 pub(in crate::graph) fn decide_anew(cx: &mut Cx<'_>, at: FlowRef) -> bool {
     let mut deciding = Deciding::of(cx);
     deciding.complete();
     let flow = deciding.flows.get(at);
     let (key, before) = (flow.client_key(), (flow.class, flow.treatment));
-    let facts = Facts::of_ends(&key, flow.bytes().iter().sum());
+    let sni = deciding.names.get(deciding.flows.details(at).name);
+    let facts = Facts { sni, ..Facts::of_ends(&key, flow.bytes().iter().sum()) };
     let rules = &deciding.snapshot.rules;
-    let decision = rules.decide_by_ends(&facts).filter(|decision| !decision.class.is_refused());
+    let decision = rules.decide_by_known(&facts).filter(|decision| !decision.class.is_refused());
     let Some(decision) = decision.filter(|_| !flow.class.is_refused()) else { return false };
-    deciding.enter(at, &decision, &rules.steps(&facts));
+    let steps = rules.steps(&facts);
+    deciding.enter(at, &decision, &steps);
     let flow = deciding.flows.get(at);
     (flow.class, flow.treatment) != before
 }

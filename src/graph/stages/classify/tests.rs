@@ -18,6 +18,7 @@ use crate::policy::spec::{
     HeaderPattern, HeaderSpec, NamePattern, PathPattern, RuleSpec, header_names,
 };
 
+mod anew;
 mod openings;
 mod unread;
 

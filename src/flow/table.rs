@@ -392,10 +392,11 @@ impl FlowTable {
         bytes: u32,
     ) -> &mut Flow {
         let flow = &mut self.flows[r.0 as usize];
+        let last_seen = flow.last_seen;
         meta.nth = flow.count(tick(now), meta.direction, bytes) as u16;
         // Established, and neither SYN, FIN nor RST: nothing can change.
         if flow.tcp != TcpState::Established || meta.tcp_flags & 0x07 != 0 {
-            self.advance(r.0, meta);
+            self.advance(r.0, meta, tick(now).wrapping_sub(last_seen));
         }
         &mut self.flows[r.0 as usize]
     }

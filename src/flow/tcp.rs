@@ -98,7 +98,7 @@ impl TcpState {
         let opening = flags & (SYN | ACK) == SYN;
         match (self, after, direction) {
             (SynSent, Reset, Direction::Reply) => Some(false),
-            // The SYN comes again: it was not answered for a second and more.
+            // The SYN comes again: perhaps it was not answered.
             (SynSent, SynSent, Direction::Forward) if opening => Some(false),
             (SynSent, SynReceived | Established, _) | (OneWay, Established, _) => Some(true),
             _ => None,

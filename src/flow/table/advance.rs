@@ -3,20 +3,28 @@
 use std::mem;
 
 use super::{FlowTable, TCP};
-use crate::flow::TcpState;
+use crate::base::Nanos;
+use crate::flow::wheel::NANOS_PER_TICK;
+use crate::flow::{Flow, TcpState};
 use crate::packet::PacketMeta;
 
+/// Who has no answer to a SYN sends it again after a second (RFC 6298 section 2), here less what
+/// ticks may be off.
+const SYN_AGAIN_TICKS: u32 = (Nanos::from_secs(1).0 / NANOS_PER_TICK) as u32 - 1;
+
 impl FlowTable {
-    /// The state after a packet that may change it.
+    /// The state after a packet that may change it, so many ticks after the one before.
     #[inline(never)]
-    pub(super) fn advance(&mut self, at: u32, meta: &PacketMeta) {
+    pub(super) fn advance(&mut self, at: u32, meta: &PacketMeta, ticks: u32) {
         let flow = &self.flows[at as usize];
         let (before, tcp) = (flow.tcp, flow.proto == TCP);
         let after = before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key());
         match before.taken(after, meta.tcp_flags, meta.direction) {
             Some(true) => self.serving.took(self.details[at as usize].backend),
-            Some(false) => self.serving.failed(self.details[at as usize].backend),
-            None => {}
+            Some(false) if after != before || is_unanswered(flow, ticks) => {
+                self.serving.failed(self.details[at as usize].backend);
+            }
+            Some(false) | None => {}
         }
         if after != before {
             self.change_state(at, after);
@@ -38,5 +46,62 @@ impl FlowTable {
             _ => {}
         }
         self.schedule(at);
+    }
+}
+
+/// Whether a SYN that has come again shows that its server does not answer: told once a flow, and
+/// only where answers come this way. Anybody can send SYNs of others, as often as they please.
+fn is_unanswered(flow: &Flow, ticks: u32) -> bool {
+    let [syns, answers] = flow.packets();
+    flow.has_reply_key() && ticks >= SYN_AGAIN_TICKS && (syns, answers) == (2, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::base::Seed;
+    use crate::flow::{FlowKind, FlowLimits, NewFlow, Serving, Timeouts};
+    use crate::packet::{ClassId, Direction, FlowKey};
+
+    const SYN: u8 = 0x02;
+    const RST_ACK: u8 = 0x14;
+
+    /// Connections that failed, as the backend's count has it, of SYNs that come at these times of
+    /// a flow's life. The first one is that with which it begins.
+    fn failed(kind: FlowKind, syns_ms: &[u64], refused: bool) -> u64 {
+        let limits = FlowLimits { flows_max: 8, half_open_max: 8 };
+        let serving = Arc::new(Serving::new(8));
+        let table = FlowTable::new(limits, Timeouts::default(), Seed(1));
+        let mut table = table.with_serving(Arc::clone(&serving));
+        let key = FlowKey { sport: 7, proto: TCP, ..FlowKey::default() };
+        let reply = (!kind.is_one_way()).then_some(FlowKey { sport: 8, ..key });
+        let (class, idle_established_ms) = (ClassId::UNSET, None);
+        let new = NewFlow { key, reply, kind, backend: 0, class, idle_established_ms };
+        let mut syn = PacketMeta { tcp_flags: SYN, ..PacketMeta::default() };
+        let at = |ms: u64| Nanos::from_millis(10_000 + ms);
+        let flow = table.insert(at(0), &new, &syn).expect("room");
+        for ms in syns_ms {
+            table.touch(at(*ms), flow, &mut syn, 60);
+        }
+        if refused {
+            let (tcp_flags, direction) = (RST_ACK, Direction::Reply);
+            let mut rst = PacketMeta { tcp_flags, direction, ..PacketMeta::default() };
+            table.touch(at(9_000), flow, &mut rst, 60);
+        }
+        serving.tally(0).failed
+    }
+
+    #[test]
+    fn a_syn_that_comes_again_after_a_second_has_failed_once() {
+        let nat = |syns: &[u64]| failed(FlowKind::Nat, syns, false);
+        assert_eq!(nat(&[0]), 0, "it has just begun");
+        assert_eq!(nat(&[0, 1_000]), 1);
+        assert_eq!(nat(&[0, 1_000, 3_000, 7_000]), 1, "one connection");
+        assert_eq!(nat(&[0, 1, 2, 3, 800]), 0, "too soon for nobody to have answered");
+        assert_eq!(nat(&[0, 1, 1_001]), 0, "no TCP does that");
+        assert_eq!(failed(FlowKind::Nat, &[0], true), 1, "refused");
+        assert_eq!(failed(FlowKind::Dsr, &[0, 1_000, 3_000], false), 0, "answers are not seen");
     }
 }

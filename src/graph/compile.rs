@@ -87,16 +87,18 @@ impl Pipeline {
         mirror_leaving(cx, batch);
     }
 
-    /// Has the inspector follow connections that were given a backend by what their clients asked.
+    /// Has the stages that look at connections follow those that were given a backend by what their
+    /// clients asked.
     #[inline]
     fn follow_bound(&mut self, cx: &mut Cx<'_>) {
-        let mut inspector = None;
+        let (mut inspector, mut timing) = (None, None);
         for stage in &mut self.stages {
             match stage {
                 StageKind::Inspect(inspect) => inspector = Some(inspect),
+                StageKind::Timing(stage) => timing = Some(stage),
                 StageKind::Balance(balance) => {
                     if let Some(inspect) = inspector.take() {
-                        balance.follow_bound(cx, inspect);
+                        balance.follow_bound(cx, inspect, timing.take());
                     }
                 }
                 _ => {}

@@ -8,6 +8,7 @@ use super::inspect::Inspect;
 use super::severing::severed;
 use super::shadow::copy_shadowed;
 use super::splice::Splice;
+use super::timing::Timing;
 use super::tunnel::send_within;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind, Hop, InsertError, NewFlow, TcpState};
@@ -67,11 +68,17 @@ impl Balance {
         self.splice.as_ref()?.translation(flow)
     }
 
-    /// Has an inspector follow the connections that were bound by what their clients asked.
+    /// Has an inspector follow the connections that were bound by what their clients asked, and
+    /// their answers timed.
     #[inline]
-    pub fn follow_bound(&mut self, cx: &mut Cx<'_>, inspect: &mut Inspect) {
+    pub fn follow_bound(
+        &mut self,
+        cx: &mut Cx<'_>,
+        inspect: &mut Inspect,
+        timing: Option<&mut Timing>,
+    ) {
         if let Some(splice) = self.splice.as_mut().filter(|splice| splice.has_unfollowed()) {
-            splice.follow(cx, inspect);
+            splice.follow(cx, inspect, timing);
         }
     }
 

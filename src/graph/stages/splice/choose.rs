@@ -42,7 +42,7 @@ impl Splice {
     /// The client has said enough, or something that is not understood: the first backend. `false`
     /// where there is none.
     pub(super) fn decide(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> bool {
-        let follows = self.is_followed(cx, slot);
+        let follows = self.is_followed(slot);
         self.speech.count(slot, follows, cx.counters);
         self.slots.keep(slot);
         self.open_next(cx, slot, out).is_some()
@@ -103,7 +103,7 @@ impl Splice {
         let state = LinkState::Binding(slot as u16);
         self.links[flow.0 as usize] = Link { state, our_isn, ..Link::default() };
         self.enter(cx, slot, flow);
-        self.have_followed(cx, slot);
+        self.have_followed(slot);
         Deciding::of(cx).enter(flow, &decision, &steps);
         forget_fates(cx, &key);
         let bound = &mut self.bound[slot];
@@ -113,7 +113,7 @@ impl Splice {
 
     /// What else the flow is known by.
     fn enter(&mut self, cx: &mut Cx<'_>, slot: usize, flow: FlowRef) {
-        let is_followed = self.is_followed(cx, slot);
+        let is_followed = self.is_followed(slot);
         let name = self.speech.name(slot).map(|sni| intern(cx.names, sni));
         let known = cx.flows.get_mut(flow);
         known.kind = FlowKind::Spliced;

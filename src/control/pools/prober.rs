@@ -1,9 +1,10 @@
 //! Checks all backends, again and again: a task each, few of them at work at once.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
@@ -33,23 +34,39 @@ pub struct Found {
 /// The tasks that check. They end with it.
 #[derive(Debug)]
 pub struct Prober {
-    wanted: Vec<(BackendKey, HealthSpec, Target)>,
+    tasks: BTreeMap<BackendKey, Task>,
     /// The way through the workers; `None`: they do not run yet.
     door: Option<Door>,
-    tasks: Vec<JoinHandle<()>>,
-    seats: Arc<Semaphore>,
+    seats: Seats,
     to: mpsc::Sender<Found>,
     results: mpsc::Receiver<Found>,
+}
+
+/// A backend's checks; they end with it.
+#[derive(Debug)]
+struct Task {
+    spec: HealthSpec,
+    target: Target,
+    /// `None`: they wait for the door.
+    running: Option<JoinHandle<()>>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
 }
 
 impl Prober {
     pub fn new() -> Prober {
         let (to, results) = mpsc::channel(RESULTS_MAX);
-        let seats = Arc::new(Semaphore::new(AT_ONCE_MAX));
-        Prober { wanted: Vec::new(), door: None, tasks: Vec::new(), seats, to, results }
+        Prober { tasks: BTreeMap::new(), door: None, seats: Seats::default(), to, results }
     }
 
-    /// Checks what this configuration says from now on. Needs a tokio runtime.
+    /// Checks what this configuration says from now on; what it says as before goes on. Needs a
+    /// tokio runtime.
     pub fn set_config(&mut self, config: &Config) {
         let spec = |pool: u16| config.health.get(usize::from(pool))?.check.clone();
         let wanted = checked(config).filter_map(|(pool, backend)| {
@@ -58,33 +75,39 @@ impl Prober {
             Some((key(pool, backend), spec, target))
         });
         let wanted: Vec<_> = wanted.collect();
-        if wanted != self.wanted {
-            self.wanted = wanted;
-            self.begin();
+        self.seats.share_out(wanted.iter().map(|(key, ..)| key.0.as_str()));
+        let mut before = std::mem::take(&mut self.tasks);
+        for (key, spec, target) in wanted {
+            let is_same = |task: &Task| {
+                let is_alive = task.running.as_ref().is_none_or(|r| !r.is_finished());
+                task.spec == spec && task.target == target && is_alive
+            };
+            let task = before.remove(&key).filter(is_same);
+            let task = task.unwrap_or_else(|| self.task(&key, spec, target));
+            self.tasks.insert(key, task);
         }
     }
 
     /// From now on checks that go by the workers do.
     pub fn set_door(&mut self, door: Door) {
         self.door = Some(door);
-        self.begin();
+        for (key, task) in std::mem::take(&mut self.tasks) {
+            let task = match task.target.way {
+                Some(_) => self.task(&key, task.spec.clone(), task.target),
+                None => task,
+            };
+            self.tasks.insert(key, task);
+        }
     }
 
-    fn begin(&mut self) {
-        self.end();
-        for (key, spec, target) in &self.wanted {
-            if target.way.is_some() && self.door.is_none() {
-                continue;
-            }
-            let asking = Asking {
-                key: key.clone(),
-                spec: spec.clone(),
-                target: *target,
-                door: self.door.clone(),
-            };
-            let (seats, to) = (Arc::clone(&self.seats), self.to.clone());
-            self.tasks.push(tokio::spawn(asking.repeat(seats, to)));
-        }
+    fn task(&self, key: &BackendKey, spec: HealthSpec, target: Target) -> Task {
+        let can = target.way.is_none() || self.door.is_some();
+        let running = can.then(|| {
+            let (key, spec, door) = (key.clone(), spec.clone(), self.door.clone());
+            let (seats, to) = (self.seats.of(&key.0), self.to.clone());
+            tokio::spawn(Asking { key, spec, target, door }.repeat(seats, to))
+        });
+        Task { spec, target, running }
     }
 
     /// The next result. Never ends.
@@ -101,19 +124,73 @@ impl Prober {
         self.results.try_recv().ok()
     }
 
-    /// Checks that have ended by a bug: they go on with the next change of what is to be done.
+    /// Checks that have ended by a bug: they go on with the next change of the configuration.
     pub fn dead(&self) -> usize {
-        self.tasks.iter().filter(|task| task.is_finished()).count()
-    }
-
-    fn end(&mut self) {
-        self.tasks.drain(..).for_each(|task| task.abort());
+        let running = self.tasks.values().filter_map(|task| task.running.as_ref());
+        running.filter(|task| task.is_finished()).count()
     }
 }
 
-impl Drop for Prober {
-    fn drop(&mut self) {
-        self.end();
+/// How many checks may be at work at once: [`AT_ONCE_MAX`] in all, and of each pool its part, so
+/// that backends that hang hold up those of their own pool only.
+#[derive(Debug)]
+struct Seats {
+    all: Arc<Semaphore>,
+    pools: BTreeMap<String, Arc<PoolSeats>>,
+}
+
+/// What a pool has of them. It is replaced where its part changes.
+#[derive(Debug)]
+struct PoolSeats {
+    all: Arc<Semaphore>,
+    own: Mutex<Arc<Semaphore>>,
+}
+
+impl Default for Seats {
+    fn default() -> Seats {
+        Seats { all: Arc::new(Semaphore::new(AT_ONCE_MAX)), pools: BTreeMap::new() }
+    }
+}
+
+impl Seats {
+    fn share_out<'a>(&mut self, pools: impl Iterator<Item = &'a str>) {
+        let pools: BTreeSet<&str> = pools.collect();
+        if pools.iter().copied().eq(self.pools.keys().map(String::as_str)) {
+            return;
+        }
+        let part = (AT_ONCE_MAX / pools.len().max(1)).max(1);
+        let mut before = std::mem::take(&mut self.pools);
+        for pool in pools {
+            let own = Arc::new(Semaphore::new(part));
+            let seats = match before.remove(pool) {
+                Some(seats) => {
+                    *seats.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
+                    seats
+                }
+                None => {
+                    let (all, own) = (Arc::clone(&self.all), Mutex::new(own));
+                    Arc::new(PoolSeats { all, own })
+                }
+            };
+            self.pools.insert(pool.to_string(), seats);
+        }
+    }
+
+    fn of(&self, pool: &str) -> Arc<PoolSeats> {
+        let alone = || {
+            let own = Mutex::new(Arc::new(Semaphore::new(1)));
+            Arc::new(PoolSeats { all: Arc::clone(&self.all), own })
+        };
+        self.pools.get(pool).cloned().unwrap_or_else(alone)
+    }
+}
+
+impl PoolSeats {
+    /// Waits for one of the pool's seats, and for one of all. `None`: there are none any more.
+    async fn take(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = Arc::clone(&*self.own.lock().unwrap_or_else(PoisonError::into_inner));
+        let own = own.acquire_owned().await.ok()?;
+        Some([own, Arc::clone(&self.all).acquire_owned().await.ok()?])
     }
 }
 
@@ -126,16 +203,14 @@ struct Asking {
 }
 
 impl Asking {
-    async fn repeat(self, seats: Arc<Semaphore>, to: mpsc::Sender<Found>) {
+    async fn repeat(self, seats: Arc<PoolSeats>, to: mpsc::Sender<Found>) {
         let probe = Probe::new(&self.spec.check);
         let mut rng = Rng::new(Seed::random());
-        // Not all at the same moment, but soon: a dead backend is in use until then.
-        let soon = self.spec.interval.min(Duration::from_secs(1));
-        let mut due = Instant::now() + part(soon, &mut rng) / 4;
+        let mut due = Instant::now() + first(&self.spec, &mut rng);
         loop {
             sleep_until(due).await;
             due = Instant::now() + jittered(&self.spec, &mut rng);
-            let Ok(_seat) = seats.acquire().await else { return };
+            let Some(_seats) = seats.take().await else { return };
             let mut rtt = None;
             let result = self.ask(&probe, &mut rtt).await;
             if to.send(Found { key: self.key.clone(), result, rtt }).await.is_err() {
@@ -176,6 +251,13 @@ fn part(whole: Duration, rng: &mut Rng) -> Duration {
     whole * rng.below(1_000) / 1_000
 }
 
+/// When a backend is checked first. Not all at the same moment, but soon: a dead one is in use
+/// until then.
+fn first(spec: &HealthSpec, rng: &mut Rng) -> Duration {
+    part(spec.interval.min(Duration::from_secs(1)), rng) / 4
+}
+
+/// From one check to the next.
 fn jittered(spec: &HealthSpec, rng: &mut Rng) -> Duration {
     let most = spec.interval * u32::from(spec.jitter_percent) / 100;
     spec.interval - most + part(most * 2, rng)
@@ -185,13 +267,145 @@ fn jittered(spec: &HealthSpec, rng: &mut Rng) -> Duration {
 mod tests {
     use super::*;
 
+    fn spec(jitter_percent: u8) -> HealthSpec {
+        let text = format!(
+            "pipeline = \"l4-balancer\"\n[port.p]\ninterface = \"p\"\n[nat]\naddresses = \
+             [\"192.0.2.9\"]\n[service.s]\nvip = \"203.0.113.1\"\nport = 80\npool = \"a\"\n\
+             [[pool.a.backend]]\naddress = \"10.0.0.1\"\n[pool.a.health]\ntype = \"tcp\"\n\
+             interval = \"1s\"\njitter_percent = {jitter_percent}\n"
+        );
+        let config = crate::config::load_text(std::path::Path::new("t.toml"), &text);
+        let config = config.unwrap_or_else(|faults| panic!("{faults}"));
+        config.health[0].check.clone().expect("given")
+    }
+
+    /// When many backends are checked for the first time, and for the twentieth.
+    fn checks(jitter_percent: u8) -> [Vec<Duration>; 2] {
+        let spec = spec(jitter_percent);
+        let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
+        for seed in 0..200 {
+            let mut rng = Rng::new(Seed(seed));
+            let begun = first(&spec, &mut rng);
+            let mut at = begun;
+            for _ in 1..20 {
+                let next = jittered(&spec, &mut rng);
+                let most = spec.interval * u32::from(jitter_percent) / 100;
+                assert!((spec.interval - most..=spec.interval + most).contains(&next), "{next:?}");
+                at += next;
+            }
+            firsts.push(begun);
+            lasts.push(at);
+        }
+        [firsts, lasts]
+    }
+
+    /// How many of them come within a fortieth of a second at most, and over what time.
+    fn crowd(of: &[Duration]) -> (usize, Duration) {
+        let within = |from: &Duration| {
+            let until = *from + Duration::from_millis(25);
+            of.iter().filter(|at| (*from..until).contains(*at)).count()
+        };
+        let (first, last) = (of.iter().min(), of.iter().max());
+        let over = last.zip(first).map(|(last, first)| *last - *first);
+        (of.iter().map(within).max().unwrap_or(0), over.unwrap_or_default())
+    }
+
     #[test]
-    fn a_check_that_ends_by_a_bug_is_counted() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        runtime.expect("a runtime").block_on(async {
+    fn checks_of_many_backends_do_not_come_together() {
+        let [firsts, lasts] = checks(10);
+        let (most, over) = crowd(&firsts);
+        assert!(most < 50, "{most} of 200 at once at first");
+        assert!(over < Duration::from_millis(250), "{over:?} until all are known");
+        let (most, over) = crowd(&lasts);
+        assert!(most < 25 && over > Duration::from_secs(1), "{most} of 200 at once, {over:?}");
+        let [_, lasts] = checks(0);
+        let (most, over) = crowd(&lasts);
+        assert!(most < 50 && over < Duration::from_millis(250), "{most}, {over:?}: as they began");
+    }
+
+    /// Where no packet goes anywhere.
+    fn in_runtime<F: Future<Output = ()> + Send + 'static>(body: F) {
+        let body = move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(body);
+        };
+        std::thread::spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+
+    /// Pools by their names, each with one backend whose checks take no way through workers.
+    fn pools(of: &[(&str, &str)]) -> Config {
+        let service = |(name, _): &(&str, &str)| {
+            format!(
+                "[service.{name}]\nvip = \"203.0.113.1\"\nport = {}\npool = \"{name}\"\n\
+                 mode = \"dnat\"\n",
+                name.bytes().map(u32::from).sum::<u32>()
+            )
+        };
+        let pool = |(name, more): &(&str, &str)| {
+            format!(
+                "[[pool.{name}.backend]]\naddress = \"192.0.2.1\"\n[pool.{name}.health]\n\
+                 type = \"tcp\"\n{more}"
+            )
+        };
+        let services: String = of.iter().map(service).collect();
+        let pools: String = of.iter().map(pool).collect();
+        let head = "pipeline = \"l4-balancer\"\n[port.p]\ninterface = \"p\"\n";
+        let text = format!("{head}{services}{pools}");
+        let config = crate::config::load_text(std::path::Path::new("t.toml"), &text);
+        config.unwrap_or_else(|faults| panic!("{faults}"))
+    }
+
+    #[test]
+    fn checks_that_a_reload_leaves_as_they_are_go_on() {
+        in_runtime(async {
             let mut prober = Prober::new();
-            prober.tasks.push(tokio::spawn(async { panic!("a bug") }));
-            prober.tasks.push(tokio::spawn(std::future::pending()));
+            let ids = |prober: &Prober| {
+                let of = |(key, task): (&BackendKey, &Task)| {
+                    (key.0.clone(), task.running.as_ref().expect("no way").id())
+                };
+                prober.tasks.iter().map(of).collect::<BTreeMap<_, _>>()
+            };
+            prober.set_config(&pools(&[("a", ""), ("b", "")]));
+            let before = ids(&prober);
+            prober.set_config(&pools(&[("a", ""), ("b", "rise = 9\n"), ("c", "")]));
+            let after = ids(&prober);
+            assert_eq!(before["a"], after["a"], "another pool's checks have changed");
+            assert!(before["b"] != after["b"] && after.len() == 3);
+            prober.set_config(&pools(&[("c", "")]));
+            assert_eq!(ids(&prober), [("c".to_string(), after["c"])].into());
+        });
+    }
+
+    #[test]
+    fn backends_that_hang_hold_up_their_own_pool_only() {
+        in_runtime(async {
+            let mut seats = Seats::default();
+            seats.share_out(["big", "small"].into_iter());
+            let (big, small) = (seats.of("big"), seats.of("small"));
+            let mut held = Vec::new();
+            let soon = Duration::from_millis(10);
+            while let Ok(Some(seat)) = timeout(soon, big.take()).await {
+                held.push(seat);
+            }
+            assert_eq!(held.len(), AT_ONCE_MAX / 2, "and the rest of them waits");
+            assert!(timeout(soon, small.take()).await.is_ok_and(|seat| seat.is_some()));
+            seats.share_out(["big"].into_iter());
+            while let Ok(Some(seat)) = timeout(soon, big.take()).await {
+                held.push(seat);
+            }
+            assert_eq!(held.len(), AT_ONCE_MAX, "all, once they are for nobody else");
+        });
+    }
+
+    #[test]
+    fn a_check_that_ends_by_a_bug_is_counted_and_begun_anew() {
+        in_runtime(async {
+            let mut prober = Prober::new();
+            let config = pools(&[("a", ""), ("b", "")]);
+            prober.set_config(&config);
+            let task = prober.tasks.values_mut().next().expect("two");
+            task.running = Some(tokio::spawn(async { panic!("a bug") }));
             let counted = async {
                 while prober.dead() == 0 {
                     tokio::task::yield_now().await;
@@ -199,6 +413,8 @@ mod tests {
             };
             timeout(Duration::from_secs(20), counted).await.expect("it is over");
             assert_eq!(prober.dead(), 1);
+            prober.set_config(&config);
+            assert_eq!(prober.dead(), 0);
         });
     }
 }

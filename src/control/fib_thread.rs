@@ -11,9 +11,11 @@ use crate::control::netlink::TablePrefix;
 use crate::forward::PortLink;
 use crate::forward::fib::{Fib, FibBuilder, Route};
 
-/// After a build there is none for so many times as long as it took: with many routes and ever
-/// changing ones a quarter of a core goes into it.
+/// After a build there is none for so many times as long as it worked: with many routes and ever
+/// changing ones a quarter of a core goes into it ...
 const REST: u32 = 3;
+/// ... or more, so that a change among a million routes is used within a second.
+const REST_MAX: Duration = Duration::from_millis(300);
 
 /// The thread, and the two ways to it.
 pub struct FibThread {
@@ -96,19 +98,30 @@ fn build(
                 (due, taken) = (true, taken + 1);
             }
             Err(RecvTimeoutError::Timeout) if due => {
-                let start = Instant::now();
+                let before = worked();
                 let (fib, routes) = (builder.build(), builder.len());
                 let built = Built { fib, routes, refused, orders: taken };
                 if tell.send(built).is_err() {
                     return;
                 }
-                not_before = Instant::now() + start.elapsed() * REST;
+                not_before = Instant::now() + rest(worked().saturating_sub(before));
                 due = false;
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
+}
+
+/// What this thread has had of a processor: what others take of it is none of the build.
+fn worked() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map(Duration::from).unwrap_or_default()
+}
+
+/// How long there is no build after one that worked for so long.
+fn rest(worked: Duration) -> Duration {
+    (worked * REST).min(REST_MAX)
 }
 
 const FOREVER: Duration = Duration::from_secs(3_600);

@@ -235,10 +235,11 @@ fn name_of(table: &Table) -> Option<String> {
     if let Some(Value::String(name)) = table.get("name") {
         return Some(name.clone());
     }
-    if let (Some(Value::String(address)), Some(port)) = (table.get("address"), table.get("port")) {
-        return Some(match address.contains(':') {
-            true => format!("[{address}]:{port}"),
-            false => format!("{address}:{port}"),
+    if let Some(Value::String(address)) = table.get("address") {
+        return Some(match (table.get("port"), address.contains(':')) {
+            (None, _) => address.clone(),
+            (Some(port), true) => format!("[{address}]:{port}"),
+            (Some(port), false) => format!("{address}:{port}"),
         });
     }
     match table.iter().next() {

@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::Build;
 use crate::base::Addr;
 use crate::config::Config;
-use crate::config::file::{FileBalance, FileConfig, FilePool, FileRule};
+use crate::config::file::{FileBalance, FileConfig, FileOutliers, FilePool, FileRule};
 use crate::graph::spec::StageSpec;
 
 pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
@@ -70,9 +70,6 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let first_trust = file.dscp.0.first().map(|(key, _)| key.span());
     let none = ": code points stay as they come";
     warn(!has(&StageSpec::Trust), first_trust, lost("trust") + none);
-    let times = stages.iter().any(|s| matches!(s, StageSpec::Timing { .. }));
-    let none = ": `peak-ewma` chooses by connections alone";
-    warn(!times, first_by_times(file), lost("timing") + none);
     for r in &file.rule {
         let never = ": no flow has a name to match";
         warn(classifies && !inspects, content_place(r.get_ref()), lost("inspect") + never);
@@ -80,7 +77,26 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let of_requests = file.limit.0.iter().find(|(_, limit)| limit.get_ref().requests.is_some());
     let none = ": no request is seen that could be limited";
     warn(!inspects, of_requests.map(|(key, _)| key.span()), lost("inspect") + none);
+    let times = stages.iter().any(|s| matches!(s, StageSpec::Timing { .. }));
+    if !times {
+        check_times(b, file, &lost("timing"));
+    }
+    if let (false, Some(place)) = (inspects, first_outlier(file, by_errors)) {
+        b.warning(&place, lost("inspect") + NOT_TAKEN_OUT);
+    }
     check_rule_vips(b, file, config, routes || taps);
+}
+
+const NOT_TAKEN_OUT: &str = ": no backend is taken out for that";
+
+/// What goes by how soon backends answer, where nobody sees that; `lost` says why.
+fn check_times(b: &mut Build<'_>, file: &FileConfig, lost: &str) {
+    if let Some(place) = first_by_times(file) {
+        b.warning(&place, format!("{lost}: `peak-ewma` chooses by connections alone"));
+    }
+    if let Some(place) = first_outlier(file, by_times) {
+        b.warning(&place, format!("{lost}{NOT_TAKEN_OUT}"));
+    }
 }
 
 fn first_mirror(file: &FileConfig) -> Option<Range<usize>> {
@@ -91,6 +107,24 @@ fn first_mirror(file: &FileConfig) -> Option<Range<usize>> {
 fn first_by_times(file: &FileConfig) -> Option<Range<usize>> {
     let by = |pool: &FilePool| matches!(pool.balance, Some(FileBalance::PeakEwma));
     file.pool.0.iter().find(|(_, pool)| by(pool.get_ref())).map(|(key, _)| key.span())
+}
+
+/// Where the first pool says that backends are to be taken out by something.
+fn first_outlier(
+    file: &FileConfig,
+    by: impl Fn(&FileOutliers) -> Option<Range<usize>>,
+) -> Option<Range<usize>> {
+    let outliers = |pool: &Spanned<FilePool>| by(pool.get_ref().outliers.as_ref()?.get_ref());
+    file.pool.0.iter().find_map(|(_, pool)| outliers(pool))
+}
+
+fn by_times(outliers: &FileOutliers) -> Option<Range<usize>> {
+    let slower = outliers.slower_times.as_ref().map(Spanned::span);
+    slower.or_else(|| outliers.silent_for.as_ref().map(Spanned::span))
+}
+
+fn by_errors(outliers: &FileOutliers) -> Option<Range<usize>> {
+    outliers.error_percent.as_ref().filter(|percent| *percent.get_ref() != 0).map(Spanned::span)
 }
 
 /// Where a rule asks for what is said in a flow.

@@ -82,7 +82,7 @@ fn summary(config: &Config) -> String {
         config.path.display(),
         config.pipeline.name,
         config.pipeline.stages.len(),
-        config.workers.count,
+        config.workers.count_max,
         more_workers(&config.workers),
         ports.join(", "),
         config.forward.services.len(),
@@ -95,20 +95,21 @@ fn summary(config: &Config) -> String {
     )
 }
 
-/// What those cost that may come while it runs.
+/// What those cost that have no thread of their own yet.
 fn more_workers(spec: &WorkersSpec) -> String {
     if spec.count_max == spec.count {
         return String::new();
     }
     let mib = spec.bytes_of_one() >> 20;
-    format!(", {} at most without a restart: memory for all, {mib} MiB each", spec.count_max)
+    let threads = if spec.count == 1 { "thread" } else { "threads" };
+    format!(", run by {} {threads}; memory for all from the start, {mib} MiB each", spec.count)
 }
 
 fn summary_json(config: &Config) -> Value {
     json!({
         "pipeline": config.pipeline.name,
-        "workers": config.workers.count,
-        "workers_max": config.workers.count_max,
+        "threads": config.workers.count,
+        "workers": config.workers.count_max,
         "ports": config.ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(),
         "services": config.forward.services.len(),
         "pools": config.forward.pools.len(),

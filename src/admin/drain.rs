@@ -39,26 +39,32 @@ pub fn run(
     socket: &Path,
     target: DrainTarget,
     drained: bool,
-    (wait, mut flush): (bool, bool),
+    (wait, flush): (bool, bool),
     json: bool,
 ) -> Result<(), Failure> {
-    let mut told = None;
-    loop {
-        let answer = client::ask(socket, Ask::Drain { target: target.clone(), drained, flush })?;
-        let view: DrainView = serde_json::from_value(answer.clone())
-            .map_err(|e| Failure::Failed(format!("the appliance is of another version: {e}")))?;
-        if !wait || view.flows == 0 {
-            if json {
-                return print_json(&answer);
-            }
-            return print_text(&sentence(&view));
-        }
+    let asked = |ask| {
+        let answer = client::ask(socket, ask)?;
+        serde_json::from_value::<DrainView>(answer)
+            .map_err(|e| Failure::Failed(format!("the appliance is of another version: {e}")))
+    };
+    let mut view = asked(Ask::Drain { target: target.clone(), drained, flush })?;
+    let (cut, mut told) = (view.cut, None);
+    while wait && view.flows > 0 {
         if told != Some(view.flows) {
             let _ = writeln!(std::io::stderr(), "{}: flows left: {}", view.target, view.flows);
             told = Some(view.flows);
         }
-        flush = false;
         std::thread::sleep(PROGRESS_EVERY);
+        view = DrainView { cut, ..asked(Ask::Drained { target: target.clone() })? };
+        if view.drained != drained {
+            let DrainView { target, flows, .. } = view;
+            let words = format!("{target} is no longer drained, by another's word: {flows} left");
+            return Err(Failure::Failed(words));
+        }
+    }
+    match json {
+        true => print_json(&serde_json::json!(view)),
+        false => print_text(&sentence(&view)),
     }
 }
 

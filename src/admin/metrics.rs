@@ -19,13 +19,12 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::Asker;
-use crate::control::view::{
-    BackendView, HealthView, LatencyBucket, LatencyTimes, LatencyView, LimitView, Overview, Values,
-};
+use crate::control::view::{LatencyBucket, LatencyTimes, LatencyView, LimitView, Overview, Values};
 use crate::nic::steer::SteerReason;
 use crate::observe::{Counters, Gauges, PortGauges};
 use crate::packet::DropReason;
 
+mod backends;
 mod copies;
 mod groups;
 
@@ -92,7 +91,9 @@ impl Collector for Page {
         self.process(e)?;
         self.workers(e)?;
         self.ports(e)?;
+        self.services(e)?;
         self.backends(e)?;
+        self.members(e)?;
         self.groups(e)?;
         self.classes(e)?;
         self.limits(e)?;
@@ -165,14 +166,14 @@ impl Page {
                 false => gauge(e, &format!("worker_{name}"), meaning, &lines)?,
             }
         }
-        let threads = workers.iter().map(|w| {
+        let places = workers.iter().map(|w| {
             let mut labels = of_worker(w.worker);
             labels.push(("thread", w.thread.to_string()));
             labels.push(("core", w.core.map_or("any".into(), |core| core.to_string())));
             (labels, 1)
         });
         let meaning = "Thread that runs the worker, and the core that it is pinned to.";
-        gauge(e, "worker_thread", meaning, &threads.collect::<Vec<_>>())?;
+        gauge(e, "worker_info", meaning, &places.collect::<Vec<_>>())?;
         let drops = workers.iter().flat_map(|w| {
             DropReason::ALL.iter().map(|reason| {
                 let mut labels = of_worker(w.worker);
@@ -224,32 +225,6 @@ impl Page {
         counter(e, "steered", help, &steered.collect::<Vec<_>>())
     }
 
-    fn backends(&self, e: &mut DescriptorEncoder) -> fmt::Result {
-        let backends = &self.0.backends;
-        let labels = |b: &BackendView| vec![("pool", b.pool.clone()), ("backend", b.name.clone())];
-        let of = |value: fn(&BackendView) -> u64| {
-            backends.iter().map(|b| (labels(b), value(b))).collect::<Vec<_>>()
-        };
-        let weights = of(|b| b.weight_now.into());
-        gauge(e, "backend_weight", "What new flows are shared out by in the pool.", &weights)?;
-        let connections = of(|b| b.connections);
-        let help = "Flows that have begun and not ended.";
-        gauge(e, "backend_connections", help, &connections)?;
-        let drained = of(|b| b.drained.into());
-        gauge(e, "backend_drained", "Whether it is drained by the operator.", &drained)?;
-        let checked = backends.iter().filter_map(|b| Some((b, b.health.as_ref()?)));
-        let of = |value: fn(&HealthView) -> u64| {
-            checked.clone().map(|(b, h)| (labels(b), value(h))).collect::<Vec<_>>()
-        };
-        let up = of(|h| h.up.into());
-        gauge(e, "backend_up", "Whether its checks find it well.", &up)?;
-        counter(e, "backend_checks", "Checks made.", &of(|h| h.checks))?;
-        counter(e, "backend_checks_failed", "Checks that failed.", &of(|h| h.failures))?;
-        let rtt = checked.clone().filter_map(|(b, h)| Some((labels(b), h.rtt_us?)));
-        let help = "Smoothed round trip of its checks' connections, in microseconds.";
-        gauge(e, "backend_rtt_us", help, &rtt.collect::<Vec<_>>())
-    }
-
     fn classes(&self, e: &mut DescriptorEncoder) -> fmt::Result {
         let classes = &self.0.classes;
         for (name, meaning, is_gauge) in crate::control::CLASS_VALUES {
@@ -299,17 +274,14 @@ fn counter(
     help: &str,
     lines: &[(Labels, u64)],
 ) -> fmt::Result {
-    let help = sentence(help);
-    let mut family = e.encode_descriptor(name, help, None, MetricType::Counter)?;
-    if let [(labels, value)] = lines
-        && labels.is_empty()
-    {
-        return ConstCounter::new(*value).encode(family);
+    let each = |value: u64| ConstCounter::new(value);
+    match in_seconds(name) {
+        None => family(e, (name, help, None), lines, each),
+        Some((stem, of_one)) => {
+            let each = |value: u64| ConstCounter::new(value as f64 / of_one);
+            family(e, (stem, help, Some(&Unit::Seconds)), lines, each)
+        }
     }
-    for (labels, value) in lines {
-        ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
-    }
-    Ok(())
 }
 
 fn gauge(
@@ -318,18 +290,51 @@ fn gauge(
     help: &str,
     lines: &[(Labels, u64)],
 ) -> fmt::Result {
-    let mut family = e.encode_descriptor(name, sentence(help), None, MetricType::Gauge)?;
     // Gauges are signed in the format's implementation.
-    let signed = |value: u64| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    let each = |value: u64| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    match in_seconds(name) {
+        None => family(e, (name, help, None), lines, each),
+        Some((stem, of_one)) => {
+            let each = |value: u64| ConstGauge::new(value as f64 / of_one);
+            family(e, (stem, help, Some(&Unit::Seconds)), lines, each)
+        }
+    }
+}
+
+/// Values that are no whole numbers.
+fn decimals(
+    e: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    lines: &[(Labels, f64)],
+) -> fmt::Result {
+    family(e, (name, help, None), lines, ConstGauge::new)
+}
+
+fn family<V: Copy + Default, M: EncodeMetric>(
+    e: &mut DescriptorEncoder,
+    (name, help, unit): (&str, &str, Option<&Unit>),
+    lines: &[(Labels, V)],
+    each: impl Fn(V) -> M,
+) -> fmt::Result {
+    let kind = each(V::default()).metric_type();
+    let mut family = e.encode_descriptor(name, sentence(help), unit, kind)?;
     if let [(labels, value)] = lines
         && labels.is_empty()
     {
-        return signed(*value).encode(family);
+        return each(*value).encode(family);
     }
     for (labels, value) in lines {
-        signed(*value).encode(family.encode_family(labels)?)?;
+        each(*value).encode(family.encode_family(labels)?)?;
     }
     Ok(())
+}
+
+/// Times are in seconds here, whatever they are elsewhere: the rest of such a value's name, and how
+/// many of its own units are one.
+fn in_seconds(name: &str) -> Option<(&str, f64)> {
+    let units = [("_us", 1e6), ("_ns", 1e9)];
+    units.iter().find_map(|(unit, of_one)| Some((name.strip_suffix(unit)?, *of_one)))
 }
 
 /// The encoder ends the help text with a full stop of its own.
@@ -341,8 +346,18 @@ fn sentence(help: &str) -> &str {
 mod tests {
     use super::*;
     use crate::control::view::{
-        ClassView, FilesView, GroupView, PoolView, PortView, ProcessView, ShadowView, WorkerView,
+        BackendView, ClassView, EngineView, FilesView, GroupView, HealthView, MemberView,
+        OutlierView, PoolView, PortView, ProcessView, ShadowView, WorkerView,
     };
+
+    fn backend() -> BackendView {
+        let view = serde_json::json!({
+            "pool": "gpu", "name": "a", "address": "10.0.0.1", "port": 80, "weight": 1,
+            "weight_now": 1, "priority": 0, "connections": 0, "drained": false,
+            "health": HealthView { rtt_us: Some(12_500), ..HealthView::default() },
+        });
+        serde_json::from_value(view).expect("a backend")
+    }
 
     fn overview() -> Overview {
         let worker = WorkerView {
@@ -350,7 +365,7 @@ mod tests {
             core: Some(2),
             counters: [("rx_packets".to_string(), 12)].into(),
             drops: [("no_route".to_string(), 3)].into(),
-            gauges: [("flows".to_string(), 4)].into(),
+            gauges: [("flows".to_string(), 4), ("busy_us".to_string(), 2_500_000)].into(),
             ports: vec![[("tx_bytes".to_string(), 99)].into()],
             ..WorkerView::default()
         };
@@ -370,16 +385,28 @@ mod tests {
             ..LatencyTimes::default()
         };
         let (of, name) = ("class".into(), "chat".into());
+        let backend = backend();
         let latency = LatencyView { of, name, first, ..LatencyView::default() };
         Overview {
             process: ProcessView { routes: 17, ..ProcessView::default() },
             workers: vec![worker],
             ports: vec![port],
-            classes: vec![ClassView::default()],
+            classes: vec![ClassView {
+                port: "wan".into(),
+                class: "chat".into(),
+                values: [("sojourn_p99_ns".to_string(), 3_000_000)].into(),
+            }],
+            backends: vec![backend],
             latencies: vec![latency],
             pools: vec![PoolView {
                 name: "gpu".into(),
                 groups: vec![GroupView { priority: 2, spills_percent: 35, waits: true }],
+                backends: vec![MemberView {
+                    name: "a".into(),
+                    outlier: Some(OutlierView { out_secs: Some(3.0), ..OutlierView::default() }),
+                    engine: Some(EngineView { cache: Some(0.25), ..EngineView::default() }),
+                    ..MemberView::default()
+                }],
                 ..PoolView::default()
             }],
             shadows: vec![ShadowView {
@@ -416,7 +443,14 @@ mod tests {
             "tidegate_shadow_cut_total{service=\"chat\",pool=\"new\",reason=\"slow\"} 2",
             "tidegate_collector_packets_total{collector=\"box\",result=\"failed\"} 3",
             "tidegate_worker_flows{worker=\"1\"} 4",
-            "tidegate_worker_thread{worker=\"1\",thread=\"0\",core=\"2\"} 1",
+            "tidegate_worker_info{worker=\"1\",thread=\"0\",core=\"2\"} 1",
+            "tidegate_worker_busy_seconds_total{worker=\"1\"} 2.5",
+            "# UNIT tidegate_worker_busy_seconds seconds",
+            "tidegate_backend_out{pool=\"gpu\",backend=\"a\"} 1",
+            "tidegate_engine_stale{pool=\"gpu\",backend=\"a\"} 0",
+            "tidegate_engine_cache_ratio{pool=\"gpu\",backend=\"a\"} 0.25",
+            "tidegate_backend_rtt_seconds{pool=\"gpu\",backend=\"a\"} 0.0125",
+            "tidegate_class_sojourn_p99_seconds{port=\"wan\",class=\"chat\"} 0.003",
             "tidegate_port_tx_bytes_total{port=\"up\\\"link\",worker=\"1\"} 99",
             "tidegate_steered_total{port=\"up\\\"link\",reason=\"vip\"} 8",
             "tidegate_routes 17",

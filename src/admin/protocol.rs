@@ -58,6 +58,10 @@ pub enum Ask {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         flush: bool,
     },
+    /// How many flows are left, and whether it is still drained.
+    Drained {
+        target: DrainTarget,
+    },
     Stop,
 }
 
@@ -163,6 +167,10 @@ mod tests {
             (
                 Ask::Drain { target: DrainTarget::Pool("gpu".into()), drained: true, flush: false },
                 r#"{"version":1,"ask":{"drain":{"target":{"pool":"gpu"},"drained":true}}}"#,
+            ),
+            (
+                Ask::Drained { target: DrainTarget::Service("web".into()) },
+                r#"{"version":1,"ask":{"drained":{"target":{"service":"web"}}}}"#,
             ),
             (Ask::Stop, r#"{"version":1,"ask":"stop"}"#),
         ];

@@ -217,11 +217,9 @@ async fn done(ask: protocol::Ask, asker: &Asker) -> Result<Answer, Gone> {
             Err(Refusal { words, .. }) => Answer::Error(words),
         },
         protocol::Ask::Drain { target, drained, flush } => {
-            match asker.drain(target, drained, flush).await? {
-                Ok(done) => ok(&done),
-                Err(Refusal { words, .. }) => Answer::Error(words),
-            }
+            told(asker.drain(target, drained, flush).await?)
         }
+        protocol::Ask::Drained { target } => told(asker.drained(target).await?),
         protocol::Ask::Stop => {
             asker.stop().await?;
             Answer::Ok(json!({}))

@@ -10,7 +10,7 @@ use super::protocol::What;
 use super::table::{Table, grouped};
 use crate::control::view::{
     BackendView, HealthView, LatencyTimes, LatencyView, NeighbourView, Overview, PortView,
-    ProcessView, ServiceView, Values, WorkerView,
+    ProcessView, Values, WorkerView,
 };
 use crate::packet::DropReason;
 
@@ -18,11 +18,13 @@ mod classes;
 mod flows;
 mod limits;
 mod pools;
+mod services;
 mod shadows;
 pub mod workers;
 
 use classes::classes;
 use pools::{connections, pools, rtt_ms, weight};
+use services::services;
 
 /// `show counters`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -213,34 +215,6 @@ fn drops(a: &DropsAnswer) -> String {
         table.row([grouped(line.packets), line.reason.clone(), line.meaning.clone()]);
     }
     or_none(&table, "no packet was dropped")
-}
-
-fn services(lines: &[ServiceView]) -> String {
-    let mut table = Table::new(&[
-        "service",
-        "address",
-        "proto",
-        "mode",
-        "pool",
-        ">backends",
-        ">canary",
-        ">idle limit",
-        "state",
-    ]);
-    for s in lines {
-        table.row([
-            s.name.clone(),
-            std::net::SocketAddr::new(s.vip, s.port).to_string(),
-            s.protocol.clone(),
-            s.mode.clone(),
-            s.pool.clone(),
-            s.backends.to_string(),
-            format!("{}%", s.canary_percent),
-            duration(s.idle_established_secs),
-            if s.drained { "drained" } else { "takes flows" }.into(),
-        ]);
-    }
-    or_none(&table, "no services")
 }
 
 fn backends(lines: &[BackendView]) -> String {

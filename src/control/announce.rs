@@ -11,8 +11,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -39,6 +38,8 @@ pub struct Announcer {
     protocol: u8,
     table: u32,
     installed: BTreeSet<Addr>,
+    /// Where somebody else's route stands.
+    taken: BTreeSet<Addr>,
 }
 
 impl Announcer {
@@ -49,12 +50,13 @@ impl Announcer {
     pub fn new(spec: &AnnounceSpec) -> io::Result<Announcer> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
+        // The kernel lists the one table only: others may have millions of routes.
+        socket.set_netlink_get_strict_chk(true)?;
         let (protocol, table) = (spec.protocol, spec.table);
-        let mut announcer = Announcer { socket, protocol, table, installed: BTreeSet::new() };
-        if !spec.services.is_empty() {
-            announcer.installed = announcer.listed()?;
-            announcer.set(&BTreeSet::new())?;
-        }
+        let (installed, taken) = (BTreeSet::new(), BTreeSet::new());
+        let mut announcer = Announcer { socket, protocol, table, installed, taken };
+        announcer.installed = announcer.listed()?;
+        announcer.set(&BTreeSet::new())?;
         Ok(announcer)
     }
 
@@ -79,12 +81,40 @@ impl Announcer {
             }
         }
         for &new in wanted.difference(&self.installed.clone()) {
-            let message = RouteNetlinkMessage::NewRoute(self.route(new));
-            match self.ask(message, NLM_F_CREATE | NLM_F_REPLACE) {
-                Ok(()) => {
+            match self.install(new) {
+                Ok(true) => {
                     self.installed.insert(new);
+                    self.taken.remove(&new);
                     tracing::info!(address = %new, "announced");
                 }
+                Ok(false) => {
+                    if self.taken.insert(new) {
+                        let table = self.table;
+                        tracing::error!(address = %new, table, "not announced: another's route \
+                                        to it stands in the table, and stays");
+                    }
+                }
+                Err(e) => outcome = Err(e),
+            }
+        }
+        self.taken.retain(|addr| wanted.contains(addr));
+        outcome
+    }
+
+    /// Announces anew what somebody has removed: daemons that manage interfaces clear away routes
+    /// that they don't know.
+    ///
+    /// # Errors
+    /// The kernel refusing one; the others are there.
+    pub fn renew(&mut self) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for addr in self.installed.clone() {
+            match self.install(addr) {
+                Ok(true) => {
+                    tracing::warn!(address = %addr, "its route was removed by somebody: announced \
+                                   anew");
+                }
+                Ok(false) => {}
                 Err(e) => outcome = Err(e),
             }
         }
@@ -93,6 +123,16 @@ impl Announcer {
 
     pub fn announced(&self) -> &BTreeSet<Addr> {
         &self.installed
+    }
+
+    /// Adds a route; whether none stood there.
+    fn install(&mut self, addr: Addr) -> io::Result<bool> {
+        let message = RouteNetlinkMessage::NewRoute(self.route(addr));
+        match self.ask(message, NLM_F_CREATE | NLM_F_EXCL) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     fn route(&self, addr: Addr) -> RouteMessage {
@@ -126,7 +166,11 @@ impl Announcer {
             let question = RouteNetlinkMessage::GetRoute(self.table_message(v4));
             self.send(question, NLM_F_REQUEST | NLM_F_DUMP)?;
             let (protocol, table) = (RouteProtocol::from(self.protocol), self.table);
-            self.answers(|route| found.extend(ours(&route, protocol, table)))?;
+            match self.answers(|route| found.extend(ours(&route, protocol, table))) {
+                // There is no such table yet.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+                listed => listed?,
+            }
         }
         Ok(found)
     }
@@ -262,6 +306,55 @@ mod tests {
                 assert_eq!(shown(table).trim(), "");
                 assert!(ip(&format!("route show table {table}")).contains("192.0.2.77"));
             }
+        });
+    }
+
+    #[test]
+    fn what_a_killed_run_has_left_goes_also_where_nothing_is_announced() {
+        in_namespace(|| {
+            let mut announcer = Announcer::new(&spec(200)).expect("sockets");
+            announcer.set(&addrs(&["203.0.113.10", "2001:db8:5::10"])).expect("announced");
+            std::mem::forget(announcer);
+            assert!(shown(200).contains("203.0.113.10"), "as a killed run");
+            let spec = AnnounceSpec { services: Vec::new(), ..spec(200) };
+            let _announcer = Announcer::new(&spec).expect("sockets");
+            assert_eq!(shown(200).trim(), "");
+        });
+    }
+
+    #[test]
+    fn what_somebody_removes_is_announced_anew() {
+        in_namespace(|| {
+            let mut announcer = Announcer::new(&spec(200)).expect("sockets");
+            let both = addrs(&["203.0.113.10", "2001:db8:5::10"]);
+            announcer.set(&both).expect("announced");
+            let all = shown(200);
+            for family in ["-4", "-6"] {
+                ip(&format!("{family} route flush table 200"));
+            }
+            assert_eq!(shown(200).trim(), "");
+            announcer.renew().expect("announced");
+            assert_eq!(shown(200), all);
+            announcer.renew().expect("nothing to do");
+            assert_eq!(shown(200), all);
+        });
+    }
+
+    #[test]
+    fn a_route_of_somebody_else_stays_and_the_vip_waits() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let mut announcer = Announcer::new(&spec(254)).expect("sockets");
+            ip("route add 203.0.113.10 dev lo proto static");
+            let wanted = addrs(&["203.0.113.10"]);
+            announcer.set(&wanted).expect("told once, by the log");
+            announcer.set(&wanted).expect("and again");
+            assert!(announcer.announced().is_empty());
+            let there = || ip("route show 203.0.113.10");
+            assert!(there().contains("proto static") && !there().contains("blackhole"));
+            ip("route del 203.0.113.10 dev lo proto static");
+            announcer.set(&wanted).expect("announced");
+            assert!(announcer.announced() == &wanted && there().contains("blackhole"));
         });
     }
 }

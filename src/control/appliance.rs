@@ -19,6 +19,7 @@ use super::threads::thread_of;
 use crate::base::Seed;
 use crate::config::Config;
 use crate::flow::table::FLOW_BYTES_MAX;
+use crate::forward::spec::ServiceSpec;
 use crate::graph::Snapshot;
 use crate::nic::restore::{Changes, STATE_DIR, restore_leftovers};
 use crate::nic::spec::PORTS_MAX;
@@ -35,9 +36,7 @@ use crate::worker::command::control_link;
 use crate::worker::handover::RING_PACKETS;
 use crate::worker::offload::{Offload, OffloadRing};
 use crate::worker::spec::{OnFailure, WorkersSpec};
-use crate::worker::{
-    Blueprint, Clock, FlowsOf, Handover, Heartbeat, Own, PortDesk, Runnable, Threads,
-};
+use crate::worker::{Blueprint, Clock, Handover, Heartbeat, Own, PortDesk, Runnable, Threads};
 
 /// Why the appliance can't start.
 #[derive(Debug, thiserror::Error)]
@@ -283,6 +282,19 @@ impl Appliance {
         }
     }
 
+    /// Announces anew what somebody else has withdrawn.
+    pub(super) fn renew_announced(&mut self) {
+        if let Err(error) = self.announcer.renew() {
+            tracing::error!(%error, "a route to a VIP could not be announced anew");
+        }
+    }
+
+    /// Whether a service's VIP is announced; `None` where it is not to be.
+    pub(super) fn is_announced(&self, service: &ServiceSpec) -> Option<bool> {
+        let is_wanted = self.config.announce.services.contains(&service.id);
+        is_wanted.then(|| self.announcer.announced().contains(&service.vip))
+    }
+
     /// Background work that has ended by a bug.
     pub(super) fn dead(&self) -> u64 {
         let pools = self.pools.prober.dead() + self.pools.scraper.dead();
@@ -300,9 +312,8 @@ impl Appliance {
 
     /// Cuts the flows of backends that have gone down, where their pools say so.
     pub(super) fn cut_downed(&mut self) {
-        let ends = self.pools.take_downed();
-        if !ends.is_empty() {
-            self.crew.cut(&FlowsOf::backends(ends));
+        for of in self.pools.take_downed(&self.config) {
+            self.crew.cut(&of);
         }
     }
 

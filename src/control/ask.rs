@@ -35,6 +35,11 @@ pub enum Ask {
         drained: bool,
         reply: oneshot::Sender<Result<DrainView, Refusal>>,
     },
+    /// How many flows are left, and whether it is still drained.
+    Drained {
+        target: DrainTarget,
+        reply: oneshot::Sender<Result<DrainView, Refusal>>,
+    },
     /// Answered once the workers have drained and the interfaces are released.
     Stop(oneshot::Sender<()>),
 }
@@ -121,6 +126,14 @@ impl Asker {
         flush: bool,
     ) -> Result<Result<DrainView, Refusal>, Gone> {
         self.ask(|reply| Ask::Drain { target, drained, flush, reply }).await
+    }
+
+    /// How far that is, without changing anything; within, why that can't be told.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn drained(&self, target: DrainTarget) -> Result<Result<DrainView, Refusal>, Gone> {
+        self.ask(|reply| Ask::Drained { target, reply }).await
     }
 
     /// Drains and ends; returns when the interfaces are released.

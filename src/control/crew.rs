@@ -344,7 +344,7 @@ pub(super) mod tests {
     fn routes_go_out_old_ones_come_back_and_a_stop_ends_it() {
         let clock = Clock::new();
         let (mut crew, snapshot) = crew(MemoryPort::pair(8).0, &clock);
-        assert!(crew.is_running(0) && !crew.is_empty());
+        assert!(crew.going_on() == "thread 0 (worker 0)" && !crew.is_empty());
         let old = Arc::downgrade(&snapshot.routes);
         let fresh = RoutesBuilder::new(Vec::new(), Seed(1)).build(2);
         crew.reroute(&Arc::new(fresh));

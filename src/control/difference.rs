@@ -50,8 +50,7 @@ impl Control {
     fn difference(&self, mut wanted: Config) -> DifferenceView {
         let running = &self.appliance.config;
         let mut view = begun(running, &wanted);
-        let admitted = self.not_on_trial().and_then(|()| self.admit(&mut wanted));
-        match admitted {
+        match self.admit(&mut wanted) {
             Ok(Some((plan, _))) => {
                 view.ports_opened = plan.opened_names(&wanted);
                 view.ports_closed = plan.closed_names(running);
@@ -60,6 +59,12 @@ impl Control {
             }
             Ok(None) => view.unchanged = true,
             Err(error) => refuse(&mut view, error),
+        }
+        if let Err(error) = self.not_on_trial()
+            && view.refused.is_none()
+            && view.needs_restart.is_empty()
+        {
+            refuse(&mut view, error);
         }
         view
     }

@@ -37,24 +37,33 @@ struct UnderWay {
 impl Control {
     pub(super) fn drain(
         &mut self,
-        target: DrainTarget,
+        target: &DrainTarget,
         (drained, flush): (bool, bool),
         reply: DrainReply,
     ) {
         let a = &mut self.appliance;
-        let of = match flows_of(&a.config, &target) {
+        if flows_of(&a.config, target).is_ok() && a.pools.drained.set(target, drained) {
+            tracing::info!(drained, "{target}");
+            if !drained {
+                a.pools.ease_in(a.clock.now(), &a.config, target);
+            }
+            a.reweigh();
+        }
+        self.count_left(target, flush.then_some(0), reply);
+    }
+
+    /// Has the flows counted that are left; before that they are cut, where `cut` is to be told.
+    pub(super) fn count_left(&mut self, target: &DrainTarget, cut: Option<u64>, reply: DrainReply) {
+        let a = &mut self.appliance;
+        let of = match flows_of(&a.config, target) {
             Ok(of) => of,
             Err(words) => {
                 let _ = reply.send(Err(Refusal { words, bad_config: false }));
                 return;
             }
         };
-        if a.pools.drained.set(&target, drained) {
-            tracing::info!(drained, "{target}");
-            a.reweigh();
-        }
-        let cut = flush.then_some(0);
-        let still_drained = a.pools.drained.beside(&a.config, &target);
+        let drained = a.pools.drained.has(target);
+        let still_drained = a.pools.drained.beside(&a.config, target);
         let target = target.to_string();
         let view = DrainView { target, drained, flows: 0, cut, still_drained };
         match self.draining.now {

@@ -36,8 +36,10 @@ impl Exchanges {
     }
 }
 
-/// Programs for ports to come.
-pub(super) type Programs = Vec<Result<Loaded, NicError>>;
+/// Programs for ports to come, in no order.
+pub(super) type Programs = Vec<Loaded>;
+/// All that were asked for, or why the kernel refuses one.
+pub(super) type Loading = JoinHandle<Result<Programs, NicError>>;
 
 /// A port that was opened and is with no worker yet.
 pub(super) struct Opened {
@@ -72,8 +74,9 @@ impl Appliance {
         Ok(())
     }
 
-    /// Has the kernel check programs that are to be attached so, on a thread: it takes its time.
-    pub(super) fn load_programs(&self, of: Vec<AttachMode>) -> io::Result<JoinHandle<Programs>> {
+    /// Has the kernel check programs that are to be attached so, on a thread: it takes up to
+    /// seconds, and many on a machine that is busy.
+    pub(super) fn load_programs(&self, of: Vec<AttachMode>) -> io::Result<Loading> {
         let offload = self.steering.steer().offloads();
         let load = move || of.into_iter().map(|mode| Loaded::load(mode, offload)).collect();
         std::thread::Builder::new().name("programs".into()).spawn(load)
@@ -92,12 +95,9 @@ impl Appliance {
         let mut opened = Vec::with_capacity(ids.len());
         for spec in ids.iter().filter_map(|id| wanted.ports.get(usize::from(id.0))) {
             let on = (self.steering.steer_mut(), &mut self.changes);
-            let offload = on.0.offloads();
-            let suits = |p: &Result<Loaded, _>| p.as_ref().is_ok_and(|l| l.suits(spec.attach));
-            let loaded = match programs.iter().position(suits) {
-                Some(at) => programs.swap_remove(at),
-                None => Loaded::load(spec.attach, offload),
-            };
+            let at = programs.iter().position(|program| program.suits(spec.attach));
+            let none = || NicError::Load("none was loaded for it".to_owned());
+            let loaded = at.map(|at| programs.swap_remove(at)).ok_or_else(none);
             let port = loaded.and_then(|l| self.opener.open(spec, &wanted.workers, l, on));
             match port {
                 Ok(port) => opened.push(Opened { spec: spec.clone(), port }),

@@ -66,7 +66,8 @@ fn worker(a: &Appliance, seat: &Seat) -> WorkerView {
     WorkerView {
         worker: seat.id,
         thread: seat.thread,
-        core: a.config.workers.cores.get(usize::from(seat.thread)).copied(),
+        core: a.crew.core_of(seat.thread),
+        core_wanted: a.config.workers.cores.get(usize::from(seat.thread)).copied(),
         busy_percent: seat.load.percent,
         counters: named(Counters::NAMES, stats.counters.values()),
         drops: drops.collect(),
@@ -126,6 +127,7 @@ fn service(a: &Appliance, s: &ServiceSpec) -> ServiceView {
         pool: pool_text(forward, s.pool),
         backends: forward.parts(s.pool).map(usable).sum(),
         drained: a.pools.drained.service(&s.name),
+        announced: a.is_announced(s),
         canary_percent: f64::from(s.canary_share) / 100.0,
         idle_established_secs: s.idle_established.as_secs(),
     }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::view::protocol_text;
 use crate::config::{Config, Diagnostics};
-use crate::forward::spec::{ForwardMode, ForwardSpec};
+use crate::forward::spec::{ForwardMode, ForwardSpec, ServiceSpec};
 use crate::nic::spec::PORTS_MAX;
 use crate::packet::ClassId;
 
@@ -188,9 +189,32 @@ pub fn warnings(running: &Config, wanted: &Config) -> Vec<String> {
             ));
         }
     }
+    all.extend(running.forward.services.iter().filter_map(|s| stranded(s, &wanted.forward)));
     all.sort();
     all.dedup();
     all
+}
+
+/// What becomes of a service's open flows that are no longer ours.
+fn stranded(service: &ServiceSpec, wanted: &ForwardSpec) -> Option<String> {
+    let of = |s: &ServiceSpec| (s.vip, s.port, s.proto);
+    let kept = wanted.services.iter().find(|s| of(s) == of(service));
+    let (name, proto) = (&service.name, protocol_text(service.proto));
+    let address = std::net::SocketAddr::new(service.vip.to_ip(), service.port);
+    let percent = |share: u16| f64::from(share) / 100.0;
+    match kept {
+        None => Some(format!(
+            "service `{name}` at {address} ({proto}) is gone: packets of its open flows go to the \
+             kernel. `tidegate drain service {name} --wait` lets them end before"
+        )),
+        Some(kept) if kept.canary_share != service.canary_share => Some(format!(
+            "service `{name}`: `canary_percent` was {} and is {}: open flows of the clients \
+             between go to the kernel, or come from there, which does not know them",
+            percent(service.canary_share),
+            percent(kept.canary_share)
+        )),
+        Some(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -319,5 +343,25 @@ class = "fast"
         let said = warnings(&running, &wanted);
         assert!(said.iter().any(|w| w.contains("10.0.0.2:8443")), "{said:?}");
         assert!(!warnings(&running, &running).iter().any(|w| w.contains("gone")));
+    }
+
+    #[test]
+    fn flows_of_a_service_that_goes_or_of_which_less_is_taken_are_warned_of() {
+        let running = load(TEXT);
+        let said = |from, to| {
+            let said = warnings(&running, &load(&TEXT.replace(from, to)));
+            said.into_iter().filter(|w| w.starts_with("service `a`")).collect::<Vec<_>>().join("; ")
+        };
+        for (from, to) in [
+            ("203.0.113.1\"", "203.0.113.2\""),
+            ("port = 443", "port = 444"),
+            ("mode = \"dnat\"", "mode = \"dnat\"\nprotocol = \"udp\""),
+        ] {
+            let said = said(from, to);
+            assert!(said.contains("`a` at 203.0.113.1:443 (tcp) is gone"), "{to}: {said}");
+        }
+        assert_eq!(said("[service.a]", "[service.b]"), "", "another name is no other service");
+        let less = said("mode = \"dnat\"", "mode = \"dnat\"\ncanary_percent = 25");
+        assert!(less.contains("was 100 and is 25"), "{less}");
     }
 }

@@ -36,8 +36,9 @@ pub enum RunError {
     WorkerDied { worker: u16, reason: String },
     #[error("{0}")]
     Netlink(#[from] NetlinkError),
-    #[error("worker {worker} did not end within {limit:?}: it hangs")]
-    Hangs { worker: u16, limit: Duration },
+    /// Which of a thread's workers it is can't be told: they take turns.
+    #[error("hung: {threads} did not end within {limit:?}")]
+    Hangs { threads: String, limit: Duration },
 }
 
 /// The signals that the process obeys.
@@ -149,8 +150,9 @@ impl Control {
                     Ask::Compare(reply) => self.compare(reply),
                     Ask::Confirm(reply) => self.confirm(reply),
                     Ask::Drain { target, drained, flush, reply } => {
-                        self.drain(target, (drained, flush), reply);
+                        self.drain(&target, (drained, flush), reply);
                     }
+                    Ask::Drained { target, reply } => self.count_left(&target, None, reply),
                     Ask::Stop(reply) => return Ok(End::Asked(reply)),
                 },
             }
@@ -233,6 +235,7 @@ impl Control {
         a.refresh_offload();
         a.snapshot.rules.set_time(unix_seconds());
         a.pools.tell_loads(a.clock.now(), &a.config, &a.crew);
+        a.renew_announced();
         // Weights of backends that have returned grow with time.
         a.reweigh();
         Ok(())
@@ -278,10 +281,8 @@ impl Control {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error),
             Err(_) => {
-                let crew = &self.appliance.crew;
-                let worker = crew.seats.iter().map(|s| s.id).find(|id| crew.is_running(*id));
-                let worker = worker.unwrap_or_default();
-                return Err(RunError::Hangs { worker, limit });
+                let threads = self.appliance.crew.going_on();
+                return Err(RunError::Hangs { threads, limit });
             }
         }
         // Detaches the programs and restores the interfaces, then tells who asked.

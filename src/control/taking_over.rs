@@ -15,13 +15,12 @@ mod admission;
 mod handing_out;
 mod leaving;
 
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::ask::Refusal;
-use super::exchanges::{Opened, Programs};
+use super::exchanges::{Loading, Opened, Programs};
 use super::port_plan::PortPlan;
 use super::reload::ReloadError;
 use super::run::Control;
@@ -56,11 +55,11 @@ pub(super) struct TakeOver {
 
 enum Step {
     /// The kernel checks the programs of ports that come; threads begin.
-    Loading(JoinHandle<Programs>, Box<Pending>),
+    Loading(Loading, Box<Pending>),
     /// Ports go whose interfaces others take over.
     Clearing(Leaving, Box<Pending>),
-    /// That took too long: they come back as soon as they are gone.
-    Returning(Leaving),
+    /// That took too long: they come back as soon as they are gone, with these programs.
+    Returning(Leaving, Programs),
     /// Workers take the configuration.
     Taking(Taking),
     /// The ports go that nothing is sent to any more.
@@ -108,14 +107,10 @@ impl Control {
             {
                 Err(Step::Loading(loading, pending))
             }
-            Step::Loading(loading, mut pending) => {
-                // Those that it could not load are loaded once more, for their error.
-                pending.programs = loading.join().unwrap_or_default();
-                match self.make_room(*pending) {
-                    Ok(step) => Ok(step),
-                    Err(error) => return self.take_back_all(&error, &done, reply, back),
-                }
-            }
+            Step::Loading(loading, pending) => match self.loaded(loading, *pending) {
+                Ok(step) => Ok(step),
+                Err(error) => return self.take_back_all(&error, &done, reply, back),
+            },
             Step::Clearing(mut leaving, pending) => match self.has_left(&mut leaving) {
                 true => match self.cleared(leaving, *pending) {
                     Ok(taking) => Ok(Step::Taking(taking)),
@@ -123,11 +118,11 @@ impl Control {
                 },
                 false => Err(Step::Clearing(leaving, pending)),
             },
-            Step::Returning(mut leaving) => {
+            Step::Returning(mut leaving, programs) => {
                 if self.has_left(&mut leaving) {
-                    return self.returned(&leaving);
+                    return self.returned(&leaving, programs);
                 }
-                Err(Step::Returning(leaving))
+                Err(Step::Returning(leaving, programs))
             }
             Step::Taking(taking) if self.has_taken(&taking) => {
                 Ok(Step::Closing(self.taken_over(taking)))
@@ -164,8 +159,10 @@ impl Control {
         self.refuse(reply, error);
     }
 
-    fn finish_reload(&mut self, done: ReloadView, blocked: Blocked, reply: ReloadReply) {
-        self.appliance.reloads += 1;
+    fn finish_reload(&mut self, mut done: ReloadView, blocked: Blocked, reply: ReloadReply) {
+        let a = &mut self.appliance;
+        a.reloads += 1;
+        done.warnings.extend(a.crew.misplaced(&a.config.workers.cores));
         for warning in &done.warnings {
             tracing::warn!("{warning}");
         }
@@ -180,7 +177,7 @@ impl Control {
     /// on, and the rest of this follows; ports that were to make room only come back.
     fn hangs(&mut self, take_over: TakeOver) -> TakeOver {
         let TakeOver { step, done, blocked, reply, mut back, .. } = take_over;
-        let words = step.held_up_by();
+        let words = step.held_up_by(&self.appliance.crew.unsettled());
         tracing::error!("{words}");
         answer(reply, Err(Refusal { words, bad_config: false }));
         let step = match step {
@@ -189,7 +186,7 @@ impl Control {
                 self.appliance.close_opened(pending.opened);
                 self.appliance.dismiss_threads();
                 self.undo_trial(&done, back.take());
-                Step::Returning(leaving)
+                Step::Returning(leaving, pending.programs)
             }
             step => step,
         };
@@ -205,10 +202,14 @@ impl Control {
 }
 
 impl Step {
-    fn held_up_by(&self) -> String {
+    /// What it waits for; `unsettled` are workers that are on their way to other threads.
+    fn held_up_by(&self, unsettled: &[u16]) -> String {
         match self {
             Step::Taking(taking) if taking.is_awaited() => {
                 format!("workers {:?} hang: they don't take it over", taking.awaited())
+            }
+            Step::Taking(_) if !unsettled.is_empty() => {
+                format!("workers {unsettled:?} hang: they don't go to their threads")
             }
             Step::Loading(..) | Step::Clearing(..) | Step::Returning(..) => {
                 "workers hang, or the kernel: ports are not exchanged, and come back".to_string()

@@ -55,16 +55,38 @@ impl Crew {
         }
     }
 
-    /// Has threads run on these cores; those that have none given on any.
+    /// Has threads run on these cores; those that have none given on any. What could not be had is
+    /// told by [`Crew::misplaced`].
     pub(super) fn pin(&self, cores: &[usize]) {
         for (number, thread) in self.threads.iter().enumerate() {
-            let core = cores.get(number).copied();
             if let Some(thread) = thread
-                && let Err(error) = thread.pin(core)
+                && let Err(error) = thread.pin(cores.get(number).copied())
             {
-                tracing::warn!(thread = number, core, %error, "can't be pinned to its core");
+                tracing::debug!(thread = number, %error, "stays on its core");
             }
         }
+    }
+
+    /// The core that a thread is pinned to.
+    pub(super) fn core_of(&self, thread: u16) -> Option<usize> {
+        self.threads.get(usize::from(thread))?.as_ref()?.core()
+    }
+
+    /// Which threads don't have the cores that they were to have, in words. Threads are to be
+    /// [ready](Crew::is_ready).
+    pub(super) fn misplaced(&self, cores: &[usize]) -> Vec<String> {
+        let words = |(thread, core): (u16, &usize)| {
+            let place = match self.core_of(thread) {
+                Some(got) if got == *core => return None,
+                Some(got) => format!("core {got}"),
+                None => "any core".to_string(),
+            };
+            Some(format!(
+                "thread {thread} runs on {place}: core {core} of `cores` is none of this \
+                 machine's, or not for this process"
+            ))
+        };
+        (0..).zip(cores).filter_map(words).collect()
     }
 
     /// Shares the workers out among so many threads, which have begun; the others may end.
@@ -90,6 +112,12 @@ impl Crew {
         if let Some(seat) = self.seats.iter_mut().find(|seat| seat.id == worker) {
             seat.thread = thread;
         }
+    }
+
+    /// Workers that are not where they should be.
+    pub(super) fn unsettled(&self) -> Vec<u16> {
+        let on_their_way = self.seats.iter().filter(|seat| seat.thread != seat.bound_for);
+        on_their_way.map(|seat| seat.id).collect()
     }
 
     /// Whether all workers are where they should be.
@@ -128,18 +156,26 @@ impl Crew {
         self.threads.iter().all(Option::is_none)
     }
 
-    /// Whether the worker's thread goes on.
-    pub(super) fn is_running(&self, worker: u16) -> bool {
-        let seat = self.seats.iter().find(|seat| seat.id == worker);
-        let thread = seat.and_then(|seat| self.threads.get(usize::from(seat.thread)));
-        thread.is_some_and(Option::is_some)
+    /// Threads that go on, and the workers that each runs, in words.
+    pub(super) fn going_on(&self) -> String {
+        let numbers = (0..).zip(&self.threads).filter(|(_, thread)| thread.is_some());
+        let words = |(number, _): (u16, _)| {
+            let workers = self.seats.iter().filter(|seat| seat.thread == number);
+            let workers: Vec<_> = workers.map(|seat| seat.id.to_string()).collect();
+            match &workers[..] {
+                [] => format!("thread {number}"),
+                [worker] => format!("thread {number} (worker {worker})"),
+                _ => format!("thread {number} (workers {})", workers.join(", ")),
+            }
+        };
+        numbers.map(words).collect::<Vec<_>>().join(", ")
     }
 }
 
 impl Control {
     /// A worker has gone to this thread, which has cost so much.
     pub(super) fn moved(&mut self, worker: u16, thread: u16, blocked: Blocked) {
-        let core = self.appliance.config.workers.cores.get(usize::from(thread));
+        let core = self.appliance.crew.core_of(thread);
         let us = blocked.ns / 1_000;
         tracing::info!(worker, thread, core, us, "the worker goes on on another thread");
         self.appliance.crew.moved(worker, thread);

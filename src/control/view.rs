@@ -71,6 +71,8 @@ pub struct WorkerView {
     /// That the thread is pinned to.
     #[serde(default)]
     pub core: Option<usize>,
+    #[serde(default)]
+    pub core_wanted: Option<usize>,
     /// Share of the last second that went into turns which moved packets.
     #[serde(default)]
     pub busy_percent: f64,
@@ -122,6 +124,9 @@ pub struct ServiceView {
     pub backends: usize,
     /// It gets no new flows by the operator's word.
     pub drained: bool,
+    /// Whether its VIP has a route for routing daemons; `None` where it is not to have one.
+    #[serde(default)]
+    pub announced: Option<bool>,
     /// Share of clients that are taken, in percent.
     pub canary_percent: f64,
     pub idle_established_secs: u64,

@@ -274,6 +274,13 @@ impl ForwardSpec {
         self.services.iter().find(|service| self.pools_of(service).any(|p| p.id == pool))
     }
 
+    /// Whether a service's connections may go to a pool, or could while a split gave it a share.
+    pub fn leads_to(&self, service: &ServiceSpec, pool: PoolId) -> bool {
+        let parts = self.split(service.pool).map(|split| split.parts.as_slice());
+        let mut parts = parts.unwrap_or_default().iter().map(|(part, _)| *part);
+        service.pool == pool || parts.any(|part| part == pool) || service.rule_pools.contains(&pool)
+    }
+
     /// All pools that a service's connections may go to, some perhaps twice.
     pub fn pools_of(&self, service: &ServiceSpec) -> impl Iterator<Item = &PoolSpec> {
         let by_rules = service.rule_pools.iter();

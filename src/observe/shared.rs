@@ -59,7 +59,7 @@ gauges! {
         polls,
         /// Turns that moved no packet.
         polls_idle,
-        /// Time of the turns that moved some, microseconds.
+        /// Time of the turns that moved some.
         busy_us,
     }
 }

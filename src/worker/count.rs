@@ -14,11 +14,16 @@ const FLOWS_A_TURN: u32 = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowsOf(Ends);
 
+/// A backend's address and port.
+type End = (Addr, u16);
+/// Address, port and protocol of a VIP.
+type Vip = (Addr, u16, u8);
+
 /// Sorted lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Ends {
-    Backends(Vec<(Addr, u16)>),
-    Services(Vec<(Addr, u16, u8)>),
+    Backends { ends: Vec<End>, others: Vec<(End, Vip)> },
+    Services(Vec<Vip>),
 }
 
 /// A count of the flows of some backends or services, in parts where there are many.
@@ -38,14 +43,16 @@ impl FlowCount {
 }
 
 impl FlowsOf {
-    /// Those that backends serve, by their address and port.
-    pub fn backends(mut ends: Vec<(Addr, u16)>) -> FlowsOf {
+    /// Those that backends serve, by their address and port; without `others`, which have come by
+    /// this address, port and protocol of a VIP.
+    pub fn backends(mut ends: Vec<End>, mut others: Vec<(End, Vip)>) -> FlowsOf {
         ends.sort_unstable();
-        FlowsOf(Ends::Backends(ends))
+        others.sort_unstable();
+        FlowsOf(Ends::Backends { ends, others })
     }
 
     /// Those of services, by address, port and protocol of the VIP.
-    pub fn services(mut vips: Vec<(Addr, u16, u8)>) -> FlowsOf {
+    pub fn services(mut vips: Vec<Vip>) -> FlowsOf {
         vips.sort_unstable();
         FlowsOf(Ends::Services(vips))
     }
@@ -57,11 +64,13 @@ impl FlowsOf {
             return false;
         }
         let (client, server) = (flow.client_key(), flow.server_key());
+        let end = (server.src, server.sport);
+        let vip = (client.dst, client.dport, client.proto);
         match &self.0 {
-            Ends::Backends(ends) => ends.binary_search(&(server.src, server.sport)).is_ok(),
-            Ends::Services(vips) => {
-                vips.binary_search(&(client.dst, client.dport, client.proto)).is_ok()
+            Ends::Backends { ends, others } => {
+                ends.binary_search(&end).is_ok() && others.binary_search(&(end, vip)).is_err()
             }
+            Ends::Services(vips) => vips.binary_search(&vip).is_ok(),
         }
     }
 }

@@ -12,7 +12,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 
 use super::clock::Clock;
-use super::runner::{Runnable, Shift};
+use super::runner::{Runnable, Shift, prepare_thread};
 use super::spec::IdleStrategy;
 use crate::nic::Port;
 use crate::nic::wake::{Sleeper, Waker};
@@ -141,35 +141,53 @@ impl<P: Port> Threads<P> {
         let inbox = self.inboxes.get(usize::from(number)).ok_or(io::ErrorKind::NotFound)?;
         let claims = Arc::clone(&inbox.claims);
         claims.count.store(1 + workers.len(), Ordering::Release);
-        let tid = Arc::new(AtomicI32::new(0));
-        let (told, threads) = (Arc::clone(&tid), self.clone());
+        let place = Arc::new(Place::default());
+        let (told, threads) = (Arc::clone(&place), self.clone());
         let held = Arc::clone(&claims);
         let sleeper = claims.waker.sleeper();
         let name = format!("worker-{number}");
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Some(core) = prepare_thread(&parts) {
+                told.core.store(core, Ordering::Release);
+            }
             let shift = Shift::new(parts, threads, held, sleeper);
-            told.store(gettid().as_raw(), Ordering::Release);
+            told.tid.store(gettid().as_raw(), Ordering::Release);
             shift.run_guarded(workers)
         });
         let thread = thread.inspect_err(|_| claims.count.store(NO_THREAD, Ordering::Release))?;
-        Ok(WorkerThread { thread, tid, claims, dismissed: false })
+        Ok(WorkerThread { thread, place, claims, dismissed: false })
     }
 }
 
 /// A thread of workers, as the control plane sees it.
 pub struct WorkerThread {
     thread: JoinHandle<Exit>,
-    /// The kernel's number of it; 0 before it runs.
-    tid: Arc<AtomicI32>,
+    place: Arc<Place>,
     claims: Arc<Claims>,
     dismissed: bool,
+}
+
+/// Where a thread runs.
+struct Place {
+    /// The kernel's number of it; 0 before it runs.
+    tid: AtomicI32,
+    /// The core that it is pinned to, or [`ANY_CORE`].
+    core: AtomicUsize,
+}
+
+const ANY_CORE: usize = usize::MAX;
+
+impl Default for Place {
+    fn default() -> Place {
+        Place { tid: AtomicI32::new(0), core: AtomicUsize::new(ANY_CORE) }
+    }
 }
 
 impl WorkerThread {
     /// Moves the thread to a core; `None`: to whichever the calling thread may use.
     ///
     /// # Errors
-    /// There is no such core, or it is not for this process.
+    /// There is no such core, or it is not for this process: the thread stays where it is.
     pub fn pin(&self, core: Option<usize>) -> io::Result<()> {
         let set = match core {
             None => sched_getaffinity(Pid::from_raw(0))?,
@@ -179,15 +197,22 @@ impl WorkerThread {
                 set
             }
         };
-        match self.tid.load(Ordering::Acquire) {
-            0 => Err(io::ErrorKind::NotFound.into()),
-            tid => Ok(sched_setaffinity(Pid::from_raw(tid), &set)?),
+        match self.place.tid.load(Ordering::Acquire) {
+            0 => return Err(io::ErrorKind::NotFound.into()),
+            tid => sched_setaffinity(Pid::from_raw(tid), &set)?,
         }
+        self.place.core.store(core.unwrap_or(ANY_CORE), Ordering::Release);
+        Ok(())
+    }
+
+    /// The core that it is pinned to, whatever was asked for; `None`: the kernel moves it about.
+    pub fn core(&self) -> Option<usize> {
+        Some(self.place.core.load(Ordering::Acquire)).filter(|core| *core != ANY_CORE)
     }
 
     /// Whether it runs: workers may go to it.
     pub fn is_ready(&self) -> bool {
-        self.tid.load(Ordering::Acquire) != 0
+        self.place.tid.load(Ordering::Acquire) != 0
     }
 
     /// Has it wait for one more worker. Whether it does: it may have ended.

@@ -17,6 +17,9 @@ pub struct ThreadLine {
     pub thread: u16,
     /// The core that it is pinned to.
     pub core: Option<usize>,
+    /// The one that it was to have; another one where that can't be had.
+    #[serde(default)]
+    pub core_wanted: Option<usize>,
     pub workers: Vec<u16>,
     /// Of the last second: in turns that moved packets, of all its workers.
     pub busy_percent: f64,
@@ -47,6 +50,7 @@ impl WorkersAnswer {
                 None => threads.push(ThreadLine {
                     thread: w.thread,
                     core: w.core,
+                    core_wanted: w.core_wanted,
                     workers: vec![w.worker],
                     busy_percent: w.busy_percent,
                 }),
@@ -76,7 +80,10 @@ pub(super) fn workers(answer: &WorkersAnswer) -> String {
     let mut threads = Table::new(&[">thread", ">core", ">busy", "workers"]);
     for line in &answer.threads {
         let list: Vec<_> = line.workers.iter().map(u16::to_string).collect();
-        let core = line.core.map_or("any".into(), |core| core.to_string());
+        let mut core = line.core.map_or("any".into(), |core| core.to_string());
+        if let Some(wanted) = line.core_wanted.filter(|_| line.core_wanted != line.core) {
+            core = format!("{core}, not {wanted}");
+        }
         threads.row([line.thread.to_string(), core, percent(line.busy_percent), list.join(", ")]);
     }
     let headings = [">worker", ">thread", ">busy", ">flows", ">of", ">frames free", ">of"];
@@ -121,5 +128,19 @@ mod tests {
         assert_eq!(lines, [(0, Some(3), &[1][..]), (1, None, &[0, 2])]);
         let shown = workers(&answer);
         assert!(shown.contains("42.5 %  0, 2\n") && shown.contains("1 234"), "{shown}");
+    }
+
+    #[test]
+    fn a_core_that_could_not_be_had_is_shown_beside_the_one_that_was() {
+        let shown = |core, core_wanted| {
+            let worker = WorkerView { core, core_wanted, ..WorkerView::default() };
+            let overview = Overview { workers: vec![worker], ..Overview::default() };
+            let shown = workers(&WorkersAnswer::of(&overview));
+            shown.lines().nth(1).expect("a thread").to_string()
+        };
+        assert!(shown(Some(1), Some(1)).contains("1  0.0 %"), "{}", shown(Some(1), Some(1)));
+        assert!(shown(None, Some(99)).contains("any, not 99"), "{}", shown(None, Some(99)));
+        assert!(shown(Some(1), Some(99)).contains("1, not 99"));
+        assert!(shown(None, None).contains("any  0.0 %"));
     }
 }

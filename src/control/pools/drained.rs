@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::Addr;
 use crate::config::Config;
-use crate::forward::spec::{BackendSpec, PoolSpec};
+use crate::forward::spec::{BackendSpec, PoolId, PoolSpec};
 use crate::worker::FlowsOf;
 
 /// What can be drained.
@@ -47,6 +48,10 @@ impl Drained {
             true => self.targets.insert(target.clone()),
             false => self.targets.remove(target),
         }
+    }
+
+    pub fn has(&self, target: &DrainTarget) -> bool {
+        self.targets.contains(target)
     }
 
     pub fn backend(&self, pool: &PoolSpec, backend: &BackendSpec) -> bool {
@@ -121,10 +126,13 @@ pub fn flows_of(config: &Config, target: &DrainTarget) -> Result<FlowsOf, String
             let ends = ends(&pool(of)?.backends, Some(name));
             match ends.is_empty() {
                 true => Err(format!("pool `{of}` has no backend `{name}`")),
-                false => Ok(FlowsOf::backends(ends)),
+                false => Ok(flows_at(config, pool(of)?.id, ends)),
             }
         }
-        DrainTarget::Pool(name) => Ok(FlowsOf::backends(ends(&pool(name)?.backends, None))),
+        DrainTarget::Pool(name) => {
+            let pool = pool(name)?;
+            Ok(flows_at(config, pool.id, ends(&pool.backends, None)))
+        }
         DrainTarget::Service(name) => {
             let vips = vips(Some(name));
             match vips.is_empty() {
@@ -134,4 +142,18 @@ pub fn flows_of(config: &Config, target: &DrainTarget) -> Result<FlowsOf, String
         }
         DrainTarget::Appliance => Ok(FlowsOf::services(vips(None))),
     }
+}
+
+/// The flows that backends at these addresses and ports serve as a pool's: what has come by a
+/// service that leads to another pool with such a backend, but not to this one, is the other's.
+pub fn flows_at(config: &Config, pool: PoolId, ends: Vec<(Addr, u16)>) -> FlowsOf {
+    let forward = &config.forward;
+    let others = forward.services.iter().filter(|s| !forward.leads_to(s, pool));
+    let others = others.flat_map(|s| {
+        let pools = forward.pools.iter().filter(|p| forward.leads_to(s, p.id));
+        let theirs = pools.flat_map(|p| &p.backends).map(|b| (b.addr, b.port));
+        theirs.filter(|end| ends.contains(end)).map(|end| (end, (s.vip, s.port, s.proto)))
+    });
+    let others = others.collect();
+    FlowsOf::backends(ends, others)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::outliers::Outlier;
-use super::{BackendKey, Pools, key};
+use super::{BackendKey, Health, Pools, key};
 use crate::base::Nanos;
 use crate::config::Config;
 use crate::config::outliers::OutlierSpec;
@@ -55,7 +55,7 @@ impl Pools {
         changed
     }
 
-    fn look_at(
+    pub(super) fn look_at(
         &mut self,
         now: Nanos,
         pool: &PoolSpec,
@@ -67,6 +67,9 @@ impl Pools {
         for backend in &pool.backends {
             let outlier = of.entry(key(pool, backend)).or_default();
             if outlier.returns(now) {
+                if let Some(health) = self.health.get_mut(&key(pool, backend)) {
+                    health.ease(now);
+                }
                 tracing::info!(pool = pool.name, backend = backend.name, "outlier back in use");
                 changed = true;
             }
@@ -74,10 +77,16 @@ impl Pools {
         let mean = |b: &BackendSpec| of.get(&key(pool, b)).and_then(Outlier::mean_us);
         let means: Vec<_> = pool.backends.iter().map(mean).collect();
         for (i, backend) in pool.backends.iter().enumerate() {
-            let is_out = |b: &&BackendSpec| of.get(&key(pool, b)).is_some_and(Outlier::is_out);
-            let out = pool.backends.iter().filter(is_out).count();
-            let may =
-                (out + 1) * 100 <= usize::from(spec.ejected_percent_max) * pool.backends.len();
+            // Who gets no flows for other reasons can't take over from those that go.
+            let serves = |b: &&BackendSpec| {
+                let key = key(pool, b);
+                let is_up = self.health.get(&key).is_none_or(Health::is_up);
+                let is_in = !of.get(&key).is_some_and(Outlier::is_out);
+                b.weight > 0 && is_up && is_in && !self.drained.backend(pool, b)
+            };
+            let (all, left) = (pool.backends.len(), pool.backends.iter().filter(serves).count());
+            let out = all - left + 1;
+            let may = left > 1 && out * 100 <= usize::from(spec.ejected_percent_max) * all;
             let total = tally(self.places.of((backend.addr, backend.port)));
             let Some(outlier) = of.get_mut(&key(pool, backend)) else { continue };
             let reason = outlier.look(now, spec, total, usual(&means, i));

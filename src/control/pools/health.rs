@@ -24,6 +24,10 @@ pub struct Health {
     against: u32,
     /// When `up` changed; `None`: never.
     changed: Option<Nanos>,
+    /// Since when its weight grows; `None`: it has the whole.
+    eased: Option<Nanos>,
+    /// It has come by a reload, and was not checked yet.
+    is_new: bool,
     /// Falls, each soon after the return before.
     flaps: u32,
     pub checks: u64,
@@ -46,6 +50,8 @@ impl Default for Health {
             up: true,
             against: 0,
             changed: None,
+            eased: None,
+            is_new: false,
             flaps: 0,
             checks: 0,
             failures: 0,
@@ -56,8 +62,18 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Of one that a reload brings: its weight grows as after a return, from its first check on.
+    pub fn newcomer() -> Health {
+        Health { is_new: true, ..Health::default() }
+    }
+
     pub fn is_up(&self) -> bool {
         self.up
+    }
+
+    /// It gets flows again that it did not get for another reason than its checks.
+    pub fn ease(&mut self, now: Nanos) {
+        self.eased = Some(now);
     }
 
     /// When it was taken out or came back last.
@@ -80,6 +96,9 @@ impl Health {
         let first = self.checks == 0;
         self.checks += 1;
         let well = found.is_ok();
+        if std::mem::take(&mut self.is_new) {
+            self.eased = Some(now);
+        }
         if let Err(error) = found {
             self.failures += 1;
             self.error = Some(error);
@@ -104,12 +123,15 @@ impl Health {
         self.up = well;
         self.against = 0;
         self.changed = Some(now);
+        self.eased = Some(now);
         Some(if well { Change::Up } else { Change::Down })
     }
 
-    /// Its share of its weight at this time, in hundredths: less while it has just returned.
+    /// Its share of its weight at this time, in hundredths: less while it has just returned, or
+    /// come.
     pub fn share(&self, now: Nanos, spec: &HealthSpec) -> u32 {
-        let Some(since) = self.changed.filter(|_| self.up) else { return WHOLE };
+        let since = if self.is_new { Some(now) } else { self.eased };
+        let Some(since) = since.filter(|_| self.up) else { return WHOLE };
         let (age, ramp) = (now.since(since), nanos(spec.slow_start));
         if age >= ramp {
             return WHOLE;

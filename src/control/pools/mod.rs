@@ -25,6 +25,7 @@ use crate::forward::Tables;
 use crate::forward::spec::{
     BackendSpec, GroupState, PRIORITIES, PoolId, PoolSpec, ServiceId, ServiceSpec, SplitSpec,
 };
+use crate::worker::FlowsOf;
 
 pub use drained::{DrainTarget, Drained, flows_of};
 pub use health::{Change, Health};
@@ -56,8 +57,8 @@ pub struct Pools {
     outliers: Outliers,
     zones: Zones,
     nearest: Nearest,
-    /// Backends that have gone down and whose flows are to be cut.
-    downed: Vec<(Addr, u16)>,
+    /// Backends that have gone down and whose flows are to be cut, by pool.
+    downed: BTreeMap<PoolId, Vec<(Addr, u16)>>,
     /// What the workers have.
     applied: Standing,
 }
@@ -92,7 +93,7 @@ impl Pools {
             outliers: Outliers::default(),
             zones: Zones::default(),
             nearest: Nearest::default(),
-            downed: Vec::new(),
+            downed: BTreeMap::new(),
             applied: Standing::default(),
         };
         pools.set_config(config, |_| false);
@@ -119,8 +120,26 @@ impl Pools {
         self.told.retain(|key, _| known.contains(key));
         let checked: BTreeSet<BackendKey> = checked(config).map(|(p, b)| key(p, b)).collect();
         self.health.retain(|key, _| checked.contains(key));
+        let is_first = self.applied.weights.is_empty();
         for key in checked {
-            self.health.entry(key).or_default();
+            let new = if is_first { Health::default } else { Health::newcomer };
+            self.health.entry(key).or_insert_with(new);
+        }
+    }
+
+    /// What is no longer drained begins with a part of its weight, where its pool has it so.
+    pub fn ease_in(&mut self, now: Nanos, config: &Config, target: &DrainTarget) {
+        let (pool, backend) = match target {
+            DrainTarget::Backend { pool, name } => (pool, Some(name)),
+            DrainTarget::Pool(pool) => (pool, None),
+            DrainTarget::Service(_) | DrainTarget::Appliance => return,
+        };
+        for (pool, b) in checked(config).filter(|(p, _)| p.name == *pool) {
+            if let Some(health) = self.health.get_mut(&key(pool, b))
+                && backend.is_none_or(|name| b.name == *name)
+            {
+                health.ease(now);
+            }
         }
     }
 
@@ -141,7 +160,8 @@ impl Pools {
                 let error = health.error.as_deref().unwrap_or_default();
                 tracing::warn!(pool, backend = name, error, "backend down");
                 if config.health.get(usize::from(of.id.0)).is_some_and(|h| h.cuts_on_down) {
-                    self.downed.push((backend.addr, backend.port));
+                    let downed = self.downed.entry(of.id).or_default();
+                    downed.push((backend.addr, backend.port));
                 }
             }
             Some(Change::Up) => {
@@ -151,9 +171,16 @@ impl Pools {
         }
     }
 
-    /// Ends whose flows are to be cut; told once.
-    pub fn take_downed(&mut self) -> Vec<(Addr, u16)> {
-        std::mem::take(&mut self.downed)
+    /// Flows that are to be cut; told once. Where so few of a pool are well that all get flows, its
+    /// checks are not believed, and nobody's are. After [`Pools::renewed`].
+    pub fn take_downed(&mut self, config: &Config) -> Vec<FlowsOf> {
+        let downed = std::mem::take(&mut self.downed);
+        let is_believed = |pool: &PoolId| {
+            let spec = config.forward.pools.get(usize::from(pool.0));
+            spec.is_some_and(|spec| !self.is_panicking(&spec.name))
+        };
+        let believed = downed.into_iter().filter(|(pool, _)| is_believed(pool));
+        believed.map(|(pool, ends)| drained::flows_at(config, pool, ends)).collect()
     }
 
     /// The state of a backend that is checked.
@@ -265,7 +292,12 @@ impl Pools {
             };
             let share = |b| if self.outliers.is_out(&key(pool, b)) { 0 } else { checked(b) };
             let mut shares: Vec<u32> = pool.backends.iter().map(share).collect();
-            if self.panics(pool, &shares, health.map_or(0, |h| h.panic_percent)) {
+            let percent = health.map_or(0, |h| h.panic_percent);
+            if self.panics(pool, &shares, percent) {
+                // What connections have shown counts less than what checks have.
+                shares = pool.backends.iter().map(checked).collect();
+            }
+            if self.panics(pool, &shares, percent) {
                 let may = |b: &BackendSpec| b.weight > 0 && !self.drained.backend(pool, b);
                 let mut of = pool.backends.iter().zip(&shares);
                 if !of.any(|(b, share)| *share > 0 && may(b)) {
@@ -316,7 +348,7 @@ impl Pools {
         let rtts = away.filter_map(|(b, _)| Some((b, health.get(&key(pool, b))?.rtt.smoothed()?)));
         self.nearest.measured(now, pool, spec.interval, rtts);
         for (priority, group) in (0..).zip(groups) {
-            self.nearest.weigh(pool, priority, well, group.spills_percent, weights);
+            self.nearest.weigh(now, pool, priority, (well, group.spills_percent), weights);
         }
     }
 

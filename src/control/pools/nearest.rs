@@ -11,11 +11,14 @@
 //! of another zone's own `H` and `W` is there for it. What no zone has room for goes to all of them
 //! by the weight of who is well there. Where the group has nobody in the appliance's zone, the
 //! nearest is taken for it: all that is well there is its room.
+//!
+//! What is well falls at once; it counts as room again once it has been well for a while.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::health::WHOLE;
+use super::zones::Settling;
 use crate::base::Nanos;
 use crate::config::Config;
 use crate::forward::spec::{BackendSpec, PoolSpec};
@@ -38,6 +41,8 @@ const PARTS: u64 = 1_000;
 #[derive(Debug, Default)]
 pub struct Nearest {
     pools: BTreeMap<String, Order>,
+    /// By pool, priority and zone: the part of its weight that has been well for a while.
+    settled: BTreeMap<(String, u8, String), Settling>,
 }
 
 impl Nearest {
@@ -49,6 +54,8 @@ impl Nearest {
         self.pools.retain(|pool, order| {
             pools.get(pool.as_str()).map(|zones| order.keep(zones)).is_some()
         });
+        let known = |pool: &str, zone: &str| pools.get(pool).is_some_and(|zs| zs.contains(zone));
+        self.settled.retain(|(pool, _, zone), _| known(pool, zone));
     }
 
     /// Takes in how far the zones of a pool are. `rtts` has those backends that are well and known;
@@ -85,14 +92,14 @@ impl Nearest {
     /// `well` is as for [`super::zones::Zones::groups`]; of the group's flows `spills_percent`
     /// spill.
     pub fn weigh(
-        &self,
+        &mut self,
+        now: Nanos,
         pool: &PoolSpec,
         priority: u8,
-        well: &[u32],
-        spills_percent: u8,
+        (well, spills_percent): (&[u32], u8),
         weights: &mut [u16],
     ) {
-        let order = self.order(&pool.name);
+        let order = self.order(&pool.name).to_vec();
         let of = |b: &BackendSpec| {
             let at = order.iter().position(|known| known == zone(b)).unwrap_or(order.len());
             b.is_away.then_some(at)
@@ -107,10 +114,11 @@ impl Nearest {
                 None => own.add(b, *well),
             }
         }
+        let room = self.settle(now, pool, priority, &order, &zones);
         if zones.iter().filter(|zone| zone.well > 0).count() < 2 {
             return;
         }
-        let gets = share_out(own, &zones, pool.need_percent, spills_percent);
+        let gets = share_out(own, &room, pool.need_percent, spills_percent);
         let target = |b: &BackendSpec, well: u32| {
             let at = of(b)?;
             let part = u128::from(b.weight) * u128::from(well);
@@ -128,6 +136,35 @@ impl Nearest {
                 *weight = u16::try_from(scaled).unwrap_or(u16::MAX).max(1);
             }
         }
+    }
+}
+
+impl Nearest {
+    /// Zones with what has been well in them for a while; where that is nobody, with what is.
+    fn settle(
+        &mut self,
+        now: Nanos,
+        pool: &PoolSpec,
+        priority: u8,
+        order: &[String],
+        zones: &[Zone],
+    ) -> Vec<Zone> {
+        let mut room = zones.to_vec();
+        for (zone, name) in room.iter_mut().zip(order).filter(|(zone, _)| zone.all > 0) {
+            let key = (pool.name.clone(), priority, name.clone());
+            let percent = (zone.well * 100 / zone.all) as u8;
+            let settled = self.settled.entry(key).or_default();
+            let percent = settled.settle(now, percent, pool.return_after);
+            zone.well = zone.well.min(zone.all * u64::from(percent) / 100);
+        }
+        if room.iter().all(|zone| zone.well == 0) {
+            for (zone, name) in zones.iter().zip(order).filter(|(zone, _)| zone.all > 0) {
+                let key = (pool.name.clone(), priority, name.clone());
+                self.settled.insert(key, Settling::at((zone.well * 100 / zone.all) as u8));
+            }
+            return zones.to_vec();
+        }
+        room
     }
 }
 

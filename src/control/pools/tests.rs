@@ -226,7 +226,7 @@ fn what_spills_goes_to_the_nearest_zone_by_what_checks_have_measured() {
         let text = text(0).replace("slow_start = \"10s\"", "");
         let mut text = text.replacen("[port.p]", head, 1).replacen(
             "[pool.a]",
-            "[pool.a]\ndistance = \"rtt\"",
+            "[pool.a]\nreturn_after = \"0s\"\ndistance = \"rtt\"",
             1,
         );
         for (i, zone) in ["north", "south", "east", "east"].iter().enumerate() {
@@ -293,5 +293,122 @@ fn pools_services_and_all_can_be_drained() {
         ] {
             assert_eq!(flows_of(&w.config, &target), Err(said.to_string()));
         }
+    });
+}
+
+const VIP: &str = "203.0.113.1";
+
+/// A flow that has come by a port of the VIP to a backend.
+fn flow(vip_port: u16, backend: &str) -> crate::flow::Flow {
+    use crate::flow::{FlowKind, FlowLimits, FlowTable, NewFlow, Timeouts};
+    use crate::packet::{ClassId, FlowKey, PacketMeta};
+    let addr = |text: &str| text.parse().expect("literal");
+    let (client, nat) = (addr("198.51.100.7"), addr("192.0.2.9"));
+    let (proto, sport) = (6, 40_000);
+    let key = FlowKey { src: client, dst: addr(VIP), sport, dport: vip_port, proto };
+    let reply = FlowKey { src: addr(backend), dst: nat, sport: 80, dport: sport, proto };
+    let (kind, class, idle_established_ms) = (FlowKind::Nat, ClassId::UNSET, None);
+    let new = NewFlow { key, reply: Some(reply), kind, backend: 0, class, idle_established_ms };
+    let limits = FlowLimits { flows_max: 1, half_open_max: 1 };
+    let mut table = FlowTable::new(limits, Timeouts::default(), Seed(1));
+    let at = table.insert(Nanos(1), &new, &PacketMeta::default()).expect("room");
+    table.get(at).clone()
+}
+
+/// Service `t` leads to pool `b`, which has the first backend of `a`, too.
+fn shared(pool_of_t: &str, more: &str) -> String {
+    let t = format!("[service.t]\nvip = \"{VIP}\"\nport = 81\npool = {pool_of_t}\n");
+    let b = "[[pool.b.backend]]\naddress = \"10.0.0.1\"\nport = 80\nname = \"b1\"\n";
+    let a = text(0).replace("weight = ", "port = 80\nweight = ");
+    a.replace("[pool.a]\n", &format!("[pool.a]\n{more}")) + &t + b
+}
+
+#[test]
+fn of_a_backend_of_two_pools_each_has_the_flows_of_its_services() {
+    let has = |pool_of_t: &str, target: &DrainTarget| {
+        let of = flows_of(&load(&shared(pool_of_t, "")), target).expect("known");
+        [80, 81, 82].map(|port| of.has(&flow(port, "10.0.0.1")))
+    };
+    let [a, b] = ["a", "b"].map(|pool| DrainTarget::Pool(pool.into()));
+    // Nobody knows any more whose those are that have come by port 82.
+    assert_eq!(has("\"b\"", &a), [true, false, true]);
+    assert_eq!(has("\"b\"", &backend("b1")), [true, false, true]);
+    assert_eq!(has("\"b\"", &b), [false, true, true]);
+    assert_eq!(has("{ a = 1, b = 9 }", &a), [true, true, true], "by either");
+    let of = flows_of(&load(&shared("\"b\"", "")), &a).expect("known");
+    assert!(of.has(&flow(81, "10.0.0.2")), "which no other pool has");
+}
+
+#[test]
+fn flows_of_a_backend_that_goes_down_are_cut_unless_all_are_down() {
+    in_runtime(|| {
+        let mut w = World::new(&shared("\"b\"", "on_down = \"reset\"\n"));
+        let mut down = |secs: u64, backends: &[u8]| {
+            backends.iter().for_each(|b| w.check(secs, *b, false));
+            w.weights(secs);
+            w.pools.take_downed(&w.config)
+        };
+        let [of] = &down(1, &[1])[..] else { panic!("those of one pool") };
+        assert_eq!([80, 81].map(|port| of.has(&flow(port, "10.0.0.1"))), [true, false]);
+        assert!(down(2, &[2, 3]).len() == 1 && down(2, &[]).is_empty(), "together, and once");
+        assert!(down(3, &[4]).is_empty(), "nobody is well: the checks are not believed");
+    });
+}
+
+/// A look at connections that show that these backends fail.
+fn look(w: &mut World, secs: u64, failing: &[usize]) {
+    let spec = w.config.outliers[0].clone().expect("given");
+    let pool = w.config.forward.pools[0].clone();
+    let places: Vec<u16> = failing.iter().map(|i| w.pools.place(&pool.backends[*i])).collect();
+    // Each look sees more than the one before.
+    let tally = |place: u16| crate::flow::serving::Tally {
+        failed: if places.contains(&place) { secs * 100 } else { 0 },
+        ..Default::default()
+    };
+    w.pools.look_at(Nanos(secs * SECOND), &pool, &spec, tally);
+}
+
+#[test]
+fn who_serves_when_the_others_are_down_is_not_taken_out() {
+    in_runtime(|| {
+        let outliers = "[pool.a.outliers]\nfailures = 1\nejected_percent_max = 60\n";
+        let mut w = World::new(&(text(0) + outliers));
+        look(&mut w, 1, &[]);
+        (1..=2).for_each(|b| w.check(1, b, false));
+        look(&mut w, 2, &[2, 3]);
+        assert_eq!(w.weights(2).0, [0, 0, 3, 4], "three of four would be more than 60 percent");
+        let mut w = World::new(&(text(0) + &outliers.replace("60", "100")));
+        look(&mut w, 1, &[]);
+        look(&mut w, 2, &[0, 1, 2, 3]);
+        assert_eq!(w.weights(2).0, [0, 0, 0, 4], "never the last");
+        w.check(3, 4, false);
+        assert_eq!(w.weights(3).0, [1, 2, 3, 0], "better who fails now and then than who is down");
+        assert!(!w.pools.is_panicking("a"));
+        (1..=3).for_each(|b| w.check(4, b, false));
+        assert_eq!(w.weights(4).0, [1, 2, 3, 4]);
+        assert!(w.pools.is_panicking("a"));
+    });
+}
+
+#[test]
+fn who_comes_by_a_reload_or_is_no_longer_drained_begins_with_a_part() {
+    in_runtime(|| {
+        let all = text(0);
+        let (three, fourth) = all.split_at(all.rfind("[[pool.a.backend]]").expect("the fourth"));
+        let rest = &fourth[fourth.find("[pool.a.health]").expect("behind it")..];
+        let mut w = World::new(&format!("{three}{rest}"));
+        assert_eq!(w.weights(0).0, [1, 2, 3, 0]);
+        w.config = load(&all);
+        w.pools.set_config(&w.config, |_| false);
+        assert_eq!(w.weights(1).0, [100, 200, 300, 40], "it was not checked yet");
+        w.check(2, 4, true);
+        assert_eq!((w.weights(2).0[3], w.weights(7).0[3]), (40, 200));
+        assert_eq!(w.weights(12).0, [1, 2, 3, 4]);
+        w.pools.drained.set(&backend("b1"), true);
+        assert_eq!(w.weights(20).0, [0, 2, 3, 4]);
+        w.pools.drained.set(&backend("b1"), false);
+        w.pools.ease_in(Nanos(20 * SECOND), &w.config, &backend("b1"));
+        assert_eq!(w.weights(20).0, [10, 200, 300, 400]);
+        assert_eq!(w.weights(30).0, [1, 2, 3, 4]);
     });
 }

@@ -22,6 +22,8 @@ pub struct Told {
     pub error: Option<String>,
     /// What is known is too old to be believed; as of the last time it was looked at.
     stale: bool,
+    /// It was said that nothing could be read ever since.
+    missed: bool,
 }
 
 impl Told {
@@ -36,9 +38,28 @@ impl Told {
         self.stale
     }
 
+    /// Notes whether what is known is too old; what is new about that.
+    fn look(&mut self, stale: bool) -> Option<News> {
+        let turned = std::mem::replace(&mut self.stale, stale) != stale;
+        match &self.last {
+            Some(_) => turned.then_some(if stale { News::Stale } else { News::Fresh }),
+            None if self.error.is_none() => None,
+            None => (!std::mem::replace(&mut self.missed, true)).then_some(News::Missing),
+        }
+    }
+
     fn fresh(&self, now: Nanos, limit: Duration) -> Option<Known> {
         self.last(now).filter(|(.., age)| *age <= limit).map(|(known, ..)| *known)
     }
+}
+
+/// What operators are told of an engine's metrics, once each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    Fresh,
+    Stale,
+    /// They could not be read from the start.
+    Missing,
 }
 
 /// By pool and backend.
@@ -79,14 +100,19 @@ impl Pools {
         for backend in &pool.backends {
             let told = self.told.entry(key(pool, backend)).or_default();
             let fresh = told.fresh(now, spec.stale_after);
-            if told.last.is_some() && told.stale != fresh.is_none() {
-                let (pool, backend) = (&pool.name, &backend.name);
-                match (&fresh, &told.error) {
-                    (Some(_), _) => tracing::info!(pool, backend, "metrics are fresh again"),
-                    (None, error) => tracing::warn!(pool, backend, ?error, "metrics are stale"),
+            let (pool, backend) = (&pool.name, &backend.name);
+            match told.look(fresh.is_none()) {
+                Some(News::Fresh) => tracing::info!(pool, backend, "metrics are read"),
+                Some(News::Stale) => {
+                    let error = told.error.as_deref();
+                    tracing::warn!(pool, backend, error, "metrics are stale");
                 }
+                Some(News::Missing) => {
+                    let error = told.error.as_deref();
+                    tracing::warn!(pool, backend, error, "metrics can't be read");
+                }
+                None => {}
             }
-            told.stale = fresh.is_none();
             known.push(fresh);
         }
         if pool.balance != Balance::LeastLoad {
@@ -102,5 +128,24 @@ impl Pools {
     /// What is known of a backend's engine, where its metrics are read.
     pub fn told(&self, pool: &PoolSpec, backend: &BackendSpec) -> Option<&Told> {
         self.told.get(&key(pool, backend))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::load::Reading;
+
+    #[test]
+    fn what_becomes_of_an_engines_metrics_is_news_once() {
+        let mut told = Told::default();
+        assert_eq!(told.look(true), None, "not tried yet");
+        told.error = Some("refused".into());
+        assert_eq!((told.look(true), told.look(true)), (Some(News::Missing), None));
+        let known = Known { reading: Reading::default(), price: None, connections: 0 };
+        told.last = Some((Nanos(0), Engine::Vllm, known));
+        assert_eq!((told.look(false), told.look(false)), (Some(News::Fresh), None));
+        assert_eq!((told.look(true), told.look(true)), (Some(News::Stale), None));
+        assert_eq!(told.look(false), Some(News::Fresh));
     }
 }

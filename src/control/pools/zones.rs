@@ -64,7 +64,7 @@ impl Zones {
             && let Some(group) = self.groups.get_mut(&(pool.name.clone(), first as u8))
         {
             // It gets the flows now, so it need not wait for them later.
-            group.serves = Settling { now: Some(100), rising: None };
+            group.serves = Settling::at(100);
             settled[first] = true;
         }
         // A group has nobody to leave its flows to but those behind it.
@@ -117,7 +117,7 @@ impl Weights {
 /// A percentage that falls at once. It rises when it could have been higher for a while, to the
 /// least that it could have been in that time.
 #[derive(Clone, Copy, Debug, Default)]
-struct Settling {
+pub(super) struct Settling {
     /// `None`: nothing was asked for yet.
     now: Option<u8>,
     /// Since when it could be higher, and how high at least.
@@ -125,7 +125,11 @@ struct Settling {
 }
 
 impl Settling {
-    fn settle(&mut self, now: Nanos, wanted: u8, after: Duration) -> u8 {
+    pub(super) fn at(percent: u8) -> Settling {
+        Settling { now: Some(percent), rising: None }
+    }
+
+    pub(super) fn settle(&mut self, now: Nanos, wanted: u8, after: Duration) -> u8 {
         let Some(current) = self.now.filter(|current| wanted > *current) else {
             (self.now, self.rising) = (Some(wanted), None);
             return wanted;

@@ -6,11 +6,13 @@ use super::{Pending, ReloadReply, Step, TakeOver, answer};
 use crate::config::{self, Config};
 use crate::control::checks::way;
 use crate::control::difference::{is_same, settle};
+use crate::control::exchanges::Loading;
 use crate::control::port_plan::PortPlan;
 use crate::control::reload::{ReloadError, warnings};
 use crate::control::run::Control;
 use crate::control::steering::SteerTables;
 use crate::control::view::ReloadView;
+use crate::nic::NicError;
 use crate::nic::spec::PortSpec;
 use crate::packet::PortId;
 
@@ -98,11 +100,14 @@ impl Control {
         Ok(Some((plan, steer)))
     }
 
-    /// Waits for what takes its time, if anything does.
+    /// Waits for what takes its time, if anything does. Ports that make room for others may have to
+    /// come back: at once, so their programs are loaded, too.
     fn prepare(&mut self, pending: Pending) -> Result<Step, ReloadError> {
         let a = &self.appliance;
-        let attach = |id: PortId| Some(pending.wanted.ports.get(usize::from(id.0))?.attach);
-        let programs: Vec<_> = pending.plan.opening().filter_map(attach).collect();
+        let attach = |of: &Config, id: PortId| Some(of.ports.get(usize::from(id.0))?.attach);
+        let come = pending.plan.opening().filter_map(|id| attach(&pending.wanted, id));
+        let come_back = pending.plan.leave_first.iter().filter_map(|id| attach(&a.config, *id));
+        let programs: Vec<_> = come.chain(come_back).collect();
         if programs.is_empty() && a.crew.is_ready() {
             return self.make_room(pending);
         }
@@ -110,9 +115,20 @@ impl Control {
         Ok(Step::Loading(loading, Box::new(pending)))
     }
 
+    /// The kernel has taken the programs, or not: what it refuses, it does before anything changes.
+    pub(super) fn loaded(
+        &mut self,
+        loading: Loading,
+        mut pending: Pending,
+    ) -> Result<Step, ReloadError> {
+        let by_a_bug = |_| Err(NicError::Load("what loads it ended by a bug".to_owned()));
+        pending.programs = loading.join().unwrap_or_else(by_a_bug)?;
+        self.make_room(pending)
+    }
+
     /// Opens what needs nobody to go first; then those go that have to, if there are any, or all is
     /// handed out.
-    pub(super) fn make_room(&mut self, mut pending: Pending) -> Result<Step, ReloadError> {
+    fn make_room(&mut self, mut pending: Pending) -> Result<Step, ReloadError> {
         let Pending { wanted, programs, plan, .. } = &mut pending;
         pending.opened = self.appliance.open_ports(wanted, &plan.open_first, programs)?;
         if pending.plan.leave_first.is_empty() {

@@ -174,6 +174,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_reload_waits_for_is_named() {
+        let words = |awaited: &[u16], unsettled: &[u16]| {
+            let awaited = awaited.iter().copied().collect();
+            let (taken, steer) = (BTreeSet::new(), SteerTables::default());
+            let taking = Taking { awaited, taken, steer, leave: Vec::new(), orders: 0 };
+            Step::Taking(taking).held_up_by(unsettled)
+        };
+        assert_eq!(words(&[1], &[2]), "workers {1} hang: they don't take it over");
+        assert_eq!(words(&[], &[2, 3]), "workers [2, 3] hang: they don't go to their threads");
+        assert!(words(&[], &[]).contains("ports are not exchanged"));
+    }
+
     /// All queues together must leave frames to the receive rings, however many ports come.
     #[test]
     fn queues_of_ports_that_stay_shrink_and_grow_with_the_number_of_ports() {

@@ -6,6 +6,7 @@ use super::Pending;
 use super::handing_out::Taking;
 use crate::base::Nanos;
 use crate::config::Config;
+use crate::control::exchanges::Programs;
 use crate::control::reload::ReloadError;
 use crate::control::run::Control;
 use crate::nic::spec::PortSpec;
@@ -66,8 +67,9 @@ impl Control {
         for port in &gone.ports {
             a.config.ports[usize::from(port.id.0)] = PortSpec::vacant(port.id);
         }
+        let mut programs = std::mem::take(&mut pending.programs);
         let ids = std::mem::take(&mut pending.plan.open_then);
-        let taking = match a.open_ports(&pending.wanted, &ids, &mut pending.programs) {
+        let taking = match a.open_ports(&pending.wanted, &ids, &mut programs) {
             Ok(opened) => {
                 pending.opened.extend(opened);
                 pending.plan.open_then = ids;
@@ -78,24 +80,24 @@ impl Control {
                 Err(error)
             }
         };
-        taking.inspect_err(|_| self.reopen(&before, &gone.ports))
+        taking.inspect_err(|_| self.reopen(&before, &gone.ports, programs))
     }
 
     /// What was to make room is gone, too late: it comes back.
-    pub(super) fn returned(&mut self, gone: &Leaving) {
+    pub(super) fn returned(&mut self, gone: &Leaving, programs: Programs) {
         let a = &mut self.appliance;
         a.forget_ports(&gone.ports);
         let before = a.config.clone();
-        self.reopen(&before, &gone.ports);
+        self.reopen(&before, &gone.ports, programs);
     }
 
     /// Opens ports that were closed for others, by the configuration that has them. What can't be
     /// opened is none of the running configuration's any more: a reload tries again.
-    fn reopen(&mut self, before: &Config, ports: &[PortSpec]) {
+    fn reopen(&mut self, before: &Config, ports: &[PortSpec], mut programs: Programs) {
         let a = &mut self.appliance;
         for port in ports {
             let at = usize::from(port.id.0);
-            match a.open_ports(before, &[port.id], &mut Vec::new()) {
+            match a.open_ports(before, &[port.id], &mut programs) {
                 Ok(opened) => {
                     a.config.ports[at] = port.clone();
                     a.hand_over(before, opened);

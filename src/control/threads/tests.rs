@@ -341,8 +341,41 @@ fn a_panic_closes_the_ports_of_all_that_the_thread_runs() {
     };
     assert_eq!(fallen, (3, "the fuse burnt down".into()));
     assert_eq!((rig.ended.closed(), rig.ended.detached()), (2, vec![2]), "1 and 3");
-    assert!(!rig.crew.is_running(1) && rig.crew.is_running(2));
+    assert_eq!(rig.crew.going_on(), "thread 0 (workers 0, 2)", "who would hang");
     rig.crew.stop(rig.clock.now());
+}
+
+/// A core that this process may use, and one that no machine has.
+fn cores() -> [usize; 2] {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).expect("a set");
+    let first = (0..nix::sched::CpuSet::count()).find(|core| set.is_set(*core) == Ok(true));
+    [first.expect("it runs on one"), nix::sched::CpuSet::count() - 1]
+}
+
+#[test]
+fn a_core_that_can_not_be_had_is_told() {
+    let [core, none] = cores();
+    let rig = Rig::new(2, None);
+    let start = Instant::now();
+    while !rig.crew.is_ready() {
+        assert!(start.elapsed() < LIMIT, "threads begin");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(rig.crew.misplaced(&[]), Vec::<String>::new());
+    rig.crew.pin(&[core, none]);
+    assert_eq!([0, 1].map(|thread| rig.crew.core_of(thread)), [Some(core), None]);
+    let [told] = &rig.crew.misplaced(&[core, none])[..] else { panic!("one of them") };
+    assert!(told.starts_with(&format!("thread 1 runs on any core: core {none} of")), "{told}");
+    rig.crew.pin(&[none, core]);
+    let told = rig.crew.misplaced(&[none, core]);
+    assert!(told.len() == 1 && told[0].starts_with(&format!("thread 0 runs on core {core}: ")));
+    let parts = ThreadParts { core: Some(none), ..rig.parts(3) };
+    let thread = rig.threads.spawn(parts, Vec::new()).expect("a thread");
+    while !thread.is_ready() {
+        assert!(start.elapsed() < LIMIT, "it begins");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(thread.core(), None, "from its beginning");
 }
 
 /// On the link of port 0, where neighbours are known or not.

@@ -106,7 +106,7 @@ fn shares(backends: &[(&str, u16, u32)], rtts_ms: &[(&str, u64)], spills: u8) ->
     let mut weights: Vec<u16> =
         backends.iter().map(|(_, weight, well)| if *well > 0 { *weight } else { 0 }).collect();
     let before = weights.clone();
-    nearest.weigh(&pool, 0, &well, spills, &mut weights);
+    nearest.weigh(Nanos(0), &pool, 0, (&well, spills), &mut weights);
     let mut zones: BTreeMap<&str, u32> = BTreeMap::new();
     for (at, (zone, ..)) in backends.iter().enumerate() {
         match *zone {
@@ -170,9 +170,33 @@ fn backends_of_a_zone_share_by_their_weights() {
     nearest.measured(Nanos(0), &pool, AFTER, rtts.into_iter());
     assert_eq!(nearest.order("p"), ["a", "b"]);
     let mut weights = [10, 3, 1, 4];
-    nearest.weigh(&pool, 0, &[100; 4], 0, &mut weights);
+    nearest.weigh(Nanos(0), &pool, 0, (&[100; 4], 0), &mut weights);
     assert_eq!(weights, [10, 10_000, 3_333, 1]);
     let mut others = [10, 3, 1, 4];
-    nearest.weigh(&pool, 1, &[100; 4], 0, &mut others);
+    nearest.weigh(Nanos(0), &pool, 1, (&[100; 4], 0), &mut others);
     assert_eq!(others, [10, 3, 1, 4], "nobody has that priority");
+}
+
+#[test]
+fn what_has_returned_is_room_after_a_while() {
+    let backends = [("home", 10), ("south", 10), ("east", 10)];
+    let pool = PoolSpec { return_after: AFTER, ..pool(&backends) };
+    let mut nearest = Nearest::default();
+    let rtt = |at: usize, ms| (&pool.backends[at], Duration::from_millis(ms));
+    nearest.measured(Nanos(0), &pool, AFTER, [rtt(1, 10), rtt(2, 40)].into_iter());
+    // Who gets nearly all that spills, of south and east.
+    let mut gets = |second: u64, south: u32, east: u32| {
+        let mut weights = [10, 10 * u16::from(south > 0), 10 * u16::from(east > 0)];
+        let well = [50, south, east];
+        nearest.weigh(Nanos(second * SECOND), &pool, 0, (&well, 29), &mut weights);
+        weights[1] > weights[2]
+    };
+    assert!(gets(0, 100, 100));
+    assert!(!gets(1, 0, 100), "at once");
+    assert!(!gets(2, 100, 100) && !gets(11, 100, 100), "not yet");
+    assert!(!gets(11, 0, 100) && !gets(12, 100, 100) && !gets(21, 100, 100), "it flaps");
+    assert!(gets(22, 100, 100));
+    assert!(!gets(23, 0, 100));
+    assert!(gets(24, 100, 0), "nobody else is left");
+    assert!(gets(25, 100, 100), "it has them, so it keeps them");
 }

@@ -1,6 +1,7 @@
 //! The shipped examples are valid, and say what their comments say.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use tidegate::base::units::BitRate;
@@ -30,10 +31,29 @@ fn all_examples_load_without_a_warning() {
         if path.extension().is_some_and(|e| e == "toml") {
             let config = load(&path).unwrap_or_else(|faults| panic!("{faults}"));
             assert_eq!(config.warnings, [], "{}", path.display());
+            let mut check = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+            let checked = check.arg("check").arg("-c").arg(&path).output().expect("tidegate");
+            assert!(checked.status.success(), "{}: {checked:?}", path.display());
             seen += 1;
         }
     }
-    assert!(seen >= 4, "only {seen} examples");
+    assert!(seen >= 7, "only {seen} examples");
+}
+
+#[test]
+fn the_example_of_several_sites() {
+    let c = example("example-sites.toml");
+    let modes: Vec<ForwardMode> = c.forward.services.iter().map(|s| s.mode).collect();
+    assert_eq!(modes, [ForwardMode::Gue, ForwardMode::Nat]);
+    let split = c.forward.split(c.forward.services[0].pool).expect("a split");
+    assert_eq!(split.parts.iter().map(|(_, share)| *share).collect::<Vec<_>>(), [95, 5]);
+    assert_eq!(c.announce.services, [c.forward.services[0].id]);
+    assert_eq!((c.announce.table, c.announce.healthy_percent), (200, 25));
+    let pool = &c.forward.pools[0];
+    assert!(pool.by_rtt && c.health[0].cuts_on_down && c.health[2].check.is_none());
+    let away: Vec<bool> = pool.backends.iter().map(|b| b.is_away).collect();
+    assert_eq!(away, [false, false, true, true, true]);
+    assert_eq!((pool.backends[0].connections_max, pool.backends[4].priority), (Some(4_000), 1));
 }
 
 #[test]

@@ -5,7 +5,11 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use common::{HTTP, HTTPS, NAT4, Net, SERVERS4, VIP4, make_certificate, pool};
@@ -14,10 +18,14 @@ use tidegate::lab::{Process, wait_for};
 
 /// For what takes a few seconds on a machine of its own.
 const SOON: Duration = Duration::from_secs(60);
-const REQUESTS: &str = "600";
+const REQUESTS: &str = "300";
+/// Clients of a round, a connection and a request each.
+const ROUND: &str = "30";
 const INTERVAL: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_secs(2);
 const IN_A_ROW: u32 = 2;
+/// What a busy machine may add to the times that are configured.
+const SLACK: Duration = Duration::from_secs(20);
 
 /// What may befall a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +45,17 @@ enum Fault {
     Slow,
 }
 
-/// Three nginx, one of which gets into trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Nginx,
+    Haproxy,
+}
+
+/// Three servers, of which some get into trouble.
 struct Site {
     net: Net,
-    servers: [Process; 3],
+    kinds: [Kind; 3],
+    servers: [Mutex<Process>; 3],
     _edge: Process,
 }
 
@@ -96,47 +111,118 @@ fn nginx_files(net: &Net, address: &str) -> PathBuf {
     dir
 }
 
+/// The same of an HAProxy: it fails, or holds what is asked, by the word of [`tell_haproxy`].
+fn haproxy(net: &Net, address: &str) -> Process {
+    let dir = net.path(address);
+    std::fs::create_dir_all(&dir).expect("mkdir");
+    make_certificate(&dir);
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).expect("made");
+    std::fs::write(dir.join("both.pem"), read("cert.pem") + &read("key.pem")).expect("write");
+    for fault in ["sick", "slow"] {
+        std::fs::write(dir.join(fault), "").expect("write");
+    }
+    let d = dir.display();
+    let text = format!(
+        "global\n stats socket {d}/socket level admin\n maxconn 4000\ndefaults\n mode http\n\
+         timeout connect 5s\n timeout client 1h\n timeout server 1h\n\
+         timeout http-keep-alive 1h\n timeout tarpit 10m\nfrontend all\n\
+         bind {address}:{HTTP}\n bind {address}:{HTTPS} ssl crt {d}/both.pem alpn h2,http/1.1\n\
+         http-request return status 500 if {{ str(x) -m str -f {d}/sick }}\n\
+         http-request tarpit if {{ str(x) -m str -f {d}/slow }}\n\
+         http-request return status 200 content-type text/plain string \"{address}\\n\"\n"
+    );
+    let file = dir.join("haproxy.cfg");
+    std::fs::write(&file, text).expect("write");
+    let mut command = Command::new("haproxy");
+    command.arg("-db").arg("-f").arg(file);
+    let mut process = net.server.spawn(command).expect("haproxy");
+    let url = format!("http://{address}:{HTTP}/");
+    let up = wait_for(SOON, "haproxy", || {
+        !process.is_running() || net.server.run("curl", &["-sf", &url]).is_ok()
+    });
+    if up.is_err() || !process.is_running() {
+        panic!("haproxy did not start: {}", process.kill_and_read_stderr());
+    }
+    process
+}
+
+/// Has an HAProxy have a fault, `sick` or `slow`, or not.
+fn tell_haproxy(net: &Net, address: &str, fault: &str, has: bool) {
+    let dir = net.path(address);
+    let verb = if has { "add" } else { "del" };
+    let mut socket = UnixStream::connect(dir.join("socket")).expect("its socket");
+    socket.set_read_timeout(Some(SOON)).expect("a limit");
+    writeln!(socket, "{verb} acl {} x", dir.join(fault).display()).expect("told");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("an answer");
+    assert_eq!(answer.trim(), "", "{verb} {fault}");
+}
+
+impl Kind {
+    fn start(self, net: &Net, address: &str) -> Process {
+        match self {
+            Kind::Nginx => nginx(net, address),
+            Kind::Haproxy => haproxy(net, address),
+        }
+    }
+}
+
 impl Site {
-    fn new() -> Site {
+    fn new(kinds: [Kind; 3]) -> Site {
         let net = Net::new(1);
         // An address that goes is not to take the others along.
         net.server.sysctl("net.ipv4.conf.eth0.promote_secondaries", "1").expect("sysctl");
-        let servers = SERVERS4.map(|address| nginx(&net, address));
+        let servers = [0, 1, 2].map(|i| Mutex::new(kinds[i].start(&net, SERVERS4[i])));
         let edge = net.start(&config(&net));
-        let site = Site { net, servers, _edge: edge };
+        let site = Site { net, kinds, servers, _edge: edge };
         site.until_up(&SERVERS4);
         site
     }
 
-    fn befall(&mut self, server: usize, fault: Fault) {
+    fn process(&self, server: usize) -> MutexGuard<'_, Process> {
+        self.servers[server].lock().expect("no panic")
+    }
+
+    fn befall(&self, server: usize, fault: Fault) {
         let address = SERVERS4[server];
         match fault {
-            Fault::Killed => self.servers[server].signal(Signal::SIGKILL).expect("kill"),
+            Fault::Killed => self.process(server).signal(Signal::SIGKILL).expect("kill"),
             Fault::Refusing => self.refuse(address),
-            Fault::Hung => self.servers[server].signal(Signal::SIGSTOP).expect("stop"),
+            Fault::Hung => self.process(server).signal(Signal::SIGSTOP).expect("stop"),
             Fault::Gone => {
                 self.net.server.ip(&format!("addr del {address}/24 dev eth0")).expect("ip");
             }
-            Fault::Failing => drop(self.net.write(&format!("sick-{address}"), "")),
-            Fault::Slow => drop(self.net.write(&format!("slow-{address}"), "")),
+            Fault::Failing => self.has(server, "sick", true),
+            Fault::Slow => self.has(server, "slow", true),
         }
     }
 
-    fn mend(&mut self, server: usize, fault: Fault) {
+    fn mend(&self, server: usize, fault: Fault) {
         let address = SERVERS4[server];
-        let remove =
-            |file: String| std::fs::remove_file(self.net.path(&file)).expect("it is there");
         match fault {
-            Fault::Killed => self.servers[server] = nginx(&self.net, address),
+            Fault::Killed => {
+                *self.process(server) = self.kinds[server].start(&self.net, address);
+            }
             Fault::Refusing => {
                 self.net.server.run("nft", &["delete table ip refusing"]).expect("nft");
             }
-            Fault::Hung => self.servers[server].signal(Signal::SIGCONT).expect("continue"),
+            Fault::Hung => self.process(server).signal(Signal::SIGCONT).expect("continue"),
             Fault::Gone => {
                 self.net.server.ip(&format!("addr add {address}/24 dev eth0")).expect("ip");
             }
-            Fault::Failing => remove(format!("sick-{address}")),
-            Fault::Slow => remove(format!("slow-{address}")),
+            Fault::Failing => self.has(server, "sick", false),
+            Fault::Slow => self.has(server, "slow", false),
+        }
+    }
+
+    /// Whether a server fails, or crawls.
+    fn has(&self, server: usize, fault: &str, has: bool) {
+        let address = SERVERS4[server];
+        let file = format!("{fault}-{address}");
+        match (self.kinds[server], has) {
+            (Kind::Nginx, true) => drop(self.net.write(&file, "")),
+            (Kind::Nginx, false) => std::fs::remove_file(self.net.path(&file)).expect("there"),
+            (Kind::Haproxy, _) => tell_haproxy(&self.net, address, fault, has),
         }
     }
 
@@ -180,6 +266,45 @@ impl Site {
         }
     }
 
+    /// Has clients come all the time while something is done. Those that come after the instant
+    /// that it returns, when a fault was found, have nothing to complain of.
+    fn under_load(&self, what: &str, done: impl FnOnce() -> Instant) {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| self.load(&over));
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(done));
+            over.store(true, Ordering::Relaxed);
+            let rounds = load.join().expect("h2load");
+            let found = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let late: Vec<_> = rounds.iter().filter(|(begun, _)| *begun > found).collect();
+            assert!(
+                !late.is_empty() && late.len() < rounds.len(),
+                "{what}: clients come before and after"
+            );
+            for (_, out) in late {
+                let all = format!("{ROUND} succeeded, 0 failed, 0 errored, 0 timeout");
+                let well = format!("status codes: {ROUND} 2xx");
+                assert!(out.contains(&all) && out.contains(&well), "{what}, once found: {out}");
+            }
+        });
+    }
+
+    /// When each round of clients began, and what became of it.
+    fn load(&self, over: &AtomicBool) -> Vec<(Instant, String)> {
+        let urls = [format!("https://{VIP4}/"), format!("http://{VIP4}/")];
+        let mut rounds = Vec::new();
+        for url in urls.iter().cycle() {
+            let begun = Instant::now();
+            let args = ["--h1", "-n", ROUND, "-c", ROUND, "-N", "10s", url];
+            rounds.push((begun, self.net.client.run("h2load", &args).expect("h2load")));
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        rounds
+    }
+
     /// A connection that stays, and who serves it.
     fn connect(&self) -> (String, TcpStream) {
         let connect = || TcpStream::connect((VIP4, 80)).expect("connect");
@@ -201,49 +326,65 @@ fn ask(stream: &mut TcpStream) -> String {
     answer.lines().last().unwrap_or_default().to_string()
 }
 
-#[test]
-fn each_fault_is_found_and_survived() {
-    let mut site = Site::new();
+/// Each fault befalls the first server, while clients come all the time.
+fn each_fault(kinds: [Kind; 3]) {
+    let site = Site::new(kinds);
     let [a, b, c] = SERVERS4;
     use Fault::{Failing, Gone, Hung, Killed, Refusing, Slow};
     for fault in [Killed, Refusing, Hung, Gone, Failing, Slow] {
         let mut held: Vec<(String, TcpStream)> = (0..9).map(|_| site.connect()).collect();
-        site.befall(0, fault);
-        if fault == Killed {
-            // A backend that refuses is followed by another: before any check has failed.
-            site.nobody_notices("not found yet");
-        }
-        let found = site.until_up(&[b, c]);
-        site.nobody_notices(&format!("{fault:?}"));
-        let lives = |server: &str| server != a || fault == Refusing;
-        for (server, stream) in held.iter_mut().filter(|(server, _)| lives(server)) {
-            assert_eq!(ask(stream), *server, "{fault:?}: its server is well");
-        }
-        drop(held);
-        site.mend(0, fault);
-        let back = site.until_up(&[a, b, c]);
-        site.nobody_notices(&format!("after {fault:?}"));
-        println!(
-            "{fault:?}: found after {found:?}, back after {back:?}; configured: {:?} at \
-             most and {:?}",
-            (INTERVAL + TIMEOUT) * IN_A_ROW,
-            INTERVAL * IN_A_ROW,
-        );
+        let (mut found, mut back) = (Duration::ZERO, Duration::ZERO);
+        site.under_load(&format!("{fault:?} of {:?}", kinds[0]), || {
+            site.befall(0, fault);
+            if fault == Killed {
+                // A backend that refuses is followed by another: before any check has failed.
+                site.nobody_notices("not found yet");
+            }
+            found = site.until_up(&[b, c]);
+            let at = Instant::now();
+            site.nobody_notices(&format!("{fault:?}"));
+            let lives = |server: &str| server != a || fault == Refusing;
+            for (server, stream) in held.iter_mut().filter(|(server, _)| lives(server)) {
+                assert_eq!(ask(stream), *server, "{fault:?}: its server is well");
+            }
+            held.clear();
+            site.mend(0, fault);
+            back = site.until_up(&[a, b, c]);
+            at
+        });
+        let limits = [(INTERVAL * 11 / 10 + TIMEOUT) * IN_A_ROW, INTERVAL * 11 / 10 * IN_A_ROW];
+        println!("{fault:?}: found after {found:?}, back after {back:?}; configured: {limits:?}");
+        assert!(found < limits[0] + SLACK && back < limits[1] + SLACK, "{fault:?}");
     }
 }
 
 #[test]
+fn each_fault_of_nginx_is_found_and_survived() {
+    each_fault([Kind::Nginx, Kind::Haproxy, Kind::Nginx]);
+}
+
+#[test]
+fn each_fault_of_haproxy_is_found_and_survived() {
+    each_fault([Kind::Haproxy, Kind::Nginx, Kind::Nginx]);
+}
+
+#[test]
 fn faults_that_come_together_leave_the_one_that_is_well() {
-    let mut site = Site::new();
+    let site = Site::new([Kind::Nginx, Kind::Haproxy, Kind::Nginx]);
     let [a, b, c] = SERVERS4;
-    for (first, second) in [(Fault::Killed, Fault::Hung), (Fault::Slow, Fault::Refusing)] {
-        site.befall(0, first);
-        site.befall(1, second);
-        site.until_up(&[c]);
-        site.nobody_notices(&format!("{first:?} and {second:?}"));
-        site.mend(0, first);
-        site.mend(1, second);
-        site.until_up(&[a, b, c]);
+    use Fault::{Failing, Gone, Hung, Killed, Refusing, Slow};
+    for (first, second) in [(Killed, Hung), (Slow, Refusing), (Failing, Killed), (Gone, Failing)] {
+        site.under_load(&format!("{first:?} and {second:?}"), || {
+            site.befall(0, first);
+            site.befall(1, second);
+            site.until_up(&[c]);
+            let at = Instant::now();
+            site.nobody_notices(&format!("{first:?} and {second:?}"));
+            site.mend(0, first);
+            site.mend(1, second);
+            site.until_up(&[a, b, c]);
+            at
+        });
     }
     site.nobody_notices("all are well");
 }

@@ -145,55 +145,6 @@ fn the_dead_the_hung_and_the_failing_are_left_and_return() {
     assert_eq!(net.client.run("curl", &status).expect("an answer"), "500");
 }
 
-/// Round trips within one machine are alike: either zone may be the nearest, but not both. Checks
-/// are so far apart that a busy machine does not change the order meanwhile.
-#[test]
-fn what_spills_goes_to_the_nearest_zone_and_then_to_the_next() {
-    let net = Net::new(1);
-    let _servers = SERVERS4.map(|address| nginx(&net, address));
-    let backend = |(address, (zone, weight)): (&&str, (&str, u16))| {
-        format!(
-            "[[pool.web.backend]]\naddress = \"{address}\"\nname = \"{address}\"\n\
-             port = {HTTP}\nzone = \"{zone}\"\nweight = {weight}\n"
-        )
-    };
-    let zones = [("home", 1), ("east", 9), ("west", 9)];
-    let text = [
-        net.config_head("l4-balancer", ""),
-        format!("[appliance]\nzone = \"home\"\n[nat]\naddresses = [\"{NAT4}\"]\n"),
-        "[pool.web]\ndistance = \"rtt\"\n".to_string(),
-        SERVERS4.iter().zip(zones).map(backend).collect(),
-        "[pool.web.health]\ntype = \"http\"\npath = \"/health\"\ninterval = \"60s\"\n\
-         timeout = \"10s\"\n"
-            .to_string(),
-        service("web", VIP4, 80, "web", "nat"),
-    ]
-    .concat();
-    let _edge = net.start(&text);
-    until_up(&net, &SERVERS4);
-    let pools = net.ask_json(&["show", "pools"]);
-    let nearest = pools["pools"][0]["nearest"].as_array().expect("an order");
-    let at = |i: usize| match nearest[i].as_str() {
-        Some("east") => SERVERS4[1],
-        Some("west") => SERVERS4[2],
-        _ => panic!("{pools:#}"),
-    };
-    let (first, second) = (at(0), at(1));
-    let shown = net.ask_json(&["show", "backends"]);
-    for backend in shown["backends"].as_array().expect("backends") {
-        let health = &backend["health"];
-        let (smoothed, least) = (health["rtt_us"].as_u64(), health["rtt_min_us"].as_u64());
-        assert!(smoothed.is_some_and(|us| (1..1_000_000).contains(&us)), "{backend:#}");
-        assert_eq!(least, smoothed, "one check: {backend:#}");
-    }
-    assert_eq!(who_answers(&net, 20), names(&[SERVERS4[0]]));
-    let drain = |address: &str| net.ask_json(&["drain", "backend", &format!("web/{address}")]);
-    drain(SERVERS4[0]);
-    assert_eq!(who_answers(&net, 40), names(&[first]));
-    drain(first);
-    assert_eq!(who_answers(&net, 20), names(&[second]));
-}
-
 #[test]
 fn turns_go_round_and_full_backends_are_passed_over() {
     let net = Net::new(1);
@@ -410,6 +361,29 @@ fn who_refuses_or_fails_is_taken_out_by_its_connections() {
     for part in ["connections in a row failed", "answers were errors", "taken out, tried again"] {
         assert!(shown.contains(part), "{shown}");
     }
+    assert!(edge.is_running());
+}
+
+/// No rule asks for requests, and each connection has one.
+#[test]
+fn answers_count_and_are_timed_where_backends_are_chosen_by_requests() {
+    let net = Net::new(1);
+    let [a, b, c] = SERVERS4;
+    let _servers = SERVERS4.map(|address| nginx(&net, address));
+    let text = config(&net, &outliers("1h")).replace("l4-balancer", "llm-edge");
+    let text = text.replace("port = 80\n", "port = 80\nbind = \"request\"\n");
+    let mut edge = net.start(&text);
+    assert_eq!(who_answers(&net, 40), names(&[a, b, c]));
+    let timed = || {
+        let shown = net.ask_json(&["show", "latency"]);
+        let lines = shown["latencies"].as_array().expect("lines").iter();
+        let of = lines.filter(|line| line["of"] == "service" && line["name"] == "web");
+        of.filter_map(|line| line["first"]["count"].as_u64()).sum::<u64>()
+    };
+    wait_for(SOON, "40 times", || timed() == 40).expect("timed");
+    net.write(&format!("sick-{b}"), "");
+    until_out(&net, &[b]);
+    assert_eq!(who_answers(&net, 20), names(&[a, c]));
     assert!(edge.is_running());
 }
 

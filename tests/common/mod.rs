@@ -164,19 +164,24 @@ impl Net {
 
     /// nginx by the `nginx.conf` of a directory, once it answers on an address.
     pub fn run_nginx(&self, dir: &Path, address: &str) -> Process {
-        let mut command = Command::new("nginx");
-        command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(dir);
-        command.arg("-c").arg(dir.join("nginx.conf"));
-        let mut process = self.server.spawn(command).expect("nginx");
-        let url = format!("http://{address}:{HTTP}/");
-        let up = wait_for(Duration::from_secs(30), "nginx", || {
-            !process.is_running() || self.server.run("curl", &["-sf", &url]).is_ok()
-        });
-        if up.is_err() || !process.is_running() {
-            panic!("nginx did not start: {}", process.kill_and_read_stderr());
-        }
-        process
+        run_nginx(&self.server, dir, address)
     }
+}
+
+/// The same on some host.
+pub fn run_nginx(host: &Namespace, dir: &Path, address: &str) -> Process {
+    let mut command = Command::new("nginx");
+    command.args(["-e", "stderr", "-g", "daemon off;", "-p"]).arg(dir);
+    command.arg("-c").arg(dir.join("nginx.conf"));
+    let mut process = host.spawn(command).expect("nginx");
+    let url = format!("http://{address}:{HTTP}/");
+    let up = wait_for(Duration::from_secs(30), "nginx", || {
+        !process.is_running() || host.run("curl", &["-sf", &url]).is_ok()
+    });
+    if up.is_err() || !process.is_running() {
+        panic!("nginx did not start: {}", process.kill_and_read_stderr());
+    }
+    process
 }
 
 fn open_to_all(dir: &Path) {

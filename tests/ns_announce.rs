@@ -7,6 +7,7 @@ mod common;
 
 use common::daemons::{SOON, bird, frr, shipped};
 use common::{HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, service};
+use nix::sys::signal::Signal;
 use tidegate::lab::wait_for;
 
 const UPSTREAM: &str = "
@@ -110,6 +111,12 @@ fn announced_while_served(net: &Net, announce: &str, table: &str) {
         assert_eq!(left.trim(), "", "withdrawn before the end");
     }
     wait_for(SOON, "no VIPs upstream", both(net, false)).expect("withdrawn");
+
+    let mut edge = net.start(&config(net, announce));
+    wait_for(SOON, "the VIPs of another run", both(net, true)).expect("announced");
+    edge.signal(Signal::SIGKILL).expect("killed");
+    edge.wait(SOON).expect("the end");
+    wait_for(SOON, "no VIPs of who was killed", both(net, false)).expect("withdrawn");
     drop(nginx);
 }
 

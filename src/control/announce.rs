@@ -1,11 +1,14 @@
 //! Routes to VIPs, for a routing daemon to pass on: a host route while somebody serves it.
 //!
-//! The routes are for reading only. They are blackholes, in a table that no rule asks by default:
-//! packets to VIPs are taken before the kernel routes them.
+//! The routes are for reading only, in a table that no rule asks by default: packets to VIPs are
+//! taken before the kernel routes them. They lead to a device whose other end is this process, and
+//! nobody reads there: however the process ends, the kernel takes the device away, and they go with
+//! it.
 
 use std::collections::BTreeSet;
 use std::io;
 
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -18,6 +21,7 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use super::pools::Pools;
 use crate::base::{Addr, Prefix};
 use crate::config::{AnnounceSpec, Config};
+use crate::nic::tun::Tun;
 
 /// Bytes of an answer; the kernel's longest are 32 KiB (`netlink_dump`).
 const ANSWER_BYTES: usize = 65_536;
@@ -40,6 +44,18 @@ pub struct Announcer {
     installed: BTreeSet<Addr>,
     /// Where somebody else's route stands.
     taken: BTreeSet<Addr>,
+    /// `None`: not asked for yet.
+    device: Option<Device>,
+}
+
+/// Where the routes lead to.
+enum Device {
+    Open {
+        _tun: Tun,
+        index: u32,
+    },
+    /// It can't be had: they are blackholes, which outlive a process that is killed.
+    None,
 }
 
 impl Announcer {
@@ -54,7 +70,8 @@ impl Announcer {
         socket.set_netlink_get_strict_chk(true)?;
         let (protocol, table) = (spec.protocol, spec.table);
         let (installed, taken) = (BTreeSet::new(), BTreeSet::new());
-        let mut announcer = Announcer { socket, protocol, table, installed, taken };
+        let device = None;
+        let mut announcer = Announcer { socket, protocol, table, installed, taken, device };
         announcer.installed = announcer.listed()?;
         announcer.set(&BTreeSet::new())?;
         Ok(announcer)
@@ -72,7 +89,9 @@ impl Announcer {
     pub fn set(&mut self, wanted: &BTreeSet<Addr>) -> io::Result<()> {
         let mut outcome = Ok(());
         for &gone in self.installed.clone().difference(wanted) {
-            match self.ask(RouteNetlinkMessage::DelRoute(self.route(gone)), 0) {
+            // Whichever kind it has.
+            let route = self.route(gone, RouteType::Unspec);
+            match self.ask(RouteNetlinkMessage::DelRoute(route), 0) {
                 Err(e) if e.raw_os_error() != Some(libc::ESRCH) => outcome = Err(e),
                 _ => {
                     self.installed.remove(&gone);
@@ -127,20 +146,54 @@ impl Announcer {
 
     /// Adds a route; whether none stood there.
     fn install(&mut self, addr: Addr) -> io::Result<bool> {
-        let message = RouteNetlinkMessage::NewRoute(self.route(addr));
-        match self.ask(message, NLM_F_CREATE | NLM_F_EXCL) {
+        let route = match self.device() {
+            Some(index) => {
+                let mut route = self.route(addr, RouteType::Unicast);
+                route.attributes.push(RouteAttribute::Oif(index));
+                route
+            }
+            None => self.route(addr, RouteType::BlackHole),
+        };
+        match self.ask(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL) {
             Ok(()) => Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    fn route(&self, addr: Addr) -> RouteMessage {
+    /// The device's number, if there is one to be had.
+    fn device(&mut self) -> Option<u32> {
+        if self.device.is_none() {
+            let device = self.open_device().unwrap_or_else(|error| {
+                tracing::warn!(%error, "no device for routes to VIPs: they are blackholes, and \
+                                        stay if the process is killed");
+                Device::None
+            });
+            self.device = Some(device);
+        }
+        match self.device {
+            Some(Device::Open { index, .. }) => Some(index),
+            Some(Device::None) | None => None,
+        }
+    }
+
+    fn open_device(&mut self) -> io::Result<Device> {
+        let name = format!("vips{}", std::process::id());
+        let tun = Tun::open(&name)?;
+        let index = nix::net::if_::if_nametoindex(name.as_str())?;
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        (link.header.flags, link.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+        self.ask(RouteNetlinkMessage::SetLink(link), 0)?;
+        Ok(Device::Open { _tun: tun, index })
+    }
+
+    fn route(&self, addr: Addr, kind: RouteType) -> RouteMessage {
         let mut route = self.table_message(addr.is_v4());
         route.header.destination_prefix_length = Prefix::host(addr).len();
         route.header.protocol = RouteProtocol::from(self.protocol);
         route.header.scope = RouteScope::Universe;
-        route.header.kind = RouteType::BlackHole;
+        route.header.kind = kind;
         route.attributes.push(RouteAttribute::Destination(RouteAddress::from(addr.to_ip())));
         route
     }
@@ -300,7 +353,7 @@ mod tests {
                 assert!(seen.contains("203.0.113.10") && seen.contains("2001:db8:5::10"), "{seen}");
                 announcer.set(&addrs(&["203.0.113.10"])).expect("one withdrawn");
                 assert!(!shown(table).contains("2001:db8:5::10"));
-                ip(&format!("route del blackhole 203.0.113.10 table {table} proto 200"));
+                ip(&format!("route del 203.0.113.10 table {table} proto 200"));
                 announcer.set(&both).expect("the other again");
                 drop(announcer);
                 assert_eq!(shown(table).trim(), "");
@@ -346,6 +399,7 @@ mod tests {
             ip("link set lo up");
             let mut announcer = Announcer::new(&spec(254)).expect("sockets");
             ip("route add 203.0.113.10 dev lo proto static");
+            assert!(ip("route show 203.0.113.10").contains("dev lo"));
             let wanted = addrs(&["203.0.113.10"]);
             announcer.set(&wanted).expect("told once, by the log");
             announcer.set(&wanted).expect("and again");
@@ -354,7 +408,23 @@ mod tests {
             assert!(there().contains("proto static") && !there().contains("blackhole"));
             ip("route del 203.0.113.10 dev lo proto static");
             announcer.set(&wanted).expect("announced");
-            assert!(announcer.announced() == &wanted && there().contains("blackhole"));
+            assert!(announcer.announced() == &wanted && there().contains("proto 200"));
+        });
+    }
+
+    #[test]
+    fn routes_go_with_the_process_and_its_device() {
+        in_namespace(|| {
+            let mut announcer = Announcer::new(&spec(200)).expect("sockets");
+            announcer.set(&addrs(&["203.0.113.10", "2001:db8:5::10"])).expect("announced");
+            assert_eq!(shown(200).matches("dev vips").count(), 2, "{}", shown(200));
+            // As the kernel does where a process ends.
+            announcer.device = None;
+            let start = std::time::Instant::now();
+            while !shown(200).trim().is_empty() {
+                assert!(start.elapsed() < Duration::from_secs(20), "{}", shown(200));
+                std::thread::sleep(Duration::from_millis(1));
+            }
         });
     }
 }

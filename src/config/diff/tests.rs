@@ -125,6 +125,16 @@ fn a_whole_section_is_told_part_by_part() {
     assert_eq!(lines("[pool.a]\n", "[pool.b]\n"), ["- pool.a: {}", "+ pool.b: {}"]);
 }
 
+/// As of a pool whose services have the port.
+#[test]
+fn a_backend_without_a_port_is_known_by_its_address() {
+    let pool = |more: &str| format!("[[pool.a.backend]]\naddress = \"10.0.0.2\"\n{more}");
+    assert_eq!(
+        lines(&pool(""), &pool("weight = 3\nzone = \"x\"\n")),
+        ["+ pool.a.backend[1 10.0.0.2].weight: 3", "+ pool.a.backend[1 10.0.0.2].zone: \"x\""]
+    );
+}
+
 #[test]
 fn what_changes_places_is_moved() {
     let rule = |name: &str, dscp: u32| format!("[[rule]]\nname = \"{name}\"\nset_dscp = {dscp}\n");

@@ -225,6 +225,7 @@ fn state_text(state: TcpState) -> &'static str {
         TcpState::FinForward => "fin-from-client",
         TcpState::FinReply => "fin-from-server",
         TcpState::TimeWait => "time-wait",
+        TcpState::LastAck => "last-ack",
         TcpState::Reset => "reset",
         TcpState::Cut => "cut",
     }

@@ -55,6 +55,9 @@ pub struct Timeouts {
     pub datagrams: Duration,
     /// One FIN seen, the other direction goes on (RFC 5382, REQ-5: no less than 4 min).
     pub closing: Duration,
+    /// Both FINs seen, and one of them again: the next time it comes may be so much later. Linux
+    /// doubles the time between two up to 120 s, and waits for a connection's last FIN for 60 s.
+    pub last_ack: Duration,
     /// Both FINs or a RST seen: retransmissions may still come.
     pub closed: Duration,
 }
@@ -67,6 +70,7 @@ impl Default for Timeouts {
             established: Duration::from_secs(2 * 3600 + 4 * 60),
             datagrams: Duration::from_secs(5 * 60),
             closing: Duration::from_secs(4 * 60),
+            last_ack: Duration::from_secs(60),
             closed: Duration::from_secs(10),
         }
     }
@@ -103,6 +107,7 @@ struct Ticks {
     established: u32,
     datagrams: u32,
     closing: u32,
+    last_ack: u32,
     closed: u32,
 }
 
@@ -156,6 +161,7 @@ impl FlowTable {
                 established: ticks(timeouts.established),
                 datagrams: ticks(timeouts.datagrams),
                 closing: ticks(timeouts.closing),
+                last_ack: ticks(timeouts.last_ack),
                 closed: ticks(timeouts.closed),
             },
             seed,
@@ -419,6 +425,7 @@ impl FlowTable {
             TcpState::OneWay => t.one_way.min(own),
             TcpState::Established => own,
             TcpState::FinForward | TcpState::FinReply => t.closing.min(own),
+            TcpState::LastAck => t.last_ack.min(own.max(t.closed)),
             TcpState::Vacant | TcpState::TimeWait | TcpState::Reset | TcpState::Cut => t.closed,
         };
         flow.last_seen.saturating_add(idle)

@@ -29,6 +29,8 @@ pub enum TcpState {
     FinReply,
     /// Both have; what follows is the last acknowledgements.
     TimeWait,
+    /// And one of the two came again: its acknowledgement, or it itself, was lost on the way.
+    LastAck,
     /// A RST was seen.
     Reset,
     /// We have ended it: whoever sends more is told so.
@@ -53,7 +55,7 @@ impl TcpState {
     /// Both sides have closed, or one has reset.
     #[inline]
     pub fn has_ended(self) -> bool {
-        matches!(self, TcpState::TimeWait | TcpState::Reset | TcpState::Cut)
+        matches!(self, TcpState::TimeWait | TcpState::LastAck | TcpState::Reset | TcpState::Cut)
     }
 
     /// The state after one more packet. `answers_seen` is false for flows whose answers take
@@ -78,8 +80,9 @@ impl TcpState {
         match self {
             // The client opens a new connection from the port of one that has ended, or that its
             // server has closed and may have forgotten.
-            TimeWait | Reset | FinReply if opening && forward => SynSent,
-            Vacant | TimeWait | Reset | Cut => self,
+            TimeWait | LastAck | Reset | FinReply if opening && forward => SynSent,
+            TimeWait if flags & FIN != 0 => LastAck,
+            Vacant | TimeWait | LastAck | Reset | Cut => self,
             SynSent if !forward && flags & (SYN | ACK) == SYN | ACK => SynReceived,
             SynSent if forward && !answers_seen && flags & (SYN | ACK) == ACK => {
                 Established.fin(flags, true)
@@ -112,7 +115,6 @@ impl TcpState {
         }
         match (self, forward) {
             (FinReply, true) | (FinForward, false) => TimeWait,
-            (TimeWait, _) => TimeWait,
             (_, true) => FinForward,
             (_, false) => FinReply,
         }
@@ -169,6 +171,10 @@ mod tests {
                 (FIN | ACK, Reply, FinReply),
                 (FIN | ACK, Reply, FinReply),
                 (FIN | ACK, Forward, TimeWait),
+                (ACK, Reply, TimeWait),
+                (FIN | ACK, Forward, LastAck),
+                (ACK, Reply, LastAck),
+                (SYN, Forward, SynSent),
             ],
         ),
         ("refused", true, &[(RST | ACK, Reply, Reset), (ACK, Forward, Reset)]),

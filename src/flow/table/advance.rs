@@ -8,9 +8,9 @@ use crate::flow::wheel::NANOS_PER_TICK;
 use crate::flow::{Flow, TcpState};
 use crate::packet::PacketMeta;
 
-/// Who has no answer to a SYN sends it again after a second (RFC 6298 section 2), here less what
-/// ticks may be off.
-const SYN_AGAIN_TICKS: u32 = (Nanos::from_secs(1).0 / NANOS_PER_TICK) as u32 - 1;
+/// Who has no answer sends a SYN again after a second (RFC 6298 section 2), here less what ticks may
+/// be off.
+const AGAIN_TICKS: u32 = (Nanos::from_secs(1).0 / NANOS_PER_TICK) as u32 - 1;
 
 impl FlowTable {
     /// The state after a packet that may change it, so many ticks after the one before.
@@ -19,6 +19,12 @@ impl FlowTable {
         let flow = &self.flows[at as usize];
         let (before, tcp) = (flow.tcp, flow.proto == TCP);
         let after = before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key());
+        // A FIN after a silence may be one of a row of which the others were lost, and the next
+        // will come later still.
+        let after = match after {
+            TcpState::TimeWait if after != before && ticks >= AGAIN_TICKS => TcpState::LastAck,
+            other => other,
+        };
         match before.taken(after, meta.tcp_flags, meta.direction) {
             Some(true) => self.serving.took(self.details[at as usize].backend),
             Some(false) if after != before || is_unanswered(flow, ticks) => {
@@ -53,7 +59,7 @@ impl FlowTable {
 /// only where answers come this way. Anybody can send SYNs of others, as often as they please.
 fn is_unanswered(flow: &Flow, ticks: u32) -> bool {
     let [syns, answers] = flow.packets();
-    flow.has_reply_key() && ticks >= SYN_AGAIN_TICKS && (syns, answers) == (2, 0)
+    flow.has_reply_key() && ticks >= AGAIN_TICKS && (syns, answers) == (2, 0)
 }
 
 #[cfg(test)]

@@ -256,3 +256,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whose_last_fin_comes_again_is_kept_for_the_next() {
+    const FIN_ACK: u8 = 0x11;
+    let secs = Duration::from_secs;
+    // Seconds to the server's FIN and to the same again; whether the flow is there 15 s, and 55 s
+    // after that.
+    for (first, again, kept) in [
+        (0, None, [false; 2]),
+        (0, Some(5), [true; 2]),
+        (5, None, [true; 2]),
+        (5, Some(12), [true; 2]),
+    ] {
+        let mut t = table(16, 16);
+        let mut now = Nanos::from_secs(100);
+        let r = open(&mut t, now, 1).expect("room");
+        establish(&mut t, now, r);
+        t.touch(now, r, &mut meta(FIN_ACK, Direction::Forward), 60);
+        now += secs(first);
+        t.touch(now, r, &mut meta(FIN_ACK, Direction::Reply), 60);
+        if let Some(wait) = again {
+            t.expire(now + secs(wait), 100, |_, _| true);
+            now += secs(wait);
+            t.touch(now, r, &mut meta(FIN_ACK, Direction::Reply), 60);
+        }
+        let is_kept = [15, 55].map(|wait| {
+            t.expire(now + secs(wait), 100, |_, _| true);
+            t.at(r).is_some()
+        });
+        assert_eq!(is_kept, kept, "{first} {again:?}");
+        t.expire(now + secs(62), 100, |_, _| true);
+        assert!(t.is_empty(), "{first} {again:?}");
+    }
+}

@@ -92,7 +92,7 @@ impl Inspect {
     /// flow has left the table.
     pub(super) fn has_ended(&self, cx: &Cx<'_>, slot: usize) -> bool {
         self.flow_of(cx, slot).is_none_or(|flow| {
-            let both = cx.flows.get(flow).tcp == TcpState::TimeWait;
+            let both = matches!(cx.flows.get(flow).tcp, TcpState::TimeWait | TcpState::LastAck);
             both && !self.reassembler.has_gap(SIDES * slot)
         })
     }

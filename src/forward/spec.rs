@@ -155,6 +155,9 @@ pub struct PoolSpec {
     pub return_after: Duration,
     /// What spills goes to the nearest of the other zones first, by round trips.
     pub by_rtt: bool,
+    /// Its backends are judged by what they answer: what passes in the clear is read for as long
+    /// as a connection has requests.
+    pub judged: bool,
     /// By priority, as things stand.
     pub groups: [GroupState; PRIORITIES],
 }

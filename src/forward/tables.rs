@@ -8,16 +8,14 @@ use crate::packet::{DropReason, FlowKey, PacketMeta};
 use super::choice::{Choosing, PoolChoice, Seeker};
 use super::errors::About;
 use super::ports::NatPorts;
-use super::spec::{
-    BackendSpec, Delay, ForwardMode, ForwardSpec, MssClamp, PoolId, ServiceId, ServiceSpec,
-};
+use super::spec::{BackendSpec, Delay, ForwardMode, ForwardSpec, MssClamp, PoolId, ServiceId};
 use super::split::Split;
 use super::table::AddrTable;
 use super::tunnel::Tunnels;
 
 mod joining;
 mod members;
-mod shadows;
+mod services;
 
 /// Hashes flows onto Maglev tables. A constant: all appliances must choose the same backend for a
 /// flow. The price is that clients can compute where their own flows go.
@@ -42,6 +40,8 @@ pub struct Service {
     pub drained: bool,
     /// Share of its connections that are shadowed, in hundredths of a percent.
     pub shadow_share: u16,
+    /// Some pool of it is judged by what its backends answer.
+    pub judged: bool,
 }
 
 /// A backend, as much of it as packets need.
@@ -75,6 +75,8 @@ pub struct Tables {
     tunnels: Tunnels,
     /// Connections of some service are shadowed.
     has_shadows: bool,
+    /// Some service is judged by its answers.
+    has_judged: bool,
 }
 
 impl Tables {
@@ -91,7 +93,8 @@ impl Tables {
         seed: Seed,
         place: impl Fn(&BackendSpec) -> u16,
     ) -> Tables {
-        let services: Vec<_> = spec.services.iter().map(Service::of).collect();
+        let judged = |s| spec.pools_of(s).any(|pool| pool.judged);
+        let services: Vec<_> = spec.services.iter().map(|s| Service::of(s, judged(s))).collect();
         let mut backends = Vec::new();
         let mut pools = Vec::with_capacity(spec.pools.len());
         for pool in &spec.pools {
@@ -120,6 +123,7 @@ impl Tables {
             nat: spec.nat.as_ref().and_then(|n| NatPorts::new(n, workers)),
             tunnels: Tunnels::new(&spec.tunnel),
             has_shadows: services.iter().any(|s| s.shadow_share > 0),
+            has_judged: services.iter().any(|s| s.judged),
             services,
             backends,
             pools,
@@ -293,24 +297,6 @@ impl Tables {
     }
 }
 
-impl Service {
-    fn of(s: &ServiceSpec) -> Service {
-        Service {
-            id: s.id,
-            pool: s.pool,
-            mode: s.mode,
-            vip: s.vip,
-            port: s.port,
-            proto: s.proto,
-            idle_established_ms: s.idle_established.as_millis().try_into().unwrap_or(u32::MAX),
-            mss_clamp: s.mss_clamp,
-            delay: s.delay,
-            drained: false,
-            shadow_share: s.shadow.map_or(0, |shadow| shadow.share),
-        }
-    }
-}
-
 #[inline]
 fn tag(port: u16, proto: u8) -> u32 {
     u32::from(port) | u32::from(proto) << 16
@@ -324,7 +310,7 @@ mod tests {
     use crate::forward::Turns;
     use std::time::Duration;
 
-    use crate::forward::spec::{BackendId, BackendSpec, NatSpec, PoolSpec, SplitSpec};
+    use crate::forward::spec::{BackendId, BackendSpec, NatSpec, PoolSpec, ServiceSpec, SplitSpec};
 
     const TCP: u8 = 6;
     const UDP: u8 = 17;

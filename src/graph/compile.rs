@@ -16,7 +16,7 @@ use super::stages::trust::Trust;
 use crate::base::Seed;
 use crate::flow::{Flow, FlowKind, Names};
 use crate::forward::splice::Translation;
-use crate::packet::{Batch, FlowRef, PacketMeta, tcp};
+use crate::packet::{Batch, FlowKey, FlowRef, PacketMeta, tcp};
 
 /// Stages in order, with all memory they need. One match a stage and batch: no vtable.
 pub struct Pipeline {
@@ -87,19 +87,16 @@ impl Pipeline {
         mirror_leaving(cx, batch);
     }
 
-    /// Has the stages that look at connections follow those that were given a backend by what their
-    /// clients asked.
+    /// Shows what was held of connections to the stages that such packets did not pass.
     #[inline]
     fn follow_bound(&mut self, cx: &mut Cx<'_>) {
-        let (mut inspector, mut timing) = (None, None);
+        let (mut inspector, mut timers) = (None, None);
         for stage in &mut self.stages {
             match stage {
-                StageKind::Inspect(inspect) => inspector = Some(inspect),
-                StageKind::Timing(stage) => timing = Some(stage),
+                StageKind::Inspect(inspect) => inspector = Some(&mut **inspect),
+                StageKind::Timing(timing) => timers = Some(timing),
                 StageKind::Balance(balance) => {
-                    if let Some(inspect) = inspector.take() {
-                        balance.follow_bound(cx, inspect, timing.take());
-                    }
+                    balance.follow_bound(cx, inspector.take(), timers.take());
                 }
                 _ => {}
             }
@@ -145,6 +142,22 @@ impl Pipeline {
     pub fn decide_anew(&self, cx: &mut Cx<'_>, at: FlowRef) -> bool {
         let classifies = |stage: &StageKind| matches!(stage, StageKind::Classify(_));
         self.stages.iter().any(classifies) && decide_anew(cx, at)
+    }
+
+    /// Resets connections that wait for what they are bound by, so many at most; returns how many.
+    pub fn cut_waiting(
+        &mut self,
+        cx: &mut Cx<'_>,
+        of: impl Fn(&FlowKey) -> bool,
+        cuts_max: usize,
+    ) -> usize {
+        let balance = self.stages.iter_mut().find_map(|stage| match stage {
+            StageKind::Balance(balance) => Some(balance),
+            _ => None,
+        });
+        let cut = balance.map_or(0, |balance| balance.cut_waiting(cx, of, cuts_max));
+        cx.counters.flows_cut += cut as u64;
+        cut
     }
 
     /// Does what is due without a packet: what is made goes to `cx.replies`.
@@ -211,11 +224,19 @@ impl Pipeline {
 
     /// Connections that are being bound now.
     pub fn bindings(&self) -> usize {
-        let splice = self.stages.iter().find_map(|stage| match stage {
+        self.splice().map_or(0, Splice::bindings)
+    }
+
+    /// Clients that have not said yet what their connections are bound by, as far as `of` has them.
+    pub fn waiting(&self, of: impl Fn(&FlowKey) -> bool) -> usize {
+        self.splice().map_or(0, |splice| splice.count_waiting(of))
+    }
+
+    fn splice(&self) -> Option<&Splice> {
+        self.stages.iter().find_map(|stage| match stage {
             StageKind::Balance(balance) => balance.splice(),
             _ => None,
-        });
-        splice.map_or(0, Splice::bindings)
+        })
     }
 
     /// Takes what the stages of a pipeline that is replaced know of flows.
@@ -247,7 +268,7 @@ mod tests {
     use crate::flow::{FlowLimits, FlowTable, NewFlow, Timeouts};
     use crate::forward::{RoutesBuilder, Tables};
     use crate::packet::PortId;
-    use crate::packet::{ClassId, FlowKey, PacketMeta};
+    use crate::packet::{ClassId, PacketMeta};
     use crate::policy::Rules;
     use crate::policy::spec::{NamePattern, RuleSpec};
     use crate::qos::dscp::Remap;

@@ -5,7 +5,7 @@ use super::turn::Worker;
 use crate::base::Addr;
 use crate::flow::{Flow, FlowKind};
 use crate::nic::Port;
-use crate::packet::FlowRef;
+use crate::packet::{FlowKey, FlowRef};
 
 /// Flows looked at in one turn of the loop at most.
 const FLOWS_A_TURN: u32 = 256;
@@ -75,6 +75,18 @@ impl FlowsOf {
     }
 }
 
+impl FlowsOf {
+    /// Whether a client whose connection waits for its backend is among them: of a service it is.
+    pub fn awaits(&self, client: &FlowKey) -> bool {
+        match &self.0 {
+            Ends::Backends { .. } => false,
+            Ends::Services(vips) => {
+                vips.binary_search(&(client.dst, client.dport, client.proto)).is_ok()
+            }
+        }
+    }
+}
+
 impl<P: Port> Worker<P> {
     pub(super) fn count_flows(&mut self) {
         let Some(count) = &mut self.parts.control.counting else { return };
@@ -85,8 +97,11 @@ impl<P: Port> Worker<P> {
         count.flows += part.filter(|flow| count.of.has(flow)).count() as u64;
         count.cursor = end;
         if end == capacity
-            && let Some(count) = self.parts.control.counting.take()
+            && let Some(mut count) = self.parts.control.counting.take()
         {
+            let of = &count.of;
+            let waiting = self.parts.pipeline.waiting(|client| of.awaits(client));
+            count.flows += waiting as u64;
             self.parts.control.tell(WorkerEvent::Counted(count));
         }
     }

@@ -6,7 +6,7 @@ use crate::base::Nanos;
 use crate::graph::REPLIES_MAX;
 use crate::graph::stages::severing::PROBES_MAX;
 use crate::nic::Port;
-use crate::packet::FlowRef;
+use crate::packet::{FlowKey, FlowRef};
 
 /// Flows looked at in one turn of the loop at most.
 const FLOWS_A_TURN: u32 = 256;
@@ -34,8 +34,18 @@ impl<P: Port> Worker<P> {
                 cut.flows += u64::from(pipeline.cut(&mut cx, at));
             }
         }
+        let left = CUTS_A_TURN - (cut.flows - before);
+        let mut is_done = cut.cursor == capacity;
+        if is_done {
+            let (mut cx, pipeline) =
+                parts.lend(now, arena, counters, (&mut *replies, &mut *copies));
+            let waiting = |client: &FlowKey| cut.of.awaits(client);
+            let ended = pipeline.cut_waiting(&mut cx, waiting, left as usize) as u64;
+            cut.flows += ended;
+            is_done = ended < left;
+        }
         parts.send_made(now, counters, replies);
-        match cut.cursor < capacity {
+        match !is_done {
             true => self.parts.control.cutting = Some(cut),
             false => self.parts.control.tell(WorkerEvent::Cut(cut)),
         }

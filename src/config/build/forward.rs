@@ -69,6 +69,7 @@ pub fn forward(b: &mut Build<'_>, file: &FileConfig, workers: u16) -> ForwardSpe
             need_percent,
             return_after,
             by_rtt: zones::by_rtt(b, table, zone),
+            judged: false,
             groups: Default::default(),
         });
     }

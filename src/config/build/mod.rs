@@ -90,6 +90,7 @@ pub fn build(b: &mut Build<'_>, file: &FileConfig, pipeline: PipelineSpec) -> Co
         warnings: Vec::new(),
         written: Written::default(),
     };
+    outliers::mark(&mut config);
     read_headers(&mut config);
     delay::rule_pools(b, file, &mut config);
     delay::check(b, file, &config);

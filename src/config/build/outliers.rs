@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Build, show};
+use crate::config::Config;
 use crate::config::file::{FileConfig, FileOutliers};
 use crate::config::outliers::OutlierSpec;
 
@@ -24,6 +25,14 @@ pub fn outliers(b: &mut Build<'_>, file: &FileConfig) -> Vec<Option<OutlierSpec>
         all.push(table.as_ref().map(|table| spec(b, table.get_ref())));
     }
     all
+}
+
+/// Has answers of backends read that are judged by them.
+pub fn mark(config: &mut Config) {
+    let Config { forward, outliers, .. } = config;
+    for (pool, spec) in forward.pools.iter_mut().zip(outliers) {
+        pool.judged = spec.as_ref().is_some_and(|spec| spec.error_percent > 0);
+    }
 }
 
 fn spec(b: &mut Build<'_>, o: &FileOutliers) -> OutlierSpec {

@@ -164,6 +164,14 @@ impl Slots {
         (oldest != NONE).then_some(usize::from(oldest))
     }
 
+    /// Those that may be pushed out.
+    pub fn listed(&self) -> impl Iterator<Item = usize> {
+        let place = |at: u16| (at != NONE).then_some(usize::from(at));
+        self.ages.into_iter().flat_map(move |age| {
+            std::iter::successors(place(age.oldest), move |&at| place(self.places[at].age[1]))
+        })
+    }
+
     /// The place may not be pushed out any more.
     pub fn keep(&mut self, slot: usize) {
         if !std::mem::take(&mut self.places[slot].listed) {
@@ -320,6 +328,7 @@ mod tests {
         assert_eq!(oldest(&slots), (Some(all[1]), [Some(all[2]), Some(all[1])]));
         slots.release(all[1]);
         assert_eq!(oldest(&slots), (Some(all[2]), [Some(all[2]), Some(all[3])]));
+        assert_eq!(slots.listed().collect::<Vec<_>>(), [all[2], all[3]]);
         slots.release(all[3]);
         assert_eq!(oldest(&slots), (Some(all[2]), [Some(all[2]), None]));
     }

@@ -89,10 +89,12 @@ fn asker(snapshot: &Snapshot, key: &FlowKey, rule: Option<u16>, may_wait: bool) 
     Asker { client: key.src, rule, service: service.map(|service| service.id.0), may_wait }
 }
 
-/// Whether requests are to be followed for as long as a connection has any: for rules, or to be
-/// counted.
-pub(super) fn follows(snapshot: &Snapshot) -> bool {
-    snapshot.rules.follows_requests() || snapshot.limits.has(Event::Request)
+/// Whether a client's requests are to be followed for as long as its connection has any: for
+/// rules, to be counted, or because its servers are judged by their answers.
+pub(super) fn follows(snapshot: &Snapshot, client: &FlowKey) -> bool {
+    snapshot.rules.follows_requests()
+        || snapshot.limits.has(Event::Request)
+        || snapshot.forward.judges(client)
 }
 
 /// Whether a client must not say anything that can't be read: rules might refuse its connection by

@@ -58,6 +58,16 @@ impl Balance {
         }
     }
 
+    /// As [`Splice::cut_waiting`].
+    pub fn cut_waiting(
+        &mut self,
+        cx: &mut Cx<'_>,
+        of: impl Fn(&FlowKey) -> bool,
+        cuts_max: usize,
+    ) -> usize {
+        self.splice.as_mut().map_or(0, |splice| splice.cut_waiting(cx, of, cuts_max))
+    }
+
     /// Whether the flow's connection is being bound: it is ended by its own rules.
     pub fn is_binding(&self, flow: FlowRef) -> bool {
         self.splice.as_ref().is_some_and(|splice| splice.is_binding(flow))
@@ -68,17 +78,21 @@ impl Balance {
         self.splice.as_ref()?.translation(flow)
     }
 
-    /// Has an inspector follow the connections that were bound by what their clients asked, and
-    /// their answers timed.
+    /// Shows what clients said before their connections were bound to those that look into what
+    /// passes: the inspector, and the timers.
     #[inline]
     pub fn follow_bound(
         &mut self,
         cx: &mut Cx<'_>,
-        inspect: &mut Inspect,
+        inspect: Option<&mut Inspect>,
         timing: Option<&mut Timing>,
     ) {
-        if let Some(splice) = self.splice.as_mut().filter(|splice| splice.has_unfollowed()) {
-            splice.follow(cx, inspect, timing);
+        let Some(splice) = &mut self.splice else { return };
+        if let Some(inspect) = inspect.filter(|_| splice.has_unfollowed()) {
+            splice.follow(cx, inspect);
+        }
+        if let Some(timing) = timing.filter(|_| splice.has_untimed()) {
+            splice.time(cx, timing);
         }
     }
 

@@ -74,20 +74,19 @@ impl Timing {
         (u64::from(owner) * u64::from(self.one_in)) >> 32 == 0
     }
 
-    /// Takes in what the client of a flow has said before it was given a backend: in pieces, each
-    /// with its sequence number. `first` is of the client.
-    pub(in crate::graph::stages) fn follow<'a>(
+    /// A client's bytes that were held back until now, which its backend is asked at `at`.
+    pub(super) fn follow<'a>(
         &mut self,
         cx: &Cx<'_>,
+        at: Nanos,
         first: &PacketMeta,
         said: impl Iterator<Item = (u32, &'a [u8])>,
     ) {
-        let flow = cx.flows.get(first.flow);
+        let (flow, backend) = (cx.flows.get(first.flow), cx.flows.details(first.flow).backend);
         for (tcp_seq, piece) in said {
-            let meta = PacketMeta { tcp_seq, ..first.clone() };
-            let (_, asked) = self.look(flow, cx.now, &meta, piece);
-            if asked {
-                cx.flows.serving().asked(cx.flows.details(first.flow).backend);
+            let meta = PacketMeta { tcp_seq, direction: Direction::Forward, ..first.clone() };
+            if self.look(flow, at, &meta, piece).1 {
+                cx.flows.serving().asked(backend);
             }
         }
     }

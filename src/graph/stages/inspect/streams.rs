@@ -286,7 +286,7 @@ impl Inspect {
                 note.app = inspector.app().name();
             }
         }
-        let follows = admission::follows(cx.snapshot);
+        let follows = admission::follows(cx.snapshot, &slot.key);
         if let Some(why) = over(slot, inspector, follows) {
             keep_answer(cx, meta.flow, inspector);
             self.end(cx, meta.flow, at, why);

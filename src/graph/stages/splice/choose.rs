@@ -42,8 +42,7 @@ impl Splice {
     /// The client has said enough, or something that is not understood: the first backend. `false`
     /// where there is none.
     pub(super) fn decide(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> bool {
-        let follows = self.is_followed(slot);
-        self.speech.count(slot, follows, cx.counters);
+        self.speech.count(slot, cx.counters);
         self.slots.keep(slot);
         self.open_next(cx, slot, out).is_some()
     }
@@ -113,7 +112,6 @@ impl Splice {
 
     /// What else the flow is known by.
     fn enter(&mut self, cx: &mut Cx<'_>, slot: usize, flow: FlowRef) {
-        let is_followed = self.is_followed(slot);
         let name = self.speech.name(slot).map(|sni| intern(cx.names, sni));
         let known = cx.flows.get_mut(flow);
         known.kind = FlowKind::Spliced;
@@ -123,7 +121,9 @@ impl Splice {
             details.name = name;
         }
         // What is followed is noted as it is read.
-        if !is_followed && let Some(note) = cx.names.notes.of(flow, details) {
+        if !self.speech.may_ask(slot)
+            && let Some(note) = cx.names.notes.of(flow, details)
+        {
             self.speech.note(slot, note);
         }
         if self.bound[slot].binding.is_finished() {

@@ -54,6 +54,12 @@ pub(super) struct Quic {
     ids: ConnectionIds,
 }
 
+impl Quic {
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+}
+
 impl Splice {
     /// A client's datagram to a service with delayed binding that belongs to no flow.
     pub fn datagram(

@@ -19,14 +19,14 @@ use self::datagrams::Quic;
 pub(super) use self::send::{Made, send_fresh};
 pub use self::speech::HeadLimits;
 use self::speech::Speech;
-use crate::base::Seed;
+use crate::base::{Nanos, Seed};
 use crate::flow::{Flow, FlowKind};
 use crate::forward::splice::held::{PAGE_BYTES, STREAM_BYTES_MAX};
 use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::splice::{Binding, Cookies, Held, OnTimer, Out, Slots, Translation};
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::inspect::h2::Walk;
-use crate::packet::{ClassId, FlowRef, PacketMeta, tcp};
+use crate::packet::{ClassId, FlowKey, FlowRef, PacketMeta, tcp};
 
 /// Bytes held beyond those that are read: what follows a hello at once, such as early data.
 const HOLD_BEYOND: u32 = 8_192;
@@ -66,6 +66,8 @@ pub struct Splice {
     speech: Speech,
     /// Slots whose connections the inspector is to follow.
     unfollowed: Vec<u16>,
+    /// Slots whose connections were taken by a backend since the timers were shown the last.
+    untimed: Vec<u16>,
     /// By the flow's place in the table.
     links: Box<[Link]>,
     /// Where some service binds datagrams so.
@@ -90,6 +92,8 @@ struct Bound {
     is_clear: bool,
     /// Among those that the inspector is to follow.
     unfollowed: bool,
+    /// When its backend was asked what the client had asked, where the timers don't know.
+    asked_at: Option<Nanos>,
 }
 
 /// What is done with the segments of a spliced flow.
@@ -135,6 +139,7 @@ impl Splice {
             bound: vec![Bound::default(); count].into_boxed_slice(),
             speech: Speech::new(count, read_bytes_max, limits.heads.as_ref()),
             unfollowed: Vec::with_capacity(count),
+            untimed: Vec::with_capacity(count),
             links: vec![Link::default(); limits.flows_max as usize].into_boxed_slice(),
             quic: limits.datagrams.then(|| Box::new(Quic::new(limits, read_bytes_max, seed))),
         }
@@ -143,6 +148,32 @@ impl Splice {
     /// Connections that are being bound now.
     pub fn bindings(&self) -> usize {
         self.slots.taken() + self.quic.as_ref().map_or(0, |quic| quic.bindings())
+    }
+
+    /// Clients that have not said yet what their connections are bound by, as far as `of` has them.
+    pub fn count_waiting(&self, of: impl Fn(&FlowKey) -> bool) -> usize {
+        let all = |slots: &Slots| slots.listed().filter(|&slot| of(slots.key(slot).0)).count();
+        all(&self.slots) + self.quic.as_ref().map_or(0, |quic| all(quic.slots()))
+    }
+
+    /// Resets such connections, so many at most. Returns how many that were; all of them where it is
+    /// fewer. Datagrams' clients are forgotten by their own time.
+    pub fn cut_waiting(
+        &mut self,
+        cx: &mut Cx<'_>,
+        of: impl Fn(&FlowKey) -> bool,
+        cuts_max: usize,
+    ) -> usize {
+        for done in 0..cuts_max {
+            let Some(slot) = self.slots.listed().find(|&slot| of(self.slots.key(slot).0)) else {
+                return done;
+            };
+            let mut out = Out::new(REPLIES_MAX - cx.replies.len());
+            out.push(self.bound[slot].binding.reset_client(&self.held, slot));
+            self.send_all(cx, slot, &out);
+            self.release(slot);
+        }
+        cuts_max
     }
 
     /// Whether a flow's connection is not joined yet.

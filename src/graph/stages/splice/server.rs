@@ -52,6 +52,7 @@ impl Splice {
                 if from == FromServer::Opened {
                     self.links[flow.0 as usize].translation =
                         self.bound[slot].binding.translation();
+                    self.have_timed(cx.now, slot);
                 }
                 self.arm(slot);
                 self.answer(cx, packet, slot, &out)

@@ -214,8 +214,8 @@ impl Speech {
     }
 
     /// Counts what it was; of what is followed from its first byte on, whoever does so counts.
-    pub fn count(&self, slot: usize, is_followed: bool, counters: &mut Counters) {
-        if is_followed {
+    pub fn count(&self, slot: usize, counters: &mut Counters) {
+        if self.may_ask(slot) {
             return;
         }
         match (self.kinds[slot], self.heads.get(slot)) {

@@ -20,6 +20,8 @@ use crate::packet::{Batch, ParseOptions, Verdict, parse};
 use crate::policy::Rules;
 use crate::policy::spec::{PathPattern, RuleSpec};
 
+mod answers;
+
 const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 64 };
 /// Services of [`V4`] by their ports.
 const HELLO: u16 = 80;
@@ -113,6 +115,39 @@ fn who_waits_for_a_hello_does_not_give_way_to_requests() {
     assert_eq!(b.rig.counters.bindings_crowded_out, 3);
     let more = b.send(HELLO, 1, (105, next), ACK, b"\x00");
     assert_eq!(more.verdict, Verdict::Drop(crate::packet::DropReason::BadCookie));
+}
+
+/// Cuts who waits at a service's port.
+struct Cutting<'a>(&'a mut Balance, u16, usize);
+
+impl Stage for Cutting<'_> {
+    fn process(&mut self, cx: &mut Cx<'_>, _: &mut Batch) {
+        let Cutting(balance, port, done) = self;
+        *done = balance.cut_waiting(cx, |client| client.dport == *port, 2);
+    }
+}
+
+#[test]
+fn who_waits_is_counted_and_can_be_reset() {
+    let mut b = Bench::new(8, 8);
+    b.open(HELLO, 1, b"\x16\x03\x01");
+    let next = [2, 3, 4].map(|port| b.open(REQUEST, port, b"GET /"));
+    // It has a backend, and a flow.
+    b.open(REQUEST, 5, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let waiting = |b: &Bench| b.stage.splice().expect("one").count_waiting(|k| k.dport == REQUEST);
+    assert_eq!(waiting(&b), 3);
+    for (left, cut) in [(1, 2), (0, 1), (0, 0)] {
+        let mut cutting = Cutting(&mut b.stage, REQUEST, 9);
+        let (_, resets) = b.rig.run_with(&mut cutting, &[], |_| {});
+        assert_eq!((cutting.2, resets.len()), (cut, cut));
+        for reset in resets {
+            let mut meta = PacketMeta::default();
+            parse(&reset.bytes, Seed(1), ParseOptions::default(), &mut meta).expect("a packet");
+            assert!(meta.tcp_flags & tcp::flag::RST != 0 && next.contains(&meta.tcp_seq));
+        }
+        assert_eq!(waiting(&b), left);
+    }
+    assert_eq!(b.stage.splice().expect("one").bindings(), 2);
 }
 
 #[test]

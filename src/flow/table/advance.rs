@@ -8,8 +8,8 @@ use crate::flow::wheel::NANOS_PER_TICK;
 use crate::flow::{Flow, TcpState};
 use crate::packet::PacketMeta;
 
-/// Who has no answer sends a SYN again after a second (RFC 6298 section 2), here less what ticks may
-/// be off.
+/// Who has no answer sends a SYN again after a second (RFC 6298 section 2), here less what ticks
+/// may be off.
 const AGAIN_TICKS: u32 = (Nanos::from_secs(1).0 / NANOS_PER_TICK) as u32 - 1;
 
 impl FlowTable {

@@ -156,8 +156,8 @@ impl Splice {
         all(&self.slots) + self.quic.as_ref().map_or(0, |quic| all(quic.slots()))
     }
 
-    /// Resets such connections, so many at most. Returns how many that were; all of them where it is
-    /// fewer. Datagrams' clients are forgotten by their own time.
+    /// Resets such connections, so many at most. Returns how many that were; all of them where it
+    /// is fewer. Datagrams' clients are forgotten by their own time.
     pub fn cut_waiting(
         &mut self,
         cx: &mut Cx<'_>,

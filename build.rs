@@ -6,11 +6,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 const FOLDER: &str = "src/nic/bpf";
-/// Sources, what is made of them, and the macro that is defined for it.
-const PROGRAMS: [(&str, &str, Option<&str>); 3] =
-    [("steer", "steer", None), ("steer", "steer_tc", Some("-DTG_TC")), ("flood", "flood", None)];
-const HEADERS: [&str; 7] =
-    ["fragments.h", "hook.h", "offload.h", "offload_tc.h", "offload_xdp.h", "parse.h", "splice.h"];
+/// Sources, what is made of them, and with which flags. Programs for tc need a kernel that knows
+/// all atomic instructions (`v3`).
+const PROGRAMS: [(&str, &str, &[&str]); 3] = [
+    ("steer", "steer", &[]),
+    ("steer", "steer_tc", &["-DTG_TC", "-mcpu=v3"]),
+    ("flood", "flood", &[]),
+];
+const HEADERS: [&str; 8] = [
+    "fragments.h",
+    "hook.h",
+    "inbox.h",
+    "offload.h",
+    "offload_tc.h",
+    "offload_xdp.h",
+    "parse.h",
+    "splice.h",
+];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=CLANG");
@@ -18,10 +30,10 @@ fn main() {
         println!("cargo:rerun-if-changed={FOLDER}/{header}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
-    for (source, object, define) in PROGRAMS {
+    for (source, object, flags) in PROGRAMS {
         let source = Path::new(FOLDER).join(source).with_extension("c");
         println!("cargo:rerun-if-changed={}", source.display());
-        if let Err(reason) = compile(&source, &out.join(object).with_extension("o"), define) {
+        if let Err(reason) = compile(&source, &out.join(object).with_extension("o"), flags) {
             let source = source.display();
             eprintln!("error: the BPF program {source} could not be built: {reason}");
             eprintln!("help: it needs clang and the BPF headers; on Debian and Ubuntu:");
@@ -31,7 +43,7 @@ fn main() {
     }
 }
 
-fn compile(source: &Path, out: &Path, define: Option<&str>) -> Result<(), String> {
+fn compile(source: &Path, out: &Path, flags: &[&str]) -> Result<(), String> {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let result = Command::new(&clang)
@@ -40,7 +52,7 @@ fn compile(source: &Path, out: &Path, define: Option<&str>) -> Result<(), String
         // Debian keeps asm/types.h in a folder of the architecture, which this target doesn't
         // search.
         .arg(format!("-I/usr/include/{arch}-linux-gnu"))
-        .args(define)
+        .args(flags)
         .arg("-c")
         .arg(source)
         .arg("-o")

@@ -10,12 +10,14 @@ pub mod open;
 mod opener;
 pub mod pcap;
 pub mod port;
+mod queue;
 pub mod restore;
 pub mod spec;
 pub mod steer;
 pub mod tun;
 pub mod umem;
 pub mod wake;
+mod ways;
 pub mod xsk;
 
 pub use error::NicError;

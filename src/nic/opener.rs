@@ -16,12 +16,15 @@ use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue};
 use super::error::NicError;
 use super::ethtool::Ethtool;
 use super::open::{PortMode, check_frames, check_port, prepare};
+use super::queue::Queue;
 use super::restore::Changes;
 use super::spec::{BusyPoll, CopyMode, PortSpec};
 use super::steer::{Loaded, Sockets, Steer};
 use super::umem::{Umem, UmemSpec};
-use super::xsk::{Queue, XskPort, XskPortParts};
+use super::ways::Ways;
+use super::xsk::{BURST, XskPort, XskPortParts};
 use crate::base::mem::Slot;
+use crate::packet::frame::HEADROOM;
 use crate::packet::{FramePool, PortId};
 use crate::worker::spec::{OnFailure, WorkersSpec};
 
@@ -165,8 +168,13 @@ impl Opener {
     ) -> Result<Vec<XskPort>, NicError> {
         let of_worker = |worker: u16| {
             let queues = (u32::from(worker)..mode.queues).step_by(usize::from(self.workers));
-            let queues =
+            let mut queues =
                 queues.map(|id| self.queue(spec, id, mode)).collect::<Result<Vec<_>, _>>()?;
+            for queue in &mut queues {
+                let frame_max = self.umem.arena.slot_size() as usize - HEADROOM;
+                let inbox = to.inbox(queue.id, mode.queues, frame_max);
+                queue.ways = inbox.map(|inbox| Box::new(Ways::new(inbox, BURST)));
+            }
             Ok(XskPort::new(XskPortParts {
                 id: spec.id,
                 umem: self.umem.clone(),
@@ -234,6 +242,7 @@ fn open_queue(
         fill,
         completion,
         _idle: idle,
+        ways: None,
         missing: spec.rx_ring,
         taken: 0,
         lost_told: 0,

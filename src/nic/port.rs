@@ -63,6 +63,15 @@ pub trait Port {
         std::iter::empty()
     }
 
+    /// Before a sleep (`true`) and after it: until then [`Port::fds`] tell of whatever arrives. Of
+    /// what came before, [`Port::has_arrivals`] tells behind a full barrier.
+    fn doze(&self, _asleep: bool) {}
+
+    /// Whether something has arrived that no descriptor tells of.
+    fn has_arrivals(&self) -> bool {
+        false
+    }
+
     /// Has nothing delivered to any of these ports any more. Closing one does that, too, but each
     /// waits for the kernel then; here all do together.
     fn detach_all(_ports: &mut [&mut Self])

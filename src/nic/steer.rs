@@ -10,6 +10,7 @@ use std::time::Duration;
 
 mod abi;
 mod heartbeat;
+pub(in crate::nic) mod inbox;
 mod mapped;
 mod offload;
 mod program;
@@ -474,10 +475,7 @@ mod tests {
         let range = NatRange { addr: nat, first: 40_000, last: 49_999 };
         let vips = [vip("192.0.2.2", 80, 10_000), vip("192.0.2.3", 80, 10_000)];
         let infos = addr_infos(&[own, vip_too], &vips, &[range], Some((64_000, 64_511)));
-        let told = |a: &Addr| {
-            let info = infos[a];
-            (info.flags, info.nat_first, info.nat_last)
-        };
+        let told = |a: &Addr| (infos[a].flags, infos[a].nat_first, infos[a].nat_last);
         assert_eq!(told(&own), (ADDR_LOCAL | ADDR_CHECKS, 64_000, 64_511));
         assert_eq!(told(&vip_too), (ADDR_LOCAL | ADDR_VIP | ADDR_CHECKS, 64_000, 64_511));
         assert_eq!(told(&nat), (ADDR_NAT, 40_000, 49_999));

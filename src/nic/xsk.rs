@@ -6,10 +6,10 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
+use xsk_rs::{FrameDesc, TxQueue};
 
-use super::opener::Bound;
 use super::port::{Port, PortStats};
+use super::queue::Queue;
 use super::steer::Sockets;
 use super::umem::Umem;
 use crate::base::Nanos;
@@ -18,7 +18,7 @@ use crate::packet::frame::HEADROOM;
 use crate::packet::{Frame, FramePool, PortId};
 
 /// Descriptors moved to or from a ring at once.
-const BURST: usize = 64;
+pub(super) const BURST: usize = 64;
 /// The fill ring is topped up once this many of its frames were used.
 const REFILL_BATCH: u32 = 32;
 /// Wake-ups in a row at most; each moves a batch of 32 or more in copy mode.
@@ -34,31 +34,6 @@ const FRAME_MIN: usize = 14;
 const NOT_LENT: u16 = 0;
 /// `lent` of a slot in the fill ring; any other value is the length of a frame being sent.
 const LENT_TO_FILL: u16 = u16::MAX;
-
-/// One receive queue and its socket.
-pub(super) struct Queue {
-    pub(super) id: u32,
-    pub(super) tx: TxQueue,
-    pub(super) rx: RxQueue,
-    pub(super) fill: FillQueue,
-    pub(super) completion: CompQueue,
-    /// What is not used where one interface receives and another one sends.
-    pub(super) _idle: Option<Bound>,
-    /// Frames that the fill ring should be given.
-    pub(super) missing: u32,
-    /// Packets taken from the receive ring.
-    pub(super) taken: u64,
-    /// Packets lost before it, as the kernel told last.
-    pub(super) lost_told: u64,
-    /// As it had told when the ring was last seen empty: none of the ring's stands before those.
-    pub(super) lost: u64,
-    /// `taken` as the ring was last seen empty.
-    pub(super) drained: u64,
-    /// Behind a companion: what the program had steered here as the kernel's statistics were last
-    /// read, and how much of that has got lost between it and the ring.
-    pub(super) steered: u64,
-    pub(super) strayed: u64,
-}
 
 /// What one worker drives of one interface: its receive queues, and the transmit queue of the
 /// first.
@@ -167,6 +142,24 @@ impl XskPort {
         let mut pool = FramePool::new(self.umem.arena.clone(), Vec::new());
         self.close(&mut pool);
         std::iter::from_fn(|| pool.take_slot()).collect()
+    }
+
+    /// As [`XskPort::rx_from`], of a queue that frames come to by two ways.
+    fn rx_joined(
+        &mut self,
+        q: usize,
+        now: Nanos,
+        pool: &mut FramePool,
+        out: &mut Vec<Frame>,
+        max: usize,
+    ) -> usize {
+        let Some(mut ways) = self.queues[q].ways.take() else { return 0 };
+        ways.fetch(|frames| self.rx_from(q, frames, BURST));
+        let copied = ways.give(now, pool, out, max);
+        self.stats.rx_packets += copied.packets;
+        self.stats.rx_bytes += copied.bytes;
+        self.queues[q].ways = Some(ways);
+        copied.given
     }
 
     fn rx_from(&mut self, q: usize, out: &mut Vec<Frame>, max: usize) -> usize {
@@ -335,24 +328,17 @@ impl XskPort {
         self.stats.tx_errors = invalid;
     }
 
-    /// Between a companion's program and its ring the kernel loses packets and tells nobody: where
-    /// nothing was steered for a whole interval, and nothing is left to take, the others are gone.
+    /// See [`Queue::miss_strayed`].
     fn miss_strayed(&mut self) {
         let Some(sockets) = &self.sockets else { return };
-        for q in self.queues.iter_mut().filter(|q| q._idle.is_some()) {
-            let steered = sockets.steered(q.id);
-            let is_quiet = std::mem::replace(&mut q.steered, steered) == steered;
-            if is_quiet && q.drained == q.taken {
-                q.strayed = steered.saturating_sub(q.taken + q.lost_told);
-            }
-        }
+        self.queues.iter_mut().for_each(|q| q.miss_strayed(sockets.steered(q.id)));
     }
 }
 
 impl Port for XskPort {
     fn rx_burst(
         &mut self,
-        _now: Nanos,
+        now: Nanos,
         pool: &mut FramePool,
         out: &mut Vec<Frame>,
         max: usize,
@@ -361,7 +347,10 @@ impl Port for XskPort {
         for _ in 0..self.queues.len() {
             let q = self.next_rx;
             self.next_rx = if q + 1 == self.queues.len() { 0 } else { q + 1 };
-            got += self.rx_from(q, out, max - got);
+            got += match self.queues[q].ways {
+                None => self.rx_from(q, out, max - got),
+                Some(_) => self.rx_joined(q, now, pool, out, max - got),
+            };
             self.refill(q, pool, REFILL_BATCH);
             if got == max {
                 break;
@@ -422,7 +411,7 @@ impl Port for XskPort {
 
     fn settle(&mut self) {
         let Some(sockets) = &self.sockets else { return };
-        self.queues.iter().for_each(|q| sockets.pass(q.id, q.taken + q.lost + q.strayed));
+        self.queues.iter().for_each(|q| sockets.pass(q.id, q.given() + q.lost + q.strayed));
     }
 
     fn tx_in_flight_bytes(&self) -> u64 {
@@ -435,6 +424,14 @@ impl Port for XskPort {
 
     fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.queues.iter().map(|q| q.rx.fd().as_raw_fd())
+    }
+
+    fn doze(&self, asleep: bool) {
+        self.queues.iter().filter_map(|q| q.ways.as_ref()).for_each(|ways| ways.doze(asleep));
+    }
+
+    fn has_arrivals(&self) -> bool {
+        self.queues.iter().filter_map(|q| q.ways.as_ref()).any(|ways| !ways.is_empty())
     }
 
     fn detach_all(ports: &mut [&mut XskPort]) {
@@ -462,7 +459,8 @@ impl Port for XskPort {
             self.complete(pool);
         }
         self.read_kernel_stats();
-        self.queues.clear();
+        let ways = self.queues.drain(..).filter_map(|q| q.ways);
+        ways.flat_map(|ways| ways.into_frames()).for_each(|frame| pool.put(frame));
         for (index, lent) in self.lent.iter_mut().enumerate() {
             if std::mem::replace(lent, NOT_LENT) != NOT_LENT {
                 // SAFETY: the handle was given up when the entry was set; nothing is redirected to

@@ -149,4 +149,14 @@ impl<P: Port> Worker<P> {
     pub(super) fn each_fd(&self, watch: impl FnMut(std::os::fd::RawFd)) {
         self.parts.sides.iter().flat_map(|side| side.port.fds()).for_each(watch);
     }
+
+    /// See [`Port::doze`].
+    pub(super) fn doze(&self, asleep: bool) {
+        self.parts.sides.iter().for_each(|side| side.port.doze(asleep));
+    }
+
+    /// See [`Port::has_arrivals`].
+    pub(super) fn has_arrivals(&self) -> bool {
+        self.parts.sides.iter().any(|side| side.port.has_arrivals())
+    }
 }

@@ -258,9 +258,11 @@ impl<P: Port> Shift<P> {
         }
         self.workers.iter_mut().for_each(|r| r.worker.publish(now));
         let (threads, workers) = (&self.threads, &self.workers);
-        self.sleeper.sleep(ns, || {
-            threads.is_called(self.parts.number) || workers.iter().any(|r| r.worker.is_called())
-        });
+        let has_work = |r: &Runnable<P>| r.worker.is_called() || r.worker.has_arrivals();
+        workers.iter().for_each(|r| r.worker.doze(true));
+        self.sleeper
+            .sleep(ns, || threads.is_called(self.parts.number) || workers.iter().any(has_work));
+        workers.iter().for_each(|r| r.worker.doze(false));
     }
 }
 

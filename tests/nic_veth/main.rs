@@ -7,3 +7,4 @@ mod packets;
 mod pktgen;
 mod splice;
 mod steering;
+mod ways;

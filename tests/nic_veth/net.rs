@@ -49,8 +49,13 @@ pub fn with_veth(queues: u32, test: impl FnOnce() + Send) {
 }
 
 pub fn ip(args: &[&str]) {
+    ip_says(args);
+}
+
+pub fn ip_says(args: &[&str]) -> String {
     let output = Command::new("ip").args(args).output().expect("ip (iproute2) runs");
     assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 pub fn port_spec(id: u16, interface: &str) -> PortSpec {

@@ -22,6 +22,12 @@ pub fn same(got: &[Vec<u8>], wanted: &[Vec<u8>]) {
     assert!(g == w && differ.is_none(), "{g} packets of {w}, first difference: {differ:?}");
 }
 
+/// A frame of `len` bytes, longer than its packet.
+pub fn padded(mut frame: Vec<u8>, len: usize) -> Vec<u8> {
+    frame.resize(len, 0);
+    frame
+}
+
 pub type V4 = ([u8; 4], u16);
 
 pub fn udp(src: V4, dst: V4) -> Vec<u8> {

@@ -40,7 +40,7 @@ static __always_inline struct fragmented fragmented_of(const struct packet *p)
 static __always_inline void leads(const struct packet *p, int action)
 {
 	struct fragmented key = fragmented_of(p);
-	struct fragmented_to to = { bpf_ktime_get_ns(), action == XDP_REDIRECT };
+	struct fragmented_to to = { bpf_ktime_get_ns(), is_steered(action) };
 
 	bpf_map_update_elem(&fragmenteds, &key, &to, BPF_ANY);
 }

@@ -61,20 +61,34 @@ static __always_inline __u32 frames_of(const HOOK *ctx)
 	return ctx->gso_segs > 1 ? ctx->gso_segs : 1;
 }
 
-// To the socket of the queue, through the companion. Not static: so the verifier looks at it once,
-// not at each call.
+#include "inbox.h"
+
+// An action of this hook's own: the worker has a copy.
+#define COPIED XDP_TX
+
+static __always_inline int is_steered(int action)
+{
+	return action == XDP_REDIRECT || action == COPIED;
+}
+
+// To the worker of the queue, by its inbox or through the companion. Not static: so the verifier
+// looks at it once, not at each call.
 __attribute__((noinline)) int to_socket(HOOK *ctx, __u32 queue, __u32 fallback)
 {
 	__u32 zero = 0, *entry = bpf_map_lookup_elem(&companion, &zero);
+	struct tg_inbox *box = bpf_map_lookup_elem(&inboxes, &queue);
 
-	if (!entry || !*entry || !bpf_map_lookup_elem(&xsks, &queue))
+	if (!entry || !*entry || !box || !bpf_map_lookup_elem(&xsks, &queue))
 		return fallback;
+	if (inbox_put(ctx, box))
+		return COPIED;
 	// A tag that is kept beside the packet comes into it when a further one takes its place, which
 	// no socket sees.
 	if (is_tagged_aside(ctx) && bpf_skb_vlan_push(ctx, bpf_htons(ETH_P_8021Q), 0))
 		return fallback;
 	// As recorded on receive: by it the entry chooses its queue, and so the socket.
 	ctx->queue_mapping = queue + 1;
+	__sync_fetch_and_add(&box->entered, frames_of(ctx));
 	return bpf_redirect(*entry, 0) == TC_ACT_REDIRECT ? XDP_REDIRECT : fallback;
 }
 
@@ -82,8 +96,8 @@ static __always_inline int verdict(int action)
 {
 	if (action == XDP_REDIRECT)
 		return TC_ACT_REDIRECT;
-	// What is not ours is for who comes behind us.
-	return action == XDP_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	// What is not ours is for who comes behind us. There is no verdict for what was consumed.
+	return action == XDP_DROP || action == COPIED ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
 // What comes out of the companion: all that was decided.
@@ -124,6 +138,11 @@ static __always_inline __u32 frames_of(const HOOK *ctx)
 {
 	(void)ctx;
 	return 1;
+}
+
+static __always_inline int is_steered(int action)
+{
+	return action == XDP_REDIRECT;
 }
 
 static __always_inline int to_socket(HOOK *ctx, __u32 queue, __u32 fallback)

@@ -201,9 +201,9 @@ static __always_inline int steer(HOOK *ctx, struct tg_config *cfg, __u32 reason)
 	if (is_stale(cfg, worker, bpf_ktime_get_ns()))
 		return count(cfg->on_failure ? TG_STALE_DROP : TG_STALE_PASS, fallback);
 	action = to_socket(ctx, queue, fallback);
-	if (offload_enabled && action == XDP_REDIRECT)
+	if (offload_enabled && is_steered(action))
 		offload_steered(queue, frames_of(ctx));
-	return count(action == XDP_REDIRECT ? reason : TG_NO_SOCKET, action);
+	return count(is_steered(action) ? reason : TG_NO_SOCKET, action);
 }
 
 static __always_inline struct tg_endpoint endpoint(const struct tg_addr *addr, __u16 port,
@@ -434,4 +434,10 @@ const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) 
 	WHOLE(tg_offload_slot), FIELD(tg_offload_slot, packets), FIELD(tg_offload_slot, bytes),
 	FIELD(tg_offload_slot, stamp), NUMBER(MAX_OFFLOADS), NUMBER(MAX_OFFLOAD_SLOTS),
 	NUMBER(MAX_PORTS),
+#ifdef TG_TC
+	WHOLE(tg_inbox), FIELD(tg_inbox, head), FIELD(tg_inbox, entered), FIELD(tg_inbox, asleep),
+	FIELD(tg_inbox, first), FIELD(tg_inbox, shift), FIELD(tg_inbox, frame_max),
+	WHOLE(tg_inbox_slot), FIELD(tg_inbox_slot, turn), FIELD(tg_inbox_slot, entered),
+	FIELD(tg_inbox_slot, len), FIELD(tg_inbox_slot, bytes), NUMBER(INBOX_SLOTS),
+#endif
 };

@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 
 use super::abi::{AddrInfo, AddrKey, Config, Endpoint, MAX_QUEUES, MAX_WORKERS, SteerReason};
 use super::heartbeat::HeartbeatPage;
+use super::inbox::{INBOX_SLOTS, Inbox, Inboxes};
 use super::mapped::MappedArray;
 use super::offload::{MAX_OFFLOAD_SLOTS, OffloadEntry, OffloadKey, OffloadPage, QueuePage};
 use super::targets::{Target, Targets};
@@ -46,9 +47,16 @@ pub struct Sockets {
     map: Arc<Mutex<XskMap<MapData>>>,
     /// Where the program forwards flows itself: what has come to each socket and went on.
     queues: Option<Arc<QueuePage>>,
+    /// Of a program for tc.
+    inboxes: Option<Inboxes>,
 }
 
 impl Sockets {
+    /// The other way to the socket of one of `queues`, where there is one: see [`Inboxes::open`].
+    pub(crate) fn inbox(&self, queue: u32, queues: u32, frame_max: usize) -> Option<Inbox> {
+        self.inboxes.as_ref().map(|of| of.open(queue, queues, frame_max))
+    }
+
     /// Of the packets that the program has steered to this queue's socket since the start, the
     /// first `packets` are sent or gone: what comes behind them may leave without the worker.
     #[inline]
@@ -229,12 +237,14 @@ impl Program {
         let queues = || mapped(&ebpf, "offload_queues", MAX_QUEUES as usize).map(Arc::new);
         let queues = offload.then(queues).transpose()?;
         let offload = offload.then(|| Offloads::take(&mut ebpf, is_tc)).transpose()?;
+        let inboxes = is_tc.then(|| inboxes(&ebpf)).transpose()?;
+        let map = Arc::new(Mutex::new(take(&mut ebpf, "xsks")?));
         Ok(Program {
             interface: interface.to_owned(),
             index,
             attached,
             heartbeats: Arc::new(page),
-            sockets: Sockets { map: Arc::new(Mutex::new(take(&mut ebpf, "xsks")?)), queues },
+            sockets: Sockets { map, queues, inboxes },
             config: take(&mut ebpf, "config")?,
             addrs: take(&mut ebpf, "addrs")?,
             services: take(&mut ebpf, "services")?,
@@ -388,6 +398,13 @@ pub fn program_name(id: u32) -> Option<String> {
         .filter_map(Result::ok)
         .find(|p| p.id() == id)
         .and_then(|p| p.name_as_str().map(str::to_owned))
+}
+
+fn inboxes(ebpf: &Ebpf) -> Result<Inboxes, NicError> {
+    Ok(Inboxes {
+        lines: Arc::new(mapped(ebpf, "inboxes", MAX_QUEUES as usize)?),
+        slots: Arc::new(mapped(ebpf, "inbox_slots", INBOX_SLOTS as usize)?),
+    })
 }
 
 /// Maps an array; the mapping keeps the map alive.

@@ -9,7 +9,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 use tidegate::lab::Process;
 
-use crate::bed::{Bed, FAR_CORE, NAMES, NAT, PORT, ROUTER_CORE, SERVER_PORT, VIP};
+use crate::bed::{Bed, NAMES, NAT, PORT, ROUTER_CORE, SERVER_PORT, VIP};
 use crate::work::{self, Work, started};
 
 /// Where Debian's package libnginx-mod-stream puts it.
@@ -97,6 +97,8 @@ impl Contender {
     }
 }
 
+/// All of it on the router's core: on the other one, interrupts would take its control thread's
+/// time for what the ends take in.
 fn start_tidegate(bed: &Bed, offload: bool, tc: bool, dir: &Path) -> anyhow::Result<Process> {
     bed.servers.ip(&format!("route add {NAT}/32 via {}", crate::bed::LAN))?;
     if !offload {
@@ -104,14 +106,14 @@ fn start_tidegate(bed: &Bed, offload: bool, tc: bool, dir: &Path) -> anyhow::Res
             &bed.router,
             &tidegate_config("llm-edge", "off", "auto"),
             dir,
-            FAR_CORE,
+            ROUTER_CORE,
         );
     }
     let pipeline = dir.join("untimed.toml");
     fs::write(&pipeline, UNTIMED)?;
     let mode = if tc { "tc" } else { "auto" };
     let config = tidegate_config(&pipeline.display().to_string(), "auto", mode);
-    work::start_tidegate(&bed.router, &config, dir, FAR_CORE)
+    work::start_tidegate(&bed.router, &config, dir, ROUTER_CORE)
 }
 
 /// `llm-edge` without what the others don't do either.

@@ -434,6 +434,16 @@ fn what_is_drained_keeps_its_flows_and_gets_no_new_ones() {
     assert_eq!(format!("{}:{HTTP}", ask_on(&mut old)), serving, "the old flow was moved or cut");
     assert!(net.ask(&["show", "backends"]).expect("answer").contains("drained"));
 
+    // Who waits does not drain anew what somebody undrains meanwhile.
+    let is_drained = || net.ask(&["show", "backends"]).expect("answer").contains("drained");
+    net.ask(&["undrain", "backend", &name]).expect("undrain");
+    let mut waiting = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    waiting.args(["drain", "backend", &name, "--wait", "--socket"]).arg(net.socket());
+    let mut waiting = net.appliance.spawn(waiting).expect("tidegate");
+    wait_for(SOON, "it to be drained", is_drained).expect("drained");
+    net.ask(&["undrain", "backend", &name]).expect("undrain");
+    assert!(!waiting.wait(SOON).expect("the end").success() && !is_drained());
+
     drop(old);
     let left = net.ask_json(&["drain", "backend", &name, "--wait"]);
     assert_eq!(left["flows"].as_u64(), Some(0));

@@ -80,6 +80,8 @@ impl Control {
             return;
         }
         let Some(trial) = self.trial.take_if(|trial| now >= trial.deadline) else { return };
+        // Before what it goes back to is looked through for what is gone.
+        self.appliance.pools.drained.bring_back();
         match self.begin(trial.before.clone()) {
             Ok(mut take_over) => {
                 self.appliance.rollbacks += 1;

@@ -166,7 +166,8 @@ fn check_mtu(interface: &str, index: u32, frame_size: u32) -> Result<(), NicErro
     if mtu <= fits {
         return Ok(());
     }
-    let hint = if frame_size < FRAME_SIZE_MAX { ", or `frame_size = 4096`" } else { "" };
+    let would_fit = frame_size < FRAME_SIZE_MAX && mtu <= mtu_max(FRAME_SIZE_MAX);
+    let hint = if would_fit { ", or `frame_size = 4096`" } else { "" };
     let interface = interface.to_owned();
     Err(NicError::MtuTooLarge { interface, mtu, frame_size, fits, hint })
 }

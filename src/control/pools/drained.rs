@@ -39,6 +39,8 @@ impl std::fmt::Display for DrainTarget {
 #[derive(Clone, Debug, Default)]
 pub struct Drained {
     targets: BTreeSet<DrainTarget>,
+    /// What the last change of the configuration had forgotten.
+    gone: BTreeSet<DrainTarget>,
 }
 
 impl Drained {
@@ -82,7 +84,13 @@ impl Drained {
         let gone = |t: &DrainTarget| flows_of(config, t).is_err();
         let gone: Vec<_> = self.targets.iter().filter(|t| gone(t)).cloned().collect();
         self.targets.retain(|t| !gone.contains(t));
+        self.gone = gone.iter().cloned().collect();
         gone
+    }
+
+    /// What the last change has forgotten is drained again: the one before comes back.
+    pub fn bring_back(&mut self) {
+        self.targets.append(&mut self.gone);
     }
 }
 

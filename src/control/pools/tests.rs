@@ -412,3 +412,24 @@ fn who_comes_by_a_reload_or_is_no_longer_drained_begins_with_a_part() {
         assert_eq!(w.weights(30).0, [1, 2, 3, 4]);
     });
 }
+
+#[test]
+fn what_was_drained_before_a_trial_is_drained_after_it() {
+    in_runtime(|| {
+        let mut w = World::new(&text(0));
+        w.pools.drained.set(&backend("b4"), true);
+        let all = w.config.clone();
+        w.config = load(&text(0).replace("10.0.0.4", "10.0.0.5").replace("\"b4\"", "\"b5\""));
+        w.pools.set_config(&w.config, |_| false);
+        assert!(!w.pools.drained.has(&backend("b4")));
+        w.pools.drained.bring_back();
+        w.config = all;
+        w.pools.set_config(&w.config, |_| false);
+        assert!(w.pools.drained.has(&backend("b4")));
+        assert_eq!(w.weights(60).0[3], 0);
+        w.pools.set_config(&w.config, |_| false);
+        w.pools.drained.set(&backend("b4"), false);
+        w.pools.drained.bring_back();
+        assert!(!w.pools.drained.has(&backend("b4")), "it was undrained since");
+    });
+}

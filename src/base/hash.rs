@@ -44,6 +44,20 @@ pub const fn hash_endpoint(seed: Seed, addr: Addr, port: u16) -> u64 {
     fold(x ^ port as u64 ^ K2, seed.0.rotate_left(17) ^ K0)
 }
 
+/// Where a client is among all of them: it belongs to a canary share, in hundredths of a percent,
+/// that is larger. The hash is that of `src/nic/bpf/parse.h`, the same in every process.
+pub const fn canary_place(addr: Addr, port: u16) -> u16 {
+    const fn mix(mut h: u64) -> u64 {
+        h ^= h >> 33;
+        h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+        h ^= h >> 33;
+        h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        h ^ (h >> 33)
+    }
+    let hash = mix(mix(mix(addr.hi ^ 0x9e37_79b9_7f4a_7c15) ^ addr.lo) ^ port as u64);
+    (((hash >> 32) * 10_000) >> 32) as u16
+}
+
 /// A hash of one word.
 #[inline(always)]
 pub const fn hash1(seed: Seed, a: u64) -> u64 {

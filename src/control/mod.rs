@@ -13,6 +13,7 @@ mod exchanges;
 mod fib_thread;
 #[cfg(test)]
 pub(crate) mod fuse;
+mod keeping;
 mod latency;
 mod limits;
 mod listing;

@@ -9,6 +9,7 @@ use super::appliance::{Appliance, unix_seconds};
 use super::ask::Ask;
 use super::classes::Classes;
 use super::draining::Draining;
+use super::keeping::Keeping;
 use super::listing::Listing;
 use super::netlink::NetlinkError;
 use super::pools::{Found, Scraped};
@@ -86,6 +87,7 @@ pub async fn run(
         trial: None,
         listing: Listing::default(),
         draining: Draining::default(),
+        keeping: Keeping::default(),
         classes: Classes::default(),
         events: Vec::new(),
         due: Vec::new(),
@@ -106,6 +108,7 @@ pub(super) struct Control {
     pub(super) trial: Option<Trial>,
     pub(super) listing: Listing,
     pub(super) draining: Draining,
+    pub(super) keeping: Keeping,
     pub(super) classes: Classes,
     events: Vec<(u16, WorkerEvent)>,
     due: Vec<(u32, crate::base::Addr)>,
@@ -177,6 +180,7 @@ impl Control {
                 WorkerEvent::OldRoutes(routes) => drop(routes),
                 WorkerEvent::OldTables(tables) => drop(tables),
                 WorkerEvent::Counted(count) => self.flows_counted(worker, &count),
+                WorkerEvent::Keys(list) => self.keys_listed(worker, list),
                 WorkerEvent::Cut(count) => self.flows_cut(worker, &count),
                 WorkerEvent::Flows(list) => self.flows_listed(worker, list),
                 WorkerEvent::Classes(at, rows) => self.classes.take(worker, at, rows),
@@ -195,6 +199,7 @@ impl Control {
         self.check_trial();
         self.check_listing();
         self.check_draining();
+        self.check_keeping();
         self.appliance.crew.fallen().map_or(Ok(()), |(worker, words)| Err(died(worker, &words)))
     }
 

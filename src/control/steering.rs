@@ -1,5 +1,7 @@
 //! What the XDP programs are told: which packets are ours.
 
+use std::collections::HashSet;
+
 use crate::base::{Addr, Prefix};
 use crate::config::Config;
 use crate::control::checks::way;
@@ -10,9 +12,10 @@ use crate::forward::spec::{ForwardMode, ForwardSpec};
 use crate::forward::tunnel::{IPV4_WITHIN, IPV6_WITHIN};
 use crate::nic::NicError;
 use crate::nic::steer::{
-    NatRange, OffloadOrder, PortRange, SHARE_ALL, SHARE_TUNNEL, Steer, VipEntry, check_room,
+    Lowered, NatRange, OffloadOrder, PortRange, SHARE_ALL, SHARE_TUNNEL, Steer, VipEntry,
+    check_room,
 };
-use crate::packet::udp;
+use crate::packet::{FlowKey, udp};
 use crate::worker::spec::WorkersSpec;
 
 /// The tables that follow from the configuration.
@@ -111,11 +114,19 @@ pub struct Steering {
     /// of those before.
     is_unsure: bool,
     local: Vec<Addr>,
+    /// Services whose share is smaller than it was when some of their flows began.
+    lowered: Lowered,
 }
 
 impl Steering {
     pub fn new(steer: Steer) -> Steering {
-        Steering { steer, tables: SteerTables::default(), is_unsure: false, local: Vec::new() }
+        Steering {
+            steer,
+            tables: SteerTables::default(),
+            is_unsure: false,
+            local: Vec::new(),
+            lowered: Lowered::default(),
+        }
     }
 
     pub fn steer(&self) -> &Steer {
@@ -191,8 +202,38 @@ impl Steering {
     /// # Errors
     /// The kernel refusing a map update.
     pub fn set_tables(&mut self, wanted: SteerTables) -> Result<(), NicError> {
+        let (vips, returns) = (&self.tables.vips, &self.tables.returns);
+        let lowered = Lowered::of((&wanted.vips, vips), (&wanted.returns, returns), &self.lowered);
+        self.tell(wanted, lowered)
+    }
+
+    /// Services whose share is smaller than it was when some of their flows began.
+    pub fn lowered(&self) -> &Lowered {
+        &self.lowered
+    }
+
+    /// These flows of services whose share was lowered stay ours. If they are `all`, no others of
+    /// them do, and of services of which none stays nothing is known any more; else those, too,
+    /// that have come since. The answer is how many there was no room for.
+    ///
+    /// # Errors
+    /// The kernel refusing a map update.
+    pub fn keep(&mut self, flows: &HashSet<FlowKey>, are_all: bool) -> Result<usize, NicError> {
+        let refused = self.steer.keep(flows, are_all)?;
+        let ends: HashSet<_> = flows.iter().map(|k| (k.dst, k.dport, k.proto)).collect();
+        let mut lowered = self.lowered.known();
+        lowered.vips.retain(|at, _| !are_all || ends.contains(at));
+        lowered.returns.retain(|at, _| !are_all || ends.contains(at));
+        self.tell(self.tables.clone(), lowered)?;
+        Ok(refused)
+    }
+
+    fn tell(&mut self, wanted: SteerTables, lowered: Lowered) -> Result<(), NicError> {
         let is_unsure = std::mem::replace(&mut self.is_unsure, true);
-        if is_unsure || self.tables.returns != wanted.returns {
+        let other_shares = is_unsure || self.lowered != lowered;
+        self.steer.set_lowered(lowered.clone());
+        self.lowered = lowered;
+        if other_shares || self.tables.returns != wanted.returns {
             self.steer.set_returns(&wanted.returns)?;
         }
         if is_unsure || self.tables.nat != wanted.nat {
@@ -204,7 +245,7 @@ impl Steering {
         if is_unsure || self.tables.transit != wanted.transit {
             self.steer.set_transit(&wanted.transit)?;
         }
-        if is_unsure || self.tables.vips != wanted.vips {
+        if other_shares || self.tables.vips != wanted.vips {
             self.steer.set_vips(&wanted.vips)?;
         }
         self.tables = wanted;

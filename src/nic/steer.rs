@@ -11,6 +11,7 @@ use std::time::Duration;
 mod abi;
 mod heartbeat;
 pub(in crate::nic) mod inbox;
+mod kept;
 mod mapped;
 mod offload;
 mod program;
@@ -20,12 +21,14 @@ mod tcx;
 
 pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
+pub use kept::Lowered;
 pub use offload::{MAX_OFFLOAD_SLOTS, MAX_WAITED, OffloadEntry, OffloadOrder, OffloadSlots};
 pub use program::{Attached, Loaded, PROGRAM_NAME, Sockets, program_name};
 pub use room::check_room;
 
 use abi::{ADDR_CHECKS, ADDR_LOCAL, ADDR_NAT, ADDR_VIP, AddrInfo, Config, Endpoint};
 use heartbeat::Renewal;
+use offload::OffloadKey;
 use program::Program;
 use targets::Target;
 
@@ -89,6 +92,8 @@ pub struct Steer {
     nat: Vec<NatRange>,
     checks: Option<PortRange>,
     local: Vec<Addr>,
+    lowered: Lowered,
+    kept: HashMap<OffloadKey, u32>,
 }
 
 /// First and last.
@@ -111,6 +116,8 @@ impl Steer {
             nat: Vec::new(),
             checks: None,
             local: Vec::new(),
+            lowered: Lowered::default(),
+            kept: HashMap::new(),
         }
     }
 
@@ -167,10 +174,11 @@ impl Steer {
     /// Tells a new program what the others know.
     fn tell_all(&self, program: &mut Program) -> Result<(), NicError> {
         program.set_config(self.config)?;
-        program.set_returns(&returns_of(&self.returns))?;
+        program.set_kept(&self.kept)?;
+        program.set_returns(&self.return_words())?;
         program.set_transit(&self.transit)?;
         program.set_addrs(&addr_infos(&self.local, &self.vips, &self.nat, self.checks))?;
-        program.set_services(&endpoints(&self.vips))?;
+        program.set_services(&self.service_words())?;
         if let Some(offload) = &mut program.offload {
             for (port, to) in (0u32..).zip(&self.targets) {
                 offload.set_port(port, *to)?;
@@ -304,7 +312,7 @@ impl Steer {
     /// More than the map holds, or the kernel refusing the update.
     pub fn set_vips(&mut self, vips: &[VipEntry]) -> Result<(), NicError> {
         self.vips = vips.to_vec();
-        let wanted = endpoints(vips);
+        let wanted = self.service_words();
         // The services first: an address without its service is passed or routed, not steered.
         self.all().try_for_each(|p| p.set_services(&wanted))?;
         self.set_addrs()
@@ -336,7 +344,7 @@ impl Steer {
     /// As [`Steer::set_vips`].
     pub fn set_returns(&mut self, backends: &[VipEntry]) -> Result<(), NicError> {
         self.returns = backends.to_vec();
-        let wanted = returns_of(backends);
+        let wanted = self.return_words();
         self.all().try_for_each(|p| p.set_returns(&wanted))
     }
 
@@ -377,6 +385,18 @@ impl Steer {
             .flatten()
             .map(|p| Ok(SteerStats { interface: p.interface.clone(), counts: p.counts()? }))
             .collect()
+    }
+
+    fn service_words(&self) -> HashMap<Endpoint, u32> {
+        let mut words = endpoints(&self.vips);
+        kept::mark(&self.lowered.vips, &mut words);
+        words
+    }
+
+    fn return_words(&self) -> HashMap<Endpoint, u32> {
+        let mut words = returns_of(&self.returns);
+        kept::mark(&self.lowered.returns, &mut words);
+        words
     }
 
     fn set_addrs(&mut self) -> Result<(), NicError> {
@@ -446,53 +466,4 @@ fn addr_infos(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn vip(addr: &str, port: u16, canary_share: u16) -> VipEntry {
-        VipEntry { addr: addr.parse().expect("literal"), port, proto: 6, canary_share }
-    }
-
-    #[test]
-    fn an_address_gathers_all_its_roles() {
-        let a: Addr = "192.0.2.1".parse().expect("literal");
-        let infos = addr_infos(
-            &[a],
-            &[vip("192.0.2.1", 80, 10_000), vip("192.0.2.1", 443, 500)],
-            &[NatRange { addr: a, first: 40_000, last: 49_999 }],
-            Some((64_000, 64_511)),
-        );
-        let info = infos[&a];
-        assert_eq!(info.flags, ADDR_LOCAL | ADDR_VIP | ADDR_NAT);
-        assert_eq!((info.nat_first, info.nat_last), (40_000, 49_999));
-        assert_eq!(info.fragment_share, 500, "fragments follow the smallest share");
-    }
-
-    #[test]
-    fn checks_have_ports_of_own_addresses_only() {
-        let [own, vip_too, nat] =
-            ["192.0.2.1", "192.0.2.2", "192.0.2.9"].map(|a| a.parse().expect("literal"));
-        let range = NatRange { addr: nat, first: 40_000, last: 49_999 };
-        let vips = [vip("192.0.2.2", 80, 10_000), vip("192.0.2.3", 80, 10_000)];
-        let infos = addr_infos(&[own, vip_too], &vips, &[range], Some((64_000, 64_511)));
-        let told = |a: &Addr| (infos[a].flags, infos[a].nat_first, infos[a].nat_last);
-        assert_eq!(told(&own), (ADDR_LOCAL | ADDR_CHECKS, 64_000, 64_511));
-        assert_eq!(told(&vip_too), (ADDR_LOCAL | ADDR_VIP | ADDR_CHECKS, 64_000, 64_511));
-        assert_eq!(told(&nat), (ADDR_NAT, 40_000, 49_999));
-        assert_eq!(told(&vips[1].addr), (ADDR_VIP, 0, 0), "not the box's own");
-    }
-
-    #[test]
-    fn later_fragments_of_backends_have_no_port_and_the_smallest_share() {
-        let tunnel = vip("10.0.0.2", 0, SHARE_TUNNEL as u16);
-        let map = fragments_of(&[vip("10.0.0.1", 80, 500), vip("10.0.0.1", 443, 9_000), tunnel]);
-        let list: Vec<_> = map.iter().map(|(e, share)| (e.port, *share)).collect();
-        assert_eq!(list, [(0, 500)], "and none of tunnels' ends");
-    }
-
-    #[test]
-    fn the_largest_share_of_a_backend_counts() {
-        let map = endpoints(&[vip("10.0.0.1", 80, 500), vip("10.0.0.1", 80, 9_000)]);
-        assert_eq!(map.values().copied().collect::<Vec<_>>(), [9_000]);
-    }
-}
+mod tests;

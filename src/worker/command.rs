@@ -8,6 +8,7 @@ use crossbeam::queue::ArrayQueue;
 
 use super::count::FlowCount;
 use super::egress::EgressQueue;
+use super::keys::KeyList;
 use super::leaving::Leaving;
 use super::turn::Worker;
 use crate::base::{Addr, Nanos};
@@ -51,6 +52,8 @@ pub enum WorkerCommand {
     ListClasses(Vec<ClassRow>),
     /// Answered by [`WorkerEvent::Counted`].
     CountFlows(Box<FlowCount>),
+    /// Answered by [`WorkerEvent::Keys`].
+    ListKeys(Box<KeyList>),
     /// Answered by [`WorkerEvent::Cut`].
     CutFlows(Box<FlowCount>),
     /// A packet of a health check to be sent; it goes back by its
@@ -78,6 +81,7 @@ pub enum WorkerEvent {
     /// And when they were listed.
     Classes(Nanos, Vec<ClassRow>),
     Counted(Box<FlowCount>),
+    Keys(Box<KeyList>),
     /// How many were cut.
     Cut(Box<FlowCount>),
     /// A packet waits for this neighbour: have the kernel resolve it.
@@ -190,6 +194,8 @@ pub struct ControlLink {
     listing: Option<FlowList>,
     /// A count of flows under way.
     pub(super) counting: Option<Box<FlowCount>>,
+    /// A list of keys under way.
+    pub(super) keys: Option<Box<KeyList>>,
     /// Flows that are being cut.
     pub(super) cutting: Option<Box<FlowCount>>,
     /// Queues of ports that have others now.
@@ -221,6 +227,7 @@ pub fn control_link(waker: Option<Waker>) -> (ControlLink, WorkerLink) {
             rings: Arc::clone(&rings),
             listing: None,
             counting: None,
+            keys: None,
             cutting: None,
             leaving: Vec::with_capacity(LEAVING_MAX),
             deciding: None,
@@ -254,7 +261,7 @@ impl ControlLink {
     /// What was asked is under way: the next question waits.
     fn is_busy(&self) -> bool {
         let asked = self.listing.is_some() || self.counting.is_some() || self.cutting.is_some();
-        asked || !self.leaving.is_empty()
+        asked || self.keys.is_some() || !self.leaving.is_empty()
     }
 
     /// Room for one more event, so that whatever a command replaces can go back.
@@ -281,6 +288,7 @@ impl<P: Port> Worker<P> {
     fn obey_commands(&mut self, now: Nanos) {
         self.list_flows();
         self.count_flows();
+        self.list_keys();
         self.cut_flows(now);
         self.move_packets(now);
         self.decide_anew(now);
@@ -308,6 +316,11 @@ impl<P: Port> Worker<P> {
                     (count.cursor, count.flows) = (0, 0);
                     self.parts.control.counting = Some(count);
                     self.count_flows();
+                }
+                WorkerCommand::ListKeys(mut list) => {
+                    list.keys.clear();
+                    self.parts.control.keys = Some(list);
+                    self.list_keys();
                 }
                 WorkerCommand::CutFlows(mut cut) => {
                     (cut.cursor, cut.flows) = (0, 0);

@@ -35,6 +35,13 @@
 #define SHARE_ALL 10000
 // In place of a share: where our tunnels lead. What comes from there is nothing of ours.
 #define SHARE_TUNNEL 65535
+// A share's word has 16 bits of it, then 14 of the one that it was lowered from, while it is not
+// known yet which flows began before.
+#define SHARE_BEFORE 16
+#define SHARE_BEFORE_MAX 16383
+// Flows outside of it are kept.
+#define SHARE_KEEPS 1073741824
+#define MAX_KEPT 65536
 
 // An address, port and protocol: of a service (destination) or of a DNAT backend (source), whose
 // later fragments have port 0.
@@ -190,6 +197,43 @@ static __always_inline int is_stale(const struct tg_config *cfg, __u32 worker, _
 #include "offload.h"
 #include "fragments.h"
 
+// Flows that began while their service's share was larger: as the client sends, and with `dnat` as
+// its backend sees that.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_KEPT);
+	__type(key, struct tg_offload_key);
+	__type(value, __u32);
+} kept SEC(".maps");
+
+// Whether a flow outside of its service's share is one that began while the share was larger. Until
+// those are known, who comes by the share before is noted here.
+static __always_inline int stays(const struct tg_offload_key *key, __u64 hash, __u32 share)
+{
+	__u32 one = 1;
+
+	if (in_share(hash, share >> SHARE_BEFORE & SHARE_BEFORE_MAX)) {
+		bpf_map_update_elem(&kept, key, &one, BPF_ANY);
+		return 1;
+	}
+	return bpf_map_lookup_elem(&kept, key) != NULL;
+}
+
+static __always_inline int is_ours(const struct tg_addr *client, __u16 client_port,
+				   const struct tg_addr *server, __u16 server_port, __u8 proto,
+				   __u32 share)
+{
+	__u64 hash = hash_endpoint(client, client_port);
+
+	if (in_share(hash, share & 0xffff))
+		return 1;
+	if (share <= 0xffff)
+		return 0;
+	struct tg_offload_key key = { *client, *server, client_port, server_port, proto, {} };
+	return stays(&key, hash, share);
+}
+
 // Hands a packet of ours to the queue's socket, unless its worker has stopped beating.
 static __always_inline int steer(HOOK *ctx, struct tg_config *cfg, __u32 reason)
 {
@@ -233,7 +277,7 @@ static __always_inline int decide_error(HOOK *ctx, struct tg_config *cfg,
 	key = endpoint(&q.src, q.sport, q.proto);
 	share = bpf_map_lookup_elem(&services, &key);
 	if (share)
-		return in_share(hash_endpoint(&q.dst, q.dport), *share) ?
+		return is_ours(&q.dst, q.dport, &q.src, q.sport, q.proto, *share) ?
 			steer(ctx, cfg, TG_ERROR) : count(TG_CANARY, XDP_PASS);
 	info = bpf_map_lookup_elem(&addrs, &q.src);
 	if (info && info->flags & TG_ADDR_NAT &&
@@ -244,7 +288,7 @@ static __always_inline int decide_error(HOOK *ctx, struct tg_config *cfg,
 	share = bpf_map_lookup_elem(&returns, &key);
 	if (!share)
 		return -1;
-	return in_share(hash_endpoint(&q.src, q.sport), *share) ?
+	return is_ours(&q.src, q.sport, &q.dst, q.dport, q.proto, *share) ?
 		steer(ctx, cfg, TG_ERROR) : count(TG_CANARY, XDP_PASS);
 }
 
@@ -263,9 +307,11 @@ static __always_inline int decide_address(HOOK *ctx, struct tg_config *cfg,
 		struct tg_endpoint key = endpoint(&p->dst, p->dport, p->proto);
 		__u32 *share = bpf_map_lookup_elem(&services, &key);
 
-		if (share)
-			return in_share(hash_endpoint(&p->src, p->sport), *share) ?
-				steer(ctx, cfg, TG_VIP) : count(TG_CANARY, XDP_PASS);
+		if (share) {
+			if (!is_ours(&p->src, p->sport, &p->dst, p->dport, p->proto, *share))
+				return count(TG_CANARY, XDP_PASS);
+			return steer(ctx, cfg, TG_VIP);
+		}
 	}
 	if (info->flags & (TG_ADDR_NAT | TG_ADDR_CHECKS) &&
 	    (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
@@ -323,7 +369,7 @@ static __always_inline int decide(HOOK *ctx, struct tg_config *cfg,
 			steer(ctx, cfg, TG_FRAGMENT) : count(TG_CANARY, XDP_PASS);
 	if (share && *share != SHARE_TUNNEL)
 		// The client's endpoint is hashed, as on its way in.
-		return in_share(hash_endpoint(&p->dst, p->dport), *share) ?
+		return is_ours(&p->dst, p->dport, &p->src, p->sport, p->proto, *share) ?
 			steer(ctx, cfg, TG_DNAT_RETURN) : count(TG_CANARY, XDP_PASS);
 	if (is_link_scope(&p->dst))
 		return count(TG_GROUP, XDP_PASS);
@@ -419,6 +465,7 @@ const struct tg_layout tg_layouts[] __attribute__((section("tg_layout"), used)) 
 	NUMBER(TG_CANARY), NUMBER(TG_GROUP), NUMBER(TG_ICMP), NUMBER(TG_MALFORMED),
 	NUMBER(TG_STALE_PASS), NUMBER(TG_STALE_DROP), NUMBER(TG_NO_SOCKET), NUMBER(TG_OFFLOADED),
 	NUMBER(TG_ERROR), NUMBER(TG_FRAGMENT_PASS), NUMBER(TG_REASONS), NUMBER(SHARE_TUNNEL),
+	NUMBER(SHARE_BEFORE), NUMBER(SHARE_BEFORE_MAX), NUMBER(SHARE_KEEPS), NUMBER(MAX_KEPT),
 	WHOLE(tg_offload_key), FIELD(tg_offload_key, src), FIELD(tg_offload_key, dst),
 	FIELD(tg_offload_key, sport), FIELD(tg_offload_key, dport), FIELD(tg_offload_key, proto),
 	WHOLE(tg_offload), FIELD(tg_offload, src), FIELD(tg_offload, dst),

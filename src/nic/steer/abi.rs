@@ -18,6 +18,17 @@ pub const MAX_PREFIXES: u32 = 65_536;
 pub const SHARE_ALL: u32 = 10_000;
 /// In place of a share: where tunnels lead, of which only errors are told.
 pub const SHARE_TUNNEL: u32 = 65_535;
+/// From which bit on a share's word has the one that it was lowered from, while it is not known
+/// which flows began before.
+pub const SHARE_BEFORE: u32 = 16;
+/// And its largest value.
+pub const SHARE_BEFORE_MAX: u32 = 16_383;
+/// In a share's word: flows outside of it are kept.
+pub const SHARE_KEEPS: u32 = 1 << 30;
+/// Flows that are kept though their services' shares are smaller by now.
+pub const MAX_KEPT: u32 = 65_536;
+
+const _: () = assert!(SHARE_ALL <= SHARE_BEFORE_MAX);
 
 /// `struct tg_endpoint`: the key of services and of DNAT returns. Byte for byte, hence `pad`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -253,6 +264,10 @@ mod tests {
             ("MAX_PREFIXES", MAX_PREFIXES),
             ("SHARE_ALL", SHARE_ALL),
             ("SHARE_TUNNEL", SHARE_TUNNEL),
+            ("SHARE_BEFORE", SHARE_BEFORE),
+            ("SHARE_BEFORE_MAX", SHARE_BEFORE_MAX),
+            ("SHARE_KEEPS", SHARE_KEEPS),
+            ("MAX_KEPT", MAX_KEPT),
             ("MAX_OFFLOADS", MAX_OFFLOADS),
             ("MAX_OFFLOAD_SLOTS", MAX_OFFLOAD_SLOTS),
             ("MAX_PORTS", MAX_PORTS),

@@ -24,7 +24,7 @@ const _: () = assert!(MAX_OFFLOADS >= 2 * MAX_OFFLOAD_SLOTS);
 const _: () = assert!(MAX_PORTS as usize >= PORTS_MAX);
 
 /// `struct tg_offload_key`. Byte for byte, hence `pad`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub(super) struct OffloadKey {
     pub(super) src: Addr,

@@ -165,6 +165,7 @@ pub(super) struct Program {
     services: HashMap<MapData, Endpoint, u32>,
     returns: HashMap<MapData, Endpoint, u32>,
     transit: LpmTrie<MapData, [u8; 16], u32>,
+    kept: HashMap<MapData, OffloadKey, u32>,
     counters: PerCpuArray<MapData, u64>,
     /// `None` where nothing is to be offloaded: the maps are as small as can be then.
     pub(super) offload: Option<Offloads>,
@@ -250,6 +251,7 @@ impl Program {
             services: take(&mut ebpf, "services")?,
             returns: take(&mut ebpf, "returns")?,
             transit: take(&mut ebpf, "transit")?,
+            kept: take(&mut ebpf, "kept")?,
             counters: take(&mut ebpf, "counters")?,
             offload,
             lasting,
@@ -297,6 +299,16 @@ impl Program {
             self.transit.remove(&Key::new(len, addr)).map_err(error)?;
         }
         Ok(())
+    }
+
+    /// Keeps a flow besides; `false`: there is no room.
+    pub(super) fn keep(&mut self, key: &OffloadKey) -> bool {
+        self.kept.insert(key, 1, 0).is_ok()
+    }
+
+    /// Keeps these flows and no others.
+    pub(super) fn set_kept(&mut self, wanted: &Set<OffloadKey, u32>) -> Result<(), NicError> {
+        replace(&mut self.kept, wanted).map_err(|e| map_error("kept", &e))
     }
 
     /// Packets by reason since the program was loaded.

@@ -1,0 +1,93 @@
+//! Flows outside of their service's share by now, listed a bounded number a turn.
+
+use std::sync::Arc;
+
+use super::command::WorkerEvent;
+use super::turn::Worker;
+use crate::base::Addr;
+use crate::base::hash::canary_place;
+use crate::flow::{Flow, FlowKind};
+use crate::nic::Port;
+use crate::packet::{FlowKey, FlowRef};
+
+/// Flows looked at in one turn of the loop at most.
+const FLOWS_A_TURN: u32 = 256;
+/// A flow is listed by both its ends.
+const KEYS_A_FLOW: usize = 2;
+
+/// Services whose share was lowered, by address, port and protocol, with the share in hundredths of
+/// a percent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside(Vec<((Addr, u16, u8), u16)>);
+
+/// Keys of flows, in parts where there are many.
+#[derive(Clone, Debug)]
+pub struct KeyList {
+    pub of: Arc<Outside>,
+    /// Where to begin; where it ended, once answered. 0 at first, and at the end of the table.
+    pub cursor: u32,
+    /// As the client sends, and where answers come from the backend itself, as if it sent there;
+    /// filled as far as there is capacity.
+    pub keys: Vec<FlowKey>,
+}
+
+impl KeyList {
+    /// With room for so many flows a part.
+    pub fn new(of: Arc<Outside>, flows: usize) -> KeyList {
+        KeyList { of, cursor: 0, keys: Vec::with_capacity(flows.max(1) * KEYS_A_FLOW) }
+    }
+
+    fn has_room(&self) -> bool {
+        self.keys.len() + KEYS_A_FLOW <= self.keys.capacity()
+    }
+
+    fn add(&mut self, flow: &Flow) {
+        let (client, server) = (flow.client_key(), flow.server_key());
+        self.keys.push(client);
+        if (server.dst, server.dport) == (client.src, client.sport) {
+            self.keys.push(FlowKey { dst: server.src, dport: server.sport, ..client });
+        }
+    }
+}
+
+impl Outside {
+    pub fn new(mut services: Vec<((Addr, u16, u8), u16)>) -> Outside {
+        services.sort_unstable();
+        Outside(services)
+    }
+
+    fn has(&self, flow: &Flow) -> bool {
+        if flow.kind == FlowKind::Transit || flow.tcp.has_ended() {
+            return false;
+        }
+        let key = flow.client_key();
+        let at = (key.dst, key.dport, key.proto);
+        let Ok(found) = self.0.binary_search_by_key(&at, |s| s.0) else { return false };
+        canary_place(key.src, key.sport) >= self.0[found].1
+    }
+}
+
+impl<P: Port> Worker<P> {
+    /// Goes on with the list that is under way.
+    pub(super) fn list_keys(&mut self) {
+        let Some(list) = &mut self.parts.control.keys else { return };
+        let flows = &self.parts.flows;
+        let capacity = flows.capacity() as u32;
+        let end = list.cursor.saturating_add(FLOWS_A_TURN).min(capacity);
+        while list.cursor < end && list.has_room() {
+            if let Some(flow) = flows.at(FlowRef(list.cursor)).filter(|flow| list.of.has(flow)) {
+                list.add(flow);
+            }
+            list.cursor += 1;
+        }
+        let at_end = list.cursor == capacity;
+        if at_end {
+            list.cursor = 0;
+        }
+        if (at_end || !list.has_room())
+            && let Some(list) = self.parts.control.keys.take()
+        {
+            self.parts.control.tell(WorkerEvent::Keys(list));
+        }
+    }
+}

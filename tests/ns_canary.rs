@@ -1,0 +1,105 @@
+//! A canary that is made smaller: connections that have begun stay where they are.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use common::{Net, SERVERS4, VIP4, nat, pool, service};
+use tidegate::lab::{Namespace, wait_for};
+
+const PORT: u16 = 7000;
+const HERE: u8 = b'K';
+const BEHIND: u8 = b'B';
+/// For what takes seconds on a machine of its own.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Says who it is for every byte that it hears.
+fn serve(ns: &Namespace, at: &str, name: u8) {
+    let address = SocketAddr::new(at.parse().expect("an address"), PORT);
+    let listener = ns.enter(move || TcpListener::bind(address)).expect("thread").expect("bind");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&[name]).is_ok() {}
+            });
+        }
+    });
+}
+
+struct Clients(Vec<TcpStream>);
+
+impl Clients {
+    fn connect(net: &Net, count: usize) -> Clients {
+        let vip = SocketAddr::new(VIP4.parse().expect("an address"), PORT);
+        let all =
+            move || (0..count).map(|_| TcpStream::connect(vip)).collect::<Result<Vec<_>, _>>();
+        let all = net.client.enter(all).expect("thread").expect("connections");
+        all.iter().for_each(|s| s.set_read_timeout(Some(PATIENCE)).expect("a limit"));
+        Clients(all)
+    }
+
+    /// Who answers each of them.
+    fn ask(&mut self) -> Vec<u8> {
+        let ask = |stream: &mut TcpStream| {
+            let mut byte = [0];
+            stream.write_all(b"?").expect("sent");
+            stream.read_exact(&mut byte).expect("an answer");
+            byte[0]
+        };
+        self.0.iter_mut().map(ask).collect()
+    }
+}
+
+/// Until the kernel gets a client's connection: it is known then which flows had begun.
+fn wait_for_the_kernel(net: &Net) {
+    let is_here = || Clients::connect(net, 1).ask() == [HERE];
+    wait_for(PATIENCE, "a client of the kernel's", is_here).expect("one");
+}
+
+fn flows_stay_when_the_share_falls(mode: &str) {
+    let net = Net::new(1);
+    net.appliance.ip(&format!("addr add {VIP4}/32 dev lo")).expect("an address of the box");
+    serve(&net.appliance, VIP4, HERE);
+    SERVERS4.iter().for_each(|at| serve(&net.server, at, BEHIND));
+    let config = |percent: u8| {
+        let canary = format!("canary_percent = {percent}\n");
+        let service = service("web", VIP4, PORT, "web", mode) + &canary;
+        [net.config_head("l4-balancer", ""), nat(), service, pool("web", SERVERS4, PORT)].concat()
+    };
+    let _edge = net.start(&config(100));
+    let lower = |percent: u8| {
+        net.write("tidegate.toml", &config(percent));
+        net.ask(&["reload"]).expect("taken");
+    };
+    let mut first = Clients::connect(&net, 40);
+    assert_eq!(first.ask(), [BEHIND; 40]);
+
+    lower(25);
+    assert_eq!(first.ask(), [BEHIND; 40], "while it is found out who they are");
+    wait_for_the_kernel(&net);
+    let mut second = Clients::connect(&net, 60);
+    let of_second = second.ask();
+    let here = of_second.iter().filter(|by| **by == HERE).count();
+    assert!((20..60).contains(&here), "{here} of 60 are the kernel's, with a canary of 25 %");
+    assert_eq!(first.ask(), [BEHIND; 40], "once it is known");
+
+    lower(0);
+    assert_eq!((first.ask(), second.ask()), (vec![BEHIND; 40], of_second.clone()));
+    wait_for_the_kernel(&net);
+    let mut third = Clients::connect(&net, 20);
+    assert_eq!(third.ask(), [HERE; 20]);
+    assert_eq!((first.ask(), second.ask()), (vec![BEHIND; 40], of_second));
+}
+
+#[test]
+fn flows_of_nat_stay_when_the_share_falls() {
+    flows_stay_when_the_share_falls("nat");
+}
+
+#[test]
+fn flows_of_dnat_stay_when_the_share_falls() {
+    flows_stay_when_the_share_falls("dnat");
+}

@@ -75,7 +75,7 @@ fuzz: packages-fuzz
 # CI takes a few seeds of each simulation; a seed that fails is printed, and fails again alone.
 SEEDS ?= 1000
 seeds: packages-build
-	TIDEGATE_SIM_SEEDS=$(SEEDS) $(CARGO) test --locked --test sim binding
+	TIDEGATE_SIM_SEEDS=$(SEEDS) $(CARGO) test --release --locked --test sim
 
 # One after another: they share two cores. Each prints a table and writes JSON. The last five
 # compare forwarders, routers by name, shapers and shadows in namespaces of their own: they need root.

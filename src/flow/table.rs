@@ -58,7 +58,10 @@ pub struct Timeouts {
     /// Both FINs seen, and one of them again: the next time it comes may be so much later. Linux
     /// doubles the time between two up to 120 s, and waits for a connection's last FIN for 60 s.
     pub last_ack: Duration,
-    /// Both FINs or a RST seen: retransmissions may still come.
+    /// Both FINs seen: the last one may still be lost on its way from here, and six times more
+    /// before it comes here (Linux sends it again after 0.2 s, and each time after twice as long).
+    pub time_wait: Duration,
+    /// A RST seen, or the flow was cut: retransmissions may still come.
     pub closed: Duration,
 }
 
@@ -71,6 +74,7 @@ impl Default for Timeouts {
             datagrams: Duration::from_secs(5 * 60),
             closing: Duration::from_secs(4 * 60),
             last_ack: Duration::from_secs(60),
+            time_wait: Duration::from_secs(20),
             closed: Duration::from_secs(10),
         }
     }
@@ -108,6 +112,7 @@ struct Ticks {
     datagrams: u32,
     closing: u32,
     last_ack: u32,
+    time_wait: u32,
     closed: u32,
 }
 
@@ -162,6 +167,7 @@ impl FlowTable {
                 datagrams: ticks(timeouts.datagrams),
                 closing: ticks(timeouts.closing),
                 last_ack: ticks(timeouts.last_ack),
+                time_wait: ticks(timeouts.time_wait),
                 closed: ticks(timeouts.closed),
             },
             seed,
@@ -425,8 +431,9 @@ impl FlowTable {
             TcpState::OneWay => t.one_way.min(own),
             TcpState::Established => own,
             TcpState::FinForward | TcpState::FinReply => t.closing.min(own),
-            TcpState::LastAck => t.last_ack.min(own.max(t.closed)),
-            TcpState::Vacant | TcpState::TimeWait | TcpState::Reset | TcpState::Cut => t.closed,
+            TcpState::LastAck => t.last_ack.min(own.max(t.time_wait)),
+            TcpState::TimeWait => t.time_wait,
+            TcpState::Vacant | TcpState::Reset | TcpState::Cut => t.closed,
         };
         flow.last_seen.saturating_add(idle)
     }

@@ -261,7 +261,7 @@ proptest! {
 fn whose_last_fin_comes_again_is_kept_for_the_next() {
     const FIN_ACK: u8 = 0x11;
     let secs = Duration::from_secs;
-    // Seconds to the server's FIN and to the same again; whether the flow is there 15 s, and 55 s
+    // Seconds to the server's FIN and to the same again; whether the flow is there 25 s, and 55 s
     // after that.
     for (first, again, kept) in [
         (0, None, [false; 2]),
@@ -281,7 +281,7 @@ fn whose_last_fin_comes_again_is_kept_for_the_next() {
             now += secs(wait);
             t.touch(now, r, &mut meta(FIN_ACK, Direction::Reply), 60);
         }
-        let is_kept = [15, 55].map(|wait| {
+        let is_kept = [25, 55].map(|wait| {
             t.expire(now + secs(wait), 100, |_, _| true);
             t.at(r).is_some()
         });

@@ -131,3 +131,31 @@ fn what_a_fifo_held_goes_first_until_all_of_it_has_gone() {
         link.finish();
     }
 }
+
+/// What a FIFO took over from flows that were asleep goes first, and at once, where there is a pace
+/// again before those would have woken.
+#[test]
+fn what_a_fifo_held_does_not_sleep_for_flows_that_were_there_before_it() {
+    const BACKLOG: u16 = 30;
+    let managed = QueueSpec::FqCodel { target: 1 << 40, interval: 1 << 40 };
+    let leaf = |id| class(id, 10.0).queue(managed).flow_rate(0.1);
+    let paced = port(100.0, &[leaf(1), leaf(2)]);
+    let fifo = port(100.0, &[class(1, 10.0).queue(QueueSpec::Fifo), leaf(2)]);
+    let mut link = Link::new(&paced, 100.0, 256);
+    let (start, mut sent_at) = (link.now, Vec::new());
+    for spec in [&fifo, &paced] {
+        for at in 0..BACKLOG {
+            link.offer(ClassId(1), u32::from(at % 3), 1_000);
+        }
+        // Some goes; each flow of a kilobyte then sleeps for 10 ms.
+        let soon = link.now.saturating_add(50_000);
+        link.run(&[], soon, |sent| sent_at.push(sent.at));
+        link.reconfigure(spec);
+    }
+    assert!(sent_at.len() < 2 * usize::from(BACKLOG), "some of it waits yet");
+    let end = link.now.saturating_add(2_000_000);
+    link.run(&[], end, |sent| sent_at.push(sent.at));
+    assert_eq!(sent_at.len(), 2 * usize::from(BACKLOG), "60 kB at 100 MB/s");
+    assert!(sent_at.iter().all(|at| at.since(start) < 2_000_000));
+    link.finish();
+}

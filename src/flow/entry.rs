@@ -117,6 +117,9 @@ pub struct Details {
     pub backend: u16,
     /// `first_byte` is known.
     pub(super) is_begun: bool,
+    /// Packets that the client has sent since it asked for a connection, while the server has said
+    /// nothing; at the maximum once it has.
+    pub(super) unheard: u8,
 }
 
 // With 8 bytes of timer links and its share of the index a flow costs less than 192 bytes.
@@ -131,6 +134,7 @@ impl Details {
         first_byte: 0,
         backend: NONE_U16,
         is_begun: false,
+        unheard: 0,
     };
 
     /// Where what is to be inspected of a client's stream begins: behind its SYN, or behind what

@@ -30,11 +30,11 @@ impl<'a> Facts<'a> {
 
 impl Rules {
     /// What becomes of a flow by its ends, its bytes and its server name, if it is told, whatever
-    /// else is true of it. `None`: a rule that comes first, or the catalogue, might decide by more.
+    /// else is true of it. `None`: a rule that comes first, or the catalogue, might decide by more,
+    /// now or once the flow has more bytes.
     pub fn decide_by_known(&self, facts: &Facts<'_>) -> Option<Decision> {
         let hits = self.hits(facts, None);
-        let level = self.level(facts.bytes);
-        let first = self.first(&hits, level);
+        let first = self.first(&hits, self.level(facts.bytes));
         let bound = first.unwrap_or(NO_RULE);
         let has_name = usize::from(facts.sni.is_some());
         let before = self.beyond_known[has_name].iter().take_while(|&&rule| rule < bound);
@@ -42,14 +42,16 @@ impl Rules {
             let known = self.rules[usize::from(rule)].needs.both(KNOWN[has_name]);
             let named =
                 |kind| self.values.any(hits.of(kind), |value| self.values.names(value, rule));
-            self.applies(rule, level) && known.iter().all(named)
+            self.applies(rule, self.sizes.len() as u8) && known.iter().all(named)
         };
         if before.clone().nth(LOOKED_AT_MAX).is_some() || before.copied().any(may_apply) {
             return None;
         }
         let decision = self.decision(first, facts, None);
-        let is_left = decision.class == ClassId::UNSET && self.by_catalogue;
-        (!is_left).then_some(decision)
+        let is_left = |decision: &Decision| decision.class == ClassId::UNSET;
+        let may_know = self.by_catalogue
+            && (is_left(&decision) || self.steps(facts).iter().any(|(_, step)| is_left(&step)));
+        (!may_know).then_some(decision)
     }
 }
 
@@ -73,6 +75,7 @@ mod tests {
             RuleSpec { sni: vec![NamePattern::Exact("a".into())], ..by_port(2) },
             RuleSpec { dscp: vec![0], ..by_port(3) },
             RuleSpec { bytes_over: Some(1_000), ..by_port(4) },
+            RuleSpec { bytes_over: Some(1_000), dscp: vec![0], ..by_port(6) },
             RuleSpec {
                 vip: vec!["203.0.113.1".parse().expect("an address")],
                 ..RuleSpec::default()
@@ -88,8 +91,9 @@ mod tests {
             (vip, 1, 0, Some(Some(0))),
             (vip, 2, 0, None),
             (vip, 3, 0, None),
-            (vip, 4, 1_000, Some(Some(4))),
+            (vip, 4, 1_000, Some(Some(5))),
             (vip, 4, 1_001, Some(Some(3))),
+            (vip, 6, 0, None),
             ("203.0.113.2", 1, 0, Some(Some(0))),
             ("203.0.113.2", 5, 0, None),
         ];
@@ -100,7 +104,12 @@ mod tests {
         let catalogue = catalogue::Catalogue::builtin();
         let (rules, key) = (Rules::compile(&[by_port(1)]), key(vip, 9));
         assert_eq!(rules.decide_by_known(&Facts::of_ends(&key, 0)), Some(Decision::NONE));
-        let rules = rules.with_catalogue(catalogue, &names);
+        let rules = rules.with_catalogue(catalogue.clone(), &names);
         assert_eq!(rules.decide_by_known(&Facts::of_ends(&key, 0)), None, "the catalogue may know");
+        let class = ClassId::UNSET;
+        let marked = RuleSpec { bytes_over: Some(1_000), mark: Some(8), class, ..by_port(9) };
+        let rules = [marked, RuleSpec { class: ClassId(1), ..by_port(9) }];
+        let rules = Rules::compile(&rules).with_catalogue(catalogue, &names);
+        assert_eq!(rules.decide_by_known(&Facts::of_ends(&key, 0)), None, "and later, too");
     }
 }

@@ -417,6 +417,7 @@ proptest! {
                 let little = Facts { sni, ..Facts::of_ends(&key, bytes) };
                 if let Some(known) = rules.decide_by_known(&little) {
                     prop_assert_eq!(known, decision);
+                    prop_assert_eq!(rules.steps(&little), rules.steps(&facts));
                 }
             }
             let mut last = decision;

@@ -94,7 +94,9 @@ impl Queues {
                 standing => standing,
             };
             self.append(leaf, flow, standing);
-            self.pacing.set(flow, due);
+            // Nobody's pace holds what goes first, nor what a FIFO has: that goes first later.
+            let waits = !(goes_first || self.manner(leaf).is_fifo());
+            self.pacing.set(flow, if waits { due } else { Due::default() });
         } else {
             let entry = self.flows.at_mut(flow);
             let tail = std::mem::replace(&mut entry.tail, old.tail);

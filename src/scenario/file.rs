@@ -166,7 +166,10 @@ impl Atom for Granted {
         let (number, unit) = text.split_at(cut);
         match number.parse::<f64>() {
             // Its unit must be one all the same.
-            Ok(0.0) => Rate::from_text(&format!("1{unit}")).map(|_| Granted(None)),
+            Ok(0.0) => match Rate::from_text(&format!("1{unit}")) {
+                Ok(_) => Ok(Granted(None)),
+                Err(_) => Err(format!("`{text}` is not {}", Self::EXPECTED)),
+            },
             _ => Rate::from_text(text).map(|rate| Granted(Some(rate))),
         }
     }
@@ -183,5 +186,20 @@ impl Atom for Packet {
             Ok(n) if (PACKET_MIN..=PACKET_MAX).contains(&n) => Ok(Packet(n)),
             _ => Err(format!("frames have {PACKET_MIN} to {PACKET_MAX} bytes, not {number}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_what_was_written() {
+        for text in ["0", "0parsec", "0.0 lightyears"] {
+            let error = Granted::from_text(text).expect_err(text);
+            assert!(error.contains(&format!("`{text}`")), "{error}");
+        }
+        assert_eq!(Granted::from_text("0%"), Ok(Granted(None)));
+        assert_eq!(Granted::from_text("0Mbit/s"), Ok(Granted(None)));
     }
 }

@@ -4,9 +4,9 @@ use std::mem;
 
 use super::{FlowTable, TCP};
 use crate::base::Nanos;
+use crate::flow::TcpState;
 use crate::flow::wheel::NANOS_PER_TICK;
-use crate::flow::{Flow, TcpState};
-use crate::packet::PacketMeta;
+use crate::packet::{Direction, PacketMeta};
 
 /// Who has no answer sends a SYN again after a second (RFC 6298 section 2), here less what ticks
 /// may be off.
@@ -25,9 +25,21 @@ impl FlowTable {
             TcpState::TimeWait if after != before && ticks >= AGAIN_TICKS => TcpState::LastAck,
             other => other,
         };
+        let details = &mut self.details[at as usize];
+        details.unheard = match (before, after, meta.direction) {
+            (TcpState::SynSent, TcpState::SynSent, Direction::Forward) => {
+                details.unheard.saturating_add(1)
+            }
+            (TcpState::SynSent, _, _) => u8::MAX,
+            (_, TcpState::SynSent, _) => 1,
+            _ => details.unheard,
+        };
+        let came_again = details.unheard == 2 && ticks >= AGAIN_TICKS;
         match before.taken(after, meta.tcp_flags, meta.direction) {
             Some(true) => self.serving.took(self.details[at as usize].backend),
-            Some(false) if after != before || is_unanswered(flow, ticks) => {
+            // Told once a connection, and only where answers come this way: anybody can send SYNs
+            // of others, as often as they please.
+            Some(false) if after != before || came_again && flow.has_reply_key() => {
                 self.serving.failed(self.details[at as usize].backend);
             }
             Some(false) | None => {}
@@ -55,13 +67,6 @@ impl FlowTable {
     }
 }
 
-/// Whether a SYN that has come again shows that its server does not answer: told once a flow, and
-/// only where answers come this way. Anybody can send SYNs of others, as often as they please.
-fn is_unanswered(flow: &Flow, ticks: u32) -> bool {
-    let [syns, answers] = flow.packets();
-    flow.has_reply_key() && ticks >= AGAIN_TICKS && (syns, answers) == (2, 0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -69,7 +74,7 @@ mod tests {
     use super::*;
     use crate::base::Seed;
     use crate::flow::{FlowKind, FlowLimits, NewFlow, Serving, Timeouts};
-    use crate::packet::{ClassId, Direction, FlowKey};
+    use crate::packet::{ClassId, FlowKey};
 
     const SYN: u8 = 0x02;
     const RST_ACK: u8 = 0x14;
@@ -77,6 +82,15 @@ mod tests {
     /// Connections that failed, as the backend's count has it, of SYNs that come at these times of
     /// a flow's life. The first one is that with which it begins.
     fn failed(kind: FlowKind, syns_ms: &[u64], refused: bool) -> u64 {
+        let mut packets: Vec<_> = syns_ms.iter().map(|&ms| (ms, SYN, Direction::Forward)).collect();
+        if refused {
+            packets.push((9_000, RST_ACK, Direction::Reply));
+        }
+        failed_by(kind, &packets)
+    }
+
+    /// The same of any packets that follow the first one.
+    fn failed_by(kind: FlowKind, packets: &[(u64, u8, Direction)]) -> u64 {
         let limits = FlowLimits { flows_max: 8, half_open_max: 8 };
         let serving = Arc::new(Serving::new(8));
         let table = FlowTable::new(limits, Timeouts::default(), Seed(1));
@@ -85,16 +99,12 @@ mod tests {
         let reply = (!kind.is_one_way()).then_some(FlowKey { sport: 8, ..key });
         let (class, idle_established_ms) = (ClassId::UNSET, None);
         let new = NewFlow { key, reply, kind, backend: 0, class, idle_established_ms };
-        let mut syn = PacketMeta { tcp_flags: SYN, ..PacketMeta::default() };
+        let syn = PacketMeta { tcp_flags: SYN, ..PacketMeta::default() };
         let at = |ms: u64| Nanos::from_millis(10_000 + ms);
         let flow = table.insert(at(0), &new, &syn).expect("room");
-        for ms in syns_ms {
-            table.touch(at(*ms), flow, &mut syn, 60);
-        }
-        if refused {
-            let (tcp_flags, direction) = (RST_ACK, Direction::Reply);
-            let mut rst = PacketMeta { tcp_flags, direction, ..PacketMeta::default() };
-            table.touch(at(9_000), flow, &mut rst, 60);
+        for &(ms, tcp_flags, direction) in packets {
+            let mut meta = PacketMeta { tcp_flags, direction, ..PacketMeta::default() };
+            table.touch(at(ms), flow, &mut meta, 60);
         }
         serving.tally(0).failed
     }
@@ -109,5 +119,24 @@ mod tests {
         assert_eq!(nat(&[0, 1, 1_001]), 0, "no TCP does that");
         assert_eq!(failed(FlowKind::Nat, &[0], true), 1, "refused");
         assert_eq!(failed(FlowKind::Dsr, &[0, 1_000, 3_000], false), 0, "answers are not seen");
+    }
+
+    #[test]
+    fn a_flow_that_is_opened_again_may_fail_as_a_new_one() {
+        use Direction::{Forward, Reply};
+        const ACK: u8 = 0x10;
+        const FIN_ACK: u8 = 0x11;
+        let opened = [(0, SYN, Forward), (1, SYN | ACK, Reply), (2, ACK, Forward)];
+        let ended = [(3, FIN_ACK, Forward), (4, FIN_ACK, Reply), (5, ACK, Forward)];
+        let life = [opened, ended].concat();
+        let again =
+            |syns: &[(u64, u8, Direction)]| failed_by(FlowKind::Nat, &[&life[..], syns].concat());
+        assert_eq!(again(&[(5_000, SYN, Forward)]), 0);
+        let unheard = [5_000, 6_000, 8_000].map(|ms| (ms, SYN, Forward));
+        assert_eq!(again(&unheard), 1, "once");
+        assert_eq!(again(&[unheard[0], (5_001, ACK, Reply), unheard[1]]), 0, "it is there");
+        let twice = [&unheard[..], &[(8_001, SYN | ACK, Reply), (8_002, RST_ACK, Forward)]];
+        let later = [15_000, 16_000].map(|ms| (ms, SYN, Forward));
+        assert_eq!(again(&[&twice.concat()[..], &later].concat()), 2, "each time");
     }
 }

@@ -96,13 +96,13 @@ impl Classify {
 }
 
 /// Decides anew about a flow that is under way, where its ends, and the server name of its hello,
-/// are all that the rules ask for. `true`: something else is done with it from now on. None is
-/// ended by that.
+/// are all that the rules ask for. `true`: something else is done with it from now on, or once it
+/// has more bytes. None is ended by that.
 pub(in crate::graph) fn decide_anew(cx: &mut Cx<'_>, at: FlowRef) -> bool {
     let mut deciding = Deciding::of(cx);
     deciding.complete();
     let flow = deciding.flows.get(at);
-    let (key, before) = (flow.client_key(), (flow.class, flow.treatment));
+    let (key, before) = (flow.client_key(), (flow.class, flow.treatment, flow.steps));
     let sni = deciding.names.get(deciding.flows.details(at).name);
     let facts = Facts { sni, ..Facts::of_ends(&key, flow.bytes().iter().sum()) };
     let rules = &deciding.snapshot.rules;
@@ -111,7 +111,7 @@ pub(in crate::graph) fn decide_anew(cx: &mut Cx<'_>, at: FlowRef) -> bool {
     let steps = rules.steps(&facts);
     deciding.enter(at, &decision, &steps);
     let flow = deciding.flows.get(at);
-    (flow.class, flow.treatment) != before
+    (flow.class, flow.treatment, flow.steps) != before
 }
 
 /// Does with a packet what a rule says.

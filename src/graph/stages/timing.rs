@@ -85,6 +85,7 @@ impl Timing {
         let (flow, backend) = (cx.flows.get(first.flow), cx.flows.details(first.flow).backend);
         for (tcp_seq, piece) in said {
             let meta = PacketMeta { tcp_seq, direction: Direction::Forward, ..first.clone() };
+            // What is bound late is answered this way.
             if self.look(flow, at, &meta, piece).1 {
                 cx.flows.serving().asked(backend);
             }
@@ -196,7 +197,8 @@ impl Stage for Timing {
             let payload = bytes.get(usize::from(meta.payload)..usize::from(meta.end));
             let flow = cx.flows.get(meta.flow);
             let (heard, asked) = self.look(flow, cx.now, meta, payload.unwrap_or_default());
-            if asked {
+            // Where answers take another way nobody would be seen to give one.
+            if asked && flow.has_reply_key() {
                 cx.flows.serving().asked(cx.flows.details(meta.flow).backend);
             }
             match heard {
@@ -308,6 +310,21 @@ mod tests {
             Series::Backend(addr(V4.backend.0), V4.backend.1, tcp::PROTOCOL),
         ];
         assert_eq!(counts(&rig), wanted.map(|series| (series, 2, 6, 2 * 140_000)));
+    }
+
+    #[test]
+    fn who_is_asked_is_counted_where_answers_come_this_way() {
+        use crate::graph::stages::rig::CLIENT_SIDE;
+        for (service, wanted) in [(80, 1), (82, 0)] {
+            let mut rig = Rig::new(LIMITS);
+            let stage = &mut Whole(Timing::new(64, 1), Balance::new());
+            let there = (V4.client, (V4.vip, service));
+            send(&mut rig, stage, there, CLIENT_SIDE, (SYN, 9, b""));
+            send(&mut rig, stage, there, CLIENT_SIDE, (ACK, 10, b"GET / HTTP/1.1\r\n\r\n"));
+            let (at, _) = rig.flows.iter().next().expect("a flow");
+            let backend = rig.flows.details(at).backend;
+            assert_eq!(rig.flows.serving().tally(backend).asked, wanted, "port {service}");
+        }
     }
 
     #[test]

@@ -40,6 +40,9 @@ fn other_rules_decide_by_what_is_known_of_a_flow() {
     // Nothing was said yet: the first rule might come to match.
     assert_eq!(anew(&mut c, &[by_name("a.example", CHAT), by_port(CHAT)]), (false, BULK));
     assert_eq!(anew(&mut c, &[by_port(CHAT), by_name("a.example", BULK)]), (true, CHAT));
+    // What comes only later is a change, too: somebody has to watch the flow for it.
+    let grown = RuleSpec { bytes_over: Some(1 << 20), ..by_port(BULK) };
+    assert_eq!(anew(&mut c, &[grown, by_port(CHAT)]), (true, CHAT));
     // None ends by that.
     assert_eq!(anew(&mut c, &[by_port(ClassId::REFUSED)]), (false, CHAT));
     assert_eq!(anew(&mut c, &[]), (true, ClassId::UNSET));

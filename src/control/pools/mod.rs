@@ -57,8 +57,8 @@ pub struct Pools {
     outliers: Outliers,
     zones: Zones,
     nearest: Nearest,
-    /// Backends that have gone down and whose flows are to be cut, by pool.
-    downed: BTreeMap<PoolId, Vec<(Addr, u16)>>,
+    /// Backends that have gone down and whose flows are to be cut, once their pool does not panic.
+    downed: BTreeSet<BackendKey>,
     /// What the workers have.
     applied: Standing,
 }
@@ -93,7 +93,7 @@ impl Pools {
             outliers: Outliers::default(),
             zones: Zones::default(),
             nearest: Nearest::default(),
-            downed: BTreeMap::new(),
+            downed: BTreeSet::new(),
             applied: Standing::default(),
         };
         pools.set_config(config, |_| false);
@@ -160,8 +160,7 @@ impl Pools {
                 let error = health.error.as_deref().unwrap_or_default();
                 tracing::warn!(pool, backend = name, error, "backend down");
                 if config.health.get(usize::from(of.id.0)).is_some_and(|h| h.cuts_on_down) {
-                    let downed = self.downed.entry(of.id).or_default();
-                    downed.push((backend.addr, backend.port));
+                    self.downed.insert(found.key);
                 }
             }
             Some(Change::Up) => {
@@ -172,15 +171,21 @@ impl Pools {
     }
 
     /// Flows that are to be cut; told once. Where so few of a pool are well that all get flows, its
-    /// checks are not believed, and nobody's are. After [`Pools::renewed`].
+    /// checks are not believed: whoever is down still when that is over is told then. After
+    /// [`Pools::renewed`].
     pub fn take_downed(&mut self, config: &Config) -> Vec<FlowsOf> {
-        let downed = std::mem::take(&mut self.downed);
-        let is_believed = |pool: &PoolId| {
-            let spec = config.forward.pools.get(usize::from(pool.0));
-            spec.is_some_and(|spec| !self.is_panicking(&spec.name))
-        };
-        let believed = downed.into_iter().filter(|(pool, _)| is_believed(pool));
-        believed.map(|(pool, ends)| drained::flows_at(config, pool, ends)).collect()
+        let mut downed = std::mem::take(&mut self.downed);
+        downed.retain(|key| self.health.get(key).is_some_and(|health| !health.is_up()));
+        let (waiting, believed) = downed.into_iter().partition(|key| self.is_panicking(&key.0));
+        self.downed = waiting;
+        let mut ends: BTreeMap<String, Vec<(Addr, u16)>> = BTreeMap::new();
+        for (pool, addr, port) in believed {
+            ends.entry(pool).or_default().push((addr, port));
+        }
+        let pools = config.forward.pools.iter().zip(&config.health);
+        let cutting = pools.filter(|(_, health)| health.cuts_on_down);
+        let of = cutting.filter_map(|(pool, _)| Some((pool.id, ends.remove(&pool.name)?)));
+        of.map(|(pool, ends)| drained::flows_at(config, pool, ends)).collect()
     }
 
     /// The state of a backend that is checked.

@@ -355,6 +355,32 @@ fn flows_of_a_backend_that_goes_down_are_cut_unless_all_are_down() {
     });
 }
 
+#[test]
+fn whoever_is_down_when_a_panic_is_over_is_cut_then() {
+    in_runtime(|| {
+        let mut text = shared("\"b\"", "on_down = \"reset\"\n");
+        let mut w = World::new(&text);
+        let cut = |w: &mut World, secs: u64, checks: &[(u8, bool)]| {
+            checks.iter().for_each(|(b, well)| w.check(secs, *b, *well));
+            w.weights(secs);
+            let of = w.pools.take_downed(&w.config);
+            let has = |b: &u8| of.iter().any(|of| of.has(&flow(80, &format!("10.0.0.{b}"))));
+            (1..=4).filter(has).collect::<Vec<u8>>()
+        };
+        assert!(cut(&mut w, 1, &[1, 2, 3, 4].map(|b| (b, false))).is_empty());
+        assert!(cut(&mut w, 2, &[]).is_empty(), "the panic lasts");
+        assert_eq!(cut(&mut w, 3, &[(1, true), (2, true)]), [3, 4], "the others are back");
+        assert!(cut(&mut w, 4, &[]).is_empty(), "once");
+        assert!(cut(&mut w, 5, &[(1, false), (2, false)]).is_empty());
+        // Pools may change their places meanwhile.
+        text = text.replace("\"b\"", "\"0\"").replace("pool.b.", "pool.0.");
+        w.config = load(&text);
+        w.pools.set_config(&w.config, |_| false);
+        w.pools.tables(Nanos(5 * SECOND), &w.config, Seed(1));
+        assert_eq!(cut(&mut w, 6, &[(4, true)]), [1, 2]);
+    });
+}
+
 /// A look at connections that show that these backends fail.
 fn look(w: &mut World, secs: u64, failing: &[usize]) {
     let spec = w.config.outliers[0].clone().expect("given");

@@ -1,7 +1,7 @@
 //! Checks all backends, again and again: a task each, few of them at work at once.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -139,11 +139,19 @@ struct Seats {
     pools: BTreeMap<String, Arc<PoolSeats>>,
 }
 
-/// What a pool has of them. It is replaced where its part changes.
+/// What a pool has of them.
 #[derive(Debug)]
 struct PoolSeats {
     all: Arc<Semaphore>,
-    own: Mutex<Arc<Semaphore>>,
+    own: Semaphore,
+    part: Mutex<Part>,
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    seats: usize,
+    /// Those of them that are taken by more than the part allows: it was larger before.
+    owed: usize,
 }
 
 impl Default for Seats {
@@ -153,44 +161,83 @@ impl Default for Seats {
 }
 
 impl Seats {
-    fn share_out<'a>(&mut self, pools: impl Iterator<Item = &'a str>) {
-        let pools: BTreeSet<&str> = pools.collect();
-        if pools.iter().copied().eq(self.pools.keys().map(String::as_str)) {
-            return;
-        }
-        let part = (AT_ONCE_MAX / pools.len().max(1)).max(1);
-        let mut before = std::mem::take(&mut self.pools);
-        for pool in pools {
-            let own = Arc::new(Semaphore::new(part));
-            let seats = match before.remove(pool) {
-                Some(seats) => {
-                    *seats.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
-                    seats
-                }
-                None => {
-                    let (all, own) = (Arc::clone(&self.all), Mutex::new(own));
-                    Arc::new(PoolSeats { all, own })
-                }
-            };
-            self.pools.insert(pool.to_string(), seats);
+    /// Takes the pool of each backend.
+    fn share_out<'a>(&mut self, backends: impl Iterator<Item = &'a str>) {
+        let mut pools: BTreeMap<&str, usize> = BTreeMap::new();
+        backends.for_each(|pool| *pools.entry(pool).or_default() += 1);
+        let counts: Vec<usize> = pools.values().copied().collect();
+        self.pools.retain(|pool, _| pools.contains_key(pool.as_str()));
+        for (pool, seats) in pools.into_keys().zip(parts(&counts)) {
+            let all = &self.all;
+            let of = self.pools.entry(pool.to_string());
+            of.or_insert_with(|| Arc::new(PoolSeats::none_of(all))).set(seats);
         }
     }
 
     fn of(&self, pool: &str) -> Arc<PoolSeats> {
         let alone = || {
-            let own = Mutex::new(Arc::new(Semaphore::new(1)));
-            Arc::new(PoolSeats { all: Arc::clone(&self.all), own })
+            let alone = PoolSeats::none_of(&self.all);
+            alone.set(1);
+            Arc::new(alone)
         };
         self.pools.get(pool).cloned().unwrap_or_else(alone)
     }
 }
 
+/// The seats of pools of so many backends, no more in all than there are, unless there are more
+/// pools. Nobody waits where there is one for each backend. Otherwise half of them are shared out
+/// equally, so that a hanging backend of a small pool does not hold up the others of it, and what
+/// is left by the number of backends, so that those of a large one are checked about as often.
+fn parts(backends: &[usize]) -> Vec<usize> {
+    let level = |level: usize| backends.iter().map(move |count| level.min(*count));
+    let fits = |at: &usize| level(*at).sum::<usize>() <= AT_ONCE_MAX / 2;
+    let at = (1..=AT_ONCE_MAX).take_while(fits).last().unwrap_or(1);
+    let unmet = backends.iter().sum::<usize>() - level(at).sum::<usize>();
+    let left = AT_ONCE_MAX.saturating_sub(level(at).sum()).min(unmet);
+    let more = |(count, has): (&usize, usize)| has + left * (count - has) / unmet.max(1);
+    backends.iter().zip(level(at)).map(more).collect()
+}
+
 impl PoolSeats {
+    fn none_of(all: &Arc<Semaphore>) -> PoolSeats {
+        PoolSeats { all: Arc::clone(all), own: Semaphore::new(0), part: Mutex::default() }
+    }
+
+    /// Has it so many from now on; those that are taken count.
+    fn set(&self, seats: usize) {
+        let mut part = self.part();
+        let fewer = part.seats.saturating_sub(seats);
+        part.owed += fewer - self.own.forget_permits(fewer);
+        let more = seats.saturating_sub(part.seats);
+        let paid = more.min(part.owed);
+        part.owed -= paid;
+        self.own.add_permits(more - paid);
+        part.seats = seats;
+    }
+
     /// Waits for one of the pool's seats, and for one of all. `None`: there are none any more.
-    async fn take(&self) -> Option<[OwnedSemaphorePermit; 2]> {
-        let own = Arc::clone(&*self.own.lock().unwrap_or_else(PoisonError::into_inner));
-        let own = own.acquire_owned().await.ok()?;
-        Some([own, Arc::clone(&self.all).acquire_owned().await.ok()?])
+    async fn take(self: &Arc<PoolSeats>) -> Option<(Seat, OwnedSemaphorePermit)> {
+        self.own.acquire().await.ok()?.forget();
+        let seat = Seat(Arc::clone(self));
+        Some((seat, Arc::clone(&self.all).acquire_owned().await.ok()?))
+    }
+
+    fn part(&self) -> MutexGuard<'_, Part> {
+        self.part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of a pool's seats that is taken.
+#[derive(Debug)]
+struct Seat(Arc<PoolSeats>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut part = self.0.part();
+        match part.owed {
+            0 => self.0.own.add_permits(1),
+            owed => part.owed = owed - 1,
+        }
     }
 }
 
@@ -378,23 +425,47 @@ mod tests {
     }
 
     #[test]
+    fn each_pool_has_seats_for_its_backends_or_its_part() {
+        assert!(parts(&[]).is_empty());
+        assert_eq!(parts(&[1, 3, 252]), [1, 3, 252], "one for each");
+        assert_eq!(parts(&[200, 9]), [200, 9], "and no more");
+        let beside = |large: usize, many: usize, small: usize| {
+            let parts = parts(&[vec![large], vec![small; many]].concat());
+            assert!(parts.iter().sum::<usize>() <= AT_ONCE_MAX.max(many + 1), "{parts:?}");
+            (parts[0], parts[1])
+        };
+        assert_eq!(beside(500, 63, 1), (193, 1));
+        assert_eq!(beside(500, 63, 4), (104, 2));
+        assert_eq!(beside(500, 1, 500), (128, 128));
+        assert_eq!(beside(500, 1, 5), (251, 5));
+        assert_eq!(beside(500, 300, 4), (1, 1), "there are more pools");
+    }
+
+    #[test]
     fn backends_that_hang_hold_up_their_own_pool_only() {
         in_runtime(async {
             let mut seats = Seats::default();
-            seats.share_out(["big", "small"].into_iter());
+            let of = |big: usize| [vec!["big"; big], vec!["small"; 9]].concat().into_iter();
+            seats.share_out(of(500));
             let (big, small) = (seats.of("big"), seats.of("small"));
             let mut held = Vec::new();
             let soon = Duration::from_millis(10);
             while let Ok(Some(seat)) = timeout(soon, big.take()).await {
                 held.push(seat);
             }
-            assert_eq!(held.len(), AT_ONCE_MAX / 2, "and the rest of them waits");
+            assert_eq!(held.len(), AT_ONCE_MAX - 9, "and the rest of them waits");
             assert!(timeout(soon, small.take()).await.is_ok_and(|seat| seat.is_some()));
-            seats.share_out(["big"].into_iter());
+            // Those that are taken count after a reload, too.
+            seats.share_out(of(200));
+            held.truncate(200);
+            assert!(timeout(soon, big.take()).await.is_err(), "200 of 200 hang");
+            held.truncate(199);
+            assert!(timeout(soon, big.take()).await.is_ok_and(|seat| seat.is_some()));
+            seats.share_out(of(210));
             while let Ok(Some(seat)) = timeout(soon, big.take()).await {
                 held.push(seat);
             }
-            assert_eq!(held.len(), AT_ONCE_MAX, "all, once they are for nobody else");
+            assert_eq!(held.len(), 210);
         });
     }
 

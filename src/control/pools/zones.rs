@@ -1,15 +1,16 @@
 //! How many of a pool's new flows stay in the appliance's zone, and which group of one priority
 //! has them: less at once, more only after a while.
 //!
-//! Of a group, `H` is the weight of the backends in the appliance's zone that are well (those that
-//! have just returned count by the part that they have), and `W` that of all of them. The zone
-//! needs `need` percent of `W` to serve what is its own. So
+//! Of a group, `H` is the weight of the backends in the appliance's zone that are well, and `W`
+//! that of all of them. The zone needs `need` percent of `W` to serve what is its own. So
 //!
 //! ```text
 //! stays = min(100 %, H / (need * W))
 //! ```
 //!
 //! of the flows stay; the rest goes to the group's other zones, by the weight of who is well there.
+//! Where flows come back, backends whose weight grows count by the part that they have. It sends
+//! none away: those that a reload brings would share what is there with the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -53,7 +54,9 @@ impl Zones {
             let Some(weights) = Weights::of(pool, at as u8, well) else { continue };
             let group = self.groups.entry((pool.name.clone(), at as u8)).or_default();
             let after = pool.return_after;
-            let stays = group.stays.settle(now, weights.stays(pool.need_percent), after);
+            let [able, grown] = weights.stays(pool.need_percent);
+            let held = group.stays.now.unwrap_or(able).min(able);
+            let stays = group.stays.settle(now, held.max(grown), after);
             state.spills_percent = if weights.away > 0 { 100 - stays } else { 0 };
             usable[at] = weights.near + weights.away > 0;
             let serves = group.serves.settle(now, if usable[at] { 100 } else { 0 }, after);
@@ -80,6 +83,8 @@ impl Zones {
 struct Weights {
     /// In the appliance's zone, whether well or not.
     near_all: u64,
+    /// Of those that are well: all of it, and the part that they have by now.
+    near_well: u64,
     near: u64,
     /// Elsewhere, and well.
     away: u64,
@@ -96,6 +101,7 @@ impl Weights {
                 true => sums.away += weight * u64::from(*well),
                 false => {
                     sums.near += weight * u64::from(*well);
+                    sums.near_well += weight * u64::from(if *well > 0 { WHOLE } else { 0 });
                     sums.near_all += weight * u64::from(WHOLE);
                 }
             }
@@ -103,14 +109,14 @@ impl Weights {
         sums
     }
 
-    /// Percent of its flows that the zone can serve.
-    fn stays(&self, need_percent: u8) -> u8 {
+    /// Percent of its flows that the zone can serve, and how many by what has grown so far.
+    fn stays(&self, need_percent: u8) -> [u8; 2] {
         let need = self.near_all * u64::from(need_percent) / 100;
-        match (self.near, need) {
+        [self.near_well, self.near].map(|near| match (near, need) {
             (0, _) => 0,
             (_, 0) => 100,
             (near, need) => (near * 100 / need).min(100) as u8,
-        }
+        })
     }
 }
 

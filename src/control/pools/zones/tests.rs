@@ -63,6 +63,24 @@ fn a_backend_that_flaps_moves_flows_once() {
 }
 
 #[test]
+fn what_grows_sends_no_flows_away_and_gets_them_back_by_its_part() {
+    let pool = pool((0..4).map(|i| backend(i, 0, i >= 2)).collect());
+    let mut zones = Zones::default();
+    let mut spills = |second: u64, near: [u32; 2]| {
+        let well = [near[0], near[1], WHOLE, WHOLE];
+        zones.groups(Nanos(second * SECOND), &pool, &well)[0].spills_percent
+    };
+    assert_eq!(spills(0, [10, 10]), 0, "nobody has had them before");
+    assert_eq!(spills(1, [WHOLE, WHOLE]), 0);
+    assert_eq!(spills(2, [10, 10]), 0, "a reload has replaced both");
+    assert_eq!(spills(3, [0, 14]), 29, "room for 5 of 7");
+    assert_eq!(spills(4, [0, 0]), 100);
+    assert_eq!((spills(5, [10, 10]), spills(14, [40, 40])), (100, 100));
+    assert_eq!(spills(15, [50, 50]), 86, "the least that it was: a tenth, 1 of 7");
+    assert_eq!((spills(24, [80, 80]), spills(25, [90, 90])), (86, 29), "a half, 5 of 7");
+}
+
+#[test]
 fn nothing_spills_where_nobody_else_is() {
     let alone = pool((0..10).map(|i| backend(i, 0, false)).collect());
     assert_eq!(spills(&alone, 50, |second| usize::from(second % 2 == 0)), [(0, 0)]);

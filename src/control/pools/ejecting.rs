@@ -84,7 +84,9 @@ impl Pools {
                 let is_in = !of.get(&key).is_some_and(Outlier::is_out);
                 b.weight > 0 && is_up && is_in && !self.drained.backend(pool, b)
             };
-            let (all, left) = (pool.backends.len(), pool.backends.iter().filter(serves).count());
+            // Those that stand by without a weight are no part of what may go.
+            let all = pool.backends.iter().filter(|b| b.weight > 0).count();
+            let left = pool.backends.iter().filter(serves).count();
             let out = all - left + 1;
             let may = left > 1 && out * 100 <= usize::from(spec.ejected_percent_max) * all;
             let total = tally(self.places.of((backend.addr, backend.port)));

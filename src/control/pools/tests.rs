@@ -417,6 +417,20 @@ fn who_serves_when_the_others_are_down_is_not_taken_out() {
 }
 
 #[test]
+fn those_without_a_weight_are_no_part_of_what_may_go() {
+    in_runtime(|| {
+        let mut text = text(0) + "[pool.a.outliers]\nfailures = 1\n";
+        for i in 3..=4 {
+            text = text.replace(&format!("weight = {i}"), "weight = 0");
+        }
+        let mut w = World::new(&text);
+        look(&mut w, 1, &[]);
+        look(&mut w, 2, &[0, 1]);
+        assert_eq!(w.weights(2).0, [0, 2, 0, 0], "one of two, not of four");
+    });
+}
+
+#[test]
 fn who_comes_by_a_reload_or_is_no_longer_drained_begins_with_a_part() {
     in_runtime(|| {
         let all = text(0);

@@ -84,10 +84,29 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     if let (false, Some(place)) = (inspects, first_outlier(file, by_errors)) {
         b.warning(&place, lost("inspect") + NOT_TAKEN_OUT);
     }
+    check_seen(b, file, config);
     check_rule_vips(b, file, config, routes || taps);
 }
 
 const NOT_TAKEN_OUT: &str = ": no backend is taken out for that";
+
+/// Outliers of pools whose answers never come by here.
+fn check_seen(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
+    let forward = &config.forward;
+    for (name, pool) in &file.pool.0 {
+        let Some(outliers) = &pool.get_ref().outliers else { continue };
+        let Some(id) = forward.pools.iter().find(|p| p.name == *name.get_ref()).map(|p| p.id)
+        else {
+            continue;
+        };
+        let mut modes = forward.services.iter().filter(|s| forward.leads_to(s, id)).peekable();
+        if modes.peek().is_some() && modes.all(|s| s.mode.is_one_way()) {
+            let what = "answers do not come by here with `dsr`, `ipip` and `gue`: no outlier is \
+                        seen, use `health`";
+            b.warning(&outliers.span(), what);
+        }
+    }
+}
 
 /// What goes by how soon backends answer, where nobody sees that; `lost` says why.
 fn check_times(b: &mut Build<'_>, file: &FileConfig, lost: &str) {

@@ -96,7 +96,12 @@ fn check(b: &mut Build<'_>, h: &FileHealth, kind: FileCheck) -> Check {
             host: h.host.as_ref().map(|host| host_name(b, host)),
             path: h.path.as_ref().map_or_else(|| "/".to_string(), |path| request_path(b, path)),
             status: match &h.status {
-                Some(list) => list.get_ref().0.iter().map(|s| s.0.clone()).collect(),
+                Some(list) => {
+                    if list.get_ref().0.is_empty() {
+                        b.error(&list.span(), "the list is empty: no answer would do");
+                    }
+                    list.get_ref().0.iter().map(|s| s.0.clone()).collect()
+                }
                 None => vec![STATUS_DEFAULT],
             },
             body: h.body.as_ref().map(|body| body.get_ref().clone()),

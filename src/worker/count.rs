@@ -76,6 +76,11 @@ impl FlowsOf {
 }
 
 impl FlowsOf {
+    /// Whether any client whose connection waits for its backend may be among them.
+    pub fn awaits_some(&self) -> bool {
+        matches!(self.0, Ends::Services(_))
+    }
+
     /// Whether a client whose connection waits for its backend is among them: of a service it is.
     pub fn awaits(&self, client: &FlowKey) -> bool {
         match &self.0 {
@@ -100,8 +105,10 @@ impl<P: Port> Worker<P> {
             && let Some(mut count) = self.parts.control.counting.take()
         {
             let of = &count.of;
-            let waiting = self.parts.pipeline.waiting(|client| of.awaits(client));
-            count.flows += waiting as u64;
+            if of.awaits_some() {
+                let waiting = self.parts.pipeline.waiting(|client| of.awaits(client));
+                count.flows += waiting as u64;
+            }
             self.parts.control.tell(WorkerEvent::Counted(count));
         }
     }

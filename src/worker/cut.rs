@@ -36,7 +36,7 @@ impl<P: Port> Worker<P> {
         }
         let left = CUTS_A_TURN - (cut.flows - before);
         let mut is_done = cut.cursor == capacity;
-        if is_done {
+        if is_done && cut.of.awaits_some() {
             let (mut cx, pipeline) =
                 parts.lend(now, arena, counters, (&mut *replies, &mut *copies));
             let waiting = |client: &FlowKey| cut.of.awaits(client);

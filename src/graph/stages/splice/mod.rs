@@ -164,16 +164,18 @@ impl Splice {
         of: impl Fn(&FlowKey) -> bool,
         cuts_max: usize,
     ) -> usize {
-        for done in 0..cuts_max {
-            let Some(slot) = self.slots.listed().find(|&slot| of(self.slots.key(slot).0)) else {
-                return done;
-            };
+        // All of a turn's are found on one way through those that wait: there may be many others.
+        let mut found = [0; REPLIES_MAX];
+        let waiting = self.slots.listed().filter(|&slot| of(self.slots.key(slot).0));
+        let places = found.iter_mut().take(cuts_max).zip(waiting);
+        let count = places.map(|(place, slot)| *place = slot).count();
+        for &slot in found.iter().take(count) {
             let mut out = Out::new(REPLIES_MAX - cx.replies.len());
             out.push(self.bound[slot].binding.reset_client(&self.held, slot));
             self.send_all(cx, slot, &out);
             self.release(slot);
         }
-        cuts_max
+        count
     }
 
     /// Whether a flow's connection is not joined yet.

@@ -118,12 +118,18 @@ fn who_waits_for_a_hello_does_not_give_way_to_requests() {
 }
 
 /// Cuts who waits at a service's port.
-struct Cutting<'a>(&'a mut Balance, u16, usize);
+struct Cutting<'a>(&'a mut Balance, u16, [usize; 2]);
 
 impl Stage for Cutting<'_> {
     fn process(&mut self, cx: &mut Cx<'_>, _: &mut Batch) {
-        let Cutting(balance, port, done) = self;
-        *done = balance.cut_waiting(cx, |client| client.dport == *port, 2);
+        let Cutting(balance, port, [done, looked_at]) = self;
+        let looks = std::cell::Cell::new(0);
+        let of = |client: &FlowKey| {
+            looks.set(looks.get() + 1);
+            client.dport == *port
+        };
+        *done = balance.cut_waiting(cx, of, 2);
+        *looked_at = looks.get();
     }
 }
 
@@ -136,10 +142,10 @@ fn who_waits_is_counted_and_can_be_reset() {
     b.open(REQUEST, 5, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     let waiting = |b: &Bench| b.stage.splice().expect("one").count_waiting(|k| k.dport == REQUEST);
     assert_eq!(waiting(&b), 3);
-    for (left, cut) in [(1, 2), (0, 1), (0, 0)] {
-        let mut cutting = Cutting(&mut b.stage, REQUEST, 9);
+    for (left, cut, looked_at) in [(1, 2, 3), (0, 1, 2), (0, 0, 1)] {
+        let mut cutting = Cutting(&mut b.stage, REQUEST, [9, 9]);
         let (_, resets) = b.rig.run_with(&mut cutting, &[], |_| {});
-        assert_eq!((cutting.2, resets.len()), (cut, cut));
+        assert_eq!((cutting.2, resets.len()), ([cut, looked_at], cut), "each once a turn");
         for reset in resets {
             let mut meta = PacketMeta::default();
             parse(&reset.bytes, Seed(1), ParseOptions::default(), &mut meta).expect("a packet");

@@ -22,6 +22,8 @@ use crate::config::health::{BODY_BYTES_MAX, Check, HttpCheck, TlsCheck};
 
 const GRPC_PATH: &str = "/grpc.health.v1.Health/Check";
 const AGENT: &str = concat!("tidegate/", env!("CARGO_PKG_VERSION"));
+/// What `https` means without a port.
+const HTTPS_PORT: u16 = 443;
 /// `ServingStatus.SERVING` of grpc/health/v1/health.proto.
 const SERVING: u64 = 1;
 
@@ -61,7 +63,7 @@ impl Probe<'_> {
             }
             Check::Grpc { service, tls } => {
                 let stream = handshake(stream, tls.as_ref(), self.tls.as_ref(), end).await?;
-                let asked = ask_health(service, end)?;
+                let asked = ask_health(service, tls.as_ref(), end)?;
                 judge_grpc(&exchange(stream, true, asked, BODY_BYTES_MAX).await?)
             }
         }
@@ -135,7 +137,7 @@ struct Answer {
 }
 
 fn get(http: &HttpCheck, end: SocketAddr) -> Result<Request<Full<Bytes>>, String> {
-    let authority = http.host.clone().unwrap_or_else(|| end.to_string());
+    let authority = http.host.clone().unwrap_or_else(|| authority(http.tls.as_ref(), end));
     let request = match http.http2 {
         true => Request::get(format!("{}://{authority}{}", scheme(http.tls.is_some()), http.path)),
         false => Request::get(http.path.as_str()).header(HOST, authority),
@@ -145,7 +147,11 @@ fn get(http: &HttpCheck, end: SocketAddr) -> Result<Request<Full<Bytes>>, String
 }
 
 /// `HealthCheckRequest { service }`, in a frame of gRPC's.
-fn ask_health(service: &str, end: SocketAddr) -> Result<Request<Full<Bytes>>, String> {
+fn ask_health(
+    service: &str,
+    tls: Option<&TlsCheck>,
+    end: SocketAddr,
+) -> Result<Request<Full<Bytes>>, String> {
     let mut message = Vec::new();
     if !service.is_empty() {
         // Field 1, a string; the configuration keeps its length below 128.
@@ -155,12 +161,23 @@ fn ask_health(service: &str, end: SocketAddr) -> Result<Request<Full<Bytes>>, St
     let mut frame = vec![0];
     frame.extend((message.len() as u32).to_be_bytes());
     frame.extend(message);
-    Request::post(format!("http://{end}{GRPC_PATH}"))
+    let (scheme, authority) = (scheme(tls.is_some()), authority(tls, end));
+    Request::post(format!("{scheme}://{authority}{GRPC_PATH}"))
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
         .header(USER_AGENT, AGENT)
         .body(Full::from(frame))
         .map_err(|e| told("request", &e))
+}
+
+/// Who is asked: by the name of the handshake, where it has one. Servers refuse another
+/// (RFC 9110, section 15.5.20).
+fn authority(tls: Option<&TlsCheck>, end: SocketAddr) -> String {
+    match tls.and_then(|tls| tls.sni.as_ref()) {
+        Some(name) if end.port() == HTTPS_PORT => name.clone(),
+        Some(name) => format!("{name}:{}", end.port()),
+        None => end.to_string(),
+    }
 }
 
 fn scheme(tls: bool) -> &'static str {

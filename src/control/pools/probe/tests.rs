@@ -20,9 +20,16 @@ async fn serve(
     tls: bool,
     answer: fn(Request<Incoming>) -> Response<Body>,
 ) -> SocketAddr {
+    serve_by(http2, tls.then(acceptor), answer).await
+}
+
+async fn serve_by(
+    http2: bool,
+    acceptor: Option<TlsAcceptor>,
+    answer: fn(Request<Incoming>) -> Response<Body>,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let end = listener.local_addr().expect("address");
-    let acceptor = tls.then(acceptor);
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else { return };
@@ -58,6 +65,19 @@ fn acceptor() -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
+/// Takes nobody in who does not ask for its name.
+fn acceptor_by_name() -> TlsAcceptor {
+    let names = vec!["gpu.test.example".to_string()];
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).expect("a pair");
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+    let config = rustls::ServerConfig::builder().with_no_client_auth();
+    let provider = config.crypto_provider();
+    let pair = rustls::sign::CertifiedKey::from_der(vec![cert.der().clone()], key, provider);
+    let mut names = rustls::server::ResolvesServerCertUsingSni::new();
+    names.add("gpu.test.example", pair.expect("fits")).expect("its name");
+    TlsAcceptor::from(Arc::new(config.with_cert_resolver(Arc::new(names))))
+}
+
 fn full(text: &str) -> Body {
     Full::new(Bytes::from(text.to_string())).boxed()
 }
@@ -90,6 +110,16 @@ fn grpc(request: Request<Incoming>) -> Response<Body> {
     match path.as_str() {
         GRPC_PATH => answer(200, messages(frame(SERVING as u8), "0")),
         _ => answer(404, full("")),
+    }
+}
+
+/// As [`grpc`], of a server that is asked by its name only.
+fn grpc_by_name(request: Request<Incoming>) -> Response<Body> {
+    let uri = request.uri();
+    let by = (uri.scheme_str(), uri.authority().map(|authority| authority.host()));
+    match by == (Some("https"), Some("gpu.test.example")) {
+        true => grpc(request),
+        false => answer(421, full("")),
     }
 }
 
@@ -150,6 +180,29 @@ fn http_is_judged_by_status_and_body() {
             let any = HttpCheck { status: vec![200..=200, 500..=599], ..busy };
             assert_eq!(found(&Check::Http(any), end).await, Ok(()));
         }
+    });
+}
+
+#[test]
+fn servers_are_asked_by_the_name_of_the_handshake() {
+    run_all(async {
+        let tls = || Some(TlsCheck { sni: Some("gpu.test.example".to_string()) });
+        for http2 in [false, true] {
+            let end = serve_by(http2, Some(acceptor_by_name()), page).await;
+            let body = Some(format!("ready at gpu.test.example:{}", end.port()));
+            let check = HttpCheck { tls: tls(), body, ..http(http2, "/health") };
+            assert_eq!(found(&Check::Http(check.clone()), end).await, Ok(()));
+            let nameless = HttpCheck { tls: Some(TlsCheck { sni: None }), ..check };
+            let said = found(&Check::Http(nameless), end).await.expect_err("no name");
+            assert!(said.starts_with("tls: "), "{said}");
+        }
+        let end = serve_by(true, Some(acceptor_by_name()), grpc_by_name).await;
+        let check = Check::Grpc { service: String::new(), tls: tls() };
+        assert_eq!(found(&check, end).await, Ok(()));
+        assert_eq!(
+            authority(tls().as_ref(), "10.0.0.1:443".parse().expect("literal")),
+            "gpu.test.example"
+        );
     });
 }
 

@@ -173,6 +173,9 @@ mod tests {
             (page!("trtllm-serve.txt"), Engine::TrtllmServe, reading(7.0, 1.0, Some(0.5))),
             (page!("triton.txt"), Engine::Triton, reading(5.0, 2.0, Some(0.125))),
             (page!("tgi.txt"), Engine::Tgi, reading(4.0, 6.0, None)),
+            (page!("vllm-2025-03.txt"), Engine::Vllm, reading(0.0, 0.0, Some(0.0))),
+            (page!("sglang-loaded.txt"), Engine::Sglang, reading(162.0, 2826.0, Some(0.28))),
+            (page!("triton-23.11.txt"), Engine::Triton, reading(1.0, 1.0, Some(0.4875))),
         ] {
             assert_eq!(read(page), Ok((engine, wanted)), "{}", engine.name());
         }

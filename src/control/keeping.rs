@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use super::run::Control;
 use crate::base::Nanos;
-use crate::nic::steer::{Lowered, VipEntry};
+use crate::forward::spec::{ForwardMode, ForwardSpec};
+use crate::nic::steer::{Lowered, MAX_KEPT, VipEntry};
 use crate::packet::FlowKey;
 use crate::worker::{KeyList, Outside, WorkerCommand};
 
 /// Packets that were let in before the share was lowered are in receive rings for so long.
 const RINGS_EMPTY_WITHIN: Duration = Duration::from_millis(20);
+/// Nothing is known of a client of delayed binding before its handshake is done: of one whose SYN
+/// came before the share was lowered that is so for so long, though a packet be lost (RFC 6298, 2).
+const HANDSHAKES_WITHIN: Duration = Duration::from_secs(2);
 /// Workers that have not told by then hang: the flows of the others stay.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// What has ended is forgotten so often.
@@ -23,6 +27,9 @@ const PART_FLOWS: usize = 4_096;
 #[derive(Default)]
 pub(super) struct Keeping {
     now: Option<UnderWay>,
+    /// Workers have been asked since the share before holds no more: what the programs noted until
+    /// then is a flow, or has ended.
+    has_settled: bool,
     /// When workers are asked next.
     next: Option<Nanos>,
 }
@@ -37,6 +44,8 @@ struct UnderWay {
     awaited: BTreeSet<u16>,
     asked: bool,
     found: HashSet<FlowKey>,
+    /// Clients whose connections are being bound.
+    binding: HashSet<FlowKey>,
 }
 
 impl Control {
@@ -45,7 +54,7 @@ impl Control {
         let a = &mut self.appliance;
         let (now, lowered) = (a.clock.now(), a.steering.lowered());
         if lowered.vips.is_empty() {
-            let Keeping { now, next } = std::mem::take(&mut self.keeping);
+            let Keeping { now, next, .. } = std::mem::take(&mut self.keeping);
             if (now.is_some() || next.is_some())
                 && let Err(error) = a.steering.keep(&HashSet::new(), true)
             {
@@ -59,7 +68,9 @@ impl Control {
         let is_due = lowered.holds() || self.keeping.next.is_none_or(|at| now >= at);
         match &mut self.keeping.now {
             None if is_due => {
-                let not_before = now + RINGS_EMPTY_WITHIN;
+                let is_delayed = lowered.holds() && binds_late(lowered, &a.config.forward);
+                let wait = if is_delayed { HANDSHAKES_WITHIN } else { RINGS_EMPTY_WITHIN };
+                let not_before = now + wait;
                 let of = Arc::new(outside(lowered, &a.steering.tables().vips));
                 self.keeping.now = Some(UnderWay {
                     lowered: lowered.clone(),
@@ -69,6 +80,7 @@ impl Control {
                     awaited: a.crew.seats.iter().map(|s| s.id).collect(),
                     asked: false,
                     found: HashSet::new(),
+                    binding: HashSet::new(),
                 });
             }
             Some(under_way) if !under_way.asked && now >= under_way.not_before => {
@@ -92,6 +104,7 @@ impl Control {
             return;
         }
         now.found.extend(list.keys.drain(..));
+        now.binding.extend(list.binding.drain(..));
         if list.cursor == 0 {
             now.awaited.remove(&worker);
         } else if let Some(seat) = self.appliance.crew.seats.iter_mut().find(|s| s.id == worker) {
@@ -100,17 +113,22 @@ impl Control {
     }
 
     fn kept(&mut self, now: Nanos) {
-        let Some(UnderWay { awaited, found, lowered, .. }) = self.keeping.now.take() else {
-            return;
-        };
-        // What has come while they told is told the second time.
-        self.keeping.next = Some(if lowered.holds() { now } else { now + ASKED_EVERY });
+        let Some(under_way) = self.keeping.now.take() else { return };
+        let UnderWay { awaited, mut found, binding, lowered, .. } = under_way;
+        found.extend(&binding);
+        let room = (MAX_KEPT as usize).saturating_sub(found.len());
+        found.extend(answers(&self.appliance.config.forward, &binding).take(room));
+        // What has come while they told is told the second time; who was amid a handshake then has
+        // until the third to become known.
+        let holds = lowered.holds();
+        let had_settled = std::mem::replace(&mut self.keeping.has_settled, !holds);
+        self.keeping.next = Some(if holds { now } else { now + ASKED_EVERY });
         if !awaited.is_empty() {
             tracing::error!(?awaited, "workers hang: flows of theirs may go to the kernel");
         }
-        let are_all = !lowered.holds() && awaited.is_empty();
+        let are_all = !holds && had_settled && awaited.is_empty();
         match self.appliance.steering.keep(&found, are_all) {
-            Ok(0) if lowered.holds() => {
+            Ok(0) if holds => {
                 tracing::info!(flows = found.len(), "outside of lowered canary shares, kept");
             }
             Ok(0) => {}
@@ -121,6 +139,28 @@ impl Control {
             Err(error) => tracing::error!(%error, "flows outside of lowered shares can't be kept"),
         }
     }
+}
+
+/// Whether some of what is lowered is bound by what clients say.
+fn binds_late(lowered: &Lowered, spec: &ForwardSpec) -> bool {
+    let mut late = spec.services.iter().filter(|s| s.delay.is_some());
+    late.any(|s| lowered.vips.contains_key(&(s.vip, s.port, s.proto)))
+}
+
+/// Whatever may answer those whose connections are being bound, as if they sent there: with `dnat`
+/// backends answer by their own addresses, and which one it will be is not known yet.
+fn answers<'a>(
+    spec: &'a ForwardSpec,
+    binding: &'a HashSet<FlowKey>,
+) -> impl Iterator<Item = FlowKey> + 'a {
+    binding.iter().flat_map(|client| {
+        let here = spec.services.iter().filter(|s| {
+            s.mode == ForwardMode::Dnat
+                && (s.vip, s.port, s.proto) == (client.dst, client.dport, client.proto)
+        });
+        let backends = here.flat_map(|s| spec.pools_of(s)).flat_map(|pool| &pool.backends);
+        backends.map(|b| FlowKey { dst: b.addr, dport: b.port, ..*client })
+    })
 }
 
 fn outside(lowered: &Lowered, services: &[VipEntry]) -> Outside {

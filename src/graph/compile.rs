@@ -232,6 +232,16 @@ impl Pipeline {
         self.splice().map_or(0, |splice| splice.count_waiting(of))
     }
 
+    /// As [`Splice::places`].
+    pub fn binding_places(&self) -> usize {
+        self.splice().map_or(0, Splice::places)
+    }
+
+    /// As [`Splice::binding_at`].
+    pub fn binding_at(&self, place: usize) -> Option<&FlowKey> {
+        self.splice()?.binding_at(place)
+    }
+
     fn splice(&self) -> Option<&Splice> {
         self.stages.iter().find_map(|stage| match stage {
             StageKind::Balance(balance) => balance.splice(),

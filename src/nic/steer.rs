@@ -19,7 +19,7 @@ mod room;
 mod targets;
 mod tcx;
 
-pub use abi::{MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
+pub use abi::{MAX_KEPT, MAX_QUEUES, MAX_WORKERS, SHARE_ALL, SHARE_TUNNEL, SteerReason};
 pub use heartbeat::{Heartbeat, kernel_now};
 pub use kept::Lowered;
 pub use offload::{MAX_OFFLOAD_SLOTS, MAX_WAITED, OffloadEntry, OffloadOrder, OffloadSlots};

@@ -318,7 +318,7 @@ impl<P: Port> Worker<P> {
                     self.count_flows();
                 }
                 WorkerCommand::ListKeys(mut list) => {
-                    list.keys.clear();
+                    list.clear();
                     self.parts.control.keys = Some(list);
                     self.list_keys();
                 }

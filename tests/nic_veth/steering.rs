@@ -11,7 +11,10 @@ use tidegate::base::{Addr, Nanos};
 use tidegate::control::steering::{SteerTables, Steering};
 use tidegate::nic::Port;
 use tidegate::nic::spec::AttachMode;
-use tidegate::nic::steer::{NatRange, SHARE_ALL, Steer, SteerReason, VipEntry, kernel_now};
+use tidegate::nic::steer::{
+    MAX_KEPT, NatRange, SHARE_ALL, Steer, SteerReason, VipEntry, kernel_now,
+};
+use tidegate::packet::FlowKey;
 use tidegate::worker::spec::OnFailure;
 
 const CLIENT: V4 = ([198, 51, 100, 7], 40_000);
@@ -391,6 +394,32 @@ fn tables_that_fail_half_way_give_way_to_those_of_before() {
         let crowd = SteerTables { transit: Vec::new(), ..crowd };
         assert!(steering.check_room(&crowd).is_err() && steering.set_tables(crowd).is_err());
         is_steered(&mut steering);
+        a.close();
+        b.close();
+    });
+}
+
+/// While it is not known which flows a lowered share leaves here whoever comes is noted, until
+/// there is no room.
+#[test]
+fn what_is_noted_gives_way_to_flows_that_are_known() {
+    with_veth(1, || {
+        let mut a = Side::open("v0", 1, AttachMode::Auto);
+        let b = Side::open("v1", 1, AttachMode::Auto);
+        let flow = |src: Addr, sport: u32| FlowKey {
+            src,
+            dst: addr(VIP.0),
+            sport: sport as u16,
+            dport: VIP.1,
+            proto: 6,
+        };
+        let crowd = (0..MAX_KEPT).map(|port| flow(addr([192, 0, 2, 1]), port)).collect();
+        let steer = &mut a.nic.steer;
+        assert_eq!(steer.keep(&crowd, false).expect("room for all"), 0);
+        assert_eq!(
+            steer.keep(&[flow(addr(CLIENT.0), 1)].into(), false).expect("the crowd gives way"),
+            0
+        );
         a.close();
         b.close();
     });

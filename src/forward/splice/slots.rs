@@ -99,6 +99,11 @@ impl Slots {
         (&self.places[slot].key, self.places[slot].hash)
     }
 
+    /// The key of a place, if there is such a place and it is taken.
+    pub fn taken_by(&self, slot: usize) -> Option<&FlowKey> {
+        self.places.get(slot).filter(|place| place.taken).map(|place| &place.key)
+    }
+
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
         let mut at = self.chains[self.chain(hash)];
         while at != NONE {

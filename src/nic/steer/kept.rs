@@ -92,21 +92,25 @@ impl Steer {
         self.lowered = lowered;
     }
 
-    /// These flows stay ours, besides those that the programs noted themselves; or, once it is
-    /// known that these are all, no others. How many there is no room for is the answer.
+    /// These flows stay ours, besides those that the programs noted themselves, as far as there is
+    /// room; or, once it is known that these are all, no others. How many there is no room for is
+    /// the answer.
     ///
     /// # Errors
     /// The kernel refusing the map update.
     pub fn keep(&mut self, flows: &HashSet<FlowKey>, are_all: bool) -> Result<usize, NicError> {
         let keys = flows.iter().take(MAX_KEPT as usize).map(|key| (OffloadKey::from(key), 1));
         let wanted: HashMap<_, _> = keys.collect();
-        let mut refused = flows.len() - wanted.len();
+        let refused = flows.len() - wanted.len();
         for program in self.all() {
             match are_all {
                 true => program.set_kept(&wanted)?,
                 false => {
-                    let full = wanted.keys().filter(|key| !program.keep(key)).count();
-                    refused = refused.max(full);
+                    let is_full = !wanted.keys().all(|key| program.keep(key));
+                    if is_full {
+                        // What is noted may be anybody's, and gives way to flows.
+                        program.set_kept(&wanted)?;
+                    }
                 }
             }
         }

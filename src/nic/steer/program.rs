@@ -308,6 +308,12 @@ impl Program {
 
     /// Keeps these flows and no others.
     pub(super) fn set_kept(&mut self, wanted: &Set<OffloadKey, u32>) -> Result<(), NicError> {
+        // There may be room only where others were.
+        let leave: Vec<_> = self.kept.keys().filter_map(Result::ok).collect();
+        for key in leave.iter().filter(|key| !wanted.contains_key(key)) {
+            // The program forgets none: it is there, or went with another call.
+            let _ = self.kept.remove(key);
+        }
         replace(&mut self.kept, wanted).map_err(|e| map_error("kept", &e))
     }
 

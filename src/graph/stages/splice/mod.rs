@@ -156,6 +156,19 @@ impl Splice {
         all(&self.slots) + self.quic.as_ref().map_or(0, |quic| all(quic.slots()))
     }
 
+    /// Places for connections that are being bound, taken or not.
+    pub fn places(&self) -> usize {
+        self.slots.capacity() + self.quic.as_ref().map_or(0, |quic| quic.slots().capacity())
+    }
+
+    /// What the client sends whose connection is being bound in one of those places.
+    pub fn binding_at(&self, place: usize) -> Option<&FlowKey> {
+        match place.checked_sub(self.slots.capacity()) {
+            None => self.slots.taken_by(place),
+            Some(place) => self.quic.as_ref()?.slots().taken_by(place),
+        }
+    }
+
     /// Resets such connections, so many at most. Returns how many that were; all of them where it
     /// is fewer. Datagrams' clients are forgotten by their own time.
     pub fn cut_waiting(

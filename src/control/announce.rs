@@ -25,6 +25,9 @@ use crate::nic::tun::Tun;
 
 /// Bytes of an answer; the kernel's longest are 32 KiB (`netlink_dump`).
 const ANSWER_BYTES: usize = 65_536;
+/// Whose routes stand in the table is looked at with every so many renewals: the kernel walks all
+/// of it, and the main one may have a million.
+const LOOKED_AT_EVERY: u32 = 10;
 
 /// Addresses that should be announced: of services that want it, those that somebody serves. Of
 /// several services of an address one is enough.
@@ -41,11 +44,13 @@ pub struct Announcer {
     socket: Socket,
     protocol: u8,
     table: u32,
+    wanted: BTreeSet<Addr>,
     installed: BTreeSet<Addr>,
     /// Where somebody else's route stands.
     taken: BTreeSet<Addr>,
     /// `None`: not asked for yet.
     device: Option<Device>,
+    renewals: u32,
 }
 
 /// Where the routes lead to.
@@ -59,7 +64,8 @@ enum Device {
 }
 
 impl Announcer {
-    /// Withdraws what a run that was killed has left.
+    /// Withdraws what a run that had no device and was killed has left. Routes that lead to a
+    /// device are of a run that lives.
     ///
     /// # Errors
     /// The kernel refusing a socket, or to list or remove routes.
@@ -69,10 +75,17 @@ impl Announcer {
         // The kernel lists the one table only: others may have millions of routes.
         socket.set_netlink_get_strict_chk(true)?;
         let (protocol, table) = (spec.protocol, spec.table);
-        let (installed, taken) = (BTreeSet::new(), BTreeSet::new());
-        let device = None;
-        let mut announcer = Announcer { socket, protocol, table, installed, taken, device };
-        announcer.installed = announcer.listed()?;
+        let mut announcer = Announcer {
+            socket,
+            protocol,
+            table,
+            wanted: BTreeSet::new(),
+            installed: BTreeSet::new(),
+            taken: BTreeSet::new(),
+            device: None,
+            renewals: 0,
+        };
+        announcer.installed = announcer.standing()?;
         announcer.set(&BTreeSet::new())?;
         Ok(announcer)
     }
@@ -87,10 +100,10 @@ impl Announcer {
     /// # Errors
     /// The kernel refusing one; the others are as asked for.
     pub fn set(&mut self, wanted: &BTreeSet<Addr>) -> io::Result<()> {
+        self.wanted.clone_from(wanted);
         let mut outcome = Ok(());
         for &gone in self.installed.clone().difference(wanted) {
-            // Whichever kind it has.
-            let route = self.route(gone, RouteType::Unspec);
+            let route = self.route(gone);
             match self.ask(RouteNetlinkMessage::DelRoute(route), 0) {
                 Err(e) if e.raw_os_error() != Some(libc::ESRCH) => outcome = Err(e),
                 _ => {
@@ -121,12 +134,16 @@ impl Announcer {
     }
 
     /// Announces anew what somebody has removed: daemons that manage interfaces clear away routes
-    /// that they don't know.
+    /// and devices that they don't know. To be called once a second.
     ///
     /// # Errors
-    /// The kernel refusing one; the others are there.
+    /// The kernel refusing one, which is announced no more; the others are there.
     pub fn renew(&mut self) -> io::Result<()> {
-        let mut outcome = Ok(());
+        self.renewals = self.renewals.wrapping_add(1);
+        if self.renewals.is_multiple_of(LOOKED_AT_EVERY) && !self.installed.is_empty() {
+            let standing = self.standing()?;
+            self.installed.retain(|addr| standing.contains(addr));
+        }
         for addr in self.installed.clone() {
             match self.install(addr) {
                 Ok(true) => {
@@ -134,10 +151,12 @@ impl Announcer {
                                    anew");
                 }
                 Ok(false) => {}
-                Err(e) => outcome = Err(e),
+                Err(_) => {
+                    self.installed.remove(&addr);
+                }
             }
         }
-        outcome
+        self.set(&self.wanted.clone())
     }
 
     pub fn announced(&self) -> &BTreeSet<Addr> {
@@ -146,14 +165,19 @@ impl Announcer {
 
     /// Adds a route; whether none stood there.
     fn install(&mut self, addr: Addr) -> io::Result<bool> {
-        let route = match self.device() {
-            Some(index) => {
-                let mut route = self.route(addr, RouteType::Unicast);
-                route.attributes.push(RouteAttribute::Oif(index));
-                route
-            }
-            None => self.route(addr, RouteType::BlackHole),
-        };
+        self.find_device();
+        let installed = self.try_install(addr);
+        if installed.is_ok() || self.own_device().is_none() {
+            return installed;
+        }
+        // Somebody may have taken it down, or away.
+        self.device = None;
+        self.find_device();
+        self.try_install(addr)
+    }
+
+    fn try_install(&mut self, addr: Addr) -> io::Result<bool> {
+        let route = self.route(addr);
         match self.ask(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL) {
             Ok(()) => Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
@@ -161,8 +185,7 @@ impl Announcer {
         }
     }
 
-    /// The device's number, if there is one to be had.
-    fn device(&mut self) -> Option<u32> {
+    fn find_device(&mut self) {
         if self.device.is_none() {
             let device = self.open_device().unwrap_or_else(|error| {
                 tracing::warn!(%error, "no device for routes to VIPs: they are blackholes, and \
@@ -171,6 +194,10 @@ impl Announcer {
             });
             self.device = Some(device);
         }
+    }
+
+    /// The device's number, if there is one.
+    fn own_device(&self) -> Option<u32> {
         match self.device {
             Some(Device::Open { index, .. }) => Some(index),
             Some(Device::None) | None => None,
@@ -188,13 +215,17 @@ impl Announcer {
         Ok(Device::Open { _tun: tun, index })
     }
 
-    fn route(&self, addr: Addr, kind: RouteType) -> RouteMessage {
+    fn route(&self, addr: Addr) -> RouteMessage {
         let mut route = self.table_message(addr.is_v4());
         route.header.destination_prefix_length = Prefix::host(addr).len();
         route.header.protocol = RouteProtocol::from(self.protocol);
         route.header.scope = RouteScope::Universe;
-        route.header.kind = kind;
+        route.header.kind = RouteType::BlackHole;
         route.attributes.push(RouteAttribute::Destination(RouteAddress::from(addr.to_ip())));
+        if let Some(index) = self.own_device() {
+            route.header.kind = RouteType::Unicast;
+            route.attributes.push(RouteAttribute::Oif(index));
+        }
         route
     }
 
@@ -212,14 +243,16 @@ impl Announcer {
         self.answers(|_| {})
     }
 
-    /// Host routes in our table with our protocol's number.
-    fn listed(&mut self) -> io::Result<BTreeSet<Addr>> {
+    /// Host routes in our table with our protocol's number, that lead to our device; blackholes
+    /// where there is none.
+    fn standing(&mut self) -> io::Result<BTreeSet<Addr>> {
         let mut found = BTreeSet::new();
         for v4 in [true, false] {
             let question = RouteNetlinkMessage::GetRoute(self.table_message(v4));
             self.send(question, NLM_F_REQUEST | NLM_F_DUMP)?;
             let (protocol, table) = (RouteProtocol::from(self.protocol), self.table);
-            match self.answers(|route| found.extend(ours(&route, protocol, table))) {
+            let device = self.own_device();
+            match self.answers(|route| found.extend(ours(&route, protocol, table, device))) {
                 // There is no such table yet.
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
                 listed => listed?,
@@ -275,12 +308,18 @@ impl Drop for Announcer {
     }
 }
 
-fn ours(route: &RouteMessage, protocol: RouteProtocol, table: u32) -> Option<Addr> {
+fn ours(
+    route: &RouteMessage,
+    protocol: RouteProtocol,
+    table: u32,
+    device: Option<u32>,
+) -> Option<Addr> {
     let mut of_table = u32::from(route.header.table);
-    let mut addr = None;
+    let (mut addr, mut leads_to) = (None, None);
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Table(table) => of_table = *table,
+            RouteAttribute::Oif(index) => leads_to = Some(*index),
             RouteAttribute::Destination(RouteAddress::Inet(a)) => addr = Some(Addr::from(*a)),
             RouteAttribute::Destination(RouteAddress::Inet6(a)) => addr = Some(Addr::from(*a)),
             _ => {}
@@ -288,143 +327,13 @@ fn ours(route: &RouteMessage, protocol: RouteProtocol, table: u32) -> Option<Add
     }
     let addr = addr?;
     let whole = route.header.destination_prefix_length == Prefix::host(addr).len();
-    (route.header.protocol == protocol && of_table == table && whole).then_some(addr)
+    let is_of_form = match device {
+        Some(_) => route.header.kind == RouteType::Unicast && leads_to == device,
+        None => route.header.kind == RouteType::BlackHole,
+    };
+    let is_found = route.header.protocol == protocol && of_table == table;
+    (is_found && is_of_form && whole).then_some(addr)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::forward::spec::ServiceId;
-    use std::process::Command;
-    use std::time::Duration;
-
-    fn spec(table: u32) -> AnnounceSpec {
-        AnnounceSpec {
-            services: vec![ServiceId(0)],
-            protocol: 200,
-            table,
-            healthy_percent: 0,
-            withdraw_wait: Duration::ZERO,
-        }
-    }
-
-    fn ip(words: &str) -> String {
-        let output = Command::new("ip").args(words.split(' ')).output().expect("ip");
-        assert!(output.status.success(), "ip {words}");
-        String::from_utf8(output.stdout).expect("UTF-8")
-    }
-
-    fn in_namespace(test: fn()) {
-        let body = move || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
-            ip("link set lo up");
-            test();
-        };
-        std::thread::spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    }
-
-    fn addrs(of: &[&str]) -> BTreeSet<Addr> {
-        of.iter().map(|a| a.parse().expect("literal")).collect()
-    }
-
-    fn shown(table: u32) -> String {
-        let of = |family| ip(&format!("{family} route show table {table} proto 200"));
-        // `ip` fails where the table does not exist; here it always has, once.
-        of("-4") + &of("-6")
-    }
-
-    #[test]
-    fn routes_come_and_go_and_leftovers_too() {
-        in_namespace(|| {
-            for table in [200, 70_000] {
-                for line in ["-4 route add 192.0.2.99", "-6 route add 2001:db8::99"] {
-                    let left = line.replace("add ", "add blackhole ");
-                    ip(&format!("{left} table {table} proto 200"));
-                    // Somebody else's.
-                    let other = left.replace("99", "77");
-                    ip(&format!("{other} table {table} proto static"));
-                }
-                let mut announcer = Announcer::new(&spec(table)).expect("sockets");
-                assert_eq!(shown(table).trim(), "", "what a killed run has left");
-                let both = addrs(&["203.0.113.10", "2001:db8:5::10"]);
-                announcer.set(&both).expect("announced");
-                announcer.set(&both).expect("nothing to do");
-                let seen = shown(table);
-                assert!(seen.contains("203.0.113.10") && seen.contains("2001:db8:5::10"), "{seen}");
-                announcer.set(&addrs(&["203.0.113.10"])).expect("one withdrawn");
-                assert!(!shown(table).contains("2001:db8:5::10"));
-                ip(&format!("route del 203.0.113.10 table {table} proto 200"));
-                announcer.set(&both).expect("the other again");
-                drop(announcer);
-                assert_eq!(shown(table).trim(), "");
-                assert!(ip(&format!("route show table {table}")).contains("192.0.2.77"));
-            }
-        });
-    }
-
-    #[test]
-    fn what_a_killed_run_has_left_goes_also_where_nothing_is_announced() {
-        in_namespace(|| {
-            let mut announcer = Announcer::new(&spec(200)).expect("sockets");
-            announcer.set(&addrs(&["203.0.113.10", "2001:db8:5::10"])).expect("announced");
-            std::mem::forget(announcer);
-            assert!(shown(200).contains("203.0.113.10"), "as a killed run");
-            let spec = AnnounceSpec { services: Vec::new(), ..spec(200) };
-            let _announcer = Announcer::new(&spec).expect("sockets");
-            assert_eq!(shown(200).trim(), "");
-        });
-    }
-
-    #[test]
-    fn what_somebody_removes_is_announced_anew() {
-        in_namespace(|| {
-            let mut announcer = Announcer::new(&spec(200)).expect("sockets");
-            let both = addrs(&["203.0.113.10", "2001:db8:5::10"]);
-            announcer.set(&both).expect("announced");
-            let all = shown(200);
-            for family in ["-4", "-6"] {
-                ip(&format!("{family} route flush table 200"));
-            }
-            assert_eq!(shown(200).trim(), "");
-            announcer.renew().expect("announced");
-            assert_eq!(shown(200), all);
-            announcer.renew().expect("nothing to do");
-            assert_eq!(shown(200), all);
-        });
-    }
-
-    #[test]
-    fn a_route_of_somebody_else_stays_and_the_vip_waits() {
-        in_namespace(|| {
-            ip("link set lo up");
-            let mut announcer = Announcer::new(&spec(254)).expect("sockets");
-            ip("route add 203.0.113.10 dev lo proto static");
-            assert!(ip("route show 203.0.113.10").contains("dev lo"));
-            let wanted = addrs(&["203.0.113.10"]);
-            announcer.set(&wanted).expect("told once, by the log");
-            announcer.set(&wanted).expect("and again");
-            assert!(announcer.announced().is_empty());
-            let there = || ip("route show 203.0.113.10");
-            assert!(there().contains("proto static") && !there().contains("blackhole"));
-            ip("route del 203.0.113.10 dev lo proto static");
-            announcer.set(&wanted).expect("announced");
-            assert!(announcer.announced() == &wanted && there().contains("proto 200"));
-        });
-    }
-
-    #[test]
-    fn routes_go_with_the_process_and_its_device() {
-        in_namespace(|| {
-            let mut announcer = Announcer::new(&spec(200)).expect("sockets");
-            announcer.set(&addrs(&["203.0.113.10", "2001:db8:5::10"])).expect("announced");
-            assert_eq!(shown(200).matches("dev vips").count(), 2, "{}", shown(200));
-            // As the kernel does where a process ends.
-            announcer.device = None;
-            let start = std::time::Instant::now();
-            while !shown(200).trim().is_empty() {
-                assert!(start.elapsed() < Duration::from_secs(20), "{}", shown(200));
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
-    }
-}
+mod tests;

@@ -14,7 +14,8 @@ use crate::nic::spec::PORTS_MAX;
 use crate::nic::steer::OffloadSlots;
 use crate::packet::{Frame, PortId};
 
-/// Orders that wait at most: each port may come and go, and give frames back.
+/// Orders at most that wait to be done, or whose outcome waits to be fetched: each port may come and
+/// go, and give frames back.
 const ORDERS_MAX: usize = 4 * PORTS_MAX;
 
 /// What is handed over, either way.
@@ -62,8 +63,9 @@ impl<P> Clone for PortDesk<P> {
 
 impl<P> Default for PortDesk<P> {
     fn default() -> PortDesk<P> {
-        let ring = || Arc::new(ArrayQueue::new(ORDERS_MAX));
-        PortDesk { orders: ring(), done: ring() }
+        let ring = |orders| Arc::new(ArrayQueue::new(orders));
+        // One may be in the worker's hand, and is seen in neither.
+        PortDesk { orders: ring(ORDERS_MAX), done: ring(ORDERS_MAX + 1) }
     }
 }
 
@@ -71,9 +73,14 @@ impl<P> PortDesk<P> {
     /// Leaves an order, which the worker looks for when it is told so.
     ///
     /// # Errors
-    /// The order, where too many wait: the worker hangs.
+    /// The order, where too many wait: the worker hangs, or what it has done was not fetched. Of one
+    /// desk only one thread leaves orders.
     pub fn order(&self, order: PortOrder<P>) -> Result<(), PortOrder<P>> {
-        self.orders.push(order)
+        // In this order: what the worker moves from one to the other meanwhile counts twice.
+        match self.orders.len() + self.done.len() < ORDERS_MAX {
+            true => self.orders.push(order),
+            false => Err(order),
+        }
     }
 
     /// What came of the orders, in order.
@@ -107,7 +114,7 @@ impl<P: Port> Worker<P> {
                 }
             };
             let told = desk.done.push(done);
-            debug_assert!(told.is_ok(), "as much room as for orders, and control looks at it");
+            debug_assert!(told.is_ok(), "no more are given than it has room for");
         }
     }
 

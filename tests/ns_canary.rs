@@ -66,8 +66,14 @@ impl Clients {
 
 /// Until the kernel gets a client's connection: it is known then which flows had begun.
 fn wait_for_the_kernel(net: &Net) {
-    let is_here = || Clients::connect(net, 1).ask() == [HERE];
-    wait_for(PATIENCE, "a client of the kernel's", is_here).expect("one");
+    wait_for_the_kernels(net, 1);
+}
+
+/// Until the kernel gets so many clients' connections, one after the other: where it had a part of
+/// them before, one alone tells nothing.
+fn wait_for_the_kernels(net: &Net, count: usize) {
+    let are_here = || Clients::connect(net, count).ask().iter().all(|by| *by == HERE);
+    wait_for(PATIENCE, "clients of the kernel's", are_here).expect("some");
 }
 
 fn config(net: &Net, mode: &str, more: &str, percent: u8) -> String {
@@ -113,7 +119,7 @@ fn flows_stay_when_the_share_falls(mode: &str) {
 
     lower(0);
     assert_eq!((first.ask(), second.ask()), (vec![BEHIND; 40], of_second.clone()));
-    wait_for_the_kernel(&net);
+    wait_for_the_kernels(&net, 40);
     let mut third = Clients::connect(&net, 20);
     assert_eq!(third.ask(), [HERE; 20]);
     assert_eq!((first.ask(), second.ask()), (vec![BEHIND; 40], of_second));

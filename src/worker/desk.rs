@@ -14,8 +14,8 @@ use crate::nic::spec::PORTS_MAX;
 use crate::nic::steer::OffloadSlots;
 use crate::packet::{Frame, PortId};
 
-/// Orders at most that wait to be done, or whose outcome waits to be fetched: each port may come and
-/// go, and give frames back.
+/// Orders at most that wait to be done, or whose outcome waits to be fetched: each port may come
+/// and go, and give frames back.
 const ORDERS_MAX: usize = 4 * PORTS_MAX;
 
 /// What is handed over, either way.
@@ -73,8 +73,8 @@ impl<P> PortDesk<P> {
     /// Leaves an order, which the worker looks for when it is told so.
     ///
     /// # Errors
-    /// The order, where too many wait: the worker hangs, or what it has done was not fetched. Of one
-    /// desk only one thread leaves orders.
+    /// The order, where too many wait: the worker hangs, or what it has done was not fetched. Only
+    /// one thread leaves orders at a desk.
     pub fn order(&self, order: PortOrder<P>) -> Result<(), PortOrder<P>> {
         // In this order: what the worker moves from one to the other meanwhile counts twice.
         match self.orders.len() + self.done.len() < ORDERS_MAX {

@@ -29,32 +29,15 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let first_service = file.service.0.first().map(|(key, _)| key.span());
     let first_qos = file.qos.0.first().map(|(key, _)| key.span());
     let first_rule = file.rule.first().map(Spanned::span);
+    let first_limit = file.limit.0.first().map(|(key, _)| key.span());
     let transit = file.transit.as_ref().map(Spanned::span);
 
+    check_unused(b, file, place, has);
     let mut warn = |condition: bool, at: Option<Range<usize>>, what: String| {
         if let (true, Some(at)) = (condition, at) {
             b.warning(&at, what);
         }
     };
-    let here = Some(place);
-    let none = "there is no `[service.NAME]` for the `balance` stage";
-    warn(balances && first_service.is_none(), here.clone(), none.to_string());
-    let none = "there are no `[transit]` prefixes: the `route` stage gets nothing";
-    warn(routes && transit.is_none(), here.clone(), none.to_string());
-    let none = "there is no `[qos.PORT]` for the `shape` stage: every port is a plain FIFO";
-    warn(shapes && first_qos.is_none(), here.clone(), none.to_string());
-    let none = "there is no `[[rule]]` for the `classify` stage";
-    let first_limit = file.limit.0.first().map(|(key, _)| key.span());
-    let unused = first_rule.is_none() && first_limit.is_none();
-    warn(classifies && unused, here.clone(), none.to_string());
-    let none =
-        "nothing is steered to the `tap` stage: give the observed destinations in `[transit]`";
-    let steered = first_service.is_some() || transit.is_some();
-    warn(taps && !steered, here, none.to_string());
-
-    let only = "the `tap` stage transmits nothing, copies neither: leave `mirror` out";
-    warn(taps, first_mirror(file), only.to_string());
-
     let lost = |stage: &str| format!("pipeline `{name}` has no `{stage}` stage");
     let dropped = ": packets to services would be dropped";
     let alone = !balances && !taps;
@@ -77,15 +60,54 @@ pub fn check(b: &mut Build<'_>, file: &FileConfig, config: &Config) {
     let of_requests = file.limit.0.iter().find(|(_, limit)| limit.get_ref().requests.is_some());
     let none = ": no request is seen that could be limited";
     warn(!inspects, of_requests.map(|(key, _)| key.span()), lost("inspect") + none);
-    let times = stages.iter().any(|s| matches!(s, StageSpec::Timing { .. }));
-    if !times {
+    if !stages.iter().any(|s| matches!(s, StageSpec::Timing { .. })) {
         check_times(b, file, &lost("timing"));
     }
-    if let (false, Some(place)) = (inspects, first_outlier(file, by_errors)) {
-        b.warning(&place, lost("inspect") + NOT_TAKEN_OUT);
+    if !inspects {
+        check_errors(b, file, &lost("inspect"));
     }
     check_seen(b, file, config);
     check_rule_vips(b, file, config, routes || taps);
+}
+
+/// Stages that have nothing to do, as the file stands.
+fn check_unused(
+    b: &mut Build<'_>,
+    file: &FileConfig,
+    place: Range<usize>,
+    has: impl Fn(&StageSpec) -> bool,
+) {
+    let first_service = file.service.0.first();
+    let mut warn = |condition: bool, at: Option<Range<usize>>, what: String| {
+        if let (true, Some(at)) = (condition, at) {
+            b.warning(&at, what);
+        }
+    };
+    let here = Some(place);
+    let none = "there is no `[service.NAME]` for the `balance` stage";
+    warn(has(&StageSpec::Balance) && first_service.is_none(), here.clone(), none.to_string());
+    let none = "there are no `[transit]` prefixes: the `route` stage gets nothing";
+    warn(has(&StageSpec::Route) && file.transit.is_none(), here.clone(), none.to_string());
+    let none = "there is no `[qos.PORT]` for the `shape` stage: every port is a plain FIFO";
+    warn(has(&StageSpec::Shape) && file.qos.0.is_empty(), here.clone(), none.to_string());
+    let none = "there is no `[[rule]]` for the `classify` stage";
+    let unused = file.rule.is_empty() && file.limit.0.is_empty();
+    warn(has(&StageSpec::Classify) && unused, here.clone(), none.to_string());
+    let none =
+        "nothing is steered to the `tap` stage: give the observed destinations in `[transit]`";
+    let steered = first_service.is_some() || file.transit.is_some();
+    let taps = has(&StageSpec::Tap);
+    warn(taps && !steered, here, none.to_string());
+
+    let only = "the `tap` stage transmits nothing, copies neither: leave `mirror` out";
+    warn(taps, first_mirror(file), only.to_string());
+}
+
+/// Backends that would be taken out by what they answer, which nobody reads.
+fn check_errors(b: &mut Build<'_>, file: &FileConfig, lost: &str) {
+    if let Some(place) = first_outlier(file, by_errors) {
+        b.warning(&place, format!("{lost}{NOT_TAKEN_OUT}"));
+    }
 }
 
 const NOT_TAKEN_OUT: &str = ": no backend is taken out for that";

@@ -6,7 +6,7 @@ mod common;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{HTTPS, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, noise, pool, service};
+use common::{HTTPS, Net, SERVERS4, SERVERS6, VIP4, VIP6, fetch, nat, noise, pool, service};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tidegate::lab::{Namespace, Process, wait_for};
@@ -60,15 +60,6 @@ fn config(net: &Net, offload: &str) -> String {
 
 fn urls() -> [String; 2] {
     [format!("https://{VIP4}/1m.bin"), format!("https://[{VIP6}]/1m.bin")]
-}
-
-#[track_caller]
-fn fetch(net: &Net, url: &str) {
-    let sum = "curl -sSfk -m 20 \"$0\" | sha256sum";
-    let got = net.client.run("sh", &["-c", sum, url]).expect("served");
-    let file = net.path("nginx/html/1m.bin");
-    let want = net.client.run("sh", &["-c", "sha256sum < \"$0\"", file.to_str().expect("path")]);
-    assert_eq!(got, want.expect("sha256sum"), "{url}");
 }
 
 fn port(net: &Net, port: &str) -> Value {

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use common::probe::{Echo, Lockstep};
-use common::{HTTP, HTTPS, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, noise, pool, service};
+use common::{HTTP, HTTPS, Net, SERVERS4, SERVERS6, VIP4, VIP6, fetch, nat, noise, pool, service};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
@@ -54,15 +54,6 @@ fn offloaded(net: &Net, port: usize) -> u64 {
 fn said_of(net: &Net, port: usize) -> String {
     let ports = net.ask_json(&["show", "ports"]);
     ports["ports"][port]["offload"].as_str().expect("words").to_owned()
-}
-
-#[track_caller]
-fn fetch(net: &Net, url: &str) {
-    let sum = "curl -sSfk -m 20 \"$0\" | sha256sum";
-    let got = net.client.run("sh", &["-c", sum, url]).expect("served");
-    let file = net.path("nginx/html/1m.bin");
-    let want = net.client.run("sh", &["-c", "sha256sum < \"$0\"", file.to_str().expect("path")]);
-    assert_eq!(got, want.expect("sha256sum"), "{url}");
 }
 
 /// Fetches until the program has forwarded so many more of the packets that come in by a port: on

@@ -267,3 +267,13 @@ pub fn service(name: &str, vip: &str, port: u16, pool: &str, mode: &str) -> Stri
 pub fn nat() -> String {
     format!("[nat]\naddresses = [\"{NAT4}\", \"{NAT6}\"]\n")
 }
+
+/// Has the client fetch the file of a megabyte, and be given what it is.
+#[track_caller]
+pub fn fetch(net: &Net, url: &str) {
+    let sum = "curl -sSfk -m 20 \"$0\" | sha256sum";
+    let got = net.client.run("sh", &["-c", sum, url]).expect("served");
+    let file = net.path("nginx/html/1m.bin");
+    let want = net.client.run("sh", &["-c", "sha256sum < \"$0\"", file.to_str().expect("path")]);
+    assert_eq!(got, want.expect("sha256sum"), "{url}");
+}

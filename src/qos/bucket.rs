@@ -16,10 +16,13 @@ const RATE_BITS: u32 = 40;
 /// Bits that a refill shifts out and carries.
 const CARRY_BITS: u32 = RATE_BITS - TOKEN_BITS;
 const BITS_PER_SECOND_PER_BYTE_PER_NANO: u128 = 8_000_000_000;
-/// While something waits for its turn, what comes in this time (2^24 ns, 17 ms) is kept, however
-/// small the burst is: that the others are served first must not cost it its rate.
+/// While something waits for its turn, what comes in a time is kept, however small the burst is:
+/// that the others are served first must not cost it its rate. The shortest of such times is 2^24
+/// ns, 17 ms.
 const WAITING_NS_BITS: u32 = 24;
 const WAITING_SHIFT: u32 = WAITING_NS_BITS + TOKEN_BITS - RATE_BITS;
+/// Each [`Patience`] is longer by these bits.
+const PATIENCE_BITS: u32 = 3;
 
 /// A rate in bytes per nanosecond, 40 fractional bits: steps of 0.0073 bit/s up to 134 Pbit/s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,37 @@ impl Rate {
     #[inline(always)]
     pub fn tokens_until(self, ns: u64) -> u128 {
         (u128::from(self.0) * u128::from(ns)) >> CARRY_BITS
+    }
+}
+
+/// For how long a bucket keeps what comes while something waits for its turn: 17 ms, 0.13, 1.1 or
+/// 8.6 s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patience(u8);
+
+impl Patience {
+    #[cfg(test)]
+    pub const SHORTEST: Patience = Patience(0);
+    const LONGEST: u8 = 3;
+
+    /// The shortest that is no shorter than `ns`, or the longest there is.
+    pub fn for_ns(ns: u64) -> Patience {
+        let is_enough = |level: &u8| Patience(*level).ns() >= ns;
+        Patience((0..Patience::LONGEST).find(is_enough).unwrap_or(Patience::LONGEST))
+    }
+
+    /// From two bits.
+    #[inline(always)]
+    pub fn from_bits(bits: u8) -> Patience {
+        Patience(bits & Patience::LONGEST)
+    }
+
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+
+    fn ns(self) -> u64 {
+        1 << (WAITING_NS_BITS + PATIENCE_BITS * u32::from(self.0))
     }
 }
 
@@ -80,12 +114,12 @@ impl Bucket {
     /// lost, carry included.
     #[inline(always)]
     pub fn refill(&mut self, elapsed: u64) {
-        self.refill_for(elapsed, false);
+        self.refill_for(elapsed, None);
     }
 
-    /// As above. `waits`: something waits for its turn, and keeps what comes meanwhile, for a time.
+    /// As above. `waits`: something waits for its turn, and keeps what comes meanwhile for a time.
     #[inline(always)]
-    pub fn refill_for(&mut self, elapsed: u64, waits: bool) {
+    pub fn refill_for(&mut self, elapsed: u64, waits: Option<Patience>) {
         let (cap, carry) = (self.most(waits), u64::from(self.carry));
         let grown = self.rate.0.checked_mul(elapsed).and_then(|grown| grown.checked_add(carry));
         let Some(grown) = grown else { return self.refill_long(elapsed, cap) };
@@ -112,10 +146,12 @@ impl Bucket {
 
     /// The most tokens; while something waits, what is kept beside a burst.
     #[inline(always)]
-    fn most(&self, waits: bool) -> i64 {
+    fn most(&self, waits: Option<Patience>) -> i64 {
         let cap = i64::from(self.cap) << TOKEN_BITS;
-        let kept = (self.rate.0.min(u64::MAX >> (WAITING_SHIFT + 1)) << WAITING_SHIFT) as i64;
-        if waits { cap.max(kept) } else { cap }
+        let Some(patience) = waits else { return cap };
+        let shift = WAITING_SHIFT + PATIENCE_BITS * u32::from(patience.0);
+        let kept = (self.rate.0.min(u64::MAX >> (shift + 1)) << shift) as i64;
+        cap.max(kept)
     }
 
     #[inline(always)]
@@ -241,19 +277,40 @@ mod tests {
     fn what_waits_keeps_what_comes_for_a_time_and_no_longer() {
         // 8 Mbit/s, a byte a microsecond.
         let mut b = Bucket::new(mbit(8), 1_500);
-        b.refill_for(10_000_000, true);
+        let shortest = Some(Patience::SHORTEST);
+        b.refill_for(10_000_000, shortest);
         assert_eq!(b.bytes(), 11_500);
-        b.refill_for(1_000_000_000, true);
+        b.refill_for(1_000_000_000, shortest);
         assert_eq!(b.bytes(), 16_777);
         b.charge(1_777);
-        b.refill_for(1_000, false);
+        b.refill_for(1_000, None);
         assert_eq!(b.bytes(), 1_500, "once it idles the burst is all");
         let mut large = Bucket::new(mbit(8), 50_000);
-        large.refill_for(1_000_000, true);
+        large.refill_for(1_000_000, shortest);
         assert_eq!(large.bytes(), 50_000);
-        let mut fastest = Bucket::new(Rate(u64::MAX), 0);
-        fastest.refill_for(u64::MAX, true);
-        assert!(fastest.is_open());
+        let longest = Patience::for_ns(u64::MAX);
+        for patience in [Patience::SHORTEST, longest] {
+            let mut fastest = Bucket::new(Rate(u64::MAX), 0);
+            fastest.refill_for(u64::MAX, Some(patience));
+            assert!(fastest.is_open());
+        }
+    }
+
+    #[test]
+    fn patience_is_as_long_as_is_asked_for() {
+        for (ns, kept) in [
+            (0, 16_777),
+            (16_777_216, 16_777),
+            (16_777_217, 134_217),
+            (500_000_000, 1_073_741),
+            (1_100_000_000, 8_589_934),
+            (u64::MAX, 8_589_934),
+        ] {
+            let mut b = Bucket::new(mbit(8), 1_500);
+            let patience = Patience::from_bits(Patience::for_ns(ns).bits());
+            b.refill_for(60_000_000_000, Some(patience));
+            assert_eq!(b.bytes(), kept, "{ns}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From the configured classes to the tree.
 
-use super::bucket::{Bucket, Rate};
+use super::bucket::{Bucket, Patience, Rate};
 use super::class::{Buckets, Class, Traits};
 use super::pacing::Pace;
 use super::settings::Manner;
@@ -35,6 +35,8 @@ pub(super) struct Compiled {
     pub largest: u32,
     /// Bytes that a leaf sends in a turn.
     pub turn: u32,
+    /// Of all classes: how long those that wait keep their rate.
+    patience: Patience,
 }
 
 /// Lays out the classes of `spec`, level by level.
@@ -48,7 +50,9 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
     let largest = largest_frame(spec, &countings);
     let rate = Rate::new(spec.rate);
     let bucket = Bucket::new(rate, cap(largest, rate, spec.burst));
-    let root = Class::new(ROOT, bucket, bucket, Traits::new(false, Buckets::Ceil, 0));
+    let turn = turn_of(spec, largest);
+    let patience = Patience::for_ns(longest_round_ns(spec, &shape, turn));
+    let root = Class::new(ROOT, bucket, bucket, Traits::new(false, Buckets::Ceil, 0, patience));
     let mut out = Compiled {
         tree: Tree::new(root, spec.classes.len() + 2, now),
         leaf_of: vec![u32::MAX; shape.ids],
@@ -56,7 +60,8 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         leaves: vec![Manner::NONE],
         ids: vec![ClassId::UNSET],
         largest,
-        turn: turn_of(spec, largest),
+        turn,
+        patience,
     };
     // By class: its position in the specification, 0 being the port.
     let mut positions = vec![0];
@@ -70,7 +75,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
             out.tree.adopt(at as u32, first, count, shape.priorities[position]);
             positions.extend(children);
         } else if at == ROOT as usize {
-            let traits = Traits::new(true, Buckets::Rate, 0);
+            let traits = Traits::new(true, Buckets::Rate, 0, patience);
             out.add(Class::new(ROOT, bucket, bucket, traits), ClassId::UNSET, largest);
             out.leaves.push(Manner::new(u32::MAX, QueueSpec::Fifo, spec.counting(), Pace::NONE));
             out.tree.adopt(ROOT, ROOT + 1, 1, 1);
@@ -158,7 +163,7 @@ impl Compiled {
             let is_leaf = shape.children[at].is_empty();
             let above = &self.tree.classes[parent as usize].ceil;
             let buckets = if ceil.is_at_least(above) { Buckets::Rate } else { Buckets::Both };
-            let traits = Traits::new(is_leaf, buckets, priority(class));
+            let traits = Traits::new(is_leaf, buckets, priority(class), self.patience);
             let quantum = quantum_of(class, turn, lightest, heaviest);
             let pace = Pace::new(class.flow_rate.filter(|_| class.queue != QueueSpec::Fifo));
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
@@ -198,6 +203,18 @@ pub(super) fn largest_frame(spec: &PortQosSpec, countings: &[Counting]) -> u32 {
 pub(super) fn turn_of(spec: &PortQosSpec, largest: u32) -> u32 {
     let fast = Rate::new(spec.rate).bytes_in(TURN_NS).min(u64::from(QUANTUM_MAX));
     largest.max(fast as u32)
+}
+
+/// How long the port takes to serve every leaf once after each has sent its burst. For so long a
+/// class may have to wait until all the others are below their rates.
+fn longest_round_ns(spec: &PortQosSpec, shape: &Shape, turn: u32) -> u64 {
+    let bytes = |(i, class): (usize, &ClassSpec)| {
+        let is_leaf = shape.children[i + 1].is_empty();
+        u64::from(is_leaf) * (u64::from(class.burst) + u64::from(turn))
+    };
+    let bytes: u64 = spec.classes.iter().enumerate().map(bytes).sum();
+    let ns = u128::from(bytes) * 1_000_000_000 / u128::from(spec.rate.bytes_per_sec().max(1));
+    u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
 pub(super) fn weight(class: &ClassSpec) -> u64 {

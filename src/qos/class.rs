@@ -1,6 +1,6 @@
 //! One class at work: its buckets and what they allow.
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Patience};
 use super::spec::PRIORITIES;
 use crate::base::Nanos;
 
@@ -135,15 +135,17 @@ impl Traits {
     /// The port, whose rate is its ceil: ceil only.
     const NO_RATE: u8 = 4;
     const PRIORITY_SHIFT: u32 = 3;
+    const PATIENCE_SHIFT: u32 = 6;
 
-    pub fn new(is_leaf: bool, buckets: Buckets, priority: u8) -> Traits {
+    pub fn new(is_leaf: bool, buckets: Buckets, priority: u8, patience: Patience) -> Traits {
         let buckets = match buckets {
             Buckets::Both => 0,
             Buckets::Rate => Traits::NO_CEIL,
             Buckets::Ceil => Traits::NO_RATE,
         };
         let priority = priority.min(PRIORITIES as u8 - 1) << Traits::PRIORITY_SHIFT;
-        Traits(u8::from(is_leaf) | buckets | priority)
+        let patience = patience.bits() << Traits::PATIENCE_SHIFT;
+        Traits(u8::from(is_leaf) | buckets | priority | patience)
     }
 
     #[inline(always)]
@@ -164,7 +166,13 @@ impl Traits {
     /// Of a leaf.
     #[inline(always)]
     pub fn priority(self) -> u8 {
-        self.0 >> Traits::PRIORITY_SHIFT
+        self.0 >> Traits::PRIORITY_SHIFT & (PRIORITIES as u8 - 1)
+    }
+
+    /// For how long what waits keeps its rate.
+    #[inline(always)]
+    fn patience(self) -> Patience {
+        Patience::from_bits(self.0 >> Traits::PATIENCE_SHIFT)
     }
 }
 
@@ -226,7 +234,8 @@ impl Class {
         if self.traits.has_rate() {
             // What is guaranteed is not lost to whoever is served first. The ceil, which bounds
             // what the class may send at once, is not kept in the same way.
-            self.rate.refill_for(elapsed, self.wants());
+            let waits = self.wants().then(|| self.traits.patience());
+            self.rate.refill_for(elapsed, waits);
         }
         if self.traits.has_ceil() {
             self.ceil.refill(elapsed);

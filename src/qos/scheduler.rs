@@ -74,7 +74,7 @@ impl Scheduler {
     /// [`validate`](super::validate()); another one is bent into something that works.
     pub fn new(spec: &PortQosSpec, packets_max: u32, seed: Seed) -> Scheduler {
         let now = Nanos::ZERO;
-        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest, turn } =
+        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest, turn, .. } =
             compile(spec, now);
         let queues = Queues::new(&leaves, packets_max, largest, seed);
         Scheduler {
@@ -429,7 +429,7 @@ impl Scheduler {
     }
 
     #[inline]
-    fn leaf(&self, class: ClassId) -> u32 {
+    pub(super) fn leaf(&self, class: ClassId) -> u32 {
         self.leaf_of.get(usize::from(class.0)).copied().unwrap_or(self.default_leaf)
     }
 

@@ -44,7 +44,7 @@ impl Successor {
         packets_max: u32,
         seed: Seed,
     ) -> Successor {
-        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest, turn } =
+        let Compiled { tree, leaf_of, default_leaf, leaves, ids, largest, turn, .. } =
             compile(spec, now);
         let mut queues = Queues::new(&leaves, packets_max, largest, seed);
         queues.pacing.begin(now);

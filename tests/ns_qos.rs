@@ -238,6 +238,53 @@ fn a_reload_moves_live_flows_to_their_new_classes() {
     assert_eq!(sent("rest"), 0);
 }
 
+/// What waits of a flow in a slow class goes with it to a fast one, before what comes next.
+#[test]
+fn a_flow_keeps_its_order_when_its_class_changes() {
+    const DATAGRAMS: u32 = 1_000;
+    const EVERY: Duration = Duration::from_millis(5);
+    let slow =
+        ["rate = \"100kbit/s\"", "ceil = \"100kbit/s\"", "target = \"9s\"", "interval = \"10s\""]
+            .join("\n");
+    let tree = "[qos.lan]\nrate = \"40Mbit/s\"\ndefault = \"rest\"\n".to_string()
+        + &class("slow", &slow)
+        + &class("fast", "rate = \"10%\"")
+        + &class("rest", "rate = \"10%\"");
+    let rule = |class: &str| format!("[[rule]]\nport = [{FLOOD}]\nclass = \"{class}\"\n");
+    let net = Net::new(1);
+    net.kernel_forwards(false);
+    let head = net.config_head("router", "count = 1") + "[transit]\nprefixes = [\"10.0.0.0/8\"]\n";
+    let _edge = net.start(&(head.clone() + &tree + &rule("slow")));
+    let target = SocketAddr::new(SERVERS4[1].parse().expect("address"), FLOOD);
+    let bind = move || UdpSocket::bind(target);
+    let receiver = net.server.enter(bind).expect("thread").expect("bind");
+    receiver.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
+    let received = std::thread::spawn(move || {
+        let (mut numbers, mut payload) = (Vec::new(), [0; 4]);
+        while numbers.len() < DATAGRAMS as usize && receiver.recv(&mut payload).is_ok() {
+            numbers.push(u32::from_be_bytes(payload));
+        }
+        numbers
+    });
+    let send = move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+        socket.connect(target).expect("connect");
+        for n in 0..DATAGRAMS {
+            socket.send(&n.to_be_bytes()).expect("send");
+            std::thread::sleep(EVERY);
+        }
+    };
+    let sender = net.client.thread("numbers", send).expect("thread");
+    let waiting = || shown(&net, "slow")["backlog_packets"].as_u64().expect("a number");
+    wait_for(Duration::from_secs(20), "a backlog", || waiting() > 40).expect("slow enough");
+    net.write("tidegate.toml", &(head + &tree + &rule("fast")));
+    net.ask(&["reload"]).expect("taken over");
+    wait_for(Duration::from_secs(2), "its way out", || waiting() == 0).expect("taken along");
+    sender.join().expect("sender");
+    let numbers = received.join().expect("receiver");
+    assert_eq!(numbers, (0..DATAGRAMS).collect::<Vec<_>>(), "none lost, none overtaken");
+}
+
 /// Datagrams of many flows, which the kernel spreads over both workers.
 #[test]
 fn what_is_shown_is_the_sum_over_the_workers() {

@@ -15,7 +15,7 @@ pub mod wheel;
 
 pub use entry::{Details, Flow, FlowKind, Hop, NewFlow, SumChange};
 pub use names::Names;
-pub use notes::{Fate, HelloNote, Note, Notes};
+pub use notes::{Fate, HelloNote, Note, Notes, Reclassed};
 pub use serving::Serving;
 pub use sightings::{Sighting, Sightings};
 pub use steps::{Step, Steps, TooMany};

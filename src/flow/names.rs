@@ -1,6 +1,6 @@
 //! Server names that flows asked for, each kept once.
 
-use super::notes::{Fate, Notes};
+use super::notes::{Fate, Notes, Reclassed};
 use super::sightings::Sightings;
 use crate::base::Seed;
 use crate::base::hash::hash_bytes;
@@ -24,6 +24,9 @@ pub struct Names {
     pub notes: Notes,
     /// What is to be added to flows that later stages enter.
     pub fates: Vec<Fate>,
+    /// Flows whose class has changed since their packets were last queued. Those beyond its
+    /// capacity are not told: what waits of them stays where it is.
+    pub reclassed: Vec<Reclassed>,
     seed: Seed,
     index: HashIndex,
     /// Where each name ends in `bytes`; it begins where the one before ends.
@@ -44,6 +47,7 @@ impl Names {
         Names {
             sightings: Sightings::default(),
             fates: Vec::with_capacity(BATCH_MAX),
+            reclassed: Vec::with_capacity(BATCH_MAX),
             notes: Notes::new(names_max / NAMES_PER_NOTE),
             seed,
             index: HashIndex::with_capacity(names_max),

@@ -76,6 +76,15 @@ pub struct Fate {
     pub dscp: u8,
 }
 
+/// A flow that belongs to another class from now on.
+#[derive(Clone, Copy, Debug)]
+pub struct Reclassed {
+    /// Of what the client sends and of what it gets, by the table's seed.
+    pub hashes: [u64; 2],
+    pub from: ClassId,
+    pub to: ClassId,
+}
+
 /// The beginning of a text.
 #[derive(Clone, Debug)]
 pub struct Text<const N: usize> {

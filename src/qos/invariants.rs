@@ -115,6 +115,7 @@ enum Step {
     Enqueue { class: u16, flow: u32, len: u16 },
     Dequeue { packets: usize },
     Wait { ns: u64 },
+    Reclass { class: u16, flow: u32, to: u16 },
     Reconfigure { tree: usize },
     Hold { packets_max: u32 },
     Drain,
@@ -127,6 +128,8 @@ fn step() -> impl Strategy<Value = Step> {
         30 => (0..8usize).prop_map(|packets| Step::Dequeue { packets }),
         20 => prop_oneof![0..3_000u64, 0..200_000u64, 0..2_000_000_000u64]
             .prop_map(|ns| Step::Wait { ns }),
+        4 => (0..14u16, 0..6u32, 0..14u16)
+            .prop_map(|(class, flow, to)| Step::Reclass { class, flow, to }),
         1 => (0..2usize).prop_map(|tree| Step::Reconfigure { tree }),
         1 => (0..60u32).prop_map(|packets_max| Step::Hold { packets_max }),
         1 => Just(Step::Drain),
@@ -178,6 +181,11 @@ fn queue(any: u32) -> QueueSpec {
     }
 }
 
+/// Flows that share a leaf must not share a hash, or their order could not be told.
+fn hash(class: u16, flow: u32) -> u32 {
+    flow << 8 | u32::from(class)
+}
+
 /// The scheduler with what a run keeps beside it.
 struct Run {
     scheduler: Scheduler,
@@ -189,6 +197,8 @@ struct Run {
     next_seq: u32,
     /// By class and flow, the last number sent. Numbers rise in the order of arrival.
     last: HashMap<(u16, u32), u32>,
+    /// By class and flow, the class that it has now where that is another.
+    moved: HashMap<(u16, u32), u16>,
     ordered: bool,
     /// Frames lost or sent, to be checked against those that came.
     gone: u64,
@@ -230,6 +240,13 @@ impl Run {
                     self.put(frame);
                 }
             }
+            Step::Reclass { class, flow, to } => {
+                let from = self.moved.insert((class, flow), to).unwrap_or(class);
+                let (ids, mut lost) = ((ClassId(from), ClassId(to)), Vec::new());
+                let is_gone = self.scheduler.reclass(self.now, hash(class, flow), ids, &mut lost);
+                assert!(lost.is_empty());
+                self.ordered &= is_gone;
+            }
             Step::Wait { ns } => self.now = self.now.saturating_add(ns),
             Step::Reconfigure { tree } => {
                 let before = self.scheduler.len();
@@ -261,9 +278,9 @@ impl Run {
         bytes[6..10].copy_from_slice(&self.next_seq.to_be_bytes());
         self.next_seq += 1;
         let mut dropped = Vec::new();
-        // Flows that share a leaf must not share a hash, or their order could not be told.
-        let flow_hash = flow << 8 | u32::from(class);
-        let q = Queued { frame, class: ClassId(class), flow_hash, l3: 14 };
+        let class_now = self.moved.get(&(class, flow)).copied().unwrap_or(class);
+        let flow_hash = hash(class, flow);
+        let q = Queued { frame, class: ClassId(class_now), flow_hash, l3: 14 };
         self.scheduler.enqueue(self.now, q, &arena, &mut dropped);
         for (frame, reason) in dropped {
             assert_eq!(reason, DropReason::QueueFull);
@@ -310,6 +327,7 @@ proptest! {
             now: Nanos::ZERO,
             next_seq: 1,
             last: HashMap::new(),
+            moved: HashMap::new(),
             ordered: true,
             gone: 0,
         };

@@ -27,6 +27,7 @@ pub mod meters;
 mod pacing;
 mod packets;
 mod queues;
+mod reclass;
 mod rehouse;
 mod rounds;
 mod scheduler;

@@ -1,9 +1,10 @@
 //! Has other rules decide about the flows that are there already, a bounded number a turn.
 
-use super::turn::Worker;
+use super::turn::{Worker, WorkerParts};
 use crate::base::Nanos;
 use crate::nic::Port;
-use crate::packet::FlowRef;
+use crate::observe::Counters;
+use crate::packet::{FlowRef, PacketMeta};
 
 /// Places of the flow table looked at in one turn of the loop at most.
 const PLACES_A_TURN: u32 = 1_024;
@@ -34,6 +35,30 @@ impl<P: Port> Worker<P> {
                 offload.take_back(now, at, parts.flows.get_mut(at));
             }
         }
+        parts.take_along(now, counters, &mut []);
         parts.control.deciding = (next < capacity).then_some(next);
+    }
+}
+
+impl<P: Port> WorkerParts<P> {
+    /// Has what waits of flows follow them to the classes that they now have, also what is about to
+    /// be queued.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take_along(
+        &mut self,
+        now: Nanos,
+        counters: &mut Counters,
+        batch: &mut [PacketMeta],
+    ) {
+        for flow in self.names.reclassed.drain(..) {
+            let of_flow = |meta: &&mut PacketMeta| {
+                meta.class == flow.from && flow.hashes.contains(&meta.hash)
+            };
+            batch.iter_mut().filter(of_flow).for_each(|meta| meta.class = flow.to);
+            for side in &mut self.sides {
+                side.reclass(now, &flow, &mut self.pool, counters);
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::base::Nanos;
 use crate::base::mem::Arena;
+use crate::flow::Reclassed;
 use crate::packet::{DropReason, Frame};
 use crate::qos::{Queued, Scheduler};
 
@@ -62,6 +63,20 @@ impl EgressQueue {
             EgressQueue::Closed => {
                 dropped.extend(packets.drain(..).map(|p| (p.frame, DropReason::NotOurPort)));
             }
+        }
+    }
+
+    /// Has what waits of a flow follow it to its new class, where classes have queues of their own.
+    pub fn reclass(
+        &mut self,
+        now: Nanos,
+        flow: &Reclassed,
+        dropped: &mut Vec<(Frame, DropReason)>,
+    ) {
+        let EgressQueue::Tree(tree) = self else { return };
+        let [up, down] = flow.hashes.map(|hash| hash as u32);
+        for hash in [up, down] {
+            tree.reclass(now, hash, (flow.from, flow.to), dropped);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::egress::EgressQueue;
 use crate::base::Nanos;
+use crate::flow::Reclassed;
 use crate::nic::Port;
 use crate::observe::{Counters, PortGauges};
 use crate::packet::batch::BATCH_MAX;
@@ -75,6 +76,24 @@ impl<P: Port> Side<P> {
     #[inline]
     fn admit(&mut self, now: Nanos, pool: &mut FramePool, counters: &mut Counters) {
         self.egress.enqueue(now, &mut self.arrivals, pool.arena(), &mut self.dropped);
+        if !self.dropped.is_empty() {
+            self.count_dropped(pool, counters);
+        }
+    }
+
+    /// Has what waits of a flow follow it to its new class.
+    pub fn reclass(
+        &mut self,
+        now: Nanos,
+        flow: &Reclassed,
+        pool: &mut FramePool,
+        counters: &mut Counters,
+    ) {
+        if self.held() == 0 {
+            return;
+        }
+        self.admit(now, pool, counters);
+        self.egress.reclass(now, flow, &mut self.dropped);
         if !self.dropped.is_empty() {
             self.count_dropped(pool, counters);
         }

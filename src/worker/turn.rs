@@ -251,6 +251,9 @@ impl<P: Port> Worker<P> {
             }
             let (mut cx, pipeline) = parts.lend(now, arena, counters, (replies, copies));
             pipeline.run(&mut cx, batch);
+            if !parts.names.reclassed.is_empty() {
+                parts.take_along(now, counters, batch.metas_mut());
+            }
             for (frame, meta) in batch.drain_frames() {
                 if let Some(offload) = offload {
                     parts.offload(now, offload, meta);

@@ -1,7 +1,7 @@
 //! What the rules say of a flow, and how it comes true.
 
 use crate::flow::entry::NONE_U16;
-use crate::flow::{Fate, FlowTable, Names, Step, TooMany, Treatment};
+use crate::flow::{Fate, FlowTable, Names, Reclassed, Step, TooMany, Treatment};
 use crate::graph::{Cx, Snapshot};
 use crate::observe::Counters;
 use crate::packet::{ClassId, FlowRef, PacketMeta};
@@ -41,8 +41,7 @@ impl<'a> Deciding<'a> {
     pub fn enter(&mut self, at: FlowRef, decision: &Decision, steps: &Steps) {
         let (steps, treatment) = (self.chain(steps), self.treatment(decision));
         self.flows.set_steps(at, steps);
-        let flow = self.flows.get_mut(at);
-        (flow.class, flow.treatment) = (decision.class, treatment);
+        self.set(at, decision.class, treatment);
         self.belongs_to(at, decision.tenant.unwrap_or(NONE_U16));
     }
 
@@ -57,8 +56,7 @@ impl<'a> Deciding<'a> {
         if let Some(step) = taken {
             self.flows.steps_mut().hold(next);
             self.flows.set_steps(at, next);
-            let flow = self.flows.get_mut(at);
-            (flow.class, flow.treatment) = (step.class, step.treatment);
+            self.set(at, step.class, step.treatment);
             self.belongs_to(at, step.tenant);
         }
     }
@@ -100,6 +98,28 @@ impl<'a> Deciding<'a> {
             }
         }
         self.names.fates.clear();
+    }
+
+    fn set(&mut self, at: FlowRef, class: ClassId, treatment: u8) {
+        let flow = self.flows.get_mut(at);
+        let before = std::mem::replace(&mut flow.class, class);
+        flow.treatment = treatment;
+        if before != class {
+            self.take_along(at, before);
+        }
+    }
+
+    /// What waits of a flow goes with it to its new class.
+    #[cold]
+    fn take_along(&mut self, at: FlowRef, from: ClassId) {
+        let flow = self.flows.get(at);
+        let (to, list) = (flow.class, &mut self.names.reclassed);
+        let is_under_way = flow.bytes() != [0; 2] && !from.is_refused() && !to.is_refused();
+        if is_under_way && list.len() < list.capacity() {
+            let keys = [flow.client_key(), flow.server_key()];
+            let hashes = keys.map(|key| key.hash(self.snapshot.seed));
+            list.push(Reclassed { hashes, from, to });
+        }
     }
 
     fn belongs_to(&mut self, at: FlowRef, tenant: u16) {

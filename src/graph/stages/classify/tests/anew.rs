@@ -23,6 +23,27 @@ fn anew(c: &mut Connection, rules: &[RuleSpec]) -> (bool, ClassId) {
     (stage.changes, c.rig.flows.get(flow).class)
 }
 
+/// Between which classes what waits of the connection is to move.
+fn moves(c: &mut Connection) -> Vec<(ClassId, ClassId)> {
+    let hashes = [true, false].map(|up| c.segment(up, ACK, b"").0.meta.hash);
+    let told = c.rig.names.reclassed.drain(..);
+    told.map(|r| (assert_eq!(r.hashes, hashes), (r.from, r.to)).1).collect()
+}
+
+#[test]
+fn what_waits_of_a_flow_follows_it_to_its_class() {
+    let by_port = |class| RuleSpec { port: vec![V4.backend.1], class, ..RuleSpec::default() };
+    let mut c = Connection::open(&V4, &[by_port(CHAT)]);
+    assert_eq!(moves(&mut c), [], "it had no other class before");
+    anew(&mut c, &[by_port(BULK)]);
+    assert_eq!(moves(&mut c), [(CHAT, BULK)]);
+    anew(&mut c, &[by_port(BULK)]);
+    assert_eq!(moves(&mut c), []);
+    let mut c = Connection::open(&V4, &[by_name("a.example", CHAT), by_port(BULK)]);
+    c.say(&hello("a.example"));
+    assert_eq!(moves(&mut c), [(BULK, CHAT)], "what came before the hello was complete");
+}
+
 fn by_name(name: &str, class: ClassId) -> RuleSpec {
     RuleSpec { sni: vec![NamePattern::Exact(name.into())], class, ..RuleSpec::default() }
 }

@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::Build;
 use crate::config::file::FileClass;
-use crate::qos::spec::DEPTH_MAX;
+use crate::qos::spec::{DEPTH_MAX, PRIORITIES};
 
 /// A class as written, under its name.
 type Entry = (Spanned<String>, Spanned<FileClass>);
@@ -20,21 +20,27 @@ pub fn doubts(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>
 }
 
 /// A quantum is bytes, a weight is relative to the siblings': beside each other they are neither.
+/// Siblings are beside each other in the rounds of a priority that leaves below both have.
 fn quanta(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>>]) {
-    // By parent: a class below it without a quantum.
-    let mut without: HashMap<Option<usize>, &str> = HashMap::new();
-    for ((name, class), parent) in list.iter().zip(parents) {
+    let priorities = priorities_below(list, parents);
+    // By parent and priority: a class below it without a quantum.
+    let mut without: HashMap<Option<usize>, [Option<&str>; PRIORITIES]> = HashMap::new();
+    for (((name, class), parent), mask) in list.iter().zip(parents).zip(&priorities) {
         if let (Some(parent), None) = (parent, &class.get_ref().quantum) {
-            without.entry(*parent).or_insert(name.get_ref());
+            for other in of_mask(without.entry(*parent).or_default(), *mask) {
+                other.get_or_insert(name.get_ref());
+            }
         }
     }
-    for ((_, class), parent) in list.iter().zip(parents) {
+    for (((_, class), parent), mask) in list.iter().zip(parents).zip(&priorities) {
         let Some(quantum) = &class.get_ref().quantum else { continue };
         if let Some(weight) = &class.get_ref().weight {
             b.warning(&weight.span(), "a class with a `quantum` goes by that: no effect");
         }
-        // Told once: the siblings would be told the same.
-        if let Some(other) = parent.and_then(|parent| without.remove(&parent)) {
+        let Some(others) = parent.and_then(|parent| without.get_mut(&parent)) else { continue };
+        // Told once a priority: the siblings would be told the same.
+        let others: Vec<&str> = of_mask(others, *mask).filter_map(Option::take).collect();
+        if let Some(other) = others.first() {
             let what = format!(
                 "its sibling `{other}` has none, and goes by its weight: how the two compare \
                  depends on the siblings' weights and the port's rate. Give all of them a \
@@ -45,20 +51,48 @@ fn quanta(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>>]) 
     }
 }
 
-/// Leaves borrow, and an inner class's priority is for those below it that have none of their own.
-fn priorities(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>>]) {
-    let mut is_inner = vec![false; list.len()];
+/// What stands for the priorities of a mask.
+fn of_mask<T>(list: &mut [T; PRIORITIES], mask: u8) -> impl Iterator<Item = &mut T> {
+    list.iter_mut().enumerate().filter(move |(at, _)| mask & (1 << at) != 0).map(|(_, item)| item)
+}
+
+/// By class: the priorities of the leaves below it, or its own if it is one, as bits.
+fn priorities_below(list: &[Entry], parents: &[Option<Option<usize>>]) -> Vec<u8> {
+    let mut masks = vec![0; list.len()];
+    for leaf in leaves(parents) {
+        let above = ancestors(leaf, parents);
+        let given = above.clone().find_map(|at| list[at].1.get_ref().priority.as_ref());
+        let priority = given.map_or(0, |given| *given.get_ref());
+        let bit = 1 << usize::try_from(priority).unwrap_or(0).min(PRIORITIES - 1);
+        above.for_each(|at| masks[at] |= bit);
+    }
+    masks
+}
+
+fn leaves(parents: &[Option<Option<usize>>]) -> impl Iterator<Item = usize> + use<> {
+    let mut is_inner = vec![false; parents.len()];
     for parent in parents.iter().flatten().flatten() {
         is_inner[*parent] = true;
     }
+    (0..parents.len()).filter(move |&at| !is_inner[at])
+}
+
+/// A class and those above it, as far as a tree may be deep.
+fn ancestors(
+    class: usize,
+    parents: &[Option<Option<usize>>],
+) -> impl Iterator<Item = usize> + Clone + use<'_> {
+    std::iter::successors(Some(class), |&at| parents[at].flatten()).take(DEPTH_MAX + 1)
+}
+
+/// Leaves borrow, and an inner class's priority is for those below it that have none of their own.
+fn priorities(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>>]) {
     let mut is_taken = vec![false; list.len()];
-    for leaf in (0..list.len()).filter(|&at| !is_inner[at]) {
-        let mut at = leaf;
-        for _ in 0..=DEPTH_MAX {
+    for leaf in leaves(parents) {
+        for at in ancestors(leaf, parents) {
             is_taken[at] = true;
-            match parents[at] {
-                Some(Some(above)) if list[at].1.get_ref().priority.is_none() => at = above,
-                _ => break,
+            if list[at].1.get_ref().priority.is_some() {
+                break;
             }
         }
     }

@@ -3,7 +3,7 @@
 mod qos_support;
 
 use proptest::prelude::*;
-use qos_support::{Link, Source, class, port};
+use qos_support::{Link, Source, assert_borrowed, class, greedy, port, two_tenants};
 use tidegate::packet::ClassId;
 use tidegate::qos::spec::Counting;
 
@@ -89,6 +89,41 @@ proptest! {
         let way = counting([(Some(0), Some(0)), (None, None), after]);
         let bytes: u64 = lens.iter().map(|&len| u64::from(way.counted(len))).sum();
         prop_assert_eq!(link.scheduler.backlog_bytes(), bytes);
+        link.finish();
+    }
+}
+
+/// Leaves borrow of the class above them, and that one of the port only what it has not itself.
+#[test]
+fn what_an_inner_class_borrowed_is_told() {
+    const NS: u64 = 500_000_000;
+    let by_priority = [[40.0, 0.0], [35.0, 30.0], [5.0, 0.0], [60.0, 0.0], [60.0, 59.0]];
+    let by_turns = [[40.0, 0.0], [20.0, 15.0], [20.0, 15.0], [60.0, 0.0], [60.0, 59.0]];
+    let alone = [[100.0, 60.0], [95.0, 90.0], [5.0, 0.0], [0.0; 2], [0.0; 2]];
+    let alone_by_turns = [[100.0, 60.0], [50.0, 45.0], [50.0, 45.0], [0.0; 2], [0.0; 2]];
+    for (priority, sources, want) in [
+        (0, vec![greedy(2), greedy(3)], alone),
+        (1, vec![greedy(2), greedy(3)], alone_by_turns),
+        (0, vec![greedy(2), greedy(3), greedy(5)], by_priority),
+        (1, vec![greedy(2), greedy(3), greedy(5)], by_turns),
+    ] {
+        let (spec, mut other) = (two_tenants(priority), two_tenants(priority));
+        other.classes[1].weight = 2;
+        let mut link = Link::new(&spec, 100.0, 256);
+        link.run(&sources, link.now.saturating_add(NS), |_| ());
+        let told = |link: &mut Link| {
+            let of = |class| link.scheduler.class_stats(ClassId(class));
+            (1..=5).map(of).map(|stats| [stats.sent_bytes, stats.borrowed_bytes]).collect()
+        };
+        let (start, before): (_, Vec<_>) = (link.now, told(&mut link));
+        // A reload takes none of it away.
+        link.reconfigure(&other);
+        assert_eq!(told(&mut link), before);
+        link.reconfigure(&spec);
+        link.run(&sources, start.saturating_add(NS), |_| ());
+        let since = |(now, before): (&[u64; 2], &[u64; 2])| [0, 1].map(|i| now[i] - before[i]);
+        let told: Vec<_> = told(&mut link).iter().zip(&before).map(since).collect();
+        assert_borrowed(&told, link.now.since(start), want);
         link.finish();
     }
 }

@@ -4,8 +4,11 @@
 //! `TIDEGATE_TREES=1000` tries that many; each failure names its seed, and `TIDEGATE_TREE=7` tries
 //! those of that seed.
 
+mod qos_support;
+
 use std::time::Duration;
 
+use qos_support::class;
 use tidegate::base::Seed;
 use tidegate::base::hash::Rng;
 use tidegate::base::units::BitRate;
@@ -192,8 +195,6 @@ fn case(shape: Shape, seed: u64, rng: &mut Rng) -> Case {
             };
             let id = ClassId(tree.classes.len() as u16);
             let class = ClassSpec {
-                id,
-                name: format!("c{}", id.0),
                 parent,
                 rate: bits(own),
                 ceil: bits(most),
@@ -201,12 +202,9 @@ fn case(shape: Shape, seed: u64, rng: &mut Rng) -> Case {
                 cburst: burst_of(most, cburst),
                 priority: rng.below(3) as u8,
                 weight: weight(shape, seed, rng),
-                quantum: None,
-                overhead: None,
-                mpu: None,
-                flow_rate: None,
                 limit: 100_000,
                 queue: QueueSpec::Fifo,
+                ..class(id.0, 0.0).0
             };
             if depth + 1 < shape.depth_max && rng.chance(shape.nested) {
                 open.push((Some(id), own, most, class.burst, class.cburst, depth + 1));
@@ -378,21 +376,11 @@ fn random_trees_share_as_a_fluid_would() {
 #[test]
 fn the_reference_knows_the_manuals_rows() {
     let class = |id: u16, parent: Option<u16>, mb: u64, ceil: u64, priority, weight| ClassSpec {
-        id: ClassId(id),
-        name: String::new(),
         parent: parent.map(ClassId),
-        rate: BitRate(mb * 8_000_000),
         ceil: BitRate(ceil * 8_000_000),
-        burst: 0,
-        cburst: 0,
         priority,
         weight,
-        quantum: None,
-        overhead: None,
-        mpu: None,
-        flow_rate: None,
-        limit: 0,
-        queue: QueueSpec::Fifo,
+        ..class(id, mb as f64).0
     };
     let shares = |classes: Vec<ClassSpec>, demands: &[f64]| {
         let tree = PortQosSpec {

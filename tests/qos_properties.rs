@@ -447,7 +447,7 @@ fn standing_queue(queue: QueueSpec, ecn: bool) -> (Link, Vec<f64>, u32) {
 fn a_standing_queue_is_told_and_thin_flows_never_wait() {
     let queue = QueueSpec::FqCodel { target: 1_000_000, interval: 20_000_000 };
     for ecn in [false, true] {
-        let (link, waits, marked) = standing_queue(queue, ecn);
+        let (mut link, waits, marked) = standing_queue(queue, ecn);
         let stats = link.scheduler.class_stats(ClassId(1));
         assert_eq!(stats.marked_packets, u64::from(marked));
         assert_eq!(ecn, marked > 100, "{stats:?}");

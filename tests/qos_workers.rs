@@ -5,11 +5,11 @@ mod qos_support;
 
 use std::sync::Arc;
 
-use qos_support::{Class, class, port, tag, tagged};
+use qos_support::{Class, assert_borrowed, class, port, tag, tagged, two_tenants};
 use tidegate::base::hash::Rng;
 use tidegate::base::{Nanos, Seed};
 use tidegate::packet::{ClassId, Frame, FramePool};
-use tidegate::qos::spec::PortQosSpec;
+use tidegate::qos::spec::{PortQosSpec, QueueSpec};
 use tidegate::qos::{Queued, Scheduler, Shared, Successor};
 
 const W: u16 = 1;
@@ -18,6 +18,8 @@ const B: u16 = 3;
 const LEN: usize = 1_500;
 /// Packets of a class that wait in a worker at any time, a flow of it at least one.
 const WAITING: usize = 40;
+/// Packets that come between two looks where more comes than goes.
+const FLOODED: usize = 4;
 const FRAMES: u32 = 2_048;
 /// One more than the largest class id.
 const CLASSES: usize = 16;
@@ -87,6 +89,27 @@ impl Workers {
         sent
     }
 
+    /// Runs for so long while more comes to the first `busy` workers than goes: the most bytes
+    /// that all hold at a time.
+    fn flood(&mut self, ns: u64, class: u16, busy: usize) -> u64 {
+        let (until, mut most) = (self.now.saturating_add(ns), 0);
+        while self.now < until {
+            for (i, worker) in self.all.iter_mut().enumerate() {
+                if worker.at > self.now {
+                    continue;
+                }
+                worker.at = self.now.saturating_add(worker.every);
+                (i < busy).then(|| worker.flood(self.now, class));
+                for frame in worker.take(self.now, 64) {
+                    worker.pool.put(frame);
+                }
+            }
+            most = most.max(self.all.iter().map(|w| w.scheduler.backlog_bytes()).sum());
+            self.now = self.all.iter().map(|w| w.at).min().expect("a worker");
+        }
+        most
+    }
+
     fn finish(self) {
         for Worker { scheduler, mut pool, .. } in self.all {
             release(scheduler, &mut pool);
@@ -118,6 +141,20 @@ impl Worker {
             *waiting += 1;
         }
         assert!(dropped.is_empty());
+    }
+
+    /// As [`Worker::offer`], a few packets of three flows, whatever waits.
+    fn flood(&mut self, now: Nanos, class: u16) {
+        let arena = self.pool.arena().clone();
+        let mut dropped = Vec::new();
+        for _ in 0..FLOODED {
+            let (class, flow) = (ClassId(class), self.offered % 3);
+            let frame = tagged(&mut self.pool, class, flow, u64::from(self.offered), LEN);
+            let q = Queued { frame, class, flow_hash: flow.wrapping_mul(0x9e37_79b9), l3: 0 };
+            self.scheduler.enqueue(now, q, &arena, &mut dropped);
+            self.offered += 1;
+        }
+        dropped.into_iter().for_each(|(frame, _)| self.pool.put(frame));
     }
 
     fn take(&mut self, now: Nanos, packets_max: usize) -> Vec<Frame> {
@@ -309,4 +346,85 @@ fn a_new_tree_finds_packets_and_tokens_where_they_were() {
     let got = [0, 1].map(|c| sent.iter().map(|s| s[c]).sum::<u64>() as f64 / 5e5);
     assert!((got[0] - 35.0).abs() < 0.35 && (got[1] - 65.0).abs() < 0.5, "{got:?}");
     workers.finish();
+}
+
+#[test]
+fn a_limit_holds_for_all_workers_together() {
+    const LIMIT: u64 = 150_000;
+    const MS: u64 = 1_000_000;
+    let codel = class(W, 10.0).0.queue;
+    for (queue, count) in [(QueueSpec::Fifo, 2), (QueueSpec::Fifo, 4), (codel, 2), (codel, 4)] {
+        let spec = port(10.0, &[class(W, 10.0).limit(LIMIT as u32).queue(queue)]);
+        let mut workers = Workers::new(&spec, count);
+        // One alone has it all, to the packet.
+        let most = workers.flood(30 * MS, W, 1);
+        assert!(
+            (LIMIT - LEN as u64..=LIMIT).contains(&most),
+            "{queue:?}: {most} in one of {count}"
+        );
+        // The others take their parts, and what the first has beyond its own goes.
+        workers.flood(70 * MS, W, count);
+        let most = workers.flood(30 * MS, W, count);
+        // What comes between two looks, and two leases that are not used yet.
+        let beyond = count as u64 * ((FLOODED + 2) * LEN) as u64;
+        assert!((LIMIT..=LIMIT + beyond).contains(&most), "{queue:?}: {most} in {count}");
+        // None is left without, however little that is.
+        let held = workers.all.iter().map(|w| w.scheduler.backlog_bytes()).min();
+        assert!(held > Some(LIMIT / count as u64 / 2), "{queue:?}: {held:?} in one of {count}");
+        // All but one fall silent.
+        workers.flood(70 * MS, W, 1);
+        let held = workers.all[0].scheduler.backlog_bytes();
+        assert!(held > LIMIT / 2, "{queue:?}: {held} in one of {count}");
+        workers.finish();
+    }
+}
+
+#[test]
+fn a_limit_of_a_frame_leaves_each_worker_one() {
+    for queue in [QueueSpec::Fifo, class(W, 10.0).0.queue] {
+        let spec = port(100.0, &[class(W, 10.0).limit(LEN as u32).queue(queue)]);
+        let mut workers = Workers::new(&spec, 4);
+        let most = workers.flood(20_000_000, W, 4);
+        assert!((2 * LEN as u64..=4 * LEN as u64).contains(&most), "{queue:?}: {most}");
+        workers.finish();
+    }
+}
+
+#[test]
+fn what_inner_classes_borrow_is_told_once_for_all_workers() {
+    const NS: u64 = 300_000_000;
+    let alone = [[100.0, 60.0], [95.0, 90.0], [5.0, 0.0], [0.0; 2], [0.0; 2]];
+    let both = [[40.0, 0.0], [35.0, 30.0], [5.0, 0.0], [60.0, 0.0], [60.0, 59.0]];
+    for count in [1, 2, 4] {
+        let mut workers = Workers::new(&two_tenants(0), count);
+        let told = |workers: &mut Workers| -> Vec<[u64; 2]> {
+            let mut sums = vec![[0; 2]; 5];
+            for worker in &mut workers.all {
+                for (id, stats) in worker.scheduler.classes() {
+                    let sum = &mut sums[usize::from(id.0) - 1];
+                    *sum = [sum[0] + stats.sent_bytes, sum[1] + stats.borrowed_bytes];
+                }
+            }
+            sums
+        };
+        let one: Spread<'_> = &[(2, &[2, 2, 2, 2]), (3, &[2, 2, 2, 2])];
+        let all: Spread<'_> = &[one[0], one[1], (5, &[2, 2, 2, 2])];
+        for (spread, want) in [(one, alone), (all, both)] {
+            workers.run(50_000_000, spread);
+            let before = told(&mut workers);
+            let start = workers.now;
+            workers.run(NS, spread);
+            let since = |(now, before): (&[u64; 2], &[u64; 2])| [0, 1].map(|i| now[i] - before[i]);
+            let told: Vec<_> = told(&mut workers).iter().zip(&before).map(since).collect();
+            assert_borrowed(&told, workers.now.since(start), want);
+        }
+        // Who told it leaves, and another does; then one comes.
+        let before = told(&mut workers);
+        if count > 1 {
+            let Worker { scheduler, mut pool, .. } = workers.all.remove(0);
+            release(scheduler, &mut pool);
+            assert_eq!(told(&mut workers)[0][1], before[0][1]);
+        }
+        workers.finish();
+    }
 }

@@ -130,7 +130,7 @@ fn told(outcome: &Outcome) -> String {
             rate(class.offered_bps),
             rate(class.granted_bps),
             percent(class.share),
-            class.borrowed.map_or("-".to_string(), percent),
+            percent(class.borrowed),
             grouped(class.dropped_overload + class.dropped_aqm),
             grouped(class.marked_packets),
             delay(|d| d.p50_us),

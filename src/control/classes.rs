@@ -1,6 +1,6 @@
 //! What classes have done: as workers told it last, and over the seconds before.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::crew::Crew;
 use super::view::{ClassView, Values};
@@ -23,7 +23,7 @@ pub const CLASS_VALUES: [(&str, &str, bool); 22] = [
     ("aqm_dropped_packets", "Packets that the queue management dropped.", false),
     ("queue_full_dropped_packets", "Packets lost because a queue was full.", false),
     ("marked_packets", "Packets sent with a mark of congestion (ECN).", false),
-    ("borrowed_bytes", "Bytes sent on the rate of a class above; of leaves.", false),
+    ("borrowed_bytes", "Bytes sent on the rate of a class above.", false),
     ("backlog_packets", "Packets waiting.", true),
     ("backlog_bytes", "Bytes waiting.", true),
     ("sojourn_p50_ns", "Of the last 10 to 20 s: half of the packets waited less.", true),
@@ -98,22 +98,13 @@ impl Classes {
     pub(super) fn view(&self, config: &Config) -> Vec<ClassView> {
         let specs: HashMap<Key, &ClassSpec> =
             config.qos.iter().flat_map(|q| q.classes.iter().map(|c| ((q.port, c.id), c))).collect();
-        let with_children: HashSet<Key> = specs
-            .iter()
-            .filter_map(|((port, _), class)| class.parent.map(|parent| (*port, parent)))
-            .collect();
         let none = Past::default();
         let view = |(key, stats): (Key, ClassStats)| {
             let past = self.past.get(&key).unwrap_or(&none);
-            let mut values = values(&stats, past, specs.get(&key)?);
-            if with_children.contains(&key) {
-                // What leaves below it borrowed may be the class's own.
-                values.retain(|name, _| !name.starts_with("borrowed_"));
-            }
             Some(ClassView {
                 port: config.ports.get(usize::from(key.0.0))?.name.clone(),
                 class: config.class_names.get(usize::from(key.1.0))?.clone(),
-                values,
+                values: values(&stats, past, specs.get(&key)?),
             })
         };
         self.sums().into_iter().filter_map(view).collect()

@@ -20,6 +20,7 @@ const BITS_PER_SECOND_PER_BYTE_PER_NANO: u128 = 8_000_000_000;
 /// that the others are served first must not cost it its rate. The shortest of such times is 2^24
 /// ns, 17 ms.
 const WAITING_NS_BITS: u32 = 24;
+pub(super) const WAITING_NS: u64 = 1 << WAITING_NS_BITS;
 const WAITING_SHIFT: u32 = WAITING_NS_BITS + TOKEN_BITS - RATE_BITS;
 /// Each [`Patience`] is longer by these bits.
 const PATIENCE_BITS: u32 = 3;

@@ -1,8 +1,15 @@
 //! CoDel (RFC 8289): when a queue has stood above its target delay for an interval, it signals
 //! once, then ever more often until the delay is gone.
 
+use super::wheel::TICK_BITS;
+use crate::base::Nanos;
+
 /// Time in steps of 2^10 ns, modulo 2^32 (73 min).
 pub(super) type Ticks = u32;
+
+pub(super) fn ticks(now: Nanos) -> Ticks {
+    (now.0 >> TICK_BITS) as Ticks
+}
 
 /// Of `Codel::above`: the queue signals now.
 const SIGNALLING: Ticks = u32::MAX;

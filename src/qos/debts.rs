@@ -13,6 +13,10 @@
 //! paid was no loan after all, and is given back to the class's round among its siblings. So
 //! lasting demand of a priority is met by the class itself as far as its rate goes, and order in
 //! time does not matter. Own rates below a class are no loans, and pay nothing of this.
+//!
+//! What a class borrowed is what it was lent and has not paid itself. It is counted once that is
+//! certain: at once where it is not owed, and else when the debt is forgotten. So what is counted
+//! never goes back, and is behind by a burst a priority at most.
 
 use super::class::Mode;
 use super::inner::Round;
@@ -27,8 +31,10 @@ impl Tree {
     /// above it. `is_deep`: those of its parent did not pay either.
     #[inline(always)]
     pub(super) fn owe(&mut self, at: u32, priority: usize, bytes: u32, is_deep: bool) {
-        let inner = &mut self.inners[usize::from(self.classes[at as usize].inner)];
+        let number = usize::from(self.classes[at as usize].inner);
+        let (inner, lent) = (&mut self.inners[number], &mut self.lent[number]);
         if inner.early & (1 << priority) == 0 {
+            *lent += u64::from(bytes);
             return;
         }
         let most = self.classes[at as usize].rate.cap();
@@ -37,6 +43,7 @@ impl Tree {
         *deep = deep.saturating_add(if is_deep { bytes } else { 0 });
         if all > most {
             // What is forgotten is of either kind.
+            *lent += u64::from(all - most);
             *deep = share(*deep, most, all);
         }
         *debt = all.min(most);

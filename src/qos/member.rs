@@ -3,17 +3,23 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::codel::{Ticks, ticks};
 use super::queues::Queues;
 use super::shared::{LEASES_MAX, Lease, Shared, fingerprint};
 use super::spec::PortQosSpec;
+use super::wheel::TICK_NS;
 use crate::base::Nanos;
 
 /// When to look again while another worker is at the tree, or the tree is a newer one.
 const RETRY_NS: u64 = 1_000;
+/// What others hold is not known any more after this time.
+const KNOWN_TICKS: Ticks = (16_000_000 / TICK_NS) as Ticks;
 
 pub(super) struct Member {
     shared: Arc<Shared>,
     number: usize,
+    /// Workers that share the tree, as was seen last.
+    present: u32,
     books: Books,
 }
 
@@ -33,6 +39,16 @@ pub(super) struct Books {
     /// Classes of which something came or was lost since the last visit.
     news: Vec<u32>,
     is_news: Vec<bool>,
+    /// By class.
+    others: Vec<Others>,
+}
+
+/// What other workers hold of a class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Others {
+    bytes: u32,
+    /// When that was so.
+    at: Ticks,
 }
 
 impl Books {
@@ -46,6 +62,7 @@ impl Books {
             carry: vec![0; classes],
             news: Vec::with_capacity(classes),
             is_news: vec![false; classes],
+            others: vec![Others::default(); classes],
         }
     }
 }
@@ -61,7 +78,22 @@ impl Books {
 
 impl Member {
     pub fn new(shared: Arc<Shared>, spec: &PortQosSpec, classes: usize) -> Member {
-        Member { number: shared.join(), shared, books: Books::new(spec, classes) }
+        Member { number: shared.join(), shared, present: 1, books: Books::new(spec, classes) }
+    }
+
+    /// Workers that share the tree.
+    #[inline]
+    pub fn present(&self) -> u32 {
+        self.present
+    }
+
+    /// Bytes of a class that a worker may hold where all may hold `limit` together: its part of
+    /// that in any case, and of the rest what the others leave. These tell when they visit the
+    /// tree, and this worker hears of it when it does: in between they may hold more together.
+    pub fn most(&self, now: Ticks, leaf: u32, limit: u64) -> u64 {
+        let Others { bytes, at } = self.books.others[leaf as usize];
+        let others = if now.wrapping_sub(at) <= KNOWN_TICKS { bytes } else { 0 };
+        limit.saturating_sub(others.into()).max(limit / u64::from(self.present))
     }
 
     /// Follows the shared tree to another specification, of which nothing was granted yet. What was
@@ -93,6 +125,7 @@ impl Member {
             return;
         }
         global.advance(now);
+        self.present = global.present().max(1);
         let fetched = self.books.leases.len();
         global.collect(self.number, &mut self.books.leases);
         for lease in self.books.leases.range(fetched..) {
@@ -108,8 +141,13 @@ impl Member {
                 // What was granted for packets that were lost serves these.
                 self.books.use_rest(leaf);
             }
-            let wanted = u32::try_from(wanted.max(0)).unwrap_or(u32::MAX);
-            global.want(self.number, leaf, wanted, u32::from(waiting.flows));
+            let bytes = |n: i64| u32::try_from(n.max(0)).unwrap_or(u32::MAX);
+            let asleep = bytes(waiting.bytes as i64 - queues.ready_bytes(leaf) as i64);
+            global.want(self.number, leaf, (bytes(wanted), asleep), waiting.flows);
+            if waiting.bytes * u64::from(self.present) > u64::from(queues.manner(leaf).limit) {
+                let bytes = global.held_by_others(self.number, leaf);
+                self.books.others[leaf as usize] = Others { bytes, at: ticks(now) };
+            }
         }
         let missing = bytes.saturating_sub(u64::from(self.books.unsent));
         if missing == 0 {
@@ -148,6 +186,19 @@ impl Member {
             self.books.unsent -= lease.bytes;
             self.books.has_empty[lease.leaf as usize] &= lease.bytes > 0;
             self.books.carry[lease.leaf as usize] += i64::from(lease.bytes);
+        }
+    }
+
+    /// Brings what inner classes were lent up to date, for one of the members to tell it: others
+    /// have zeros. While another worker is at the tree, or the tree is a newer one, `lent` stays.
+    pub fn fetch_lent(&self, lent: &mut [u64]) {
+        let Some(global) = self.shared.try_lock() else { return };
+        if global.fingerprint != self.books.fingerprint {
+            return;
+        }
+        match global.tells(self.number) {
+            true => lent.copy_from_slice(&global.tree.lent),
+            false => lent.fill(0),
         }
     }
 

@@ -6,6 +6,7 @@
 //! send as much at once as a new one: were it forgotten earlier, it would be one with its next
 //! packet.
 
+use super::bucket::WAITING_NS;
 use super::flows::Standing;
 use super::queues::Queues;
 use super::wheel::{NIL, Timer, Wheel};
@@ -13,9 +14,11 @@ use crate::base::Nanos;
 use crate::base::mem::huge_vec;
 use crate::base::units::BitRate;
 
-/// What a flow may send at once after idling, and may catch up on after its worker was kept from
-/// it, in time at its rate.
+/// What a flow may send at once after idling, in time at its rate.
 const CREDIT_NS: u64 = 4_000_000;
+/// What a flow whose packets waited while its worker was kept from its core may catch up on beyond
+/// that: as much as a class may.
+const LATE_NS_MAX: u64 = WAITING_NS;
 /// The least that a flow can be held to: what is less is taken for this.
 pub(super) const FLOW_RATE_MIN: BitRate = BitRate(8_000);
 /// Fractional bits of the nanoseconds that a byte takes.
@@ -49,7 +52,11 @@ impl Pace {
 pub(super) struct Due {
     at: Nanos,
     carry: u32,
+    /// Nanoseconds by which it was woken too late, as far as it has not caught up on them.
+    late: u32,
 }
+
+const _: () = assert!(size_of::<Due>() == 16 && LATE_NS_MAX <= u32::MAX as u64);
 
 /// What of a leaf sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,14 +148,22 @@ impl Pacing {
     #[inline]
     pub fn charge(&mut self, flow: u32, pace: Pace, now: Nanos, bytes: u32) -> bool {
         let Some(due) = self.due.get_mut(flow as usize) else { return false };
-        let earliest = Nanos(now.0.saturating_sub(CREDIT_NS));
+        let earliest = Nanos(now.0.saturating_sub(CREDIT_NS + u64::from(due.late)));
         if due.at < earliest {
-            *due = Due { at: earliest, carry: 0 };
+            (due.at, due.carry) = (earliest, 0);
         }
         let cost = pace.per_byte.saturating_mul(u64::from(bytes)) + u64::from(due.carry);
         due.at = due.at.saturating_add(cost >> PER_BYTE_BITS);
         due.carry = cost as u32 & ((1 << PER_BYTE_BITS) - 1);
+        due.late = due.late.min(u32::try_from(now.since(due.at)).unwrap_or(u32::MAX));
         due.at > now
+    }
+
+    /// A flow whose packets have waited for it to be woken is.
+    fn woken(&mut self, flow: u32, now: Nanos) {
+        if let Some(due) = self.due.get_mut(flow as usize) {
+            due.late = now.since(due.at).min(LATE_NS_MAX) as u32;
+        }
     }
 
     /// When a sleeping flow wakes: one with packets when it may send, one without when it may be
@@ -159,6 +174,9 @@ impl Pacing {
     }
 
     fn arm(&mut self, flow: u32, has_packets: bool) {
+        if !has_packets && let Some(due) = self.due.get_mut(flow as usize) {
+            due.late = 0;
+        }
         let at = self.wakes_at(flow, has_packets);
         self.wheel.arm(&mut self.timers, flow, at);
     }
@@ -216,6 +234,7 @@ impl Queues {
                 self.flows.remove(flow);
                 continue;
             }
+            self.pacing.woken(flow, now);
             let was_idle = !self.has_ready(leaf);
             self.pacing.resize(leaf, -bytes);
             self.pacing.has_packets(leaf, false);

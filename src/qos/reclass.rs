@@ -156,7 +156,7 @@ mod tests {
         let mut lost = Vec::new();
         assert!(scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut lost) && lost.is_empty());
         put(&mut scheduler, &mut pool, 20, URGENT);
-        let stats = |class| {
+        let mut stats = |class| {
             let stats = scheduler.class_stats(class);
             (stats.backlog_packets, stats.backlog_bytes)
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::ahead::{Ahead, is_in_cache};
 use super::build::{Compiled, compile};
-use super::codel::Ticks;
+use super::codel::ticks;
 use super::flows::Key;
 use super::member::Member;
 use super::packets::Note;
@@ -14,7 +14,7 @@ use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
 use super::stats::ClassStats;
 use super::tree::{ROOT, Tree};
-use super::wheel::{NIL, TICK_BITS};
+use super::wheel::NIL;
 use crate::base::mem::Arena;
 use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame};
@@ -187,7 +187,10 @@ impl Scheduler {
         let manner = &self.queues.manners[usize::from(held.manner)];
         let (bytes, was_idle) = (manner.counting.counted(q.frame.len()), held.packets == 0);
         let key = self.queues.flows.key(leaf, if manner.is_fifo() { 0 } else { q.flow_hash });
-        let is_over = held.bytes + u64::from(bytes) > u64::from(manner.limit);
+        let (sum, limit) = (held.bytes + u64::from(bytes), u64::from(manner.limit));
+        // What all may hold is not looked at before this one holds its part of it.
+        let sharers = self.member.as_ref().map_or(1, Member::present);
+        let is_over = sum * u64::from(sharers) > limit && sum > self.most(now, leaf, limit);
         if is_over || self.queues.packets.is_full() || self.queues.has_paces {
             let is_fifo = manner.is_fifo();
             let mut exit = Exit::new(now, arena, dropped);
@@ -200,6 +203,15 @@ impl Scheduler {
             member.changed(key.leaf);
         } else if was_idle {
             self.tree.activate(now, key.leaf);
+        }
+    }
+
+    /// Bytes that a leaf may hold here now, a frame at least; `limit`: in all workers.
+    #[inline]
+    fn most(&self, now: Nanos, leaf: u32, limit: u64) -> u64 {
+        match &self.member {
+            Some(member) => member.most(ticks(now), leaf, limit).max(self.largest.into()),
+            None => limit,
         }
     }
 
@@ -230,7 +242,8 @@ impl Scheduler {
             return;
         }
         if is_over {
-            self.queues.shed_to_limit(key, exit);
+            let most = self.most(exit.at, leaf, u64::from(self.queues.manner(leaf).limit));
+            self.queues.shed_to_limit(key, most, exit);
         }
         if let Some(member) = &mut self.member {
             member.changed(leaf);
@@ -315,10 +328,15 @@ impl Scheduler {
         }
         let room = (packets_max as u64).saturating_mul(u64::from(*largest));
         member.visit(now, queues, room.min(bytes_max));
-        let (mut packets, mut bytes) = (0, 0);
+        let (mut packets, mut bytes, mut has_more) = (0, 0, false);
         while packets < packets_max && bytes < bytes_max {
             let Some((lease, left)) = member.current() else {
-                break;
+                // Flows with a pace ask for a frame each: those that may send more ask again.
+                if !std::mem::take(&mut has_more) {
+                    break;
+                }
+                member.visit(now, queues, room.min(bytes_max - bytes));
+                continue;
             };
             if left <= 0 {
                 member.finish();
@@ -326,9 +344,11 @@ impl Scheduler {
             }
             let drops_left = exit.drops_left;
             let sent = queues.pop(lease.leaf, lease.is_borrowed, exit, out);
-            if exit.drops_left < drops_left || queues.pace(lease.leaf).is_set() {
+            let is_paced = queues.pace(lease.leaf).is_set();
+            if exit.drops_left < drops_left || is_paced {
                 member.changed(lease.leaf);
             }
+            has_more |= is_paced && sent.is_some() && queues.has_ready(lease.leaf);
             let Some(Sent { len, bytes: counted }) = sent else {
                 member.finish();
                 continue;
@@ -382,12 +402,16 @@ impl Scheduler {
 
     /// What a class has done; zeros for a class that is not under this port. Takes time in
     /// proportion to the port's classes: for many of them use [`Scheduler::classes`].
-    pub fn class_stats(&self, class: ClassId) -> ClassStats {
+    pub fn class_stats(&mut self, class: ClassId) -> ClassStats {
         self.classes().find(|&(id, _)| id == class).map_or(ClassStats::default(), |(_, s)| s)
     }
 
-    /// All classes of the port with what they have done, each before those below it.
-    pub fn classes(&self) -> impl Iterator<Item = (ClassId, ClassStats)> {
+    /// All classes of the port with what they have done, each before those below it. What inner
+    /// classes borrowed is told by one of the workers that share a tree, for all of them.
+    pub fn classes(&mut self) -> impl Iterator<Item = (ClassId, ClassStats)> {
+        if let Some(member) = &self.member {
+            member.fetch_lent(&mut self.tree.lent);
+        }
         let first = ROOT as usize + 1;
         (first..self.ids.len()).map(|at| (self.ids[at], self.stats_of(at)))
     }
@@ -448,7 +472,8 @@ impl Scheduler {
         shed
     }
 
-    /// Sums over the leaves below a class, level by level.
+    /// Sums over the leaves below a class, level by level. What leaves borrowed may be the class's
+    /// own: what it borrowed itself, the tree knows.
     fn stats_of(&self, at: usize) -> ClassStats {
         let mut sum = ClassStats::default();
         let mut level = at..at + 1;
@@ -458,6 +483,10 @@ impl Scheduler {
             }
             level = self.tree.children(level);
         }
+        let class = &self.tree.classes[at];
+        if !class.traits.is_leaf() {
+            sum.borrowed_bytes = self.tree.lent[usize::from(class.inner)];
+        }
         sum
     }
 }
@@ -466,8 +495,4 @@ impl<'a> Exit<'a> {
     fn new(now: Nanos, arena: &'a Arena, dropped: &'a mut Vec<(Frame, DropReason)>) -> Exit<'a> {
         Exit { now: ticks(now), at: now, arena, dropped, drops_left: AQM_DROPS_MAX }
     }
-}
-
-fn ticks(now: Nanos) -> Ticks {
-    (now.0 >> TICK_BITS) as Ticks
 }

@@ -84,6 +84,8 @@ pub(super) struct Global {
     turns: Vec<u16>,
     /// By number; those that left have no queue.
     members: Vec<Option<Account>>,
+    /// Those that have not left.
+    present: u32,
     frame: u32,
     now: Nanos,
 }
@@ -93,13 +95,17 @@ pub(super) struct Global {
 struct Demand {
     /// Bytes that wait there, beyond what was leased for them.
     bytes: u32,
-    /// Flows that wait there.
-    flows: u32,
+    /// Bytes that wait there, and may not go yet.
+    asleep: u32,
     /// Bytes left in this round among the members.
     deficit: i32,
+    /// Flows that wait there.
+    flows: u16,
     /// It is on its member's list of those passed over.
     is_passed: bool,
 }
+
+const _: () = assert!(size_of::<Demand>() == 16);
 
 /// A member's leases.
 struct Account {
@@ -138,7 +144,7 @@ impl Shared {
     }
 
     pub(super) fn leave(&self, member: usize) {
-        self.lock().members[member] = None;
+        self.lock().leave(member);
     }
 
     /// For the control plane, and when a member comes or goes.
@@ -170,6 +176,7 @@ impl Global {
             demands: Vec::new(),
             turns: vec![0; ids.len()],
             members: Vec::new(),
+            present: 0,
             frame,
             ids,
             tree,
@@ -179,7 +186,7 @@ impl Global {
 
     /// Puts a new tree in this one's place; the old one is left in `new`, to be freed elsewhere.
     fn replace(&mut self, new: &mut Global) {
-        new.now = self.now;
+        (new.now, new.present) = (self.now, self.present);
         new.tree.inherit(self.now, &predecessors(&new.ids, &self.ids), &mut self.tree);
         for member in std::mem::take(&mut self.members) {
             let classes = new.ids.len();
@@ -204,7 +211,19 @@ impl Global {
         // What one who left wanted, or was passed over for, is not the new one's.
         self.demands.iter_mut().skip(at).step_by(members).for_each(|d| *d = Demand::default());
         self.members[at] = Some(Account::new(self.ids.len()));
+        self.present += 1;
         at
+    }
+
+    fn leave(&mut self, member: usize) {
+        if self.members[member].take().is_some() {
+            self.present -= 1;
+        }
+    }
+
+    /// Members that there are.
+    pub fn present(&self) -> u32 {
+        self.present
     }
 
     fn resize(&mut self) {
@@ -218,6 +237,11 @@ impl Global {
                 self.demands[class * members..][..row.len()].copy_from_slice(row);
             }
         }
+    }
+
+    /// Whether it is this member that tells what the tree knows of all.
+    pub fn tells(&self, member: usize) -> bool {
+        self.members.iter().position(Option::is_some) == Some(member)
     }
 
     /// Moves on to `now`; a clock that steps back is ignored.
@@ -264,14 +288,25 @@ impl Global {
         }
     }
 
-    /// A member tells what waits of a class, beyond its leases.
-    pub fn want(&mut self, member: usize, leaf: u32, bytes: u32, flows: u32) {
+    /// A member tells what waits of a class, beyond its leases: what it wants to send, and what may
+    /// not go yet.
+    pub fn want(&mut self, member: usize, leaf: u32, (bytes, asleep): (u32, u32), flows: u16) {
         let demand = &mut self.demands[leaf as usize * self.members.len() + member];
         let before = demand.bytes;
-        (demand.bytes, demand.flows) = (bytes, flows.max(1));
+        (demand.bytes, demand.asleep, demand.flows) = (bytes, asleep, flows.max(1));
         if before == 0 && bytes > 0 && !demand.is_passed {
             self.tree.activate(self.now, leaf);
         }
+    }
+
+    /// Bytes of a class that wait with other members than this one, beyond their leases.
+    pub fn held_by_others(&self, member: usize, leaf: u32) -> u32 {
+        let row = &self.demands[leaf as usize * self.members.len()..][..self.members.len()];
+        let others = row.iter().zip(&self.members).enumerate();
+        let others = others.filter(|(at, (_, account))| *at != member && account.is_some());
+        others.fold(0, |sum, (_, (demand, _))| {
+            sum.saturating_add(demand.bytes).saturating_add(demand.asleep)
+        })
     }
 
     /// Hands leases out, to all, until nothing may go or `member` has as many bytes as it can use.
@@ -324,7 +359,7 @@ impl Global {
             }
             match &mut self.members[member] {
                 Some(account) if account.has_room() => {
-                    most_flows = most_flows.max(demand.flows);
+                    most_flows = most_flows.max(u32::from(demand.flows));
                 }
                 Some(account) => {
                     demand.is_passed = true;
@@ -381,27 +416,12 @@ mod tests {
     use super::*;
     use crate::base::units::BitRate;
     use crate::packet::PortId;
-    use crate::qos::spec::{ClassSpec, QueueSpec};
+    use crate::qos::spec::ClassSpec;
 
     /// A port of a gigabit, with one class that is held to a megabit.
     fn spec() -> PortQosSpec {
-        let class = ClassSpec {
-            id: ClassId(0),
-            name: "slow".to_string(),
-            parent: None,
-            rate: BitRate(1_000_000),
-            ceil: BitRate(1_000_000),
-            burst: 3_000,
-            cburst: 3_000,
-            priority: 0,
-            weight: 1,
-            quantum: None,
-            overhead: None,
-            mpu: None,
-            flow_rate: None,
-            limit: 1 << 20,
-            queue: QueueSpec::Fifo,
-        };
+        let rate = BitRate(1_000_000);
+        let class = ClassSpec { burst: 3_000, cburst: 3_000, ..ClassSpec::plain(0, rate, rate) };
         PortQosSpec {
             port: PortId(0),
             rate: BitRate(1_000_000_000),
@@ -423,7 +443,7 @@ mod tests {
         for _ in 0..40 {
             global.advance(now);
             global.report(member, 0, 0);
-            global.want(member, leaf, 100_000, 1);
+            global.want(member, leaf, (100_000, 0), 1);
             global.serve(member, 64_000);
             let mut fetched = VecDeque::new();
             global.collect(member, &mut fetched);

@@ -16,13 +16,14 @@ const FAT_SCAN: usize = 8;
 const DONOR_SCAN: usize = 8;
 
 impl Queues {
-    /// Drops packets of a leaf that is over its limit since a flow sent some, `DROPS_MAX` at most.
+    /// Drops packets of a leaf that holds more than it may since a flow sent some, `DROPS_MAX` at
+    /// most.
     #[cold]
-    pub fn shed_to_limit(&mut self, arriving: Key, exit: &mut Exit<'_>) {
+    pub fn shed_to_limit(&mut self, arriving: Key, bytes_max: u64, exit: &mut Exit<'_>) {
         let leaf = arriving.leaf;
         let mut left = DROPS_MAX;
         while left > 0 {
-            if self.leaves[leaf as usize].bytes <= u64::from(self.manner(leaf).limit) {
+            if self.leaves[leaf as usize].bytes <= bytes_max {
                 return;
             }
             match self.shed(leaf, Some(arriving), left, exit) {
@@ -184,22 +185,11 @@ mod tests {
     const FEWER: usize = 10;
 
     fn two_classes() -> PortQosSpec {
+        let (rate, ceil) = (BitRate(1_000_000), BitRate(1_000_000_000));
         let class = |id: u16| ClassSpec {
-            id: ClassId(id),
-            name: format!("c{id}"),
-            parent: None,
-            rate: BitRate(1_000_000),
-            ceil: BitRate(1_000_000_000),
-            burst: 2_000,
-            cburst: 1 << 20,
             priority: id as u8,
-            weight: 1,
-            quantum: None,
-            overhead: None,
-            mpu: None,
-            flow_rate: None,
-            limit: u32::MAX,
             queue: QueueSpec::INTERNET,
+            ..ClassSpec::plain(id, rate, ceil)
         };
         PortQosSpec {
             port: PortId(0),

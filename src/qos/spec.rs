@@ -44,12 +44,36 @@ pub struct ClassSpec {
     pub overhead: Option<u16>,
     /// Bytes that each of its frames counts as at least; otherwise as `overhead`.
     pub mpu: Option<u16>,
-    /// Bytes the leaf may hold; beyond that packets are lost.
+    /// Bytes the leaf may hold, in all workers together; beyond that packets are lost.
     pub limit: u32,
     /// How the leaf holds its packets.
     pub queue: QueueSpec,
     /// What each flow of the leaf sends at most, over longer than 4 ms; of FQ-CoDel only.
     pub flow_rate: Option<BitRate>,
+}
+
+#[cfg(test)]
+impl ClassSpec {
+    /// A FIFO below the port, that holds what any test brings, for tests to change as they need.
+    pub fn plain(id: u16, rate: BitRate, ceil: BitRate) -> ClassSpec {
+        ClassSpec {
+            id: ClassId(id),
+            name: format!("c{id}"),
+            parent: None,
+            rate,
+            ceil,
+            burst: 2_000,
+            cburst: 1 << 20,
+            priority: 0,
+            weight: 1,
+            quantum: None,
+            overhead: None,
+            mpu: None,
+            limit: u32::MAX,
+            queue: QueueSpec::Fifo,
+            flow_rate: None,
+        }
+    }
 }
 
 /// How a leaf holds its packets.

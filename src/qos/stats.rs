@@ -4,7 +4,8 @@ use std::ops::AddAssign;
 
 use super::sojourn::Sojourn;
 
-/// Counters of one class; of an inner class, the sums over the leaves below it. Bytes are as the
+/// Counters of one class; of an inner class, the sums over the leaves below it, but what it
+/// borrowed is its own. Bytes are as the
 /// scheduler counts them: with the port's overhead, and the minimum at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClassStats {

@@ -39,6 +39,9 @@ pub(super) struct Tree {
     pub timers: Vec<Timer>,
     pub shares: Vec<Share>,
     pub inners: Vec<Inner>,
+    /// By inner class: bytes that a class above it paid for, those aside that it still owes. In a
+    /// worker that shares the tree: as it was told last.
+    pub lent: Vec<u64>,
     pub sets: Sets,
     pub wheel: Wheel,
     /// When classes were last woken.
@@ -63,6 +66,7 @@ impl Tree {
             timers: huge_table(classes),
             shares: huge_table(classes),
             inners: Vec::new(),
+            lent: Vec::new(),
             sets: Sets::default(),
             wheel: Wheel::new(now),
             now,
@@ -99,16 +103,21 @@ impl Tree {
         let has_leaves_only = children.iter().all(|child| child.traits.is_leaf());
         let early = priorities & !(1 << last);
         self.inners.push(Inner { first, count, stride, early, owes: 0, has_leaves_only, rounds });
+        self.lent.push(0);
     }
 
-    /// Takes over the tokens of the classes of another tree that are in this one too. `from`: by
-    /// class, the one that it was there; beyond the end where there was none.
+    /// Takes over the tokens of the classes of another tree that are in this one, and what inner
+    /// ones were lent. `from`: by class, the one that it was there; beyond the end where there was
+    /// none.
     pub fn inherit(&mut self, now: Nanos, from: &[u32], old: &mut Tree) {
         for (class, from) in self.classes.iter_mut().zip(from) {
             class.settled = now;
-            if let Some(old) = old.classes.get_mut(*from as usize) {
-                old.settle(now);
-                class.inherit(old);
+            if let Some(before) = old.classes.get_mut(*from as usize) {
+                before.settle(now);
+                class.inherit(before);
+                if !class.traits.is_leaf() && !before.traits.is_leaf() {
+                    self.lent[usize::from(class.inner)] = old.lent[usize::from(before.inner)];
+                }
             }
         }
         self.look_again(now, ROOT);

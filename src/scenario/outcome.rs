@@ -40,8 +40,8 @@ pub struct ClassOutcome {
     pub granted_bps: f64,
     /// Of all that the port sent, 0 to 1.
     pub share: f64,
-    /// Of what it was granted, what went on the rates of classes above, 0 to 1. Of leaves.
-    pub borrowed: Option<f64>,
+    /// Of what it was granted, what went on the rates of classes above, 0 to 1.
+    pub borrowed: f64,
     /// Lost to overload, and by the queue management's choice.
     pub dropped_overload: u64,
     pub dropped_aqm: u64,

@@ -237,7 +237,7 @@ mod tests {
             granted_packets: 10,
             granted_bps: 5e6,
             share: 0.5,
-            borrowed: Some(0.0),
+            borrowed: 0.0,
             dropped_overload: 0,
             dropped_aqm: 0,
             marked_packets: 0,

@@ -271,9 +271,9 @@ impl<'s> Play<'s> {
     }
 
     /// What classes have done, by their position in the tree: sums over the workers.
-    fn stats(&self) -> Vec<ClassStats> {
+    fn stats(&mut self) -> Vec<ClassStats> {
         let mut sums = vec![ClassStats::default(); self.scenario.tree.classes.len()];
-        for worker in &self.workers {
+        for worker in &mut self.workers {
             for (id, stats) in worker.scheduler.classes() {
                 sums[self.ledger.meter.position(id)] += stats;
             }
@@ -281,8 +281,9 @@ impl<'s> Play<'s> {
         sums
     }
 
-    fn outcome(self) -> Outcome {
-        let (scenario, stats) = (self.scenario, self.stats());
+    fn outcome(mut self) -> Outcome {
+        let stats = self.stats();
+        let scenario = self.scenario;
         let Ledger { meter, .. } = self.ledger;
         let seconds = (scenario.duration - scenario.warmup).as_secs_f64();
         let bps = |now: u64, before: u64| (now - before) as f64 * 8.0 / seconds;
@@ -310,7 +311,7 @@ impl<'s> Play<'s> {
                 granted_packets: now.sent_packets - before.sent_packets,
                 granted_bps: bps(now.sent_bytes, before.sent_bytes),
                 share: sent as f64 / all.max(1) as f64,
-                borrowed: is_leaf.then(|| borrowed as f64 / sent.max(1) as f64),
+                borrowed: (borrowed as f64 / sent.max(1) as f64).min(1.0),
                 dropped_overload: now.dropped_packets - before.dropped_packets - aqm,
                 dropped_aqm: aqm,
                 marked_packets: now.marked_packets - before.marked_packets,
@@ -361,12 +362,14 @@ impl Greedy {
     }
 }
 
-/// Bytes that a class holds of a greedy source in each worker before it drops some.
+/// Bytes that a class holds of a greedy source in each worker, of whatever others hold, before it
+/// drops some.
 fn room(scenario: &Scenario, running: &Running) -> u64 {
     let class = running.spec.class;
     let limit = scenario.tree.classes.iter().find(|c| c.id == class).map_or(0, |c| c.limit);
     let is_greedy = |s: &&Source| s.class == class && matches!(s.kind, Kind::Greedy);
-    u64::from(limit) / (scenario.sources.iter().filter(is_greedy).count() as u64).max(1)
+    let sharers = scenario.sources.iter().filter(is_greedy).count() * scenario.workers.count;
+    u64::from(limit) / (sharers as u64).max(1)
 }
 
 /// What each worker's ring may hold: where the scenario does not say, as much as in the appliance.

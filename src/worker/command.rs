@@ -463,8 +463,8 @@ impl<P: Port> Worker<P> {
 
     fn list_classes(&mut self, now: Nanos, mut rows: Vec<ClassRow>) {
         rows.clear();
-        for (port, side) in self.parts.sides.iter().enumerate() {
-            let EgressQueue::Tree(tree) = &side.egress else { continue };
+        for (port, side) in self.parts.sides.iter_mut().enumerate() {
+            let EgressQueue::Tree(tree) = &mut side.egress else { continue };
             for (class, stats) in tree.classes() {
                 if rows.len() < rows.capacity() {
                     rows.push(ClassRow { port: PortId(port as u16), class, stats });

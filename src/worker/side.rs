@@ -283,21 +283,9 @@ mod tests {
     fn two_classes() -> PortQosSpec {
         let rate = BitRate(1_000_000_000);
         let class = |id: u16| ClassSpec {
-            id: ClassId(id),
-            name: format!("c{id}"),
-            parent: None,
-            rate: BitRate(1_000_000),
-            ceil: rate,
-            burst: 2_000,
-            cburst: 1 << 20,
             priority: id as u8,
-            weight: 1,
-            quantum: None,
-            overhead: None,
-            mpu: None,
-            flow_rate: None,
-            limit: u32::MAX,
             queue: QueueSpec::INTERNET,
+            ..ClassSpec::plain(id, BitRate(1_000_000), rate)
         };
         PortQosSpec {
             port: PortId(0),

@@ -100,6 +100,24 @@ pub fn port(rate_mb: f64, classes: &[Class]) -> PortQosSpec {
     }
 }
 
+/// Classes 2 and 3, of 5 MB/s each, the first of this priority, below 1 with 40; and 5, of 1 MB/s,
+/// below 4 with 60.
+pub fn two_tenants(priority: u8) -> PortQosSpec {
+    let leaves = [class(2, 5.0).below(1).priority(priority), class(3, 5.0).below(1)];
+    let [first, second] = leaves;
+    port(100.0, &[class(1, 40.0), first, second, class(4, 60.0), class(5, 1.0).below(4)])
+}
+
+/// Holds what each class of [`two_tenants`] told as sent and borrowed over some time, in the order
+/// of their ids, against what it should have been in MB/s: of each the two.
+pub fn assert_borrowed(told: &[[u64; 2]], ns: u64, want: [[f64; 2]; 5]) {
+    for (class, (told, want)) in (1..).zip(told.iter().zip(want)) {
+        let got = told.map(|bytes| bytes as f64 * 1e3 / ns as f64);
+        let is_right = (0..2).all(|i| (got[i] - want[i]).abs() <= 0.01 * want[0]);
+        assert!(is_right, "class {class}: {got:?}, not {want:?} MB/s");
+    }
+}
+
 /// A source that always has packets waiting in its class.
 #[derive(Clone, Debug)]
 pub struct Source {

@@ -13,7 +13,8 @@ pub(super) fn classes(lines: &[ClassView]) -> String {
         ">ceil",
         ">sent 1s",
         ">sent 10s",
-        ">borrowed",
+        ">borrowed 1s",
+        ">borrowed 10s",
         ">sent packets",
         ">queue full",
         ">by AQM",
@@ -28,8 +29,10 @@ pub(super) fn classes(lines: &[ClassView]) -> String {
         let plain = |name: &str| c.values.get(name).copied().unwrap_or(0);
         let value = |name: &str| grouped(plain(name));
         let rate = |name: &str| bit_rate(plain(name));
-        let sent = plain("sent_bits_10s").max(1) as f64;
-        let borrowed = c.values.get("borrowed_bits_10s").copied();
+        let share = |of: &str, all: &str| {
+            let (of, all) = (plain(of) as f64, plain(all).max(1) as f64);
+            format!("{:.0}%", 100.0 * (of / all).min(1.0))
+        };
         table.row([
             c.port.clone(),
             c.class.clone(),
@@ -37,7 +40,8 @@ pub(super) fn classes(lines: &[ClassView]) -> String {
             rate("ceil_bits"),
             rate("sent_bits_1s"),
             rate("sent_bits_10s"),
-            borrowed.map_or("-".to_string(), |bits| format!("{:.0}%", 100.0 * bits as f64 / sent)),
+            share("borrowed_bits_1s", "sent_bits_1s"),
+            share("borrowed_bits_10s", "sent_bits_10s"),
             value("sent_packets"),
             value("queue_full_dropped_packets"),
             value("aqm_dropped_packets"),
@@ -71,16 +75,19 @@ mod tests {
 
     #[test]
     fn classes_show_what_they_may_and_what_they_get() {
-        let values = [("rate_bits", 1_500_000), ("sent_bits_10s", 400), ("borrowed_bits_10s", 100)];
+        let values = [
+            ("rate_bits", 1_500_000),
+            ("sent_bits_1s", 800),
+            ("sent_bits_10s", 400),
+            ("borrowed_bits_1s", 600),
+            ("borrowed_bits_10s", 100),
+        ];
         let values = values.map(|(name, value)| (name.to_string(), value)).into();
         let line = ClassView { port: "wan".into(), class: "bulk".into(), values };
         let text = classes(&[line]);
         assert!(text.contains("1.50 Mbit/s"), "{text}");
-        assert!(text.contains("400 bit/s       25%"), "{text}");
-        let values = [("sent_bits_10s".to_string(), 400)].into();
-        let inner = ClassView { port: "wan".into(), class: "tenant".into(), values };
-        let text = classes(&[inner]);
-        assert!(text.contains("400 bit/s         -"), "{text}");
+        let words: Vec<&str> = text.lines().last().unwrap_or("").split_whitespace().collect();
+        assert_eq!(words[6..12], ["800", "bit/s", "400", "bit/s", "75%", "25%"], "{text}");
         for (bits, shown) in [
             (999, "999 bit/s"),
             (12_345, "12.3 kbit/s"),

@@ -4,28 +4,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::base::units::BitRate;
-use crate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
+use crate::qos::spec::{ClassSpec, PortQosSpec};
 use crate::scenario::spec::{Control, Link, Workers};
 
 fn scenario(kind: Kind) -> Scenario {
     let rate = BitRate(8_000_000_000);
-    let class = ClassSpec {
-        id: ClassId(0),
-        name: "c".to_string(),
-        parent: None,
-        rate,
-        ceil: rate,
-        burst: 10_000,
-        cburst: 10_000,
-        priority: 0,
-        weight: 1,
-        quantum: None,
-        overhead: None,
-        mpu: None,
-        flow_rate: None,
-        limit: 1 << 20,
-        queue: QueueSpec::Fifo,
-    };
+    let class = ClassSpec { limit: 1 << 20, ..ClassSpec::plain(0, rate, rate) };
     let tree = PortQosSpec {
         port: crate::packet::PortId(0),
         rate,

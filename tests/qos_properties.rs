@@ -381,7 +381,11 @@ fn faults_are_named_with_their_class() {
     assert_eq!(validate(&good), Ok(()));
     type Break = fn(&mut PortQosSpec);
     let table: [(Break, Option<u16>, &str); 12] = [
-        (|s| s.classes[1].rate = mb(41.0), Some(2), "328Mbit/s is over the 320Mbit/s of `c1`"),
+        (
+            |s| s.classes[1].rate = mb(41.0),
+            Some(2),
+            "328Mbit/s is over the 320Mbit/s of `c1`, by 8Mbit/s",
+        ),
         (|s| s.classes[2].rate = mb(70.0), Some(3), "the guarantees below the port come to"),
         (|s| s.classes[1].ceil = mb(20.0), Some(2), "a ceil of 160Mbit/s is below the rate"),
         (|s| s.classes[0].ceil = mb(101.0), Some(1), "is over the 800Mbit/s of the port"),

@@ -105,7 +105,7 @@ fn what_is_set_is_held_to_the_same_rules() {
         "--set link.rate=5: error: a rate such as \"100Mbit/s\" or \"10%\" is expected here, not \
          the number 5",
         "--set class.b.rate=80%: error: with these 64Mbit/s the guarantees below the port come to \
-         84Mbit/s, over its 80Mbit/s",
+         84Mbit/s, over its 80Mbit/s by 4Mbit/s",
         "--set class.a.wight=3: error: unknown key `wight`; did you mean `weight`?",
     ];
     for want in want {

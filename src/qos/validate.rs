@@ -136,21 +136,26 @@ fn against(class: &ClassSpec, above: &mut Above, frame: u32, tell: &mut impl FnM
     if above.rate.0 == 0 {
         // The parent's own fault.
     } else if rate > above.rate {
-        tell(Field::Rate, format!("{rate} is over the {} of {}", above.rate, above.name));
+        let (most, by) = (above.rate, excess(rate.0, above.rate));
+        tell(Field::Rate, format!("{rate} is over the {most} of {}, by {by}", above.name));
     } else if above.promised > above.rate.0 {
         let what = format!(
-            "with these {rate} the guarantees below {} come to {}, over its {}",
+            "with these {rate} the guarantees below {} come to {}, over its {} by {}",
             above.name,
             BitRate(above.promised),
             above.rate,
+            excess(above.promised, above.rate),
         );
         tell(Field::Rate, what);
     }
     if ceil < rate {
         tell(Field::Ceil, format!("a ceil of {ceil} is below the rate of {rate}"));
     } else if ceil > above.ceil && above.ceil.0 != 0 {
-        let what = format!("a ceil of {ceil} is over the {} of {}", above.ceil, above.name);
-        tell(Field::Ceil, what);
+        let (most, by) = (above.ceil, excess(ceil.0, above.ceil));
+        tell(
+            Field::Ceil,
+            format!("a ceil of {ceil} is over the {most} of {}, by {by}", above.name),
+        );
     }
     if burst < frame {
         tell(Field::Burst, small("burst", burst, frame));
@@ -209,6 +214,11 @@ fn counted(overhead: Option<u16>, mpu: Option<u16>, tell: &mut impl FnMut(Field,
 fn largest(spec: &PortQosSpec, counting: Counting) -> u32 {
     let overhead = counting.overhead.min(OVERHEAD_MAX);
     Counting { overhead, mpu: counting.mpu.min(MPU_MAX) }.counted(usize::from(spec.mtu))
+}
+
+/// By how much a rate is too high: two that differ may be written alike.
+fn excess(rate: u64, most: BitRate) -> BitRate {
+    BitRate(rate.saturating_sub(most.0))
 }
 
 fn small(what: &str, size: u32, frame: u32) -> String {

@@ -121,6 +121,8 @@ pub(super) struct Queues {
     /// Where the search for a fatter leaf goes on.
     pub donor_scan: u32,
     pub bytes: u64,
+    /// Flows that have left the front of a list of old ones so far, modulo 2^32.
+    pub passed: u32,
 }
 
 impl Leaf {
@@ -185,6 +187,7 @@ impl Queues {
             fattest: 0,
             donor_scan: 0,
             bytes: 0,
+            passed: 0,
         }
     }
 
@@ -473,6 +476,7 @@ impl Queues {
 
     #[inline(always)]
     pub fn unlink_first(&mut self, leaf: u32, list: usize) -> u32 {
+        self.passed = self.passed.wrapping_add(u32::from(list == OLD));
         let list = &mut self.leaves[leaf as usize].lists[list];
         let first = list.head;
         list.head = self.flows.at(first).next;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ahead::{Ahead, is_in_cache};
+use super::ahead::{Ahead, has_few_classes, is_in_cache};
 use super::build::{Compiled, compile};
 use super::codel::ticks;
 use super::flows::Key;
@@ -12,8 +12,7 @@ use super::queues::{Exit, NEW, Queues, Sent};
 use super::shared::Shared;
 use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
-use super::stats::ClassStats;
-use super::tree::{ROOT, Tree};
+use super::tree::Tree;
 use super::wheel::NIL;
 use crate::base::mem::Arena;
 use crate::base::{Nanos, Seed};
@@ -286,11 +285,12 @@ impl Scheduler {
         }
         let wakes = packets_max.saturating_mul(WAKES_PER_PACKET).saturating_add(WAKES_BASE);
         self.tree.wake(now, wakes);
+        let scouts = looks_ahead && has_few_classes(&self.tree);
         let (mut packets, mut bytes) = (0, 0);
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
-            if looks_ahead {
-                self.ahead.look(exit.now, choice.class(), &self.tree, &self.queues);
+            if looks_ahead && !scouts {
+                self.ahead.look(exit.now, &self.tree, &self.queues);
             }
             let mut left = self.turn;
             while packets < packets_max && bytes < bytes_max {
@@ -301,6 +301,9 @@ impl Scheduler {
                 };
                 packets += 1;
                 bytes += u64::from(len);
+                if scouts {
+                    self.ahead.scout(choice.class(), &self.tree, &self.queues);
+                }
                 let emptied = !self.queues.has_ready(choice.class());
                 let stays = self.tree.charge(now, choice, counted, emptied);
                 left = left.saturating_sub(counted);
@@ -400,22 +403,6 @@ impl Scheduler {
         self.queues.bytes
     }
 
-    /// What a class has done; zeros for a class that is not under this port. Takes time in
-    /// proportion to the port's classes: for many of them use [`Scheduler::classes`].
-    pub fn class_stats(&mut self, class: ClassId) -> ClassStats {
-        self.classes().find(|&(id, _)| id == class).map_or(ClassStats::default(), |(_, s)| s)
-    }
-
-    /// All classes of the port with what they have done, each before those below it. What inner
-    /// classes borrowed is told by one of the workers that share a tree, for all of them.
-    pub fn classes(&mut self) -> impl Iterator<Item = (ClassId, ClassStats)> {
-        if let Some(member) = &self.member {
-            member.fetch_lent(&mut self.tree.lent);
-        }
-        let first = ROOT as usize + 1;
-        (first..self.ids.len()).map(|at| (self.ids[at], self.stats_of(at)))
-    }
-
     /// Takes packets out, so many at most, in no order, and leaves the rest as it is: no more may
     /// come, and nothing may be asked but how many are left. `at` is where it goes on, 0 at first.
     pub fn take_some(&mut self, at: &mut u32, packets_max: usize, out: &mut Vec<Frame>) {
@@ -470,24 +457,6 @@ impl Scheduler {
             self.tree.deactivate(donor);
         }
         shed
-    }
-
-    /// Sums over the leaves below a class, level by level. What leaves borrowed may be the class's
-    /// own: what it borrowed itself, the tree knows.
-    fn stats_of(&self, at: usize) -> ClassStats {
-        let mut sum = ClassStats::default();
-        let mut level = at..at + 1;
-        while !level.is_empty() {
-            for leaf in level.clone() {
-                sum += self.queues.stats(leaf);
-            }
-            level = self.tree.children(level);
-        }
-        let class = &self.tree.classes[at];
-        if !class.traits.is_leaf() {
-            sum.borrowed_bytes = self.tree.lent[usize::from(class.inner)];
-        }
-        sum
     }
 }
 

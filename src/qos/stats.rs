@@ -2,7 +2,10 @@
 
 use std::ops::AddAssign;
 
+use super::Scheduler;
 use super::sojourn::Sojourn;
+use super::tree::ROOT;
+use crate::packet::ClassId;
 
 /// Counters of one class; of an inner class, the sums over the leaves below it, but what it
 /// borrowed is its own. Bytes are as the
@@ -45,5 +48,41 @@ impl AddAssign for ClassStats {
         self.backlog_packets += other.backlog_packets;
         self.backlog_bytes += other.backlog_bytes;
         self.sojourn += other.sojourn;
+    }
+}
+
+impl Scheduler {
+    /// What a class has done; zeros for a class that is not under this port. Takes time in
+    /// proportion to the port's classes: for many of them use [`Scheduler::classes`].
+    pub fn class_stats(&mut self, class: ClassId) -> ClassStats {
+        self.classes().find(|&(id, _)| id == class).map_or(ClassStats::default(), |(_, s)| s)
+    }
+
+    /// All classes of the port with what they have done, each before those below it. What inner
+    /// classes borrowed is told by one of the workers that share a tree, for all of them.
+    pub fn classes(&mut self) -> impl Iterator<Item = (ClassId, ClassStats)> {
+        if let Some(member) = &self.member {
+            member.fetch_lent(&mut self.tree.lent);
+        }
+        let first = ROOT as usize + 1;
+        (first..self.ids.len()).map(|at| (self.ids[at], self.stats_of(at)))
+    }
+
+    /// Sums over the leaves below a class, level by level. What leaves borrowed may be the class's
+    /// own: what it borrowed itself, the tree knows.
+    fn stats_of(&self, at: usize) -> ClassStats {
+        let mut sum = ClassStats::default();
+        let mut level = at..at + 1;
+        while !level.is_empty() {
+            for leaf in level.clone() {
+                sum += self.queues.stats(leaf);
+            }
+            level = self.tree.children(level);
+        }
+        let class = &self.tree.classes[at];
+        if !class.traits.is_leaf() {
+            sum.borrowed_bytes = self.tree.lent[usize::from(class.inner)];
+        }
+        sum
     }
 }

@@ -143,6 +143,15 @@ impl Notes {
         *note = Note { owner: Some(at), tenant: NONE_U16, ..Note::default() };
         Some(note)
     }
+
+    /// A flow that is gone leaves its note, as long as it has it, to another.
+    pub fn pass_on(&mut self, from: FlowRef, place: u32, (at, flow): (FlowRef, &mut Details)) {
+        let note = self.notes.get_mut(place as usize).filter(|note| note.owner == Some(from));
+        if let Some(note) = note {
+            note.owner = Some(at);
+            flow.note = place;
+        }
+    }
 }
 
 #[cfg(test)]

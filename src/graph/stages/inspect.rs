@@ -170,6 +170,13 @@ impl Inspect {
         }
     }
 
+    /// The same, of one that is gone already and named this place.
+    pub(super) fn forget_client(&mut self, key: &FlowKey, inspection: u16) {
+        if let Some(slot) = self.slot_at(inspection, key) {
+            self.release(slot);
+        }
+    }
+
     /// Goes on with the flows of an inspector that this one replaces. Where their sizes differ, or
     /// the header fields that are read, these flows are given up instead: each is told from its
     /// slot's key.
@@ -309,9 +316,13 @@ impl Inspect {
 
     /// The slot that the flow names, if it is really its own.
     fn slot_of(&self, flow: &Flow) -> Option<usize> {
-        let slot = usize::from(flow.inspection);
+        self.slot_at(flow.inspection, &flow.client_key())
+    }
+
+    fn slot_at(&self, inspection: u16, client: &FlowKey) -> Option<usize> {
+        let slot = usize::from(inspection);
         let s = self.slots.get(slot)?;
-        (s.taken && s.key == flow.client_key()).then_some(slot)
+        (s.taken && s.key == *client).then_some(slot)
     }
 }
 

@@ -8,10 +8,10 @@ use crate::flow::FlowKind;
 use crate::forward::spec::PoolId;
 use crate::forward::splice::Out;
 use crate::forward::{Backend, Choosing};
+use crate::graph::Cx;
 use crate::graph::stages::balance::open;
 use crate::graph::stages::inspect::{DONE, intern};
 use crate::graph::stages::verdict::Deciding;
-use crate::graph::{Cx, REPLIES_MAX};
 use crate::packet::{ClassId, Direction, FlowRef, PacketMeta, tcp};
 use crate::policy::{Decision, Facts, Steps};
 
@@ -47,29 +47,8 @@ impl Splice {
         self.open_next(cx, slot, out).is_some()
     }
 
-    /// The backend does not take it: the next.
-    pub(super) fn try_next(&mut self, cx: &mut Cx<'_>, slot: usize) {
-        cx.counters.backends_unwilling += 1;
-        if let Some(flow) = self.bound[slot].flow.take() {
-            cx.flows.serving().failed(cx.flows.details(flow).backend);
-            self.links[flow.0 as usize] = Link::default();
-            cx.flows.remove(flow);
-        }
-        let mut out = Out::new(REPLIES_MAX - cx.replies.len());
-        let opened = self.open_next(cx, slot, &mut out).is_some();
-        if !opened {
-            out.push(self.bound[slot].binding.reset_client(&self.held, slot));
-            cx.counters.bindings_unserved += 1;
-        }
-        self.send_all(cx, slot, &out);
-        match opened {
-            true => self.arm(slot),
-            false => self.release(slot),
-        }
-    }
-
     /// Enters the flow toward a backend that was not tried yet, and sends it a SYN.
-    fn open_next(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> Option<()> {
+    pub(super) fn open_next(&mut self, cx: &mut Cx<'_>, slot: usize, out: &mut Out) -> Option<()> {
         let (&key, hash) = self.slots.key(slot);
         let service = *cx.snapshot.forward.service(key.dst, key.dport, key.proto)?;
         let (decision, steps) = self.choice(cx, slot);

@@ -230,7 +230,7 @@ impl Splice {
         if let LinkState::Binding(slot) = link.state {
             self.release(usize::from(slot));
         }
-        cx.flows.remove(flow);
+        self.forget_ended(cx, flow);
         packet.meta.flow = FlowRef::NONE;
         Some(self.unbound(cx, packet, &delay))
     }

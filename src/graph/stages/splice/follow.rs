@@ -32,14 +32,16 @@ impl Splice {
         }
     }
 
+    /// Whether there is anything that the inspector is to know.
     pub fn has_unfollowed(&self) -> bool {
-        !self.unfollowed.is_empty()
+        !(self.unfollowed.is_empty() && self.left.is_empty())
     }
 
     /// Gives all that are to be followed to the inspector: before their backends' answers are
     /// looked at, which would have what is held sent.
     #[cold]
     pub fn follow(&mut self, cx: &mut Cx<'_>, inspect: &mut Inspect) {
+        self.give_back(inspect);
         while let Some(slot) = self.unfollowed.pop() {
             let slot = usize::from(slot);
             let bound = &self.bound[slot];

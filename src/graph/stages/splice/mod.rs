@@ -9,6 +9,7 @@ mod datagrams;
 mod errors;
 mod follow;
 mod joined;
+mod retry;
 mod send;
 mod server;
 mod settings;
@@ -26,6 +27,7 @@ use crate::forward::splice::slots::SLOTS_MAX;
 use crate::forward::splice::{Binding, Cookies, Held, OnTimer, Out, Slots, Translation};
 use crate::graph::{Cx, REPLIES_MAX};
 use crate::inspect::h2::Walk;
+use crate::packet::batch::BATCH_MAX;
 use crate::packet::{ClassId, FlowKey, FlowRef, PacketMeta, tcp};
 
 /// Bytes held beyond those that are read: what follows a hello at once, such as early data.
@@ -66,6 +68,8 @@ pub struct Splice {
     speech: Speech,
     /// Slots whose connections the inspector is to follow.
     unfollowed: Vec<u16>,
+    /// Flows that were removed here, and the places that the inspector had for them.
+    left: Vec<(FlowKey, u16)>,
     /// Slots whose connections were taken by a backend since the timers were shown the last.
     untimed: Vec<u16>,
     /// By the flow's place in the table.
@@ -139,6 +143,7 @@ impl Splice {
             bound: vec![Bound::default(); count].into_boxed_slice(),
             speech: Speech::new(count, read_bytes_max, limits.heads.as_ref()),
             unfollowed: Vec::with_capacity(count),
+            left: Vec::with_capacity(count + BATCH_MAX),
             untimed: Vec::with_capacity(count),
             links: vec![Link::default(); limits.flows_max as usize].into_boxed_slice(),
             quic: limits.datagrams.then(|| Box::new(Quic::new(limits, read_bytes_max, seed))),

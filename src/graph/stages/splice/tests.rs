@@ -21,6 +21,7 @@ use crate::policy::Rules;
 use crate::policy::spec::{PathPattern, RuleSpec};
 
 mod answers;
+mod retries;
 
 const LIMITS: FlowLimits = FlowLimits { flows_max: 64, half_open_max: 64 };
 /// Services of [`V4`] by their ports.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Bench, REQUEST, delayed};
 use crate::flow::serving::Tally;
 use crate::forward::Tables;
+use crate::forward::spec::ForwardSpec;
 use crate::graph::stages::balance::Balance;
 use crate::graph::stages::inspect::{Inspect, InspectLimits};
 use crate::graph::stages::rig::*;
@@ -31,18 +32,22 @@ impl Stage for Whole<'_> {
     }
 }
 
-struct Talk {
-    bench: Bench,
-    inspect: Inspect,
+pub(super) struct Talk {
+    pub bench: Bench,
+    pub inspect: Inspect,
     timing: Timing,
 }
 
 impl Talk {
     fn new(judged: bool) -> Talk {
-        let mut bench = Bench::new(8, 2);
         let mut spec = delayed();
         spec.pools.iter_mut().for_each(|pool| pool.judged = judged);
-        bench.rig.snapshot.forward = Arc::new(Tables::build(&spec, 2, bench.rig.snapshot.seed));
+        Talk::at(&spec)
+    }
+
+    pub fn at(spec: &ForwardSpec) -> Talk {
+        let mut bench = Bench::new(8, 2);
+        bench.rig.snapshot.forward = Arc::new(Tables::build(spec, 2, bench.rig.snapshot.seed));
         let inspect = Inspect::new(&InspectLimits {
             hello_bytes_max: 16_384,
             flows_max: 8,
@@ -69,21 +74,21 @@ impl Talk {
         ways
     }
 
-    fn client(&mut self, numbers: (u32, u32), flags: u8, says: &[u8]) -> [Vec<PacketMeta>; 2] {
+    pub fn client(&mut self, numbers: (u32, u32), flags: u8, says: &[u8]) -> [Vec<PacketMeta>; 2] {
         let mut spec = TcpSpec::new((addr(V4.client.0), 1), (addr(V4.vip), REQUEST), flags, says);
         (spec.seq, spec.ack) = numbers;
         (spec.link.destination, spec.link.source) = (CLIENT_SIDE, CLIENT_MAC);
         self.pass(&spec)
     }
 
-    fn backend(
+    pub fn backend(
         &mut self,
         to: &PacketMeta,
         numbers: (u32, u32),
         flags: u8,
         says: &[u8],
     ) -> [Vec<PacketMeta>; 2] {
-        let backend = (addr(V4.backend.0), V4.backend.1);
+        let backend = (to.key.dst, to.key.dport);
         let mut spec = TcpSpec::new(backend, (to.key.src, to.key.sport), flags, says);
         (spec.seq, spec.ack) = numbers;
         (spec.link.destination, spec.link.source) = (BACKEND_SIDE, BACKEND_MAC);

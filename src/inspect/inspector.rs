@@ -9,6 +9,7 @@ mod kinds;
 mod parts;
 mod pool;
 mod shortfall;
+mod standing;
 
 use super::Peek;
 use super::h2::{self, Start};
@@ -200,20 +201,6 @@ impl Inspector {
     /// Whether nothing that the client said has come, and its beginning may still.
     pub fn is_silent(&self) -> bool {
         self.stage == Stage::Start && !self.joined
-    }
-
-    /// Whether a connection whose beginning was seen may as well be read anew from here: its client
-    /// has said nothing, or nothing that has no answer.
-    pub fn may_begin_anew(&self) -> bool {
-        let between = || self.http.as_ref().is_some_and(|http| http.is_between_http1());
-        match self.stage {
-            _ if self.joined => false,
-            Stage::Start => !self.has_parsers(),
-            Stage::Http1 => self.app == App::Http1 && between(),
-            // What nobody reads begins anew in a version that its server has.
-            Stage::Datagrams => self.proof() < Proof::Tag && !self.went_on(),
-            _ => false,
-        }
     }
 
     /// Whether a client of QUIC has gone on beyond a hello that was not read.

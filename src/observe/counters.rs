@@ -157,6 +157,8 @@ counters! {
     requests_too_long,
     /// Flows refused: rules refuse by what clients say, which can't be read of them.
     flows_unread,
+    /// Flows whose further requests are not read, because there was no room left for others.
+    flows_unfollowed,
     /// Answers of HTTP read.
     responses_read,
     /// Decisions by a rule: of a flow's first packet, and again when its server name is known.

@@ -255,6 +255,10 @@ impl Inspect {
             Deciding::of(cx).enter(at, &Decision::UNREAD, &Steps::NONE);
         }
         let inspector = &self.inspectors[slot];
+        // Of those whose requests are followed: the last one's class stays.
+        let is_cut_short = why == Given::Up(Unknown::Crowded) && inspector.asks();
+        let is_cut_short = is_cut_short && !self.has_ended(cx, slot);
+        cx.counters.flows_unfollowed += u64::from(is_cut_short);
         let unknown = count_end(inspector, &self.slots[slot], why, cx.counters);
         let is_held = cx.delays.until(self.slots[slot].hash).is_some();
         cx.flows.get_mut(at).inspection = if is_held { BEHIND } else { DONE };

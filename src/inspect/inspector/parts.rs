@@ -55,6 +55,8 @@ pub(super) struct HttpPart {
     has_method: bool,
     /// Requests before the tunnel through which this is sent.
     before_tunnel: Option<u64>,
+    /// Streams of HTTP/2 that their server has ended, or that were reset.
+    ended: u64,
     first: First,
 }
 
@@ -143,10 +145,11 @@ impl HttpPart {
         pool: &mut Pool,
         on: On<'_>,
     ) -> Result<(), h2::Failure> {
-        let first = &mut self.first;
+        let (first, ended) = (&mut self.first, &mut self.ended);
         let Some(http2) = &mut self.http2 else { return Err(h2::Failure::NotHttp2) };
         let kept = pool.lend(http2, from);
         let done = http2.feed(from, bytes, pool.wanted(), |event| {
+            *ended += u64::from(ends(from, &event));
             let h2::Event::Headers { block, fields, .. } = event else { return };
             match block {
                 Block::Request => {
@@ -187,6 +190,7 @@ impl HttpPart {
 
     fn reset_http2(&mut self, pool: &mut Pool, start: Start<'_>) {
         self.http2 = self.http2.take().or_else(|| pool.take_http2());
+        self.ended = 0;
         if let Some(http2) = &mut self.http2 {
             http2.reset(start);
         }
@@ -232,6 +236,13 @@ impl HttpPart {
         is_idle && self.http1.requests() == self.http1.responses()
     }
 
+    /// Whether all that was asked in HTTP/2 has its whole answer, as far as can be told without
+    /// keeping streams.
+    pub(super) fn is_between_http2(&self) -> bool {
+        let between = |h: &h2::Connection| h.is_idle(Side::Client) && h.requests() <= self.ended;
+        self.http2.as_deref().is_some_and(between)
+    }
+
     /// Requests of HTTP/1, and of HTTP/2.
     pub(super) fn requests(&self) -> [u64; 2] {
         [self.http1.requests(), self.http2.as_ref().map_or(0, |http2| http2.requests())]
@@ -253,13 +264,14 @@ impl HttpPart {
             http2: None,
             has_method: false,
             before_tunnel: None,
+            ended: 0,
             first: First::new(first_target),
         }
     }
 
     pub(super) fn reset(&mut self) {
         self.http1.reset();
-        (self.has_method, self.before_tunnel) = (false, None);
+        (self.has_method, self.before_tunnel, self.ended) = (false, None, 0);
         (self.first.seen, self.first.is_http) = (false, false);
     }
 }
@@ -289,6 +301,17 @@ impl First {
             || longer(&self.path, fields.path());
         let settings = fields.get(NameId::HTTP2_SETTINGS);
         self.settings.set(settings.filter(|settings| settings.len() <= SETTINGS_BYTES));
+    }
+}
+
+/// Whether a stream of HTTP/2 is over with this.
+fn ends(from: Side, event: &h2::Event<'_>) -> bool {
+    match event {
+        h2::Event::Headers { end_stream, .. } | h2::Event::Data { end_stream, .. } => {
+            from == Side::Server && *end_stream
+        }
+        h2::Event::Reset { .. } => true,
+        h2::Event::GoAway { .. } | h2::Event::StreamError { .. } => false,
     }
 }
 

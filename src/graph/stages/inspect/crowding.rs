@@ -69,7 +69,8 @@ impl Inspect {
 
     /// All parsers of HTTP are in use and another flow begins as HTTP does, or all room for heads
     /// is and another head may come in part: of some flows that have one, the one that is silent
-    /// for longest is let go; of those first of which nothing is lost by that.
+    /// for longest is let go; of those first of which nothing is lost by that, then of those of
+    /// HTTP/2 that have nothing under way.
     pub(super) fn free_parsers(&mut self, cx: &mut Cx<'_>, has: impl Fn(&Inspector) -> bool) {
         let mut least = None;
         for n in 0..self.holders.slots.len() {
@@ -79,7 +80,8 @@ impl Inspect {
             };
             if has(&self.inspectors[slot]) {
                 let spared = self.may_begin_anew(slot, Given::Stalled) || self.has_ended(cx, slot);
-                let this = (!spared, self.slots[slot].progress_at, slot);
+                let idle = self.inspectors[slot].is_idle_http2();
+                let this = (!spared, !idle, self.slots[slot].progress_at, slot);
                 least = least.filter(|least| *least < this).or(Some(this));
             }
         }

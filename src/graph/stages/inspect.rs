@@ -22,6 +22,7 @@ use crate::policy::{Decision, Facts, Steps};
 mod counting;
 mod crowding;
 mod datagrams;
+mod ends;
 mod hiding;
 mod newcomers;
 mod streams;

@@ -19,6 +19,7 @@ use crate::policy::spec::{
 };
 
 mod anew;
+mod one_way;
 mod openings;
 mod unread;
 

@@ -1,17 +1,18 @@
 //! TCP: both directions of a connection, put in order and looked into.
 
 use super::datagrams::facts_told;
+use super::ends::{is_answered, is_too_early, must_read};
 use super::{
     BEHIND, DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens,
     payload_of,
 };
 use crate::base::Nanos;
 use crate::flow::reassembly::Pushed;
-use crate::flow::{Flow, FlowKind, HelloNote, Note, TcpState};
+use crate::flow::{FlowKind, HelloNote, Note, TcpState};
 use crate::graph::Cx;
 use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
-use crate::inspect::inspector::{App, Event, Inspector, Request, Said, Side, Unknown};
+use crate::inspect::inspector::{App, Event, Inspector, Request, Side, Unknown};
 use crate::inspect::tls::{Encrypted, HelloParser};
 use crate::packet::tcp::flag;
 use crate::packet::{Direction, DropReason, FlowKey, FlowRef, PacketMeta, PacketRef};
@@ -24,8 +25,8 @@ pub(super) const STRAYS_MAX: u8 = 64;
 /// may have.
 const UNDECIDED_BYTES_MAX: u32 = 1 << 19;
 
-const CLIENT: usize = Direction::Forward as usize;
-const SERVER: usize = Direction::Reply as usize;
+pub(super) const CLIENT: usize = Direction::Forward as usize;
+pub(super) const SERVER: usize = Direction::Reply as usize;
 
 impl Inspect {
     /// A segment of a known flow whose inspection is not done, or that opens it again.
@@ -80,6 +81,9 @@ impl Inspect {
         if meta.direction == Direction::Reply && !self.slots[slot].server_open {
             self.open_server(slot, meta.tcp_seq);
         }
+        if self.is_before_its_stream(cx, meta, slot) {
+            return Passage::Refused(DropReason::Unread);
+        }
         self.feed(cx, meta, slot, payload)
     }
 
@@ -110,7 +114,8 @@ impl Inspect {
     /// A client's SYN on a known flow, sent again or because the same addresses are used anew; or
     /// its server's answer, which tells for sure where the stream begins. Amid a connection
     /// a SYN changes nothing for its server either (RFC 5961, section 4). Where answers are not
-    /// seen, a second beginning is not believed if rules may refuse by what follows.
+    /// seen, a second beginning is not believed if rules may refuse by what follows, except where
+    /// the stream before has ended (see [`super::ends`]).
     fn opening(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> Passage {
         let flow = cx.flows.get(meta.flow);
         let (tcp, forward) = (flow.tcp, meta.direction == Direction::Forward);
@@ -146,6 +151,9 @@ impl Inspect {
             TcpState::FinForward => !forward || !flow.has_reply_key(),
             _ => true,
         };
+        if begins && forward && !is_done && self.is_behind_its_place(cx, meta, first) {
+            return Passage::Refused(DropReason::Unread);
+        }
         if begins {
             if let Some(slot) = slot {
                 self.release(slot);
@@ -154,26 +162,6 @@ impl Inspect {
             cx.flows.details_mut(meta.flow).begin_at(first);
         }
         Passage::On
-    }
-
-    /// Whether a client ends its stream at another place than where it stands, where rules may
-    /// refuse what it says: its server does not believe that either, and goes on. It comes again
-    /// once what is missing before it has come.
-    fn is_odd_end(&self, cx: &Cx<'_>, meta: &PacketMeta, len: usize) -> bool {
-        if meta.direction != Direction::Forward || meta.tcp_flags & (flag::FIN | flag::RST) == 0 {
-            return false;
-        }
-        let flow = cx.flows.get(meta.flow);
-        let next = match self.slot_of(flow) {
-            Some(slot) => Some(self.reassembler.next_seq(SIDES * slot + CLIENT)),
-            None => cx.flows.details(meta.flow).first_byte(),
-        };
-        let fits = |next: u32| {
-            // The same again; and what follows a FIN.
-            [meta.tcp_seq, meta.tcp_seq.wrapping_add(len as u32), meta.tcp_seq.wrapping_sub(1)]
-                .contains(&next)
-        };
-        flow.kind != FlowKind::Spliced && next.is_some_and(|n| !fits(n)) && must_read(cx, meta)
     }
 
     /// Takes a slot for a flow that sends its first payload, in either direction.
@@ -294,32 +282,6 @@ impl Inspect {
             self.end(cx, meta.flow, at, Given::Done);
         }
     }
-}
-
-/// Whether a client says something before its server has answered its SYN: where its stream begins
-/// is not known for sure then, and what rules might refuse must not pass beside it.
-fn is_too_early(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
-    let flow = cx.flows.get(meta.flow);
-    flow.tcp == TcpState::SynSent
-        && meta.direction == Direction::Forward
-        && is_answered(flow)
-        && must_read(cx, meta)
-}
-
-/// Whether a server's answers are seen. Of a router, and of `dnat` behind several appliances, they
-/// may take another way.
-fn is_answered(flow: &Flow) -> bool {
-    match flow.kind {
-        FlowKind::Transit | FlowKind::Dnat => flow.packets()[SERVER] > 0,
-        _ => flow.has_reply_key(),
-    }
-}
-
-/// Whether rules might refuse the client of this packet by what it says, or count that.
-fn must_read(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
-    let client = cx.flows.get(meta.flow).client_key();
-    let facts = Facts::of(&client, meta.dscp_for_rules());
-    admission::must_read(cx.snapshot, &facts, Said::Anything)
 }
 
 /// What becomes of a packet that was looked at.

@@ -1,0 +1,108 @@
+//! Where streams end and begin again, if rules may refuse by what their clients say: only as their
+//! servers see it. Where answers are not seen (`dsr`, tunnels, a router past which they go another
+//! way) nobody tells whether a server has believed an end. So the next stream must lie behind the
+//! one before, and nothing passes that lies before its own first byte: a server that goes on with
+//! the old one gets nothing more of it.
+
+use super::streams::{CLIENT, SERVER};
+use super::{Inspect, SIDES};
+use crate::flow::{Flow, FlowKind, TcpState};
+use crate::graph::Cx;
+use crate::graph::stages::admission;
+use crate::inspect::inspector::Said;
+use crate::packet::tcp::flag;
+use crate::packet::{Direction, PacketMeta};
+use crate::policy::Facts;
+
+/// Bytes of a stream until its numbers come near to those before its beginning once more.
+const NEAR_BYTES: u32 = 1 << 30;
+
+impl Inspect {
+    /// Whether a client ends its stream at another place than where it stands, where rules may
+    /// refuse what it says: its server does not believe that either, and goes on. It comes again
+    /// once what is missing before it has come.
+    pub(super) fn is_odd_end(&self, cx: &Cx<'_>, meta: &PacketMeta, len: usize) -> bool {
+        if meta.direction != Direction::Forward || meta.tcp_flags & (flag::FIN | flag::RST) == 0 {
+            return false;
+        }
+        let flow = cx.flows.get(meta.flow);
+        if flow.kind == FlowKind::Spliced {
+            return false;
+        }
+        let next = match self.slot_of(flow) {
+            Some(slot) => Some(self.reassembler.next_seq(SIDES * slot + CLIENT)),
+            None => cx.flows.details(meta.flow).first_byte(),
+        };
+        let ahead = |next: u32| meta.tcp_seq.wrapping_sub(next) as i32;
+        let len = i32::try_from(len).unwrap_or(i32::MAX);
+        let fits = |next| match meta.tcp_flags & flag::RST != 0 {
+            // RFC 5961, section 3.2: only the very next number counts. A FIN has one, too.
+            true => ahead(next) == 0 || ahead(next) == 1 && has_closed(flow),
+            // What comes with it may have been read in part, or as a whole.
+            false => (-len..=0).contains(&ahead(next)),
+        };
+        next.is_some_and(|next| !fits(next)) && must_read(cx, meta)
+    }
+
+    /// Whether another stream of a client, whose server's answers are not seen, would begin at a
+    /// number that the one before has used, or may have. Clients' numbers grow from one connection
+    /// to the next (RFC 9293, section 3.4.1); for those whose do not the flow's time must be over.
+    pub(super) fn is_behind_its_place(&self, cx: &Cx<'_>, meta: &PacketMeta, first: u32) -> bool {
+        let flow = cx.flows.get(meta.flow);
+        let next = match self.slot_of(flow) {
+            Some(slot) => Some(self.reassembler.next_seq(SIDES * slot + CLIENT)),
+            None => cx.flows.details(meta.flow).first_byte(),
+        };
+        // Not right behind it: a probe's byte may fill what is between.
+        let is_behind = next.is_some_and(|next| first.wrapping_sub(next) as i32 <= 1);
+        is_behind && !is_answered(flow) && must_read(cx, meta)
+    }
+
+    /// Whether a client says what comes before its stream's first byte, where its server's answers
+    /// are not seen: of some other connection, then, which that server may still have. A probe may
+    /// lie one byte before it (RFC 9293, section 3.8.4).
+    #[inline]
+    pub(super) fn is_before_its_stream(&self, cx: &Cx<'_>, meta: &PacketMeta, slot: usize) -> bool {
+        let s = &self.slots[slot];
+        let before = (meta.tcp_seq.wrapping_sub(s.first) as i32) < -1;
+        before
+            && meta.direction == Direction::Forward
+            && s.undecided_bytes < NEAR_BYTES
+            // One that was joined in its midst may have begun anywhere.
+            && cx.flows.details(meta.flow).first_byte().is_some()
+            && !is_answered(cx.flows.get(meta.flow))
+            && must_read(cx, meta)
+    }
+}
+
+/// Whether the client has closed its direction.
+fn has_closed(flow: &Flow) -> bool {
+    use TcpState::{FinForward, LastAck, Reset, TimeWait};
+    matches!(flow.tcp, FinForward | TimeWait | LastAck | Reset)
+}
+
+/// Whether a client says something before its server has answered its SYN: where its stream begins
+/// is not known for sure then, and what rules might refuse must not pass beside it.
+pub(super) fn is_too_early(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
+    let flow = cx.flows.get(meta.flow);
+    flow.tcp == TcpState::SynSent
+        && meta.direction == Direction::Forward
+        && is_answered(flow)
+        && must_read(cx, meta)
+}
+
+/// Whether a server's answers are seen. Of a router, and of `dnat` behind several appliances, they
+/// may take another way.
+pub(super) fn is_answered(flow: &Flow) -> bool {
+    match flow.kind {
+        FlowKind::Transit | FlowKind::Dnat => flow.packets()[SERVER] > 0,
+        _ => flow.has_reply_key(),
+    }
+}
+
+/// Whether rules might refuse the client of this packet by what it says, or count that.
+pub(super) fn must_read(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
+    let client = cx.flows.get(meta.flow).client_key();
+    let facts = Facts::of(&client, meta.dscp_for_rules());
+    admission::must_read(cx.snapshot, &facts, Said::Anything)
+}

@@ -379,6 +379,21 @@ fn a_limit_holds_for_all_workers_together() {
     }
 }
 
+/// What a worker sends of it less often than it forgets what the others hold.
+#[test]
+fn a_limit_holds_for_all_workers_of_a_slow_class() {
+    const LIMIT: u64 = 150_000;
+    for queue in [QueueSpec::Fifo, class(W, 10.0).0.queue] {
+        let spec = port(10.0, &[class(W, 0.05).ceil(0.05).limit(LIMIT as u32).queue(queue)]);
+        let mut workers = Workers::new(&spec, 4);
+        workers.flood(200_000_000, W, 4);
+        let most = workers.flood(300_000_000, W, 4);
+        // Each takes what comes between two looks; forgetful ones would hold four times the limit.
+        assert!((LIMIT / 2..=LIMIT * 3 / 2).contains(&most), "{queue:?}: {most}");
+        workers.finish();
+    }
+}
+
 #[test]
 fn a_limit_of_a_frame_leaves_each_worker_one() {
     for queue in [QueueSpec::Fifo, class(W, 10.0).0.queue] {

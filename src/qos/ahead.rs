@@ -211,22 +211,12 @@ mod tests {
     const LEN: usize = 700;
 
     fn two_leaves() -> PortQosSpec {
+        let (rate, ceil) = (BitRate(50_000_000_000), BitRate(100_000_000_000));
         let leaf = |id| ClassSpec {
-            id: ClassId(id),
-            name: format!("c{id}"),
-            parent: None,
-            rate: BitRate(50_000_000_000),
-            ceil: BitRate(100_000_000_000),
             burst: 64 << 10,
             cburst: 64 << 10,
-            priority: 0,
-            weight: 1,
-            quantum: None,
-            overhead: None,
-            mpu: None,
-            flow_rate: None,
-            limit: u32::MAX,
             queue: QueueSpec::INTERNET,
+            ..ClassSpec::plain(id, rate, ceil)
         };
         PortQosSpec {
             port: PortId(0),

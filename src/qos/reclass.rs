@@ -11,10 +11,14 @@ use super::wheel::NIL;
 use crate::base::Nanos;
 use crate::packet::{ClassId, DropReason, Frame};
 
+/// What of a flow is moved at most: whoever changes its class must not hold up its worker.
+const MOVED_MAX: usize = 512;
+
 impl Scheduler {
     /// Moves what waits of a flow from one class to another, behind what it has there already, in
     /// its order and with the time that it has waited. `false`: something may have stayed. That is
-    /// so where the old class is a FIFO, which does not tell flows apart.
+    /// so where the old class is a FIFO, which does not tell flows apart, and where more than 512
+    /// packets wait.
     pub fn reclass(
         &mut self,
         now: Nanos,
@@ -59,6 +63,13 @@ impl Queues {
         if self.flows.at(flow).head == NIL {
             return true;
         }
+        let mut last = self.flows.at(flow).head;
+        for _ in 1..MOVED_MAX {
+            last = if last == NIL { NIL } else { self.packets.next(last) };
+        }
+        if last != NIL && self.packets.next(last) != NIL {
+            return false;
+        }
         // The flow stays in its list with nothing in it until its turn, and there is room for only
         // so many of those.
         if self.empty >= self.empty_max {
@@ -80,6 +91,7 @@ impl Queues {
 
 #[cfg(test)]
 mod tests {
+    use super::MOVED_MAX;
     use crate::base::units::BitRate;
     use crate::base::{Nanos, Seed};
     use crate::packet::{ClassId, Frame, FramePool, PortId};
@@ -93,22 +105,12 @@ mod tests {
     const LEN: usize = 1_000;
 
     fn tree(bulk: QueueSpec) -> PortQosSpec {
+        let (rate, ceil) = (BitRate(1_000_000), BitRate(1_000_000_000));
         let class = |id: ClassId, priority, queue| ClassSpec {
-            id,
-            name: format!("c{}", id.0),
-            parent: None,
-            rate: BitRate(1_000_000),
-            ceil: BitRate(1_000_000_000),
             burst: 4_000,
-            cburst: 1 << 20,
             priority,
-            weight: 1,
-            quantum: None,
-            overhead: None,
-            mpu: None,
-            flow_rate: None,
-            limit: u32::MAX,
             queue,
+            ..ClassSpec::plain(id.0, rate, ceil)
         };
         PortQosSpec {
             port: PortId(0),
@@ -189,6 +191,23 @@ mod tests {
         let even: Vec<u8> = sent.iter().copied().filter(|n| n % 2 == 0).collect();
         assert_eq!((sent.len(), even), (20, (0..20).step_by(2).collect()));
         assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
+    }
+
+    #[test]
+    fn more_than_can_be_moved_at_once_stays() {
+        for (packets, moves) in [(MOVED_MAX, true), (MOVED_MAX + 1, false)] {
+            let mut pool = FramePool::standalone(1_024, 2_048);
+            let mut scheduler = Scheduler::new(&tree(QueueSpec::INTERNET), 1_024, Seed(1));
+            for number in 0..packets {
+                // All of one flow.
+                put(&mut scheduler, &mut pool, 2 * (number % 100) as u8, BULK);
+            }
+            assert_eq!(scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut Vec::new()), moves);
+            let moved = scheduler.class_stats(URGENT).backlog_packets;
+            assert_eq!(moved, if moves { packets as u64 } else { 0 });
+            take(&mut scheduler, &mut pool, packets);
+            assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
+        }
     }
 
     #[test]

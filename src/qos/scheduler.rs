@@ -238,6 +238,8 @@ impl Scheduler {
         };
         if let Some(frame) = refused {
             self.queues.refuse(leaf, frame, bytes, exit.dropped);
+            // What others hold is asked anew, lest it be forgotten while nothing is let in.
+            self.member.iter_mut().for_each(|member| member.changed(leaf));
             return;
         }
         if is_over {

@@ -53,7 +53,7 @@ impl<P: Port> WorkerParts<P> {
     ) {
         for flow in self.names.reclassed.drain(..) {
             let of_flow = |meta: &&mut PacketMeta| {
-                meta.class == flow.from && flow.hashes.contains(&meta.hash)
+                !meta.class.is_refused() && flow.hashes.contains(&meta.hash)
             };
             batch.iter_mut().filter(of_flow).for_each(|meta| meta.class = flow.to);
             for side in &mut self.sides {

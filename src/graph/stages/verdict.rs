@@ -115,9 +115,15 @@ impl<'a> Deciding<'a> {
         let flow = self.flows.get(at);
         let (to, list) = (flow.class, &mut self.names.reclassed);
         let is_under_way = flow.bytes() != [0; 2] && !from.is_refused() && !to.is_refused();
-        if is_under_way && list.len() < list.capacity() {
-            let keys = [flow.client_key(), flow.server_key()];
-            let hashes = keys.map(|key| key.hash(self.snapshot.seed));
+        if !is_under_way {
+            return;
+        }
+        let keys = [flow.client_key(), flow.server_key()];
+        let hashes = keys.map(|key| key.hash(self.snapshot.seed));
+        // One move a flow, however many of its requests come at once.
+        if let Some(known) = list.iter_mut().find(|known| known.hashes == hashes) {
+            known.to = to;
+        } else if list.len() < list.capacity() {
             list.push(Reclassed { hashes, from, to });
         }
     }

@@ -39,6 +39,11 @@ fn what_waits_of_a_flow_follows_it_to_its_class() {
     assert_eq!(moves(&mut c), [(CHAT, BULK)]);
     anew(&mut c, &[by_port(BULK)]);
     assert_eq!(moves(&mut c), []);
+    // What changes more than once before packets are queued moves once, to where it is at last.
+    for class in [CHAT, BULK, CHAT] {
+        anew(&mut c, &[by_port(class)]);
+    }
+    assert_eq!(moves(&mut c), [(BULK, CHAT)]);
     let mut c = Connection::open(&V4, &[by_name("a.example", CHAT), by_port(BULK)]);
     c.say(&hello("a.example"));
     assert_eq!(moves(&mut c), [(BULK, CHAT)], "what came before the hello was complete");

@@ -13,9 +13,18 @@ use crate::worker::WorkerCommand;
 use crate::worker::command::ClassRow;
 
 /// What is shown of a class: name, meaning, and whether it is a gauge.
-pub const CLASS_VALUES: [(&str, &str, bool); 22] = [
+pub const CLASS_VALUES: [(&str, &str, bool); 27] = [
     ("enqueued_packets", "Packets that arrived, whatever became of them.", false),
     ("enqueued_bytes", "Bytes that arrived, whatever became of them.", false),
+    ("moved_in_packets", "Packets that came from another class while they waited.", false),
+    ("moved_in_bytes", "Bytes that came from another class while they waited.", false),
+    ("moved_out_packets", "Packets that went to another class while they waited.", false),
+    ("moved_out_bytes", "Bytes that went to another class while they waited.", false),
+    (
+        "flows_unmoved",
+        "Flows that left for another class, but had too much waiting to move.",
+        false,
+    ),
     ("sent_packets", "Packets sent.", false),
     ("sent_bytes", "Bytes sent.", false),
     ("dropped_packets", "Packets lost, to overload or to the queue management.", false),
@@ -169,6 +178,11 @@ fn values(s: &ClassStats, past: &Past, spec: &ClassSpec) -> Values {
     let values = [
         s.enqueued_packets,
         s.enqueued_bytes,
+        s.moved_in_packets,
+        s.moved_in_bytes,
+        s.moved_out_packets,
+        s.moved_out_bytes,
+        s.flows_unmoved,
         s.sent_packets,
         s.sent_bytes,
         s.dropped_packets,

@@ -1,6 +1,6 @@
 //! What must hold between any two calls, checked after random sequences of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -199,7 +199,9 @@ struct Run {
     last: HashMap<(u16, u32), u32>,
     /// By class and flow, the class that it has now where that is another.
     moved: HashMap<(u16, u32), u16>,
-    ordered: bool,
+    /// Flows of which something may wait in another leaf than what comes: their order is lost until
+    /// nothing waits of them.
+    torn: HashSet<(u16, u32)>,
     /// Frames lost or sent, to be checked against those that came.
     gone: u64,
 }
@@ -232,21 +234,17 @@ impl Run {
                 );
                 for frame in out {
                     let (class, flow, seq) = self.read(&frame);
-                    let last = self.last.insert((class, flow), seq);
+                    let last = self.last.entry((class, flow)).or_default();
                     assert!(
-                        last < Some(seq) || !self.ordered,
+                        *last < seq || self.torn.contains(&(class, flow)),
                         "flow {flow} of class {class} out of order"
                     );
+                    *last = seq.max(*last);
                     self.put(frame);
                 }
+                self.forget_torn();
             }
-            Step::Reclass { class, flow, to } => {
-                let from = self.moved.insert((class, flow), to).unwrap_or(class);
-                let (ids, mut lost) = ((ClassId(from), ClassId(to)), Vec::new());
-                let is_gone = self.scheduler.reclass(self.now, hash(class, flow), ids, &mut lost);
-                assert!(lost.is_empty());
-                self.ordered &= is_gone;
-            }
+            Step::Reclass { class, flow, to } => self.reclass(class, flow, to),
             Step::Wait { ns } => self.now = self.now.saturating_add(ns),
             Step::Reconfigure { tree } => {
                 let before = self.scheduler.len();
@@ -256,14 +254,67 @@ impl Run {
                 self.scheduler.succeed(now, &mut next);
                 self.tree = tree;
                 assert_eq!(self.scheduler.len(), before);
-                // What waits of a class may now lie in another leaf than what is still to come.
-                self.ordered = false;
+                self.tear();
             }
             Step::Hold { packets_max } => self.scheduler.set_packets_max(packets_max),
             Step::Drain => {
                 self.drain();
-                self.ordered = true;
+                self.torn.clear();
             }
+        }
+    }
+
+    fn reclass(&mut self, class: u16, flow: u32, to: u16) {
+        let from = self.moved.insert((class, flow), to).unwrap_or(class);
+        let ids = (ClassId(from), ClassId(to));
+        let leaf = self.scheduler.leaf(ids.0);
+        // A FIFO, or the rest of one, keeps what it has, and so does who moves too often.
+        let of_many =
+            |flow: &Flow| flow.standing == Standing::Backlog && u32::from(flow.leaf) == leaf;
+        let may_stay = self.scheduler.queues.manner(leaf).is_fifo()
+            || self.scheduler.queues.flows.all().any(|(_, flow)| of_many(flow));
+        let unmoved = self.scheduler.queues.moves[leaf as usize].flows_unmoved;
+        let mut lost = Vec::new();
+        self.scheduler.reclass(self.now, hash(class, flow), ids, &mut lost);
+        for (frame, reason) in lost {
+            assert_eq!(reason, DropReason::QueueFull);
+            self.put(frame);
+        }
+        let new = self.tear();
+        let unmoved = unmoved != self.scheduler.queues.moves[leaf as usize].flows_unmoved;
+        let only = |of: &(u16, u32)| *of == (class, flow) && (may_stay || unmoved);
+        assert!(new.iter().all(only), "{new:?} stayed");
+    }
+
+    /// Flows that wait, each with a leaf that holds some of it.
+    fn waiting(&self) -> HashSet<((u16, u32), u32)> {
+        let queues = &self.scheduler.queues;
+        let mut waiting = HashSet::new();
+        for (_, flow) in queues.flows.all().filter(|(_, flow)| flow.standing != Standing::Free) {
+            let mut cell = flow.head;
+            while cell != NIL {
+                let (class, number, _) = self.read(queues.packets.frame(cell));
+                waiting.insert(((class, number), u32::from(flow.leaf)));
+                cell = queues.packets.next(cell);
+            }
+        }
+        waiting
+    }
+
+    /// Notes of which flows something waits where what comes next does not go. Returns new ones.
+    fn tear(&mut self) -> Vec<(u16, u32)> {
+        let goes_to = |of: &(u16, u32)| {
+            self.scheduler.leaf(ClassId(self.moved.get(of).copied().unwrap_or(of.0)))
+        };
+        let torn = |(of, leaf): ((u16, u32), u32)| (leaf != goes_to(&of)).then_some(of);
+        let torn: HashSet<_> = self.waiting().into_iter().filter_map(torn).collect();
+        torn.into_iter().filter(|of| self.torn.insert(*of)).collect()
+    }
+
+    fn forget_torn(&mut self) {
+        if !self.torn.is_empty() {
+            let waiting: HashSet<_> = self.waiting().into_iter().map(|(of, _)| of).collect();
+            self.torn.retain(|of| waiting.contains(of));
         }
     }
 
@@ -328,7 +379,7 @@ proptest! {
             next_seq: 1,
             last: HashMap::new(),
             moved: HashMap::new(),
-            ordered: true,
+            torn: HashSet::new(),
             gone: 0,
         };
         for step in &steps {

@@ -116,6 +116,15 @@ impl Pacing {
         }
     }
 
+    /// A flow may send no earlier than that.
+    pub fn delay(&mut self, flow: u32, due: Due) {
+        if let Some(own) = self.due.get_mut(flow as usize)
+            && own.at < due.at
+        {
+            *own = due;
+        }
+    }
+
     #[inline]
     pub fn is_due(&self, flow: u32, now: Nanos) -> bool {
         self.due(flow).at <= now

@@ -116,6 +116,11 @@ impl Packets {
         self.cells[at as usize].frame.as_ref().map_or(0, Frame::len)
     }
 
+    #[cfg(test)]
+    pub fn frame(&self, at: u32) -> &Frame {
+        self.cells[at as usize].frame.as_ref().expect("a cell in use")
+    }
+
     /// Takes frames out of the cells from `from` on, so many at most and of no more
     /// cells than [`LOOKED_AT`] times as many. In no order.
     pub fn take_some(&mut self, from: &mut u32, frames_max: usize, out: &mut Vec<Frame>) {

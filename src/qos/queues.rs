@@ -11,7 +11,7 @@ use super::pacing::{Due, Pacing};
 use super::packets::{Note, Packets};
 use super::settings::{Manner, lay_out};
 use super::sojourn::{Recent, Sojourn};
-use super::stats::ClassStats;
+use super::stats::Moves;
 use super::wheel::NIL;
 use crate::base::mem::{Arena, huge_vec};
 use crate::base::{Nanos, Seed};
@@ -103,6 +103,7 @@ pub(super) struct Queues {
     /// By class; those of inner classes stay empty.
     pub leaves: Vec<Leaf>,
     pub losses: Vec<Losses>,
+    pub moves: Vec<Moves>,
     pub sojourns: Vec<Sojourn>,
     /// Manners of leaves, each once.
     pub manners: Vec<Manner>,
@@ -175,6 +176,7 @@ impl Queues {
         Queues {
             leaves: leaves_new,
             losses: huge_vec(leaves.len(), Losses::NONE),
+            moves: huge_vec(leaves.len(), Moves::default()),
             manners,
             has_paces,
             pacing: Pacing::new(has_paces, flows_max, leaves.len(), Nanos::ZERO),
@@ -188,27 +190,6 @@ impl Queues {
             donor_scan: 0,
             bytes: 0,
             passed: 0,
-        }
-    }
-
-    pub fn stats(&self, leaf: usize) -> ClassStats {
-        let (held, losses) = (&self.leaves[leaf], &self.losses[leaf]);
-        let (backlog_packets, backlog_bytes) = (u64::from(held.packets), held.bytes);
-        let mut sojourn = self.sojourns[leaf];
-        sojourn.record(&mut held.recent.clone());
-        ClassStats {
-            enqueued_packets: held.sent.packets + losses.dropped.packets + backlog_packets,
-            enqueued_bytes: held.sent.bytes + losses.dropped.bytes + backlog_bytes,
-            sent_packets: held.sent.packets,
-            sent_bytes: held.sent.bytes,
-            dropped_packets: losses.dropped.packets,
-            dropped_bytes: losses.dropped.bytes,
-            aqm_dropped_packets: losses.aqm_dropped,
-            marked_packets: losses.marked,
-            borrowed_bytes: held.borrowed_bytes,
-            backlog_packets,
-            backlog_bytes,
-            sojourn,
         }
     }
 
@@ -279,16 +260,22 @@ impl Queues {
     fn flow_of(&mut self, key: Key, likely: u32) -> u32 {
         let Some((flow, fresh)) = self.flows.find_or_insert(key, likely) else { return NIL };
         if fresh {
-            let entry = self.flows.at_mut(flow);
-            (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
-            (entry.deficit, entry.above) = (self.quantum as i32, Above::default());
-            self.append(key.leaf, flow, Standing::New);
-            self.empty += 1;
-            if self.has_paces {
-                self.pacing.set(flow, Due::default());
-            }
+            let deficit = self.quantum as i32;
+            self.enter(key.leaf, flow, (Standing::New, deficit, Due::default()));
         }
         flow
+    }
+
+    /// A flow that was made stands with a leaf's others, and has no packets yet.
+    pub fn enter(&mut self, leaf: u32, flow: u32, (standing, deficit, due): (Standing, i32, Due)) {
+        let entry = self.flows.at_mut(flow);
+        (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
+        (entry.deficit, entry.above) = (deficit, Above::default());
+        self.append(leaf, flow, standing);
+        self.empty += 1;
+        if self.has_paces {
+            self.pacing.set(flow, due);
+        }
     }
 
     /// A flow has its first packet.

@@ -5,6 +5,9 @@
 //! found out to be urgent would wait behind the bulk it was first taken for.
 
 use super::Scheduler;
+use super::codel::Above;
+use super::flows::{Flow, Standing};
+use super::pacing::Due;
 use super::packets::Note;
 use super::queues::Queues;
 use super::wheel::NIL;
@@ -16,35 +19,38 @@ const MOVED_MAX: usize = 512;
 
 impl Scheduler {
     /// Moves what waits of a flow from one class to another, behind what it has there already, in
-    /// its order and with the time that it has waited. `false`: something may have stayed. That is
-    /// so where the old class is a FIFO, which does not tell flows apart, and where more than 512
-    /// packets wait.
+    /// its order and with the time that it has waited. There it is held to the limit as if it came
+    /// now: a FIFO loses the last of it, others the fattest flow's first. What is over goes to
+    /// `dropped`, as many packets as are moved at most. What a FIFO holds stays, since it does not
+    /// tell flows apart, and so does a flow with more than 512 packets.
     pub fn reclass(
         &mut self,
         now: Nanos,
         flow_hash: u32,
         (from, to): (ClassId, ClassId),
         dropped: &mut Vec<(Frame, DropReason)>,
-    ) -> bool {
+    ) {
         let (from, to) = (self.leaf(from), self.leaf(to));
         if from == to || self.queues.leaves[from as usize].packets == 0 {
-            return true;
+            return;
         }
         let now = self.advance(now);
         let was_idle = !self.queues.has_ready(to);
-        let is_gone = self.queues.reclass(now, flow_hash, (from, to), dropped);
+        let most = self.most(now, to, u64::from(self.queues.manner(to).limit));
+        self.queues.reclass(now, flow_hash, (from, to), most, dropped);
         if let Some(member) = &mut self.member {
             member.changed(from);
             member.changed(to);
-            return is_gone;
+            return;
         }
         if !self.queues.has_ready(from) {
             self.tree.deactivate(from);
         }
-        if was_idle && self.queues.has_ready(to) {
-            self.tree.activate(now, to);
+        match (was_idle, !self.queues.has_ready(to)) {
+            (true, false) => self.tree.activate(now, to),
+            (false, true) => self.tree.deactivate(to),
+            _ => {}
         }
-        is_gone
     }
 }
 
@@ -54,49 +60,82 @@ impl Queues {
         now: Nanos,
         flow_hash: u32,
         (from, to): (u32, u32),
+        bytes_max: u64,
         dropped: &mut Vec<(Frame, DropReason)>,
-    ) -> bool {
-        if self.manner(from).is_fifo() {
-            return false;
-        }
-        let Some(flow) = self.flows.find(self.key(from, flow_hash)) else { return true };
-        if self.flows.at(flow).head == NIL {
-            return true;
-        }
-        let mut last = self.flows.at(flow).head;
-        for _ in 1..MOVED_MAX {
-            last = if last == NIL { NIL } else { self.packets.next(last) };
-        }
-        if last != NIL && self.packets.next(last) != NIL {
-            return false;
-        }
-        // The flow stays in its list with nothing in it until its turn, and there is room for only
-        // so many of those.
-        if self.empty >= self.empty_max {
-            return false;
-        }
+    ) {
+        let Some(flow) = self.takes_along(from, flow_hash) else { return };
         let key = self.key(to, flow_hash);
+        let Some((target, fresh)) = self.flows.find_or_insert(key, NIL) else {
+            self.moves[from as usize].flows_unmoved += 1;
+            return;
+        };
+        let old = self.flows.at_mut(flow);
+        old.above = Above::default();
+        if fresh {
+            // Whoever goes to and fro has no turn of a new flow each time, and no credit.
+            let deficit = old.deficit.min(self.quantum as i32);
+            let standing =
+                if old.standing == Standing::New { Standing::New } else { Standing::Old };
+            self.enter(to, target, (standing, deficit, Due::default()));
+        }
+        self.pacing.delay(target, self.pacing.due(flow));
+        let is_fifo = self.manner(to).is_fifo();
+        let mut left = 0;
         while self.flows.at(flow).head != NIL {
-            let Some((frame, _, Note { since, l3 })) = self.shift(from, flow) else { break };
+            let Some((frame, bytes, Note { since, l3 })) = self.shift(from, flow) else { break };
+            self.moves[from as usize].went.add(bytes);
             let bytes = self.counted(to, frame.len());
-            if let Err(frame) = self.push(key, frame, bytes, Note { since, l3 }, now) {
+            self.moves[to as usize].came.add(bytes);
+            let held = self.leaves[to as usize].bytes + u64::from(bytes);
+            if is_fifo && held > bytes_max {
+                self.refuse(to, frame, bytes, dropped);
+            } else if let Err(frame) = self.push(key, frame, bytes, Note { since, l3 }, now) {
                 debug_assert!(false, "there is room for one flow more");
                 self.refuse(to, frame, bytes, dropped);
             }
+            left += 1;
         }
         self.empty += 1;
-        true
+        // Each time the fattest that is then.
+        while !is_fifo && left > 0 && self.leaves[to as usize].bytes > bytes_max {
+            left = if self.shed(to, Some(key), 1, dropped) == 0 { 0 } else { left - 1 };
+        }
+    }
+
+    /// The flow if it has packets that can go to another leaf.
+    fn takes_along(&mut self, from: u32, flow_hash: u32) -> Option<u32> {
+        if self.manner(from).is_fifo() {
+            return None;
+        }
+        let flow = self.flows.find(self.key(from, flow_hash))?;
+        let Flow { head: mut last, standing, .. } = *self.flows.at(flow);
+        if last == NIL || standing == Standing::Backlog {
+            return None;
+        }
+        for _ in 1..MOVED_MAX {
+            last = if last == NIL { NIL } else { self.packets.next(last) };
+        }
+        let is_long = last != NIL && self.packets.next(last) != NIL;
+        // The flow stays in its list with nothing in it until its turn, and there is room for only
+        // so many of those.
+        if is_long || self.empty >= self.empty_max {
+            self.moves[from as usize].flows_unmoved += 1;
+            return None;
+        }
+        Some(flow)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::MOVED_MAX;
     use crate::base::units::BitRate;
     use crate::base::{Nanos, Seed};
-    use crate::packet::{ClassId, Frame, FramePool, PortId};
+    use crate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
     use crate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
-    use crate::qos::{Queued, Scheduler};
+    use crate::qos::{ClassStats, Queued, Scheduler, Shared};
 
     const URGENT: ClassId = ClassId(1);
     const BULK: ClassId = ClassId(2);
@@ -105,11 +144,17 @@ mod tests {
     const LEN: usize = 1_000;
 
     fn tree(bulk: QueueSpec) -> PortQosSpec {
+        tree_of([(QueueSpec::INTERNET, u32::MAX), (bulk, u32::MAX)])
+    }
+
+    /// With the queues and limits of both classes.
+    fn tree_of([urgent, bulk]: [(QueueSpec, u32); 2]) -> PortQosSpec {
         let (rate, ceil) = (BitRate(1_000_000), BitRate(1_000_000_000));
-        let class = |id: ClassId, priority, queue| ClassSpec {
+        let class = |id: ClassId, priority, (queue, limit)| ClassSpec {
             burst: 4_000,
             priority,
             queue,
+            limit,
             ..ClassSpec::plain(id.0, rate, ceil)
         };
         PortQosSpec {
@@ -120,13 +165,16 @@ mod tests {
             mpu: 0,
             mtu: 1_500,
             default_class: BULK,
-            classes: vec![class(URGENT, 0, QueueSpec::INTERNET), class(BULK, 7, bulk)],
+            classes: vec![class(URGENT, 0, urgent), class(BULK, 7, bulk)],
         }
     }
 
     /// A scheduler that holds 20 packets of two flows in turn, numbered, in the class of bulk.
     fn filled(bulk: QueueSpec, pool: &mut FramePool) -> Scheduler {
-        let mut scheduler = Scheduler::new(&tree(bulk), 100, Seed(1));
+        fill(Scheduler::new(&tree(bulk), 100, Seed(1)), pool)
+    }
+
+    fn fill(mut scheduler: Scheduler, pool: &mut FramePool) -> Scheduler {
         for number in 0..20 {
             put(&mut scheduler, pool, number, BULK);
         }
@@ -141,8 +189,17 @@ mod tests {
     }
 
     fn take(scheduler: &mut Scheduler, pool: &mut FramePool, packets: usize) -> Vec<u8> {
+        take_at(Nanos(1), scheduler, pool, packets)
+    }
+
+    fn take_at(
+        now: Nanos,
+        scheduler: &mut Scheduler,
+        pool: &mut FramePool,
+        packets: usize,
+    ) -> Vec<u8> {
         let (mut out, arena) = (Vec::new(), pool.arena().clone());
-        scheduler.dequeue(Nanos(1), packets, u64::MAX, &arena, &mut out, &mut Vec::new());
+        scheduler.dequeue(now, packets, u64::MAX, &arena, &mut out, &mut Vec::new());
         let number = |frame: Frame| {
             let number = frame.bytes(&arena)[0];
             pool.put(frame);
@@ -156,7 +213,8 @@ mod tests {
         let mut pool = FramePool::standalone(100, 2_048);
         let mut scheduler = filled(QueueSpec::INTERNET, &mut pool);
         let mut lost = Vec::new();
-        assert!(scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut lost) && lost.is_empty());
+        scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut lost);
+        assert!(lost.is_empty());
         put(&mut scheduler, &mut pool, 20, URGENT);
         let mut stats = |class| {
             let stats = scheduler.class_stats(class);
@@ -183,7 +241,8 @@ mod tests {
             (FLOW, (URGENT, BULK)),
             (OTHER, (BULK, BULK)),
         ] {
-            assert!(scheduler.reclass(Nanos(0), flow, way, &mut lost) && lost.is_empty());
+            scheduler.reclass(Nanos(0), flow, way, &mut lost);
+            assert!(lost.is_empty());
         }
         assert_eq!(scheduler.class_stats(URGENT).backlog_packets, 0);
         assert_eq!(scheduler.class_stats(BULK).backlog_packets, 20);
@@ -191,6 +250,100 @@ mod tests {
         let even: Vec<u8> = sent.iter().copied().filter(|n| n % 2 == 0).collect();
         assert_eq!((sent.len(), even), (20, (0..20).step_by(2).collect()));
         assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
+    }
+
+    #[test]
+    fn counters_go_on_as_flows_come_and_go() {
+        let mut pool = FramePool::standalone(100, 2_048);
+        let mut scheduler = filled(QueueSpec::INTERNET, &mut pool);
+        let mut told = |way| {
+            scheduler.reclass(Nanos(0), FLOW, way, &mut Vec::new());
+            let told = |s: ClassStats| {
+                [s.enqueued_packets, s.moved_in_packets, s.moved_out_packets, s.backlog_packets]
+            };
+            [told(scheduler.class_stats(URGENT)), told(scheduler.class_stats(BULK))]
+        };
+        assert_eq!(told((BULK, BULK)), [[0; 4], [20, 0, 0, 20]]);
+        assert_eq!(told((BULK, URGENT)), [[0, 10, 0, 10], [20, 0, 10, 10]]);
+        assert_eq!(told((URGENT, BULK)), [[0, 10, 10, 0], [20, 10, 10, 20]]);
+        let bytes = scheduler.class_stats(BULK);
+        assert_eq!((bytes.enqueued_bytes, bytes.moved_out_bytes), (20_000, 10_000));
+        take(&mut scheduler, &mut pool, 100);
+    }
+
+    /// As if it came then: the last is lost to a FIFO, else what has waited longest.
+    #[test]
+    fn what_moves_is_held_to_the_limit_and_keeps_its_order() {
+        for (queue, kept) in [(QueueSpec::Fifo, 0..5), (QueueSpec::INTERNET, 5..10)] {
+            let mut pool = FramePool::standalone(100, 2_048);
+            let spec = tree_of([(queue, 5_000), (QueueSpec::INTERNET, u32::MAX)]);
+            let mut scheduler = fill(Scheduler::new(&spec, 100, Seed(1)), &mut pool);
+            let mut lost = Vec::new();
+            scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut lost);
+            assert!(lost.iter().all(|&(_, reason)| reason == DropReason::QueueFull));
+            lost.into_iter().for_each(|(frame, _)| pool.put(frame));
+            let stats = scheduler.class_stats(URGENT);
+            assert_eq!((stats.backlog_bytes, stats.dropped_packets), (5_000, 5), "{queue:?}");
+            assert_eq!((stats.enqueued_packets, stats.moved_in_packets), (0, 10));
+            let sent = take(&mut scheduler, &mut pool, 100);
+            let even: Vec<u8> = sent.iter().copied().filter(|n| n % 2 == 0).collect();
+            assert_eq!(even, kept.map(|n| 2 * n).collect::<Vec<u8>>());
+            assert_eq!((sent.len(), pool.outstanding()), (15, 0));
+        }
+    }
+
+    /// Workers that share a tree are granted what they have in the class where it is now.
+    #[test]
+    fn what_waits_moves_where_workers_share_a_tree_too() {
+        let mut pool = FramePool::standalone(100, 2_048);
+        let spec = tree(QueueSpec::INTERNET);
+        let shared = Shared::new(&spec);
+        let mut scheduler =
+            fill(Scheduler::member(&spec, 100, Seed(1), Arc::clone(&shared)), &mut pool);
+        let mut other = Scheduler::member(&spec, 100, Seed(1), shared);
+        // Some of it is leased already, and a packet sent.
+        let first = take(&mut scheduler, &mut pool, 1);
+        scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut Vec::new());
+        put(&mut other, &mut pool, 30, BULK);
+        let mut sent = first;
+        for _ in 0..10 {
+            sent.extend(take(&mut scheduler, &mut pool, 4));
+        }
+        assert_eq!(take(&mut other, &mut pool, 4), [30]);
+        let of = |flow: u8| sent.iter().copied().filter(|n| n % 2 == flow).collect::<Vec<_>>();
+        assert_eq!(of(0), (0..=18).step_by(2).collect::<Vec<u8>>());
+        assert_eq!(of(1), (1..=19).step_by(2).collect::<Vec<u8>>());
+        assert!(sent[15..].iter().all(|n| n % 2 == 1), "{sent:?}");
+        assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
+    }
+
+    /// A flow that sleeps at its class's pace goes at that of the new one from then on, and one
+    /// that comes back has no more than it had.
+    #[test]
+    fn a_flow_that_sleeps_moves_and_has_no_credit_for_it() {
+        let mut pool = FramePool::standalone(100, 2_048);
+        let mut spec = tree(QueueSpec::INTERNET);
+        // A packet in 8 ms.
+        spec.classes.iter_mut().for_each(|class| class.flow_rate = Some(BitRate(1_000_000)));
+        let mut scheduler = Scheduler::new(&spec, 100, Seed(1));
+        for number in 0..10 {
+            put(&mut scheduler, &mut pool, 2 * number, BULK);
+        }
+        let mut sent = take(&mut scheduler, &mut pool, 10);
+        assert_eq!(sent, [0]);
+        let mut ways = [(BULK, URGENT), (URGENT, BULK)].into_iter().cycle();
+        for half_ms in 1..=60 {
+            let now = Nanos(half_ms * 500_000);
+            let way = ways.next().expect("goes round");
+            scheduler.reclass(now, FLOW, way, &mut Vec::new());
+            sent.extend(take_at(now, &mut scheduler, &mut pool, 10));
+        }
+        // One each 8 ms.
+        assert_eq!(sent, [0, 2, 4, 6]);
+        let mut out = Vec::new();
+        scheduler.drain(&mut out);
+        out.into_iter().for_each(|frame| pool.put(frame));
+        assert_eq!(pool.outstanding(), 0);
     }
 
     #[test]
@@ -202,9 +355,10 @@ mod tests {
                 // All of one flow.
                 put(&mut scheduler, &mut pool, 2 * (number % 100) as u8, BULK);
             }
-            assert_eq!(scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut Vec::new()), moves);
+            scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut Vec::new());
             let moved = scheduler.class_stats(URGENT).backlog_packets;
             assert_eq!(moved, if moves { packets as u64 } else { 0 });
+            assert_eq!(scheduler.class_stats(BULK).flows_unmoved, u64::from(!moves));
             take(&mut scheduler, &mut pool, packets);
             assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
         }
@@ -214,7 +368,7 @@ mod tests {
     fn a_fifo_keeps_what_it_has() {
         let mut pool = FramePool::standalone(100, 2_048);
         let mut scheduler = filled(QueueSpec::Fifo, &mut pool);
-        assert!(!scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut Vec::new()));
+        scheduler.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut Vec::new());
         assert_eq!(scheduler.class_stats(BULK).backlog_packets, 20);
         assert_eq!(take(&mut scheduler, &mut pool, 100), (0..20).collect::<Vec<u8>>());
     }

@@ -4,6 +4,7 @@ use super::codel::Above;
 use super::flows::{Flow, Flows, Standing};
 use super::pacing::Due;
 use super::queues::{Leaf, Losses, Queues};
+use super::stats::Moves;
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::packet::Frame;
@@ -24,8 +25,11 @@ impl Queues {
         self.pacing.clear();
         (self.bytes, self.empty) = (0, 0);
         (self.fattest, self.donor_scan) = (0, 0);
-        for (leaf, losses) in self.leaves.iter_mut().zip(&mut self.losses) {
-            let Leaf { sent, borrowed_bytes, recent, manner, .. } = *leaf;
+        let others = self.losses.iter_mut().zip(&mut self.moves);
+        for (leaf, (losses, moves)) in self.leaves.iter_mut().zip(others) {
+            let Leaf { sent, borrowed_bytes, recent, manner, packets, bytes, .. } = *leaf;
+            moves.went.packets += u64::from(packets);
+            moves.went.bytes += bytes;
             *leaf = Leaf { sent, borrowed_bytes, recent, ..Leaf::new(manner) };
             let Losses { fat, fat_sizes, .. } = Losses::NONE;
             (losses.fat, losses.fat_sizes) = (fat, fat_sizes);
@@ -42,7 +46,7 @@ impl Queues {
         swap(&mut self.packets, &mut next.packets);
         self.empty_max = next.empty_max;
         let Queues { leaves: old_leaves, losses: old_losses, sojourns: old_sojourns, .. } = next;
-        let (old_flows, old_pacing) = (&next.flows, &next.pacing);
+        let (old_flows, old_pacing, old_moves) = (&next.flows, &next.pacing, &next.moves);
         let was_fifo = |leaf: &Leaf| next.manners[usize::from(leaf.manner)].is_fifo();
         for (i, (from, to)) in old_leaves.iter().zip(map).enumerate() {
             let at = to.leaf as usize;
@@ -52,6 +56,7 @@ impl Queues {
                 leaf.recent = from.recent;
                 let Losses { fat, fat_sizes, .. } = *losses;
                 *losses = Losses { fat, fat_sizes, ..old_losses[i] };
+                self.moves[at] = old_moves[i];
                 self.sojourns[at] = old_sojourns[i];
             }
             for list in from.lists {
@@ -59,7 +64,7 @@ impl Queues {
                 while at != NIL {
                     let flow = old_flows.at(at);
                     if flow.head != NIL {
-                        self.settle_in(to.leaf, flow, old_pacing.due(at), was_fifo(from));
+                        self.settle_in(*to, flow, old_pacing.due(at), was_fifo(from));
                     }
                     at = flow.next;
                 }
@@ -67,14 +72,15 @@ impl Queues {
         }
         let asleep = |(_, flow): &(u32, &Flow)| flow.standing == Standing::Asleep;
         for (at, flow) in old_flows.all().filter(asleep).filter(|(_, flow)| flow.head != NIL) {
-            let to = map[usize::from(flow.leaf)].leaf;
+            let to = map[usize::from(flow.leaf)];
             self.settle_in(to, flow, old_pacing.due(at), false);
         }
     }
 
     /// Moves a flow to a leaf. What a FIFO held goes before all that comes later where flows are
     /// told apart, also after another change: it keeps its turn until all of it has gone.
-    fn settle_in(&mut self, leaf: u32, old: &Flow, due: Due, was_fifo: bool) {
+    fn settle_in(&mut self, to: Move, old: &Flow, due: Due, was_fifo: bool) {
+        let leaf = to.leaf;
         let was_first = was_fifo || old.standing == Standing::Backlog;
         let goes_first = was_first && !self.manner(leaf).is_fifo();
         let Some((flow, fresh)) = self.flows.find_or_insert(self.key(leaf, old.hash), NIL) else {
@@ -117,6 +123,15 @@ impl Queues {
             self.change_size(leaf, flow);
         }
         self.bytes += u64::from(bytes);
+        let Moves { came, went, .. } = &mut self.moves[leaf as usize];
+        if to.keeps_counters {
+            // Where they count otherwise now, no sum of them goes back.
+            came.bytes += u64::from(bytes.saturating_sub(old.bytes));
+            went.bytes += u64::from(old.bytes.saturating_sub(bytes));
+        } else {
+            came.packets += u64::from(packets);
+            came.bytes += u64::from(bytes);
+        }
         let held = &mut self.leaves[leaf as usize];
         held.packets += packets;
         held.bytes += u64::from(bytes);

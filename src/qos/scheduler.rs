@@ -207,7 +207,7 @@ impl Scheduler {
 
     /// Bytes that a leaf may hold here now, a frame at least; `limit`: in all workers.
     #[inline]
-    fn most(&self, now: Nanos, leaf: u32, limit: u64) -> u64 {
+    pub(super) fn most(&self, now: Nanos, leaf: u32, limit: u64) -> u64 {
         match &self.member {
             Some(member) => member.most(ticks(now), leaf, limit).max(self.largest.into()),
             None => limit,
@@ -452,7 +452,7 @@ impl Scheduler {
         let Some(donor) = self.queues.donor(arriving) else {
             return 0;
         };
-        let shed = self.queues.shed(donor, None, DROPS_MAX, exit);
+        let shed = self.queues.shed(donor, None, DROPS_MAX, exit.dropped);
         if let Some(member) = &mut self.member {
             member.changed(donor);
         } else if !self.queues.has_ready(donor) {

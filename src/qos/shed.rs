@@ -26,7 +26,7 @@ impl Queues {
             if self.leaves[leaf as usize].bytes <= bytes_max {
                 return;
             }
-            match self.shed(leaf, Some(arriving), left, exit) {
+            match self.shed(leaf, Some(arriving), left, exit.dropped) {
                 0 => return,
                 dropped => left -= dropped,
             }
@@ -55,7 +55,7 @@ impl Queues {
         leaf: u32,
         arriving: Option<Key>,
         packets_max: usize,
-        exit: &mut Exit<'_>,
+        dropped: &mut Vec<(Frame, DropReason)>,
     ) -> usize {
         for list in [OLD, NEW] {
             while let Some(first) = self.first_of(leaf, list)
@@ -70,14 +70,14 @@ impl Queues {
             return 0;
         };
         let half = self.flows.at(flow).bytes / 2;
-        let mut dropped = 0;
-        while dropped < packets_max && self.flows.at(flow).bytes > half {
+        let mut count = 0;
+        while count < packets_max && self.flows.at(flow).bytes > half {
             let Some((frame, bytes, _)) = self.shift(leaf, flow) else {
                 break;
             };
             self.losses[leaf as usize].dropped.add(bytes);
-            exit.dropped.push((frame, DropReason::QueueFull));
-            dropped += 1;
+            dropped.push((frame, DropReason::QueueFull));
+            count += 1;
         }
         if self.flows.at(flow).head == NIL {
             self.empty += 1;
@@ -87,7 +87,7 @@ impl Queues {
                 }
             }
         }
-        dropped
+        count
     }
 
     /// The leaf that gives up packets when the scheduler is full: the fattest as far as is known.

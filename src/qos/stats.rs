@@ -3,6 +3,7 @@
 use std::ops::AddAssign;
 
 use super::Scheduler;
+use super::queues::{Queues, Tally};
 use super::sojourn::Sojourn;
 use super::tree::ROOT;
 use crate::packet::ClassId;
@@ -12,10 +13,18 @@ use crate::packet::ClassId;
 /// scheduler counts them: with the port's overhead, and the minimum at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClassStats {
-    /// Arrived, whatever became of them: sent, dropped or still waiting. Packets that a
-    /// reconfiguration moved here count too.
+    /// Arrived, whatever became of them: sent, dropped, still waiting, or moved to another class;
+    /// those that moved here arrived elsewhere.
     pub enqueued_packets: u64,
     pub enqueued_bytes: u64,
+    /// From other classes, and to others, while they waited: with their flow, or since their class
+    /// is gone.
+    pub moved_in_packets: u64,
+    pub moved_in_bytes: u64,
+    pub moved_out_packets: u64,
+    pub moved_out_bytes: u64,
+    /// Flows that went to another class without what they had waiting here, which was too much.
+    pub flows_unmoved: u64,
     pub sent_packets: u64,
     pub sent_bytes: u64,
     /// Lost, for whatever reason.
@@ -34,10 +43,26 @@ pub struct ClassStats {
     pub sojourn: Sojourn,
 }
 
+/// What went from one leaf to another while it waited.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moves {
+    /// From others, as counted here.
+    pub came: Tally,
+    /// To others, as counted here.
+    pub went: Tally,
+    /// Flows of which what waited did not go with them.
+    pub flows_unmoved: u64,
+}
+
 impl AddAssign for ClassStats {
     fn add_assign(&mut self, other: ClassStats) {
         self.enqueued_packets += other.enqueued_packets;
         self.enqueued_bytes += other.enqueued_bytes;
+        self.moved_in_packets += other.moved_in_packets;
+        self.moved_in_bytes += other.moved_in_bytes;
+        self.moved_out_packets += other.moved_out_packets;
+        self.moved_out_bytes += other.moved_out_bytes;
+        self.flows_unmoved += other.flows_unmoved;
         self.sent_packets += other.sent_packets;
         self.sent_bytes += other.sent_bytes;
         self.dropped_packets += other.dropped_packets;
@@ -48,6 +73,39 @@ impl AddAssign for ClassStats {
         self.backlog_packets += other.backlog_packets;
         self.backlog_bytes += other.backlog_bytes;
         self.sojourn += other.sojourn;
+    }
+}
+
+impl Queues {
+    pub fn stats(&self, leaf: usize) -> ClassStats {
+        let (held, losses) = (&self.leaves[leaf], &self.losses[leaf]);
+        let Moves { came, went, flows_unmoved } = self.moves[leaf];
+        let (backlog_packets, backlog_bytes) = (u64::from(held.packets), held.bytes);
+        let mut sojourn = self.sojourns[leaf];
+        sojourn.record(&mut held.recent.clone());
+        ClassStats {
+            enqueued_packets: (held.sent.packets + losses.dropped.packets + backlog_packets)
+                .wrapping_add(went.packets)
+                .wrapping_sub(came.packets),
+            enqueued_bytes: (held.sent.bytes + losses.dropped.bytes + backlog_bytes)
+                .wrapping_add(went.bytes)
+                .wrapping_sub(came.bytes),
+            moved_in_packets: came.packets,
+            moved_in_bytes: came.bytes,
+            moved_out_packets: went.packets,
+            moved_out_bytes: went.bytes,
+            flows_unmoved,
+            sent_packets: held.sent.packets,
+            sent_bytes: held.sent.bytes,
+            dropped_packets: losses.dropped.packets,
+            dropped_bytes: losses.dropped.bytes,
+            aqm_dropped_packets: losses.aqm_dropped,
+            marked_packets: losses.marked,
+            borrowed_bytes: held.borrowed_bytes,
+            backlog_packets,
+            backlog_bytes,
+            sojourn,
+        }
     }
 }
 

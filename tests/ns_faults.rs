@@ -295,7 +295,8 @@ impl Site {
         let mut rounds = Vec::new();
         for url in urls.iter().cycle() {
             let begun = Instant::now();
-            let args = ["--h1", "-n", ROUND, "-c", ROUND, "-N", "10s", url];
+            // Neither who says nothing nor who says a byte a second holds a round up.
+            let args = ["--h1", "-n", ROUND, "-c", ROUND, "-N", "10s", "-T", "10s", url];
             rounds.push((begun, self.net.client.run("h2load", &args).expect("h2load")));
             if over.load(Ordering::Relaxed) {
                 break;

@@ -362,7 +362,7 @@ impl FlowTable {
                 return Err(InsertError::KeyTaken);
             }
         }
-        let state = TcpState::first(new.key.proto == TCP, meta.tcp_flags);
+        let state = TcpState::first(new.key.proto == TCP, meta.tcp_flags, meta.direction);
         if state.is_half_open() && self.half_open >= self.limits.half_open_max {
             let oldest = self.timers.oldest_half_open();
             let oldest = oldest.ok_or(InsertError::Drop(DropReason::SynLimit))?;

@@ -6,6 +6,7 @@ const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
+const SYN_ACK: u8 = SYN | ACK;
 
 /// Where a flow stands. Other protocols than TCP use [`TcpState::OneWay`] and
 /// [`TcpState::Established`].
@@ -38,10 +39,12 @@ pub enum TcpState {
 }
 
 impl TcpState {
-    /// The state of a flow that begins with these flags; `tcp` false for other protocols.
-    pub fn first(tcp: bool, flags: u8) -> TcpState {
-        match tcp {
-            true if flags & (SYN | ACK) == SYN => TcpState::SynSent,
+    /// The state of a flow that begins with these flags; `tcp` false for other protocols. One that
+    /// begins with an answer to a SYN, which came another way, is as far as that.
+    pub fn first(tcp: bool, flags: u8, direction: Direction) -> TcpState {
+        match (tcp, flags & (SYN | ACK), direction) {
+            (true, SYN, _) => TcpState::SynSent,
+            (true, SYN_ACK, Direction::Reply) => TcpState::SynReceived,
             _ => TcpState::OneWay,
         }
     }
@@ -87,7 +90,9 @@ impl TcpState {
             SynSent if forward && !answers_seen && flags & (SYN | ACK) == ACK => {
                 Established.fin(flags, true)
             }
-            SynReceived if forward && flags & (SYN | ACK) == ACK => Established.fin(flags, true),
+            // The server says nothing else before it has heard the client's, which may take
+            // another way.
+            SynReceived if flags & (SYN | ACK) == ACK => Established.fin(flags, forward),
             SynSent | SynReceived => self,
             OneWay if !forward => Established.fin(flags, false),
             OneWay | Established | FinForward | FinReply => self.fin(flags, forward),
@@ -190,7 +195,7 @@ mod tests {
     #[test]
     fn lives() {
         for (name, answers_seen, life) in LIVES {
-            let mut state = TcpState::first(true, SYN);
+            let mut state = TcpState::first(true, SYN, Forward);
             assert_eq!(state, SynSent);
             for (i, (flags, direction, expected)) in life.iter().enumerate() {
                 state = state.after(true, *flags, *direction, *answers_seen);
@@ -201,15 +206,25 @@ mod tests {
 
     #[test]
     fn joined_in_the_middle() {
-        let state = TcpState::first(true, ACK);
+        let state = TcpState::first(true, ACK, Forward);
         assert_eq!(state, OneWay);
         assert_eq!(state.after(true, ACK, Forward, true), OneWay);
         assert_eq!(state.after(true, ACK, Reply, true), Established);
     }
 
     #[test]
+    fn joined_by_the_answer_to_a_syn() {
+        let state = TcpState::first(true, SYN | ACK, Reply);
+        assert_eq!(state, SynReceived);
+        assert_eq!(state.after(true, SYN | ACK, Reply, true), SynReceived);
+        assert_eq!(state.after(true, ACK, Reply, true), Established);
+        assert_eq!(state.after(true, FIN | ACK, Reply, true), FinReply);
+        assert_eq!(TcpState::first(true, SYN | ACK, Forward), OneWay);
+    }
+
+    #[test]
     fn datagrams_are_established_by_an_answer() {
-        let state = TcpState::first(false, 0);
+        let state = TcpState::first(false, 0, Forward);
         assert_eq!(state.after(false, 0, Forward, true), OneWay);
         assert_eq!(state.after(false, 0, Reply, true), Established);
     }

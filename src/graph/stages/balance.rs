@@ -406,10 +406,13 @@ fn stray(cx: &Cx<'_>, meta: &PacketMeta) -> Result<(), DropReason> {
 /// Whether a packet in the middle of a connection opens its flow: another appliance has had it, or
 /// this one before it was started anew, and the backend is the one that would be chosen now.
 ///
-/// Such flows count as established for others that begin, so they have half of the table at most.
+/// Such flows count as established for others that begin, so they have half of the table at most. A
+/// server's answer to a SYN that took another way opens one, too; as the handshake that it is.
 fn adopts(cx: &Cx<'_>, meta: &PacketMeta, service: &Service) -> bool {
     use tcp::flag::{ACK, RST, SYN};
-    meta.tcp_flags & (SYN | ACK | RST) == ACK
+    let answers = meta.direction == Direction::Reply && meta.tcp_flags & SYN != 0;
+    (answers || meta.tcp_flags & SYN == 0)
+        && meta.tcp_flags & (ACK | RST) == ACK
         && cx.snapshot.forward.adopts(service).is_some()
         && cx.flows.len() < cx.flows.capacity() / 2
 }
@@ -423,7 +426,8 @@ fn adopt_answer(cx: &mut Cx<'_>, meta: &PacketMeta) -> Result<Option<FlowRef>, D
     if tables.nat().is_some_and(|n| n.is_source(client.src)) {
         return Ok(None);
     }
-    if meta.key.proto != tcp::PROTOCOL || !adopts(cx, meta, service) {
+    let first = PacketMeta { key: client, direction: Direction::Reply, ..meta.clone() };
+    if meta.key.proto != tcp::PROTOCOL || !adopts(cx, &first, service) {
         return Ok(None);
     }
     let service = *service;
@@ -432,7 +436,6 @@ fn adopt_answer(cx: &mut Cx<'_>, meta: &PacketMeta) -> Result<Option<FlowRef>, D
     if (backend.addr, backend.port) != (meta.key.src, meta.key.sport) {
         return Ok(None);
     }
-    let first = PacketMeta { key: client, ..meta.clone() };
     open(cx, &first, &service, &backend).map(Some)
 }
 

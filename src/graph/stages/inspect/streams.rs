@@ -142,6 +142,8 @@ impl Inspect {
                 }
                 true
             }
+            // The SYN took another way.
+            TcpState::SynReceived if !forward && known.is_none() => true,
             // Of two answers nobody knows which one the client goes by.
             TcpState::SynReceived if !forward && must_read(cx, meta) => {
                 return Passage::Refused(DropReason::Unread);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::flow::TcpState;
 use crate::forward::Tables;
 use crate::forward::spec::BackendSpec;
 
@@ -31,12 +32,17 @@ fn packets_in_the_middle_join_where_appliances_agree() {
             }
             assert_eq!(full.flows.len(), if joins { 2 } else { 0 }, "{port}");
         }
-        // A backend's answer shows whose flow it is, too.
-        let mut rig = Rig::new(LIMITS);
-        let answer = Shape::tcp(ACK).at_backend();
-        let got = rig.run(&mut Balance::new(), answer.between(family.backend, family.client));
-        let want = answer.after(CLIENT_MAC, CLIENT_SIDE).between((family.vip, 81), family.client);
-        assert_eq!((got.verdict, got.bytes), (OUT, want));
+        // An answer shows whose flow it is, too, and the first that it is open by half.
+        for (flags, state) in [(ACK, TcpState::Established), (SYN | ACK, TcpState::SynReceived)] {
+            let mut rig = Rig::new(LIMITS);
+            let answer = Shape::tcp(flags).at_backend();
+            let got = rig.run(&mut Balance::new(), answer.between(family.backend, family.client));
+            let want = answer.after(CLIENT_MAC, CLIENT_SIDE);
+            assert_eq!(got.verdict, OUT);
+            assert_eq!(got.bytes, want.between((family.vip, 81), family.client));
+            let flow = rig.flows.iter().next().map(|(_, flow)| flow.tcp);
+            assert_eq!(flow, Some(state));
+        }
     }
 }
 

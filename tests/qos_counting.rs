@@ -113,7 +113,7 @@ fn what_an_inner_class_borrowed_is_told() {
         link.run(&sources, link.now.saturating_add(NS), |_| ());
         let told = |link: &mut Link| {
             let of = |class| link.scheduler.class_stats(ClassId(class));
-            (1..=5).map(of).map(|stats| [stats.sent_bytes, stats.borrowed_bytes]).collect()
+            (1..=5).map(of).map(|stats| [stats.sent_bytes, stats.borrowed_bytes()]).collect()
         };
         let (start, before): (_, Vec<_>) = (link.now, told(&mut link));
         // A reload takes none of it away.

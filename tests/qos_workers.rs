@@ -10,7 +10,7 @@ use tidegate::base::hash::Rng;
 use tidegate::base::{Nanos, Seed};
 use tidegate::packet::{ClassId, Frame, FramePool};
 use tidegate::qos::spec::{PortQosSpec, QueueSpec};
-use tidegate::qos::{Queued, Scheduler, Shared, Successor};
+use tidegate::qos::{ClassStats, Queued, Scheduler, Shared, Successor};
 
 const W: u16 = 1;
 const O: u16 = 2;
@@ -412,15 +412,18 @@ fn what_inner_classes_borrow_is_told_once_for_all_workers() {
     let both = [[40.0, 0.0], [35.0, 30.0], [5.0, 0.0], [60.0, 0.0], [60.0, 59.0]];
     for count in [1, 2, 4] {
         let mut workers = Workers::new(&two_tenants(0), count);
-        let told = |workers: &mut Workers| -> Vec<[u64; 2]> {
-            let mut sums = vec![[0; 2]; 5];
+        let sums = |workers: &mut Workers| {
+            let mut sums = vec![ClassStats::default(); 5];
             for worker in &mut workers.all {
                 for (id, stats) in worker.scheduler.classes() {
-                    let sum = &mut sums[usize::from(id.0) - 1];
-                    *sum = [sum[0] + stats.sent_bytes, sum[1] + stats.borrowed_bytes];
+                    sums[usize::from(id.0) - 1] += stats;
                 }
             }
             sums
+        };
+        let told = |workers: &mut Workers| -> Vec<[u64; 2]> {
+            let told = |stats: &ClassStats| [stats.sent_bytes, stats.borrowed_bytes()];
+            sums(workers).iter().map(told).collect()
         };
         let one: Spread<'_> = &[(2, &[2, 2, 2, 2]), (3, &[2, 2, 2, 2])];
         let all: Spread<'_> = &[one[0], one[1], (5, &[2, 2, 2, 2])];
@@ -433,12 +436,18 @@ fn what_inner_classes_borrow_is_told_once_for_all_workers() {
             let told: Vec<_> = told(&mut workers).iter().zip(&before).map(since).collect();
             assert_borrowed(&told, workers.now.since(start), want);
         }
-        // Who told it leaves, and another does; then one comes.
-        let before = told(&mut workers);
+        // One leaves, whose last words stay for a time, and another takes its place.
+        let before = sums(&mut workers);
         if count > 1 {
             let Worker { scheduler, mut pool, .. } = workers.all.remove(0);
             release(scheduler, &mut pool);
-            assert_eq!(told(&mut workers)[0][1], before[0][1]);
+            let mut after = sums(&mut workers)[0];
+            assert_eq!(after.borrowed_bytes(), before[0].borrowed_bytes());
+            after += before[0];
+            assert_eq!(after.borrowed_bytes(), before[0].borrowed_bytes());
+            let shared = Arc::clone(&workers.shared);
+            workers.all.insert(0, Workers::worker(&two_tenants(0), &shared, 0));
+            assert_eq!(told(&mut workers)[0][1], before[0].borrowed_bytes());
         }
         workers.finish();
     }

@@ -140,7 +140,7 @@ impl Classes {
 
 impl Past {
     fn add(&mut self, at: Nanos, stats: &ClassStats) {
-        let sample = Sample { at, sent: stats.sent_bytes, borrowed: stats.borrowed_bytes };
+        let sample = Sample { at, sent: stats.sent_bytes, borrowed: stats.borrowed_bytes() };
         if self.samples.back().is_some_and(|last| at <= last.at) {
             return; // no worker has told anything since
         }
@@ -190,7 +190,7 @@ fn values(s: &ClassStats, past: &Past, spec: &ClassSpec) -> Values {
         s.aqm_dropped_packets,
         s.dropped_packets.saturating_sub(s.aqm_dropped_packets),
         s.marked_packets,
-        s.borrowed_bytes,
+        s.borrowed_bytes(),
         s.backlog_packets,
         s.backlog_bytes,
         waits.quantile_ns(0.5),
@@ -215,7 +215,7 @@ mod tests {
 
     fn told(classes: &mut Classes, worker: u16, at: u64, sent: u64, borrowed: u64) {
         let stats =
-            ClassStats { sent_bytes: sent, borrowed_bytes: borrowed, ..ClassStats::default() };
+            ClassStats { sent_bytes: sent, leaf_borrowed_bytes: borrowed, ..ClassStats::default() };
         let row = ClassRow { port: PortId(0), class: ClassId(3), stats };
         classes.take(worker, Nanos(at), vec![row]);
     }

@@ -12,6 +12,9 @@ use crate::base::Nanos;
 
 /// When to look again while another worker is at the tree, or the tree is a newer one.
 const RETRY_NS: u64 = 1_000;
+/// How often what inner classes were lent is asked for while another worker is at the tree: some
+/// microseconds.
+const LENT_TRIES: usize = 100;
 /// What others hold is not known any more after this time.
 const KNOWN_TICKS: Ticks = (16_000_000 / TICK_NS) as Ticks;
 
@@ -189,16 +192,17 @@ impl Member {
         }
     }
 
-    /// Brings what inner classes were lent up to date, for one of the members to tell it: others
-    /// have zeros. While another worker is at the tree, or the tree is a newer one, `lent` stays.
+    /// Brings what inner classes were lent, in the whole tree, up to date. While another worker
+    /// stays there, or the tree is a newer one, `lent` stays: others will know better.
     pub fn fetch_lent(&self, lent: &mut [u64]) {
-        let Some(global) = self.shared.try_lock() else { return };
-        if global.fingerprint != self.books.fingerprint {
-            return;
-        }
-        match global.tells(self.number) {
-            true => lent.copy_from_slice(&global.tree.lent),
-            false => lent.fill(0),
+        for _ in 0..LENT_TRIES {
+            if let Some(global) = self.shared.try_lock() {
+                if global.fingerprint == self.books.fingerprint {
+                    lent.copy_from_slice(&global.tree.lent);
+                }
+                return;
+            }
+            std::hint::spin_loop();
         }
     }
 
@@ -234,9 +238,8 @@ mod tests {
     use crate::base::units::BitRate;
     use crate::packet::{ClassId, PortId};
 
-    #[test]
-    fn what_is_left_over_waits_once() {
-        let spec = PortQosSpec {
+    fn spec() -> PortQosSpec {
+        PortQosSpec {
             port: PortId(0),
             rate: BitRate(1_000_000_000),
             burst: 500_000,
@@ -245,7 +248,34 @@ mod tests {
             mtu: 1_500,
             default_class: ClassId(0),
             classes: Vec::new(),
-        };
+        }
+    }
+
+    /// What was heard last is told, not nothing, while another worker is at the tree.
+    #[test]
+    fn what_was_lent_is_known_while_another_is_at_the_tree() {
+        let spec = spec();
+        let shared = Shared::new(&spec);
+        let member = Member::new(Arc::clone(&shared), &spec, 1);
+        let late = Member::new(Arc::clone(&shared), &spec, 1);
+        let mut known = vec![0; shared.try_lock().expect("nobody is there").tree.lent.len()];
+        let tell = |bytes| shared.try_lock().expect("nobody is there").tree.lent.fill(bytes);
+        tell(7);
+        member.fetch_lent(&mut known);
+        assert!(!known.is_empty() && known.iter().all(|bytes| *bytes == 7));
+        tell(9);
+        let other = shared.try_lock();
+        member.fetch_lent(&mut known);
+        assert!(known.iter().all(|bytes| *bytes == 7));
+        drop(other);
+        // Any of them tells it.
+        late.fetch_lent(&mut known);
+        assert!(known.iter().all(|bytes| *bytes == 9));
+    }
+
+    #[test]
+    fn what_is_left_over_waits_once() {
+        let spec = spec();
         let mut member = Member::new(Shared::new(&spec), &spec, 2);
         for _ in 0..3 {
             for leaf in [1, 1, 0, 1] {

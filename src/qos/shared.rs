@@ -239,11 +239,6 @@ impl Global {
         }
     }
 
-    /// Whether it is this member that tells what the tree knows of all.
-    pub fn tells(&self, member: usize) -> bool {
-        self.members.iter().position(Option::is_some) == Some(member)
-    }
-
     /// Moves on to `now`; a clock that steps back is ignored.
     pub fn advance(&mut self, now: Nanos) {
         self.now = self.now.max(now);

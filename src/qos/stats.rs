@@ -9,8 +9,8 @@ use super::tree::ROOT;
 use crate::packet::ClassId;
 
 /// Counters of one class; of an inner class, the sums over the leaves below it, but what it
-/// borrowed is its own. Bytes are as the
-/// scheduler counts them: with the port's overhead, and the minimum at least.
+/// borrowed is its own. Bytes are as the scheduler counts them: with the port's overhead, and the
+/// minimum at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClassStats {
     /// Arrived, whatever became of them: sent, dropped, still waiting, or moved to another class;
@@ -34,8 +34,11 @@ pub struct ClassStats {
     pub aqm_dropped_packets: u64,
     /// Sent with a mark of congestion (ECN) instead of being dropped.
     pub marked_packets: u64,
-    /// Of those sent, what went on the rate of a class above.
-    pub borrowed_bytes: u64,
+    /// Of those a leaf sent, what went on the rate of a class above.
+    pub leaf_borrowed_bytes: u64,
+    /// What an inner class borrowed, in all workers that share the tree: each tells what it heard
+    /// last.
+    pub lent_bytes: u64,
     /// Waiting now.
     pub backlog_packets: u64,
     pub backlog_bytes: u64,
@@ -69,10 +72,20 @@ impl AddAssign for ClassStats {
         self.dropped_bytes += other.dropped_bytes;
         self.aqm_dropped_packets += other.aqm_dropped_packets;
         self.marked_packets += other.marked_packets;
-        self.borrowed_bytes += other.borrowed_bytes;
+        self.leaf_borrowed_bytes += other.leaf_borrowed_bytes;
+        self.lent_bytes = self.lent_bytes.max(other.lent_bytes);
         self.backlog_packets += other.backlog_packets;
         self.backlog_bytes += other.backlog_bytes;
         self.sojourn += other.sojourn;
+    }
+}
+
+impl ClassStats {
+    /// Of the bytes sent, those on the rate of a class above. Of an inner class, less what it has
+    /// paid back since.
+    pub fn borrowed_bytes(&self) -> u64 {
+        // A class is one or the other.
+        self.leaf_borrowed_bytes.max(self.lent_bytes)
     }
 }
 
@@ -101,7 +114,8 @@ impl Queues {
             dropped_bytes: losses.dropped.bytes,
             aqm_dropped_packets: losses.aqm_dropped,
             marked_packets: losses.marked,
-            borrowed_bytes: held.borrowed_bytes,
+            leaf_borrowed_bytes: held.borrowed_bytes,
+            lent_bytes: 0,
             backlog_packets,
             backlog_bytes,
             sojourn,
@@ -116,8 +130,7 @@ impl Scheduler {
         self.classes().find(|&(id, _)| id == class).map_or(ClassStats::default(), |(_, s)| s)
     }
 
-    /// All classes of the port with what they have done, each before those below it. What inner
-    /// classes borrowed is told by one of the workers that share a tree, for all of them.
+    /// All classes of the port with what they have done, each before those below it.
     pub fn classes(&mut self) -> impl Iterator<Item = (ClassId, ClassStats)> {
         if let Some(member) = &self.member {
             member.fetch_lent(&mut self.tree.lent);
@@ -139,7 +152,8 @@ impl Scheduler {
         }
         let class = &self.tree.classes[at];
         if !class.traits.is_leaf() {
-            sum.borrowed_bytes = self.tree.lent[usize::from(class.inner)];
+            sum.leaf_borrowed_bytes = 0;
+            sum.lent_bytes = self.tree.lent[usize::from(class.inner)];
         }
         sum
     }

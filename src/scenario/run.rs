@@ -298,7 +298,7 @@ impl<'s> Play<'s> {
             let (spec, now, before) = (&scenario.tree.classes[i], &stats[i], &meter.at_warmup[i]);
             let aqm = now.aqm_dropped_packets - before.aqm_dropped_packets;
             let sent = now.sent_bytes - before.sent_bytes;
-            let borrowed = now.borrowed_bytes - before.borrowed_bytes;
+            let borrowed = now.borrowed_bytes() - before.borrowed_bytes();
             let is_leaf = scenario.tree.classes.iter().all(|c| c.parent != Some(spec.id));
             ClassOutcome {
                 name: scenario.class_name(spec.id).to_string(),

@@ -302,6 +302,20 @@ fn greedy_sources_keep_no_more_than_the_class_holds() {
     }
 }
 
+/// Where a worker has fewer frames than they would like.
+#[test]
+fn greedy_sources_do_not_push_each_other_out() {
+    let sources = SOURCES.replace("greedy", "packet = 100\ngreedy");
+    let file = format!("{TREE}[workers]\nframes = 64\n{sources}");
+    let place = Place::new();
+    let loaded = scenario::load(&place.write("s.toml", &file), &[]).expect("good");
+    let outcome = scenario::run(&loaded.scenario, |_| ()).expect("run");
+    for (class, share) in outcome.classes.iter().zip([0.375, 0.625]) {
+        assert_eq!(class.dropped_overload, 0, "{class:?}");
+        assert!((class.share - share).abs() < 0.005, "{class:?}");
+    }
+}
+
 #[test]
 fn more_than_the_port_may_be_sent_and_nothing_be_expected() {
     let place = Place::new();

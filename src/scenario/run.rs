@@ -22,6 +22,8 @@ use crate::sim::link::Link;
 const GREEDY_PACKETS: u64 = 64;
 const GREEDY_A_FLOW: u64 = 2;
 const GREEDY_LOOKS: u64 = 2;
+/// The part of a worker's frames that greedy sources share.
+const GREEDY_FRAMES: [u64; 2] = [3, 4];
 
 /// A capture of a scenario is damaged.
 #[derive(Debug, thiserror::Error)]
@@ -227,15 +229,21 @@ impl<'s> Play<'s> {
     }
 
     fn look(&mut self, i: usize) {
-        let mut stays = false;
+        let (sources, now) = (&self.sources, self.now);
+        let is_here = |g: &Greedy, sources: &[Running]| {
+            !g.flows[i].is_empty() && sources[g.source].is_active(now)
+        };
+        let here = self.greedy.iter().filter(|g| is_here(g, sources)).count() as u64;
+        // More would push each other out, look by look.
+        let frames = u64::from(self.scenario.workers.frames);
+        let most = (frames / GREEDY_FRAMES[1] * GREEDY_FRAMES[0] / here.max(1)).max(1);
         for greedy in &mut self.greedy {
-            let source = &mut self.sources[greedy.source];
-            if greedy.flows[i].is_empty() || !source.is_active(self.now) {
+            if !is_here(greedy, &self.sources) {
                 continue;
             }
-            stays = true;
+            let source = &mut self.sources[greedy.source];
             let waiting = &mut self.ledger.waiting[greedy.source][i];
-            while *waiting < greedy.target[i] {
+            while *waiting < greedy.target[i].min(most) {
                 let flows = &greedy.flows[i];
                 let flow = flows[greedy.turn[i] % flows.len()];
                 greedy.turn[i] += 1;
@@ -252,7 +260,7 @@ impl<'s> Play<'s> {
         });
         let is_alone = self.workers.len() == 1;
         self.workers[i].settle(now, is_alone);
-        if stays && self.workers[i].scheduler.is_empty() {
+        if here > 0 && self.workers[i].scheduler.is_empty() {
             self.workers[i].wake(now);
         }
     }

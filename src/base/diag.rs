@@ -170,6 +170,13 @@ impl Diagnostics {
         self.list.iter().any(|d| d.path == path && d.place == place)
     }
 
+    /// Whether something is told of a place within a part of a file.
+    pub fn tells_within(&self, source: &Source, span: &Range<usize>) -> bool {
+        let (path, first) = source.place(span.start);
+        let (_, last) = source.place(span.end);
+        self.list.iter().any(|d| d.path == path && (first..=last).contains(&d.place))
+    }
+
     pub fn has_errors(&self) -> bool {
         self.list.iter().any(|d| d.severity == Severity::Error)
     }

@@ -27,10 +27,14 @@ pub fn expand(root: &mut DeTable<'_>, source: &Source, out: &mut Diagnostics) {
     let read = Named::<FileTenants>::deserialize(ValueDeserializer::from(tenants.clone()));
     // Faults of groups are told when the file is read; their templates then make nothing.
     let tables = read.map(|read| read.0).unwrap_or_default();
-    let groups = tables.iter().map(|(name, table)| {
+    let mut groups = BTreeMap::new();
+    if let DeValue::Table(named) = tenants.get_ref() {
+        groups.extend(named.keys().map(|name| (name.get_ref().to_string(), Vec::new())));
+    }
+    groups.extend(tables.iter().map(|(name, table)| {
         (name.get_ref().clone(), Group::new(table).ok().map(|g| g.tenants).unwrap_or_default())
-    });
-    let mut maker = Maker { groups: groups.collect(), made: 0, source, out };
+    }));
+    let mut maker = Maker { groups, made: 0, source, out };
     if let Some(ports) = root.get_mut("qos").and_then(|v| table_of(v.get_mut())) {
         for (_, port) in ports.iter_mut() {
             let classes = table_of(port.get_mut()).and_then(|port| port.get_mut("class"));

@@ -130,11 +130,10 @@ fn against(class: &ClassSpec, above: &mut Above, frame: u32, tell: &mut impl FnM
     if above.depth == DEPTH_MAX {
         tell(Field::Parent, format!("classes nest {DEPTH_MAX} deep at most"));
     }
-    if rate.0 == 0 {
-        tell(Field::Rate, "it has no rate".to_string());
-    }
     if above.rate.0 == 0 {
         // The parent's own fault.
+    } else if rate.0 == 0 {
+        tell(Field::Rate, "it has no rate".to_string());
     } else if rate > above.rate {
         let (most, by) = (above.rate, excess(rate.0, above.rate));
         tell(Field::Rate, format!("{rate} is over the {most} of {}, by {by}", above.name));

@@ -8,6 +8,9 @@ use super::Build;
 use crate::config::file::FileClass;
 use crate::qos::spec::{DEPTH_MAX, PRIORITIES};
 
+/// Weights of siblings that are held exactly are no further apart.
+const WEIGHTS_APART_MAX: i64 = 1_024;
+
 /// A class as written, under its name.
 type Entry = (Spanned<String>, Spanned<FileClass>);
 
@@ -16,7 +19,50 @@ type Entry = (Spanned<String>, Spanned<FileClass>);
 /// it is not known; `Some(None)`: the port.
 pub fn doubts(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>>]) {
     quanta(b, list, parents);
+    weights(b, list, parents);
     priorities(b, list, parents);
+}
+
+/// Siblings far apart in weight: told at the heaviest of each priority.
+fn weights(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>>]) {
+    let weight_of = |at: usize| {
+        let class = list[at].1.get_ref();
+        let weight = class.weight.as_ref().map_or(1, |weight| *weight.get_ref());
+        class.quantum.is_none().then_some(weight)
+    };
+    // By parent and priority: the lightest and the heaviest.
+    let mut ends: HashMap<Option<usize>, [Option<[usize; 2]>; PRIORITIES]> = HashMap::new();
+    for ((at, parent), mask) in parents.iter().enumerate().zip(priorities_below(list, parents)) {
+        let (Some(parent), Some(weight)) = (parent, weight_of(at)) else { continue };
+        for ends in of_mask(ends.entry(*parent).or_default(), mask) {
+            let [lightest, heaviest] = ends.get_or_insert([at; 2]);
+            if Some(weight) < weight_of(*lightest) {
+                *lightest = at;
+            }
+            if Some(weight) > weight_of(*heaviest) {
+                *heaviest = at;
+            }
+        }
+    }
+    let mut ends: Vec<_> = ends.into_values().flatten().flatten().collect();
+    ends.sort_unstable();
+    ends.dedup();
+    for [lightest, heaviest] in ends {
+        let (Some(least), Some(most)) = (weight_of(lightest), weight_of(heaviest)) else {
+            continue;
+        };
+        if let Some(given) = &list[heaviest].1.get_ref().weight
+            && least >= 1
+            && most > least.saturating_mul(WEIGHTS_APART_MAX)
+        {
+            let what = format!(
+                "that is more than {WEIGHTS_APART_MAX} times the {least} of its sibling `{}`: \
+                 shares are held exactly up to that",
+                list[lightest].0.get_ref()
+            );
+            b.warning(&given.span(), what);
+        }
+    }
 }
 
 /// A quantum is bytes, a weight is relative to the siblings': beside each other they are neither.

@@ -226,9 +226,17 @@ impl Build<'_> {
         let n = name.get_ref();
         let ok = |c: char| c.is_ascii_alphanumeric() || "_-.:[]".contains(c);
         if n.is_empty() || n.len() > NAME_LEN_MAX || !n.chars().all(ok) {
-            let what = format!(
-                "a name has 1 to {NAME_LEN_MAX} letters, digits, `-`, `_`, `.` or `:`, unlike `{n}`"
-            );
+            let braced = n.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+            let what = match braced.filter(|(group, _)| !group.is_empty() && group.chars().all(ok))
+            {
+                Some((group, _)) => {
+                    format!("there is no `[tenants.{group}]` that `{n}` could be a template for")
+                }
+                None => format!(
+                    "a name has 1 to {NAME_LEN_MAX} letters, digits, `-`, `_`, `.` or `:`, unlike \
+                     `{n}`"
+                ),
+            };
             self.error(&name.span(), what);
         }
     }

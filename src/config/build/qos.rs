@@ -125,6 +125,14 @@ pub fn port_tree(
         tell(b, table, &tree, &spec, &faults);
     }
     doubts(b, list, &tree.parents);
+    for (class, &at) in spec.classes.iter().zip(&tree.order) {
+        if let (Some(rate), Some(given)) = (class.flow_rate, &list[at].1.get_ref().flow_rate)
+            && rate > class.ceil
+        {
+            let what = format!("{rate} is over the class's own ceil of {}: no effect", class.ceil);
+            b.warning(&given.span(), what);
+        }
+    }
     spec
 }
 
@@ -350,7 +358,16 @@ impl Tree<'_> {
             classes.mark_inner(id);
         }
         let rate = match b.need(&table.span(), "rate", &c.rate, "what the class is guaranteed") {
-            Some(given) => absolute(given.get_ref().0, above.rate),
+            Some(given) => {
+                let rate = absolute(given.get_ref().0, above.rate);
+                if let Rate::Percent(percent) = given.get_ref().0
+                    && (percent > 0.0 && rate.0 == 0 && above.rate.0 > 0)
+                {
+                    let what = format!("{percent}% of {} is less than 1bit/s", above.rate);
+                    b.error(&given.span(), what);
+                }
+                rate
+            }
             None => BitRate(0),
         };
         let ceil = c.ceil.as_ref().map_or(above.ceil, |g| absolute(g.get_ref().0, above.ceil));

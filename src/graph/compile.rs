@@ -3,7 +3,7 @@
 use super::cx::{Cx, Snapshot, Stage};
 use super::spec::{PipelineSpec, StageSpec};
 use super::stages::balance::Balance;
-use super::stages::classify::{Classify, decide_anew};
+use super::stages::classify::{Classify, complete, decide_anew};
 use super::stages::inspect::{self, Inspect, InspectLimits};
 use super::stages::meter::Meter;
 use super::stages::mirror::mirror_leaving;
@@ -84,6 +84,7 @@ impl Pipeline {
                 StageKind::Tap(s) => s.process(cx, batch),
             }
         }
+        complete(cx);
         mirror_leaving(cx, batch);
     }
 
@@ -187,7 +188,7 @@ impl Pipeline {
                 flow.inspection == inspect::DONE && !may_begin
             }
             StageKind::Trust(_) => meters.trusts(in_port),
-            // What was decided about a first packet comes to its flow with the next batch.
+            // What was decided about a first packet comes to its flow when the batch is complete.
             StageKind::Classify(_) => {
                 let decided = names.fates.iter().all(|fate| fate.key != flow.client_key());
                 decided && flow.treatment == 0 && flow.steps == 0 && !flow.class.is_refused()
@@ -399,7 +400,7 @@ mod tests {
         }
     }
 
-    /// What the first packet decided is with the flow only once the next batch has come.
+    /// What the first packet decided is with the flow only once its batch is complete.
     #[test]
     fn a_decision_on_its_way_is_waited_for() {
         let (pipeline, flow) = (pipeline(StageSpec::Classify), flow(tcp::PROTOCOL));

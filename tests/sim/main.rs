@@ -9,6 +9,7 @@ mod fragments;
 mod hostile;
 mod inspection;
 mod limits;
+mod moves;
 mod quic;
 #[path = "../quic_support/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

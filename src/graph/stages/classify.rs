@@ -114,6 +114,15 @@ pub(in crate::graph) fn decide_anew(cx: &mut Cx<'_>, at: FlowRef) -> bool {
     (flow.class, flow.treatment, flow.steps) != before
 }
 
+/// Completes flows that a batch has entered, before its packets are queued: what comes of one flow
+/// goes with the class that the last of them has told.
+#[inline]
+pub(in crate::graph) fn complete(cx: &mut Cx<'_>) {
+    if !cx.names.fates.is_empty() {
+        Deciding::of(cx).complete();
+    }
+}
+
 /// Does with a packet what a rule says.
 #[inline(never)]
 pub(super) fn treat(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, treatment: Treatment) {

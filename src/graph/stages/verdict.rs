@@ -83,15 +83,15 @@ impl<'a> Deciding<'a> {
         decision
     }
 
-    /// Completes flows that were entered with the last batch: before anything else is decided about
-    /// them. Where packets of one flow came together the last one knew most.
+    /// Completes flows that were entered with this batch, or the last: before anything else is
+    /// decided about them. Where packets of one flow came together the last one knew most.
     pub fn complete(&mut self) {
         for i in 0..self.names.fates.len() {
             let Fate { key, hash, class, treatment, steps, tenant, .. } = self.names.fates[i];
             if let Some((at, _)) = self.flows.lookup(&key, hash) {
                 self.flows.set_steps(at, steps);
-                let flow = self.flows.get_mut(at);
-                (flow.class, flow.treatment) = (class, treatment);
+                // It has the class of the packet that it was entered for, and that waits in it.
+                self.set(at, class, treatment);
                 self.belongs_to(at, tenant);
             } else {
                 self.flows.steps_mut().release(steps);

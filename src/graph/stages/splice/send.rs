@@ -29,7 +29,9 @@ impl Splice {
             self.send_one(cx, slot, segment);
         }
         let key = self.ends(cx, slot, first.toward).ok_or(DropReason::NoFlow)?;
-        packet.meta.class = self.bound[slot].class;
+        // In the flow of the others, whoever's packet it is.
+        packet.meta.hash = self.slots.key(slot).1;
+        packet.meta.class = self.class(cx, slot);
         let dscp = self.code_point(cx, slot, first.toward);
         send_in(cx, packet, first, (&key, dscp), Some((&self.held, slot)))
     }
@@ -46,10 +48,18 @@ impl Splice {
         let Some(key) = self.ends(cx, slot, segment.toward) else { return };
         let made = Made {
             hash: self.slots.key(slot).1,
-            class: self.bound[slot].class,
+            class: self.class(cx, slot),
             dscp: self.code_point(cx, slot, segment.toward),
         };
         send_fresh(cx, segment, &key, made, Some((&self.held, slot)));
+    }
+
+    /// The class of segments that are made: the flow's, which is that of the last request that was
+    /// read, not of the one that its backend was chosen by. What follows leaves in that one, too.
+    fn class(&self, cx: &Cx<'_>, slot: usize) -> ClassId {
+        let Bound { flow, class, .. } = self.bound[slot];
+        // A refused one is told so all the same.
+        flow.map(|flow| cx.flows.get(flow).class).filter(|c| !c.is_refused()).unwrap_or(class)
     }
 
     /// The code point of a segment that leaves toward one of the ends: what rules say, else what

@@ -67,8 +67,13 @@ fn two_datagrams_of_one_batch_are_enough() {
     assert_eq!([metas[0].class, metas[1].class, metas[2].class], [BY_PORT, BY_NAME, BY_PORT]);
     let flow = rig.enter(&metas[0]);
     assert_eq!(rig.class(flow), BY_PORT, "that of the packet that it was entered for");
+    rig.flows.touch(rig.now, flow, &mut metas[0].clone(), 1_242);
     assert_eq!(rig.run(&[udp(1, b"\x40short header")])[0].class, BY_NAME);
     assert_eq!((rig.class(flow), rig.inspection(flow)), (BY_NAME, DONE));
+    // What waits of it in the first class follows.
+    let moves = rig.names.reclassed.drain(..);
+    let moves: Vec<_> = moves.map(|r| (r.hashes[0] == metas[0].hash, r.from, r.to)).collect();
+    assert_eq!(moves, [(true, BY_PORT, BY_NAME)]);
 }
 
 #[test]

@@ -67,6 +67,7 @@ impl Talk {
             let mut meta = PacketMeta::default();
             parse(&outcome.bytes, crate::base::Seed(1), ParseOptions::default(), &mut meta)
                 .expect("a packet");
+            (meta.class, meta.hash) = (outcome.meta.class, outcome.meta.hash);
             meta
         });
         let (mut ways, client) = ([Vec::new(), Vec::new()], addr(V4.client.0));

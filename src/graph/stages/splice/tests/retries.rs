@@ -16,6 +16,7 @@ use crate::qos::tokens::Pace;
 
 const ASKS: &[u8] =
     b"GET /first HTTP/1.1\r\nHost: a\r\n\r\nGET /second HTTP/1.1\r\nHost: a\r\n\r\n";
+const FIRST: ClassId = ClassId(4);
 const SECOND: ClassId = ClassId(5);
 
 /// Two backends; a class by the second path; and tokens for two requests in all.
@@ -31,7 +32,7 @@ fn talk() -> Talk {
     let mut talk = Talk::at(&spec);
     let path = vec![PathPattern::new("/second").expect("a pattern")];
     let rule = RuleSpec { path, class: SECOND, ..RuleSpec::default() };
-    let rules = [rule, RuleSpec { class: ClassId(4), ..RuleSpec::default() }];
+    let rules = [rule, RuleSpec { class: FIRST, ..RuleSpec::default() }];
     let requests = Some(Pace { count: 1, per_ns: 3_600_000_000_000, burst: 2 });
     let limit = LimitSpec {
         name: "l".into(),
@@ -98,4 +99,24 @@ fn no_place_of_the_inspector_is_kept_for_whom_no_backend_takes() {
     assert!(told[0].tcp_flags & RST != 0 && talk.bench.rig.flows.iter().next().is_none());
     talk.client((7, 7), ACK, b"");
     assert_eq!(talk.inspect.flows(), 0);
+}
+
+#[test]
+fn what_was_held_leaves_in_the_class_and_the_flow_of_what_follows() {
+    for refusals in [0, 1] {
+        let mut talk = talk();
+        let (next, mut syn) = asked(&mut talk);
+        for _ in 0..refusals {
+            let [_, again] = refuse(&mut talk, &syn);
+            syn = again[0].clone();
+        }
+        assert_eq!(syn.class, if refusals == 0 { FIRST } else { SECOND });
+        let their = (5_000, syn.tcp_seq.wrapping_add(1));
+        let [_, held] = talk.backend(&syn, their, SYN | ACK, b"");
+        assert!(!held.is_empty());
+        let [_, later] = talk.client((100 + ASKS.len() as u32, next), ACK, b"");
+        for sent in &held {
+            assert_eq!((sent.class, sent.hash), (SECOND, later[0].hash), "{refusals}");
+        }
+    }
 }

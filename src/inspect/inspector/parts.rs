@@ -6,8 +6,10 @@ use crate::inspect::grpc;
 use crate::inspect::h2::{self, Block, Start};
 use crate::inspect::http1::{self, Next, Side};
 
+mod ended;
 mod methods;
 
+use ended::Ended;
 use methods::METHODS;
 
 /// Room for a method and for a host: as much as the parsers keep.
@@ -55,8 +57,7 @@ pub(super) struct HttpPart {
     has_method: bool,
     /// Requests before the tunnel through which this is sent.
     before_tunnel: Option<u64>,
-    /// Streams of HTTP/2 that their server has ended, or that were reset.
-    ended: u64,
+    ended: Ended,
     first: First,
 }
 
@@ -149,7 +150,9 @@ impl HttpPart {
         let Some(http2) = &mut self.http2 else { return Err(h2::Failure::NotHttp2) };
         let kept = pool.lend(http2, from);
         let done = http2.feed(from, bytes, pool.wanted(), |event| {
-            *ended += u64::from(ends(from, &event));
+            if let Some(stream) = ended::by(from, &event) {
+                ended.note(stream);
+            }
             let h2::Event::Headers { block, fields, .. } = event else { return };
             match block {
                 Block::Request => {
@@ -190,7 +193,7 @@ impl HttpPart {
 
     fn reset_http2(&mut self, pool: &mut Pool, start: Start<'_>) {
         self.http2 = self.http2.take().or_else(|| pool.take_http2());
-        self.ended = 0;
+        self.ended = Ended::default();
         if let Some(http2) = &mut self.http2 {
             http2.reset(start);
         }
@@ -239,7 +242,8 @@ impl HttpPart {
     /// Whether all that was asked in HTTP/2 has its whole answer, as far as can be told without
     /// keeping streams.
     pub(super) fn is_between_http2(&self) -> bool {
-        let between = |h: &h2::Connection| h.is_idle(Side::Client) && h.requests() <= self.ended;
+        let between =
+            |h: &h2::Connection| h.is_idle(Side::Client) && h.requests() <= self.ended.count();
         self.http2.as_deref().is_some_and(between)
     }
 
@@ -264,14 +268,14 @@ impl HttpPart {
             http2: None,
             has_method: false,
             before_tunnel: None,
-            ended: 0,
+            ended: Ended::default(),
             first: First::new(first_target),
         }
     }
 
     pub(super) fn reset(&mut self) {
         self.http1.reset();
-        (self.has_method, self.before_tunnel, self.ended) = (false, None, 0);
+        (self.has_method, self.before_tunnel, self.ended) = (false, None, Ended::default());
         (self.first.seen, self.first.is_http) = (false, false);
     }
 }
@@ -301,17 +305,6 @@ impl First {
             || longer(&self.path, fields.path());
         let settings = fields.get(NameId::HTTP2_SETTINGS);
         self.settings.set(settings.filter(|settings| settings.len() <= SETTINGS_BYTES));
-    }
-}
-
-/// Whether a stream of HTTP/2 is over with this.
-fn ends(from: Side, event: &h2::Event<'_>) -> bool {
-    match event {
-        h2::Event::Headers { end_stream, .. } | h2::Event::Data { end_stream, .. } => {
-            from == Side::Server && *end_stream
-        }
-        h2::Event::Reset { .. } => true,
-        h2::Event::GoAway { .. } | h2::Event::StreamError { .. } => false,
     }
 }
 

@@ -184,3 +184,20 @@ fn of_http2_who_has_all_answers_gives_way_first() {
         assert!(rig.class(flows[0]) == rig.class(flows[2]) && rig.class(flows[0]) != before);
     }
 }
+
+/// A stream ends once, also where its server or its client resets it afterwards.
+#[test]
+fn of_http2_what_has_ended_twice_hides_nothing_that_is_under_way() {
+    let mut rig = guarded(8, 2);
+    let clients: Vec<Client> = (1..=3).map(client).collect();
+    let flows: Vec<FlowRef> = clients.iter().map(|c| rig.establish(c)).collect();
+    let reset = frame(3, 0, 1, &[0; 4]);
+    let asks = [begins_http2(), asks_http2(3, "/x"), reset.clone()].concat();
+    // And a stream that was pushed.
+    let answers = [answers_http2(1, true), reset, frame(3, 0, 2, &[0; 4])].concat();
+    rig.run(&[clients[0].data(0, &asks), clients[0].answer(&answers)]);
+    rig.now = rig.now.saturating_add(1_000);
+    rig.run(&[clients[1].data(0, &begins_http2()), clients[1].answer(&answers_http2(1, true))]);
+    rig.run(&[clients[2].data(0, &begins_http2())]);
+    assert_eq!([0, 1, 2].map(|n| rig.inspection(flows[n]) == DONE), [false, true, false]);
+}

@@ -1,6 +1,7 @@
 //! One flow: its two keys, where its packets go, and what was seen of it.
 
 use super::TcpState;
+use super::advance::Advance;
 use super::table::tick;
 use super::wheel::NANOS_PER_TICK;
 use crate::base::{Addr, Nanos};
@@ -113,17 +114,28 @@ pub struct Details {
     pub(super) idle: u32,
     /// Sequence number of the client's first byte that is to be inspected.
     pub(super) first_byte: u32,
+    /// How far its streams have gone on, where there was more than one.
+    pub(super) advance: Advance,
     /// The backend's place in [`super::Serving`]; [`NONE_U16`] for transit.
     pub backend: u16,
-    /// `first_byte` is known.
-    pub(super) is_begun: bool,
+    pub(super) begun: Begun,
     /// Packets that the client has sent since it asked for a connection, while the server has said
     /// nothing; at the maximum once it has.
     pub(super) unheard: u8,
 }
 
 // With 8 bytes of timer links and its share of the index a flow costs less than 192 bytes.
-const _: () = assert!(size_of::<Details>() == 20);
+const _: () = assert!(size_of::<Details>() == 24);
+
+/// Which of its client's streams is the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// Its beginning was not seen.
+    Unknown,
+    First,
+    /// One behind others, of which its server may still have one.
+    Later,
+}
 
 impl Details {
     /// Of no flow.
@@ -132,19 +144,51 @@ impl Details {
         name: NONE_U32,
         idle: 0,
         first_byte: 0,
+        advance: Advance { packed: 0 },
         backend: NONE_U16,
-        is_begun: false,
+        begun: Begun::Unknown,
         unheard: 0,
     };
 
     /// Where what is to be inspected of a client's stream begins: behind its SYN, or behind what
     /// was read. `None` of a flow that was joined later than its beginning.
     pub fn first_byte(&self) -> Option<u32> {
-        self.is_begun.then_some(self.first_byte)
+        (self.begun != Begun::Unknown).then_some(self.first_byte)
     }
 
+    /// Its client's stream begins there, and none that was before it matters.
     pub fn begin_at(&mut self, first_byte: u32) {
-        (self.first_byte, self.is_begun) = (first_byte, true);
+        (self.first_byte, self.begun) = (first_byte, Begun::First);
+        self.advance = Advance::default();
+    }
+
+    /// Another stream begins `step` numbers behind one that has carried so many bytes, and which
+    /// its server may still have. `false`: the streams would have gone on too far, and it does not.
+    pub fn begin_behind(&mut self, now: Nanos, bytes: u32, step: u32, first_byte: u32) -> bool {
+        // Its server has followed the first one to its end.
+        let bytes = if self.is_later() { bytes } else { 0 };
+        let Some(advance) = self.advance.to(now, bytes, step) else { return false };
+        (self.first_byte, self.begun, self.advance) = (first_byte, Begun::Later, advance);
+        true
+    }
+
+    /// The stream is read on from there, behind so many bytes of it.
+    pub fn go_on_at(&mut self, now: Nanos, bytes: u32, first_byte: u32) {
+        if self.is_later() {
+            self.advance = self.advance.after(now, bytes);
+        }
+        self.first_byte = first_byte;
+        self.begun = if self.is_later() { Begun::Later } else { Begun::First };
+    }
+
+    /// Whether its client has begun other streams before, which matter.
+    pub fn is_later(&self) -> bool {
+        self.begun == Begun::Later
+    }
+
+    /// How far its streams had gone on where the last one began.
+    pub fn advance(&self) -> Advance {
+        self.advance
     }
 
     /// How long the flow may be idle once established.

@@ -1,5 +1,6 @@
 //! Flows: their table, their timers, and the beginning of their byte streams in order.
 
+pub mod advance;
 pub mod entry;
 pub mod index;
 pub mod names;
@@ -13,6 +14,7 @@ pub mod tcp;
 mod treatments;
 pub mod wheel;
 
+pub use advance::Advance;
 pub use entry::{Details, Flow, FlowKind, Hop, NewFlow, SumChange};
 pub use names::Names;
 pub use notes::{Fate, HelloNote, Note, Notes, Reclassed};

@@ -130,6 +130,9 @@ drop_reasons! {
     /// Rules refuse flows by what clients say, and this one's can't be read: it is damaged, leaves
     /// open where it ends, is longer than is looked at, or too many were being read.
     Unread = "unread",
+    /// Rules refuse flows by what clients say, answers are not seen, and another connection would
+    /// begin on the port of one that its server may still have, where that one's numbers may be.
+    PortReused = "port_reused",
     /// A part of the hello of another QUIC connection on addresses and ports on which one was read,
     /// and the other parts have not come: nothing of it passes before. The client sends it again.
     HelloAwaited = "hello_awaited",

@@ -118,8 +118,10 @@ struct Slot {
     server_open: bool,
     /// Segments of each side that there was no room for.
     strays: [u8; SIDES],
-    /// Bytes read of it while it was undecided.
-    undecided_bytes: u32,
+    /// Bytes read of it, of both sides.
+    bytes: u32,
+    /// Its client has begun other streams before, which its server may still have.
+    later: bool,
     /// Code point that the flow began to be read with.
     dscp: u8,
     /// Sequence number of the client's first byte.
@@ -276,7 +278,8 @@ impl Inspect {
     /// Gives the slot of a flow back that is to be read on, once its client says more.
     fn put_off(&mut self, cx: &mut Cx<'_>, at: FlowRef, slot: usize) {
         if self.slots[slot].key.proto == tcp::PROTOCOL {
-            cx.flows.details_mut(at).begin_at(self.reassembler.next_seq(SIDES * slot));
+            let (next, bytes) = (self.reassembler.next_seq(SIDES * slot), self.slots[slot].bytes);
+            cx.flows.details_mut(at).go_on_at(cx.now, bytes, next);
         }
         cx.flows.get_mut(at).inspection = NOT_YET;
         self.release(slot);

@@ -2,7 +2,8 @@
 //! servers see it. Where answers are not seen (`dsr`, tunnels, a router past which they go another
 //! way) nobody tells whether a server has believed an end. So the next stream must lie behind the
 //! one before, and nothing passes that lies before its own first byte: a server that goes on with
-//! the old one gets nothing more of it.
+//! the old one gets nothing more of it. Nor do streams go on so fast that they come around all
+//! numbers to where that one stands, neither by many beginnings nor by what they carry.
 
 use super::streams::{CLIENT, SERVER};
 use super::{Inspect, SIDES};
@@ -14,8 +15,9 @@ use crate::packet::tcp::flag;
 use crate::packet::{Direction, PacketMeta};
 use crate::policy::Facts;
 
-/// Bytes of a stream until its numbers come near to those before its beginning once more.
-const NEAR_BYTES: u32 = 1 << 30;
+/// How far behind where its stream stands a client may say something again: no window is larger
+/// (RFC 7323, section 2.3).
+const WINDOW_BYTES_MAX: u32 = 1 << 30;
 
 impl Inspect {
     /// Whether a client ends its stream at another place than where it stands, where rules may
@@ -44,18 +46,32 @@ impl Inspect {
         next.is_some_and(|next| !fits(next)) && must_read(cx, meta)
     }
 
-    /// Whether another stream of a client, whose server's answers are not seen, would begin at a
-    /// number that the one before has used, or may have. Clients' numbers grow from one connection
-    /// to the next (RFC 9293, section 3.4.1); for those whose do not the flow's time must be over.
-    pub(super) fn is_behind_its_place(&self, cx: &Cx<'_>, meta: &PacketMeta, first: u32) -> bool {
+    /// Begins another stream of a client whose server's answers are not seen, where rules may
+    /// refuse it: `None` where that is not so. `Some(false)`: it would begin at a number that the
+    /// one before has used, or may have, or streams would go on faster than by any clock. Clients'
+    /// numbers grow from one connection to the next (RFC 9293, section 3.4.1); for those whose do
+    /// not the flow's time must be over, which what is refused does not prolong.
+    pub(super) fn begin_behind(
+        &self,
+        cx: &mut Cx<'_>,
+        meta: &PacketMeta,
+        first: u32,
+    ) -> Option<bool> {
         let flow = cx.flows.get(meta.flow);
-        let next = match self.slot_of(flow) {
-            Some(slot) => Some(self.reassembler.next_seq(SIDES * slot + CLIENT)),
-            None => cx.flows.details(meta.flow).first_byte(),
+        let (next, bytes) = match self.slot_of(flow) {
+            Some(slot) => {
+                (self.reassembler.next_seq(SIDES * slot + CLIENT), self.slots[slot].bytes)
+            }
+            None => (cx.flows.details(meta.flow).first_byte()?, 0),
         };
+        if is_answered(flow) || !must_read(cx, meta) {
+            return None;
+        }
+        let step = first.wrapping_sub(next);
         // Not right behind it: a probe's byte may fill what is between.
-        let is_behind = next.is_some_and(|next| first.wrapping_sub(next) as i32 <= 1);
-        is_behind && !is_answered(flow) && must_read(cx, meta)
+        let is_behind = step as i32 <= 1;
+        let details = cx.flows.details_mut(meta.flow);
+        Some(!is_behind && details.begin_behind(cx.now, bytes, step, first))
     }
 
     /// Whether a client says what comes before its stream's first byte, where its server's answers
@@ -63,13 +79,24 @@ impl Inspect {
     /// lie one byte before it (RFC 9293, section 3.8.4).
     #[inline]
     pub(super) fn is_before_its_stream(&self, cx: &Cx<'_>, meta: &PacketMeta, slot: usize) -> bool {
-        let s = &self.slots[slot];
-        let before = (meta.tcp_seq.wrapping_sub(s.first) as i32) < -1;
-        before
+        let next = self.reassembler.next_seq(SIDES * slot + CLIENT);
+        let behind = next.wrapping_sub(meta.tcp_seq) as i32;
+        behind > self.slots[slot].bytes.min(WINDOW_BYTES_MAX) as i32 + 1
             && meta.direction == Direction::Forward
-            && s.undecided_bytes < NEAR_BYTES
             // One that was joined in its midst may have begun anywhere.
             && cx.flows.details(meta.flow).first_byte().is_some()
+            && !is_answered(cx.flows.get(meta.flow))
+            && must_read(cx, meta)
+    }
+
+    /// Whether another stream than a client's first would come around to where a server may still
+    /// stand that has believed no end, by what it carries. It goes on once that is forgotten.
+    #[cold]
+    pub(super) fn has_gone_too_far(&mut self, cx: &Cx<'_>, meta: &PacketMeta, slot: usize) -> bool {
+        let (slot, advance) = (&mut self.slots[slot], cx.flows.details(meta.flow).advance());
+        slot.later = !advance.is_over(cx.now);
+        meta.direction == Direction::Forward
+            && !advance.has_room(cx.now, slot.bytes)
             && !is_answered(cx.flows.get(meta.flow))
             && must_read(cx, meta)
     }

@@ -84,6 +84,9 @@ impl Inspect {
         if self.is_before_its_stream(cx, meta, slot) {
             return Passage::Refused(DropReason::Unread);
         }
+        if self.slots[slot].later && self.has_gone_too_far(cx, meta, slot) {
+            return Passage::Refused(DropReason::PortReused);
+        }
         self.feed(cx, meta, slot, payload)
     }
 
@@ -138,7 +141,7 @@ impl Inspect {
         let begins = match tcp {
             TcpState::SynSent if forward => {
                 if !is_done && !is_answered(flow) && must_read(cx, meta) {
-                    return Passage::Refused(DropReason::Unread);
+                    return Passage::Refused(DropReason::PortReused);
                 }
                 true
             }
@@ -153,16 +156,22 @@ impl Inspect {
             TcpState::FinForward => !forward || !flow.has_reply_key(),
             _ => true,
         };
-        if begins && forward && !is_done && self.is_behind_its_place(cx, meta, first) {
-            return Passage::Refused(DropReason::Unread);
+        if !begins {
+            return Passage::On;
         }
-        if begins {
-            if let Some(slot) = slot {
-                self.release(slot);
-            }
-            cx.flows.get_mut(meta.flow).inspection = NOT_YET;
-            cx.flows.details_mut(meta.flow).begin_at(first);
+        let begun = match forward && !is_done {
+            true => self.begin_behind(cx, meta, first),
+            false => None,
+        };
+        match begun {
+            Some(true) => {}
+            Some(false) => return Passage::Refused(DropReason::PortReused),
+            None => cx.flows.details_mut(meta.flow).begin_at(first),
         }
+        if let Some(slot) = slot {
+            self.release(slot);
+        }
+        cx.flows.get_mut(meta.flow).inspection = NOT_YET;
         Passage::On
     }
 
@@ -177,6 +186,7 @@ impl Inspect {
         let here = if from_client { meta.tcp_seq } else { meta.tcp_ack };
         let first = first.unwrap_or(here);
         self.slots[slot].first = first;
+        self.slots[slot].later = cx.flows.details(meta.flow).is_later();
         let note = cx.names.notes.get(meta.flow, cx.flows.details(meta.flow));
         self.slots[slot].counted = note.is_some_and(|note| !note.app.is_empty());
         self.reassembler.open(SIDES * slot + CLIENT, first);
@@ -211,7 +221,7 @@ impl Inspect {
             may_wait,
             wait_ns: 0,
         };
-        let (answered, bytes) = (&mut slot.answered, &mut slot.undecided_bytes);
+        let (answered, bytes) = (&mut slot.answered, &mut slot.bytes);
         let stream = SIDES * at + meta.direction as usize;
         let pushed = reassembler.push(stream, meta.tcp_seq, false, payload, |part| {
             *bytes = bytes.saturating_add(part.len() as u32);
@@ -310,7 +320,7 @@ fn over(slot: &Slot, inspector: &Inspector, follows: bool) -> Option<Given> {
     // Of the server nothing is wanted that something else would depend on for long.
     let server_lost = slot.strays[SERVER] >= STRAYS_MAX;
     if !inspector.knows() {
-        let long = slot.undecided_bytes > UNDECIDED_BYTES_MAX;
+        let long = slot.bytes > UNDECIDED_BYTES_MAX;
         return long.then_some(Given::Up(Unknown::StreamTooLong));
     }
     let read = match inspector.app() {

@@ -21,6 +21,7 @@ use crate::policy::Rules;
 use crate::policy::spec::{NamePattern, RuleSpec};
 use crate::qos::delays::Delays;
 
+mod carried;
 mod crowded;
 mod hiding;
 mod newcomers;

@@ -1,6 +1,8 @@
 //! Connections of which the client's direction alone is seen, past rules that refuse by what it
 //! says: ends and beginnings that its server does not believe.
 
+use std::time::Duration;
+
 use super::*;
 use crate::flow::TcpState;
 use crate::graph::stages::balance::Balance;
@@ -53,6 +55,11 @@ impl OneWay {
 
     /// Whether a client's segment goes on to its server as it is.
     fn passes(&mut self, seq: u32, flags: u8, says: &[u8]) -> bool {
+        let out = self.segment(seq, flags, says);
+        out.verdict == Verdict::Output && out.meta.tcp_flags == flags
+    }
+
+    fn segment(&mut self, seq: u32, flags: u8, says: &[u8]) -> Outcome {
         let server = match &self.way {
             Way::Service(port, _) => (addr(V4.vip), *port),
             Way::Router(_) => (addr(V4.backend.0), V4.backend.1),
@@ -61,11 +68,26 @@ impl OneWay {
         (spec.seq, spec.ack) = (seq, if flags & ACK != 0 { 5_000 } else { 0 });
         (spec.link.destination, spec.link.source) = (CLIENT_SIDE, CLIENT_MAC);
         let packets = [tcp_packet(&spec)];
-        let (out, _) = match &mut self.way {
+        let (mut out, _) = match &mut self.way {
             Way::Service(_, edge) => self.rig.run_with(edge, &packets, |_| {}),
             Way::Router(whole) => self.rig.run_with(whole, &packets, |_| {}),
         };
-        out[0].verdict == Verdict::Output && out[0].meta.tcp_flags == flags
+        out.pop().expect("one packet")
+    }
+
+    /// As if its stream had carried so many bytes more, of a body, up to this number.
+    fn carry(&mut self, bytes: u32, next: u32) {
+        let (_, flow) = self.rig.flows.iter().next().expect("a flow");
+        match &mut self.way {
+            Way::Service(_, Edge(inspect, ..)) => inspect.carry(flow, bytes, next),
+            Way::Router(whole) => whole.inspect.carry(flow, bytes, next),
+        }
+    }
+
+    /// Time goes by; flows whose time is over are forgotten.
+    fn pass(&mut self, time: Duration) {
+        self.rig.now = self.rig.now.saturating_add(time.as_nanos() as u64);
+        self.rig.flows.expire(self.rig.now, 64, |_, _| true);
     }
 
     fn state(&self) -> TcpState {
@@ -139,5 +161,113 @@ fn the_next_connection_of_a_port_is_read_as_the_first() {
             assert_eq!(c.rig.counters.requests_read, if end & FIN != 0 { 3 } else { 2 });
             assert!(!c.passes(first + asks.len() as u32, ACK, SECRET));
         }
+    }
+}
+
+/// A connection, and rounds of an end that its server does not believe and a beginning so far
+/// behind it. Where the connection stood, and where the last of the beginnings is.
+fn rounds(to: Option<u16>, end: u8, steps: &[u32]) -> (OneWay, u32, u32) {
+    let (mut c, next) = OneWay::open(to);
+    let mut at = next;
+    for step in steps {
+        c.passes(at, end, b"");
+        if c.passes(at.wrapping_add(step - 1), SYN, b"") {
+            at = at.wrapping_add(*step);
+            c.passes(at, ACK, b"");
+        }
+    }
+    (c, next, at)
+}
+
+#[test]
+fn several_ends_and_beginnings_do_not_lead_around_the_numbers() {
+    let long = [HARMLESS, &[b'x'; 1_000]].concat();
+    let short = 0_u32.wrapping_sub(long.len() as u32);
+    for to in WAYS {
+        for end in [RST, FIN | ACK] {
+            for (step, times) in [((1_u32 << 31) - 1, 1), (1 << 30, 3), (1 << 29, 7), (1 << 26, 63)]
+            {
+                let mut steps = vec![step; times];
+                // To where the old stream stands just behind what is said on the last one.
+                steps.push(short.wrapping_sub(step.wrapping_mul(times as u32)));
+                let (mut c, next, at) = rounds(to, end, &steps);
+                if at != next {
+                    c.passes(at, ACK, &long);
+                }
+                assert!(!c.passes(next, ACK, SECRET), "{to:?}: {end:#x}, {times} times {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_next_stream_carries_does_not_lead_back_to_the_one_before() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    for to in WAYS {
+        // A GiB from there on what lies before its beginning comes near once more.
+        for bytes in [1 << 30, (1 << 30) + 1, 1 << 31, 3 << 30, 0_u32.wrapping_sub(5_000)] {
+            let (mut c, next, first) = rounds(to, RST, &[5_000]);
+            assert!(first == next.wrapping_add(5_000) && c.passes(first, ACK, HARMLESS));
+            let stands = first.wrapping_add(bytes);
+            c.carry(bytes, stands);
+            assert!(!c.passes(next, ACK, SECRET), "{to:?}: {bytes}");
+            assert!(!c.passes(next.wrapping_sub(1), ACK, SECRET), "{to:?}: {bytes}");
+            // What comes again passes, and what comes next; at the latest after two minutes.
+            let goes_on = bytes < 1 << 31;
+            assert_eq!(c.passes(stands.wrapping_sub(100), ACK, b"again"), goes_on, "{bytes}");
+            assert_eq!(c.passes(stands, ACK, b"more"), goes_on, "{to:?}: {bytes}");
+            c.pass(MINUTE);
+            c.pass(MINUTE);
+            c.pass(MINUTE / 6);
+            assert!(c.passes(stands.wrapping_add(4), ACK, b"") && c.passes(stands, ACK, b"more"));
+        }
+        // Of the first stream its server has all.
+        let (mut c, next) = OneWay::open(to);
+        assert!(c.passes(next, ACK, HARMLESS));
+        c.carry(u32::MAX, next);
+        assert!(c.passes(next, ACK, b"more"));
+    }
+}
+
+#[test]
+fn a_port_that_is_used_again_and_again_is_read_each_time() {
+    for to in WAYS {
+        // A clock's steps, and quicker ones.
+        for (every, step, times) in [(64_000, 1_000_000, 300), (5_000_000, 70_000, 300)] {
+            let (mut c, mut at) = OneWay::open(to);
+            let asks = get("/b");
+            for n in 1..=times {
+                assert!(c.passes(at, RST, b""), "{to:?}: {n}");
+                c.pass(Duration::from_micros(every));
+                at = at.wrapping_add(step);
+                assert!(c.passes(at - 1, SYN, b"") && c.passes(at, ACK, &asks), "{to:?}: {n}");
+                at += asks.len() as u32;
+            }
+            assert_eq!(c.rig.counters.requests_read, 1 + times);
+            assert!(!c.passes(at, ACK, SECRET));
+        }
+    }
+}
+
+#[test]
+fn whoever_is_refused_another_beginning_gets_in_in_time() {
+    // By the RST's time, by the FIN's, and as clocks go on.
+    for (end, steps, seconds) in [
+        (RST, &[0_u32.wrapping_sub(99)][..], 12),
+        (FIN | ACK, &[0_u32.wrapping_sub(99)], 242),
+        (FIN | ACK, &[(1 << 31) - 1, (1 << 31) - 1], 130),
+    ] {
+        let (mut c, _, at) = rounds(Some(82), end, steps);
+        let first = at.wrapping_add(steps[steps.len() - 1]);
+        let mut refused = 0;
+        while !c.passes(first.wrapping_sub(1), SYN, b"") {
+            let why = c.segment(first.wrapping_sub(1), SYN, b"").verdict;
+            assert_eq!(why, Verdict::Drop(DropReason::PortReused));
+            refused += 1;
+            assert!(refused < seconds, "{end:#x}: {seconds} s");
+            c.pass(Duration::from_secs(1));
+        }
+        assert!(refused > 5 && c.passes(first, ACK, &get("/b")));
+        assert!(!c.passes(first.wrapping_add(get("/b").len() as u32), ACK, SECRET));
     }
 }

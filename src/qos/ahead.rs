@@ -8,8 +8,7 @@
 //! With few classes and many flows, a leaf has its next turn soon, with many of its flows one after
 //! the other. These are fetched ahead.
 
-use super::codel::Ticks;
-use super::flows::Flow;
+use super::flows::{Flow, Standing};
 use super::queues::{NEW, OLD, Queues};
 use super::tree::{ROOT, Tree};
 use super::wheel::NIL;
@@ -17,27 +16,27 @@ use crate::base::mem::prefetch;
 
 /// Turns ahead at which a leaf is foreseen, where classes are many.
 const AHEAD: usize = 32;
-/// Turns after which its flow, and after which its first packet, and then what is counted, are
-/// fetched: each has come by the next.
-const FLOW_AFTER: usize = 8;
-const PACKET_AFTER: usize = 16;
-const COUNTS_AFTER: usize = 24;
+/// Turns after which its first flow is fetched, and after which those behind it and their first
+/// packets are, one after the other, and then what is counted: each has come by the next.
+const FLOW_AFTER: usize = 4;
+const FLOWS_AFTER: [usize; 5] = [8, 12, 16, 20, 24];
+const COUNTS_AFTER: usize = 28;
 const CLASSES_FEW: usize = 64;
 /// Where classes are few: how many of them are looked at for each packet, and how many of its flows
 /// a leaf is foreseen at most.
-const SCOUTS_A_PACKET: usize = 3;
-const LEAD_MAX: u32 = 40;
+const SCOUTS_A_PACKET: usize = 2;
+const LEAD_MAX: u32 = 24;
 /// Classes, and packets with their flows, that stay in a cache of 1 MiB by themselves.
 const CLASSES_CACHED: usize = 1_280;
 const PACKETS_CACHED: u32 = 6_144;
 
-const _: () = assert!(FLOW_AFTER < PACKET_AFTER && PACKET_AFTER < COUNTS_AFTER);
+const _: () = assert!(FLOW_AFTER < FLOWS_AFTER[0] && FLOWS_AFTER[4] < COUNTS_AFTER);
 const _: () = assert!(COUNTS_AFTER < AHEAD && AHEAD.is_power_of_two());
 
 /// Who is likely to have a turn soon.
 pub(super) struct Ahead {
-    /// A ring of leaves.
-    next: [u32; AHEAD],
+    /// A ring of turns.
+    next: [Foreseen; AHEAD],
     at: usize,
     /// By class, where classes are few.
     scouts: [Scout; CLASSES_FEW],
@@ -45,6 +44,14 @@ pub(super) struct Ahead {
     scout: usize,
     /// [`Queues::passed`] as it was.
     passed: u32,
+}
+
+/// A turn.
+#[derive(Clone, Copy)]
+struct Foreseen {
+    leaf: u32,
+    /// The next of its flows to be looked at; it is on its way into the cache.
+    flow: u32,
 }
 
 /// How far the flows of a leaf are foreseen. Flows may go otherwise than by their turns: then it is
@@ -60,22 +67,31 @@ struct Scout {
 impl Ahead {
     pub fn new() -> Ahead {
         let scouts = [Scout { flow: NIL, lead: 0 }; CLASSES_FEW];
-        Ahead { next: [ROOT; AHEAD], at: 0, scouts, scout: 0, passed: 0 }
+        let next = [Foreseen { leaf: ROOT, flow: NIL }; AHEAD];
+        Ahead { next, at: 0, scouts, scout: 0, passed: 0 }
     }
 
     /// Foresees another turn, and fetches the next of what those foreseen will touch. To be called
     /// at each turn.
     #[inline(always)]
-    pub fn look(&mut self, now: Ticks, tree: &Tree, queues: &Queues) {
+    pub fn look(&mut self, tree: &Tree, queues: &Queues) {
         let at = self.at;
         self.at = at.wrapping_add(1);
         if let Some(leaf) = tree.foresee(AHEAD as u32) {
             queues.prefetch_leaf(leaf);
-            self.next[at % AHEAD] = leaf;
+            self.next[at % AHEAD].leaf = leaf;
         }
-        queues.prefetch_flow(self.next[(at + AHEAD - FLOW_AFTER) % AHEAD]);
-        queues.prefetch_packet(self.next[(at + AHEAD - PACKET_AFTER) % AHEAD]);
-        queues.prefetch_counts(now, self.next[(at + AHEAD - COUNTS_AFTER) % AHEAD]);
+        queues.prefetch_flow(self.before(at, FLOW_AFTER));
+        for after in FLOWS_AFTER {
+            queues.follow(self.before(at, after));
+        }
+        queues.prefetch_counts(self.before(at, COUNTS_AFTER).leaf);
+    }
+
+    /// The turn that was foreseen so many turns before.
+    #[inline(always)]
+    fn before(&mut self, at: usize, turns: usize) -> &mut Foreseen {
+        &mut self.next[(at + AHEAD - turns) % AHEAD]
     }
 
     /// Foresees some more flows, where classes are few. To be called after each packet. `leaf`:
@@ -140,7 +156,7 @@ impl Queues {
         }
         let Flow { head, next, .. } = *self.flows.at(scout.flow);
         self.packets.prefetch(head);
-        self.flows.prefetch_rest(scout.flow);
+        self.flows.prefetch_rest(scout.flow, self.quantum);
         self.flows.prefetch(next);
         scout.flow = next;
         scout.lead += 1;
@@ -153,45 +169,43 @@ impl Queues {
     }
 
     #[inline(always)]
-    fn prefetch_flow(&self, leaf: u32) {
-        self.flows.prefetch(self.leaves[leaf as usize].first_flow());
+    fn prefetch_flow(&self, turn: &mut Foreseen) {
+        turn.flow = self.leaves[turn.leaf as usize].first_flow();
+        self.flows.prefetch(turn.flow);
     }
 
+    /// Asks the cache for what a flow of a turn touches, and for the flow after it.
     #[inline(always)]
-    fn prefetch_packet(&self, leaf: u32) {
-        let flow = self.leaves[leaf as usize].first_flow();
-        if flow != NIL {
-            let Flow { head, next, .. } = *self.flows.at(flow);
-            self.packets.prefetch(head);
-            self.flows.prefetch(next);
-        }
-    }
-
-    #[inline(always)]
-    fn prefetch_counts(&self, now: Ticks, leaf: u32) {
-        let flow = self.leaves[leaf as usize].first_flow();
-        if flow == NIL {
+    fn follow(&self, turn: &mut Foreseen) {
+        if turn.flow == NIL {
             return;
         }
-        self.flows.prefetch_rest(flow);
-        // Behind it the flow will stand.
-        self.flows.prefetch(self.leaves[leaf as usize].lists[OLD].tail);
-        let Flow { head, above, next, .. } = *self.flows.at(flow);
-        if head == NIL {
-            // It only has to be forgotten: the one after it has the turn.
-            if next != NIL {
-                self.packets.prefetch(self.flows.at(next).head);
-                self.flows.prefetch_rest(next);
-            }
-        } else {
+        let Flow { head, next, standing, .. } = *self.flows.at(turn.flow);
+        self.packets.prefetch(head);
+        self.flows.prefetch_rest(turn.flow, 2 * self.quantum);
+        let is_last = next == NIL && standing == Standing::New;
+        let next = if is_last { self.leaves[turn.leaf as usize].lists[OLD].head } else { next };
+        self.flows.prefetch(next);
+        turn.flow = next;
+    }
+
+    #[inline(always)]
+    fn prefetch_counts(&self, leaf: u32) {
+        let held = &self.leaves[leaf as usize];
+        // Behind it the first flow will stand.
+        self.flows.prefetch(held.lists[OLD].tail);
+        if held.recent.is_nearly_full() {
+            self.sojourns[leaf as usize].prefetch(held.recent);
+        }
+        let flow = held.first_flow();
+        if flow != NIL {
+            let Flow { head, above, .. } = *self.flows.at(flow);
             if above.is_set() {
                 // Its first packet may be dropped.
                 prefetch(&self.losses, leaf as usize);
             }
-            self.packets.prefetch(self.packets.next(head));
-            if self.leaves[leaf as usize].recent.is_nearly_full() {
-                let waited = now.wrapping_sub(self.packets.note(head).since);
-                self.sojourns[leaf as usize].prefetch(waited);
+            if head != NIL {
+                self.packets.prefetch(self.packets.next(head));
             }
         }
     }
@@ -202,7 +216,7 @@ mod tests {
     use super::*;
     use crate::base::units::BitRate;
     use crate::base::{Nanos, Seed};
-    use crate::packet::{ClassId, FramePool, PortId};
+    use crate::packet::{ClassId, Frame, FramePool, PortId};
     use crate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
     use crate::qos::{Queued, Scheduler};
 
@@ -210,8 +224,9 @@ mod tests {
     const PACKETS: u32 = 16_000;
     const LEN: usize = 700;
 
-    fn two_leaves() -> PortQosSpec {
-        let (rate, ceil) = (BitRate(50_000_000_000), BitRate(100_000_000_000));
+    fn leaves(count: u16) -> PortQosSpec {
+        let ceil = BitRate(100_000_000_000);
+        let rate = BitRate(ceil.0 / u64::from(count));
         let leaf = |id| ClassSpec {
             burst: 64 << 10,
             cburst: 64 << 10,
@@ -226,7 +241,7 @@ mod tests {
             mpu: 0,
             mtu: LEN as u16,
             default_class: ClassId(0),
-            classes: vec![leaf(0), leaf(1)],
+            classes: (0..count).map(leaf).collect(),
         }
     }
 
@@ -239,18 +254,64 @@ mod tests {
         flow == scout.flow
     }
 
+    /// With all packets in, of so many flows, spread over the leaves.
+    fn filled(count: u16, pool: &mut FramePool) -> Scheduler {
+        let arena = std::sync::Arc::clone(pool.arena());
+        let mut scheduler = Scheduler::new(&leaves(count), PACKETS, Seed(1));
+        let mut dropped = Vec::new();
+        for i in 0..PACKETS {
+            let frame = pool.take_with(&[0; LEN]).expect("stock");
+            let (leaves, flows) = (u32::from(count), FLOWS * 2 / u32::from(count));
+            let (class, flow_hash) = (ClassId((i % leaves) as u16), i / leaves % flows);
+            let q = Queued { frame, class, flow_hash, l3: 0 };
+            scheduler.enqueue(Nanos(0), q, &arena, &mut dropped);
+        }
+        scheduler
+    }
+
+    fn empty(mut scheduler: Scheduler, mut out: Vec<Frame>, pool: &mut FramePool) {
+        scheduler.drain(&mut out);
+        out.into_iter().for_each(|frame| pool.put(frame));
+    }
+
+    /// The flow so many places behind a leaf's first.
+    fn behind_first(leaf: u32, places: usize, queues: &Queues) -> u32 {
+        let is_one = |flow: &u32| *flow != NIL;
+        let after = |flow: &u32| Some(queues.flows.at(*flow).next).filter(is_one);
+        let lists = queues.leaves[leaf as usize].lists.map(|list| Some(list.head).filter(is_one));
+        let mut flows = lists.into_iter().flat_map(|head| std::iter::successors(head, after));
+        flows.nth(places).unwrap_or(NIL)
+    }
+
+    #[test]
+    fn flows_of_many_classes_are_foreseen_one_behind_the_other() {
+        let mut pool = FramePool::standalone(PACKETS, 2_048);
+        let arena = std::sync::Arc::clone(pool.arena());
+        let mut scheduler = filled(100, &mut pool);
+        let (mut out, mut dropped, mut seen) = (Vec::new(), Vec::new(), 0);
+        for i in 1..=300 {
+            let now = Nanos(i * 2_000);
+            scheduler.dequeue(now, 32, u64::MAX, &arena, &mut out, &mut dropped);
+            let Scheduler { ahead, queues, .. } = &scheduler;
+            for (places, after) in (1..).zip(FLOWS_AFTER) {
+                let turn = ahead.next[(ahead.at + AHEAD - 1 - after) % AHEAD];
+                if i > 1 {
+                    let flow = behind_first(turn.leaf, places, queues);
+                    assert_eq!(turn.flow, flow, "round {i}, {places} behind");
+                    seen += u32::from(flow != NIL);
+                }
+            }
+        }
+        assert!(seen > 1_000, "{seen}");
+        empty(scheduler, out, &mut pool);
+    }
+
     #[test]
     fn scouts_of_few_classes_stay_ahead_of_the_flows_that_send() {
         let mut pool = FramePool::standalone(PACKETS, 2_048);
         let arena = std::sync::Arc::clone(pool.arena());
-        let mut scheduler = Scheduler::new(&two_leaves(), PACKETS, Seed(1));
+        let mut scheduler = filled(2, &mut pool);
         let (mut out, mut dropped) = (Vec::new(), Vec::new());
-        for i in 0..PACKETS {
-            let frame = pool.take_with(&[0; LEN]).expect("stock");
-            let (class, flow_hash) = (ClassId((i % 2) as u16), i / 2 % FLOWS);
-            let q = Queued { frame, class, flow_hash, l3: 0 };
-            scheduler.enqueue(Nanos(0), q, &arena, &mut dropped);
-        }
         for i in 1..=250 {
             let sent =
                 scheduler.dequeue(Nanos(i * 2_000), 32, u64::MAX, &arena, &mut out, &mut dropped);
@@ -263,7 +324,6 @@ mod tests {
                 assert!(i < 150 || scout.lead > LEAD_MAX / 2, "round {i}: {}", scout.lead);
             }
         }
-        scheduler.drain(&mut out);
-        out.into_iter().for_each(|frame| pool.put(frame));
+        empty(scheduler, out, &mut pool);
     }
 }

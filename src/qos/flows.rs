@@ -200,13 +200,13 @@ impl Flows {
     }
 
     /// Asks the cache for what a flow's end, or its standing queue, will touch; the flow itself is
-    /// there.
+    /// there. It ends with its turn if it holds no more than `turn` bytes.
     #[inline(always)]
-    pub fn prefetch_rest(&self, flow: u32) {
-        let Flow { leaf, hash, head, tail, above, fat, .. } = self.arena[flow as usize];
+    pub fn prefetch_rest(&self, flow: u32, turn: u32) {
+        let Flow { leaf, hash, bytes, above, fat, .. } = self.arena[flow as usize];
         let stands = above.is_set() | (fat != 0);
         prefetch(&self.queues, flow as usize * usize::from(stands));
-        let ends = head == tail;
+        let ends = bytes <= turn;
         self.prefetch_entry(self.key(u32::from(leaf) * u32::from(ends), hash));
     }
 

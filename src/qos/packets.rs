@@ -88,12 +88,6 @@ impl Packets {
         (frame, cell.note, next)
     }
 
-    /// What was noted with the frame in a cell.
-    #[inline(always)]
-    pub fn note(&self, at: u32) -> Note {
-        self.cells[at as usize].note
-    }
-
     #[inline(always)]
     pub fn link(&mut self, tail: u32, next: u32) {
         self.cells[tail as usize].next = next;

@@ -14,7 +14,7 @@ use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
 use super::tree::Tree;
 use super::wheel::NIL;
-use crate::base::mem::Arena;
+use crate::base::mem::{Arena, prefetch};
 use crate::base::{Nanos, Seed};
 use crate::packet::{ClassId, DropReason, Frame};
 
@@ -52,7 +52,7 @@ pub struct Queued {
 pub struct Scheduler {
     pub(super) tree: Tree,
     pub(super) queues: Queues,
-    pub(super) leaf_of: Vec<u32>,
+    pub(super) leaf_of: Vec<u16>,
     pub(super) default_leaf: u32,
     /// By class.
     pub(super) ids: Vec<ClassId>,
@@ -133,6 +133,11 @@ impl Scheduler {
     fn prefetch_arrivals(&self, packets: &[Queued]) {
         let Scheduler { queues, tree, .. } = self;
         let (mut keys, mut flows) = ([Key::default(); TOGETHER], [NIL; TOGETHER]);
+        if !has_few_classes(tree) {
+            for q in packets {
+                prefetch(&self.leaf_of, usize::from(q.class.0));
+            }
+        }
         for (q, key) in packets.iter().zip(&mut keys) {
             key.leaf = self.leaf(q.class);
             queues.prefetch_leaf(key.leaf);
@@ -292,7 +297,7 @@ impl Scheduler {
         while packets < packets_max && bytes < bytes_max {
             let Some(choice) = self.tree.choose() else { break };
             if looks_ahead && !scouts {
-                self.ahead.look(exit.now, &self.tree, &self.queues);
+                self.ahead.look(&self.tree, &self.queues);
             }
             let mut left = self.turn;
             while packets < packets_max && bytes < bytes_max {
@@ -443,7 +448,7 @@ impl Scheduler {
 
     #[inline]
     pub(super) fn leaf(&self, class: ClassId) -> u32 {
-        self.leaf_of.get(usize::from(class.0)).copied().unwrap_or(self.default_leaf)
+        self.leaf_of.get(usize::from(class.0)).map_or(self.default_leaf, |&leaf| u32::from(leaf))
     }
 
     /// Returns how many packets had to go.

@@ -36,10 +36,10 @@ impl Recent {
         self.0 >> (u64::BITS - u8::BITS) != 0
     }
 
-    /// Whether there is room for only one other.
+    /// Whether there is room for only two others.
     #[inline(always)]
     pub fn is_nearly_full(self) -> bool {
-        self.0 >> (u64::BITS - 2 * u8::BITS) != 0
+        self.0 >> (u64::BITS - 3 * u8::BITS) != 0
     }
 }
 
@@ -62,10 +62,10 @@ impl Sojourn {
         }
     }
 
-    /// Asks the cache for what `record` touches.
+    /// Asks the cache for what `record` touches, if most waited about as long as the last.
     #[inline(always)]
-    pub(super) fn prefetch(&self, waited: Ticks) {
-        prefetch(&self.buckets, bucket_of(waited));
+    pub(super) fn prefetch(&self, recent: Recent) {
+        prefetch(&self.buckets, (recent.0 % (1 << u8::BITS)) as usize);
     }
 
     /// Packets counted.

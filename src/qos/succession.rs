@@ -23,7 +23,7 @@ const NOBODY: u32 = u32::MAX;
 pub struct Successor {
     tree: Tree,
     queues: Queues,
-    leaf_of: Vec<u32>,
+    leaf_of: Vec<u16>,
     default_leaf: u32,
     ids: Vec<ClassId>,
     largest: u32,
@@ -54,7 +54,7 @@ impl Successor {
         let from = predecessors(&ids, &old.ids);
         let mut moves = vec![Move { leaf: default_leaf, keeps_counters: false }; old.ids.len()];
         for (from, id) in old.ids.iter().enumerate().skip(1) {
-            let to = leaf_of.get(usize::from(id.0)).copied().unwrap_or(default_leaf);
+            let to = leaf_of.get(usize::from(id.0)).map_or(default_leaf, |&to| u32::from(to));
             if old.tree.classes[from].traits.is_leaf() && ids[to as usize] == *id {
                 moves[from] = Move { leaf: to, keeps_counters: true };
             }

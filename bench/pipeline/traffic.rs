@@ -1,7 +1,7 @@
 //! 60-byte TCP packets (64 with FCS) of any number of flows, written for a few nanoseconds each.
 
 use tidegate::base::hash::{Rng, pick};
-use tidegate::base::mem::{huge_vec, prefetch};
+use tidegate::base::mem::{Table, prefetch};
 use tidegate::base::{Addr, Seed};
 use tidegate::packet::build::{TcpSpec, tcp_packet};
 use tidegate::packet::tcp::flag;
@@ -166,9 +166,9 @@ pub struct Traffic {
     syn_ack: Template,
     ack: Template,
     /// How each flow looks on the servers' side: as sent to the server.
-    inside: Vec<Ends>,
+    inside: Table<Ends>,
     /// Data of each flow, from its client and from its server.
-    data: Vec<[Marks; 2]>,
+    data: Table<[Marks; 2]>,
     pub seen: u64,
 }
 
@@ -185,8 +185,8 @@ impl Traffic {
             syn: Template::new(flag::SYN),
             syn_ack: Template::new(flag::SYN | flag::ACK),
             ack: Template::new(flag::ACK),
-            inside: huge_vec(flows as usize, Ends::default()),
-            data: Vec::new(),
+            inside: Table::filled(flows as usize, Ends::default()),
+            data: Table::with_room(0),
             seen: 0,
         }
     }
@@ -201,7 +201,7 @@ impl Traffic {
     }
 
     fn prepare(&mut self) {
-        self.data = huge_vec(self.flows as usize, [Marks::default(); 2]);
+        self.data = Table::filled(self.flows as usize, [Marks::default(); 2]);
         let mut packet = [0; FRAME_LEN];
         for flow in 0..self.flows {
             let ends = [self.outside(flow), self.inside[flow as usize].reversed()];

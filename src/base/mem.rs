@@ -5,8 +5,11 @@
 //! of an arena is reached through its [`Slot`], a handle that can't be copied, so whoever holds it
 //! is the only one who can touch the bytes.
 
+use std::alloc::{self, Layout};
+use std::fmt::{self, Debug};
 use std::io;
 use std::num::NonZeroU32;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -88,7 +91,6 @@ impl Arena {
     /// # Panics
     /// On a slot size that is no power of two: sizes are checked when the configuration is read.
     pub fn map(slots: u32, slot_size: u32, huge: bool) -> io::Result<(Arc<Arena>, Vec<Slot>)> {
-        const HUGE_PAGE: usize = 2 << 20;
         assert!(slot_size.is_power_of_two() && slot_size >= 64, "slot size {slot_size}");
         let page = if huge { HUGE_PAGE } else { 4096 };
         let len = (slots as usize * slot_size as usize).next_multiple_of(page).max(page);
@@ -195,25 +197,132 @@ impl Drop for Arena {
     }
 }
 
-/// `n` times `value`, in memory as that of [`huge_table`].
-pub fn huge_vec<T: Clone>(n: usize, value: T) -> Vec<T> {
-    let mut table = huge_table(n);
-    table.resize(n, value);
-    table
+/// A vector with room for so many elements and no more, on transparent huge pages where the kernel
+/// has them: a table that is looked into at random otherwise costs a walk through the page tables
+/// with nearly every look. It begins with a huge page, so that no part of it is left on small ones
+/// but less than half a page at its end.
+pub struct Table<T> {
+    first: NonNull<T>,
+    len: usize,
+    room: usize,
 }
 
-/// An empty vector with room for `n`, on transparent huge pages where the kernel has them: a table
-/// that is looked into at random otherwise costs a walk through the page tables with nearly every
-/// look.
+const HUGE_PAGE: usize = 2 << 20;
+const CACHE_LINE: usize = 64;
+
+// SAFETY: it owns its elements alone, as a `Vec` does.
+unsafe impl<T: Send> Send for Table<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Table<T> {}
+
+impl<T> Table<T> {
+    /// An empty one with room for `n`.
+    ///
+    /// # Panics
+    /// Where there is not so much memory.
+    pub fn with_room(n: usize) -> Table<T> {
+        let Some(layout) = Self::layout(n) else {
+            return Table { first: NonNull::dangling(), len: 0, room: n };
+        };
+        // SAFETY: the layout has a size other than 0.
+        let at = unsafe { alloc::alloc(layout) };
+        let Some(first) = NonNull::new(at.cast()) else { alloc::handle_alloc_error(layout) };
+        let huge = layout.size() / HUGE_PAGE * HUGE_PAGE;
+        if huge > 0 {
+            // SAFETY: whole pages within what was just allocated; the advice changes nothing of
+            // what they hold. It is a wish: where it is refused, the table lies on small pages.
+            unsafe { libc::madvise(at.cast(), huge, libc::MADV_HUGEPAGE) };
+        }
+        Table { first, len: 0, room: n }
+    }
+
+    /// `n` times `value`.
+    pub fn filled(n: usize, value: T) -> Table<T>
+    where
+        T: Clone,
+    {
+        let mut table = Self::with_room(n);
+        table.extend(std::iter::repeat_n(value, n));
+        table
+    }
+
+    /// Adds an element behind the others.
+    ///
+    /// # Panics
+    /// Where there is no room for it.
+    #[inline]
+    pub fn push(&mut self, value: T) {
+        assert!(self.len < self.room, "a table of {} is full", self.room);
+        // SAFETY: `room` elements fit what was allocated, and this one is below that.
+        unsafe { self.first.add(self.len).write(value) };
+        self.len += 1;
+    }
+
+    /// Of `n` elements; `None` where they take no memory. What is more than half a huge page is
+    /// one.
+    fn layout(n: usize) -> Option<Layout> {
+        let exact = Layout::array::<T>(n).expect("less than half the address space");
+        let up = exact.size().next_multiple_of(HUGE_PAGE);
+        let is_huge = exact.size() >= HUGE_PAGE / 2;
+        let size = if is_huge && up - exact.size() <= HUGE_PAGE / 2 { up } else { exact.size() };
+        let align = exact.align().max(if is_huge { HUGE_PAGE } else { CACHE_LINE });
+        let layout = Layout::from_size_align(size, align).expect("as above");
+        (size > 0).then_some(layout)
+    }
+}
+
+impl<T> Extend<T> for Table<T> {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, values: I) {
+        values.into_iter().for_each(|value| self.push(value));
+    }
+}
+
+impl<T> Deref for Table<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: `first` is aligned, and the first `len` elements have been written.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+    }
+}
+
+impl<T> DerefMut for Table<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above; the table is borrowed mutably, so this reference is the only one.
+        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Debug> Debug for Table<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T> Drop for Table<T> {
+    fn drop(&mut self) {
+        let elements = std::ptr::from_mut::<[T]>(&mut **self);
+        // SAFETY: they are dropped once, and nobody sees them afterwards.
+        unsafe { std::ptr::drop_in_place(elements) };
+        if let Some(layout) = Self::layout(self.room) {
+            // SAFETY: allocated in `with_room` with this layout.
+            unsafe { alloc::dealloc(self.first.as_ptr().cast(), layout) };
+        }
+    }
+}
+
+/// An empty vector with room for `n`, on huge pages as far as it fills them: for what only turns
+/// out how long it is as it grows.
 pub fn huge_table<T>(n: usize) -> Vec<T> {
-    const HUGE_PAGE: usize = 2 << 20;
     let table = Vec::with_capacity(n);
     let start = table.as_ptr() as usize;
     let (from, to) = (start.next_multiple_of(HUGE_PAGE), start + n * size_of::<T>());
     let len = to.saturating_sub(from) / HUGE_PAGE * HUGE_PAGE;
     if len > 0 {
         // SAFETY: whole pages within the table's own memory; the advice changes nothing of what
-        // they hold. It is a wish: where it is refused, the table lies on small pages.
+        // they hold.
         unsafe { libc::madvise(from as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
     }
     table
@@ -282,6 +391,47 @@ mod tests {
             let words = std::array::from_fn(|at| if set >> at & 1 == 1 { 0x8000_0001 } else { 1 });
             assert_eq!(lanes_equal(&words, 0x8000_0001), set);
         }
+    }
+
+    #[test]
+    fn tables_hold_what_was_put_there_and_drop_it_once() {
+        let seen = std::rc::Rc::new(());
+        for room in [0, 1, 7, (HUGE_PAGE / 8) + 1, HUGE_PAGE / 5] {
+            let mut table = Table::with_room(room);
+            table.extend((0..room).map(|_| std::rc::Rc::clone(&seen)));
+            assert_eq!((table.len(), std::rc::Rc::strong_count(&seen)), (room, room + 1));
+            drop(table);
+            assert_eq!(std::rc::Rc::strong_count(&seen), 1);
+        }
+        let mut table = Table::filled(3, 2u32);
+        table[1] += 5;
+        assert_eq!(table[..], [2, 7, 2]);
+        assert_eq!(Table::filled(3, 4u8)[..], [4; 3]);
+        assert!(Table::<()>::filled(5, ()).len() == 5);
+    }
+
+    #[test]
+    fn large_tables_begin_with_a_huge_page_and_small_ones_with_a_line() {
+        for (room, align, size) in [
+            (3, CACHE_LINE, 3),
+            (HUGE_PAGE / 2 - 1, CACHE_LINE, HUGE_PAGE / 2 - 1),
+            (HUGE_PAGE / 2, HUGE_PAGE, HUGE_PAGE),
+            (HUGE_PAGE + 1, HUGE_PAGE, HUGE_PAGE + 1),
+            (3 * HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE),
+        ] {
+            let layout = Table::<u8>::layout(room).expect("some memory");
+            assert_eq!((layout.align(), layout.size()), (align, size), "{room}");
+            let table = Table::filled(room, 7u8);
+            assert!((table.as_ptr() as usize).is_multiple_of(align));
+            assert!(table.iter().all(|&byte| byte == 7));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a table of 2 is full")]
+    fn a_table_has_no_more_room_than_it_was_made_with() {
+        let mut table = Table::filled(2, 0u8);
+        table.push(1);
     }
 
     #[test]

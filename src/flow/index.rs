@@ -5,7 +5,7 @@
 //! lies in the bucket of its hash. Deletion moves back what had to go on to a later bucket (after
 //! Knuth, TAOCP vol. 3, algorithm 6.4R), so that no marks of deleted entries pile up.
 
-use crate::base::mem::{huge_vec, lanes_equal, prefetch};
+use crate::base::mem::{Table, lanes_equal, prefetch};
 
 const SLOTS: usize = 8;
 const EMPTY: u32 = u32::MAX;
@@ -13,7 +13,7 @@ const EMPTY: u32 = u32::MAX;
 const LOAD_PERCENT_MAX: usize = 70;
 
 pub(super) struct Index {
-    buckets: Vec<Bucket>,
+    buckets: Table<Bucket>,
     used: usize,
 }
 
@@ -71,7 +71,7 @@ impl Index {
     /// Room for `entries` keys.
     pub(super) fn new(entries: usize) -> Index {
         let slots = (entries * 100).div_ceil(LOAD_PERCENT_MAX);
-        Index { buckets: huge_vec(slots.div_ceil(SLOTS).max(2), Bucket::VACANT), used: 0 }
+        Index { buckets: Table::filled(slots.div_ceil(SLOTS).max(2), Bucket::VACANT), used: 0 }
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -9,7 +9,7 @@ use super::serving::{PLACES_MAX, Serving};
 use super::steps::Steps;
 use super::tcp::TcpState;
 use super::wheel::{NANOS_PER_TICK, Timers};
-use crate::base::mem::{huge_vec, prefetch_line};
+use crate::base::mem::{Table, prefetch_line};
 use crate::base::{Nanos, Seed};
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::{Batch, Direction, DropReason, FlowKey, FlowRef, PacketMeta, Verdict};
@@ -90,9 +90,9 @@ pub enum InsertError {
 
 /// The flows of one worker. All memory is taken at the start.
 pub struct FlowTable {
-    flows: Vec<Flow>,
+    flows: Table<Flow>,
     /// Of each flow.
-    details: Vec<Details>,
+    details: Table<Details>,
     index: Index,
     timers: Timers,
     half_open: u32,
@@ -150,8 +150,8 @@ impl FlowTable {
         let n = limits.flows_max;
         assert!((1..=FLOWS_MAX).contains(&n), "{n} flows");
         FlowTable {
-            flows: huge_vec(n as usize, Flow::VACANT),
-            details: huge_vec(n as usize, Details::NONE),
+            flows: Table::filled(n as usize, Flow::VACANT),
+            details: Table::filled(n as usize, Details::NONE),
             index: Index::new(2 * n as usize),
             timers: Timers::new(n),
             half_open: 0,
@@ -253,7 +253,7 @@ impl FlowTable {
 
     /// All flows, in the order of their places.
     pub fn iter(&self) -> impl Iterator<Item = (FlowRef, &Flow)> {
-        (0..).map(FlowRef).zip(&self.flows).filter(|(_, f)| f.tcp != TcpState::Vacant)
+        (0..).map(FlowRef).zip(self.flows.iter()).filter(|(_, f)| f.tcp != TcpState::Vacant)
     }
 
     /// The flow that a packet with this key belongs to. `hash` is the key's, with the table's seed.

@@ -6,7 +6,7 @@ use super::codel::{Above, Codel};
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::base::hash::fold;
-use crate::base::mem::{huge_table, huge_vec, prefetch, prefetch_at};
+use crate::base::mem::{Table, prefetch, prefetch_at};
 
 /// Sizes of flows are told apart by powers of two, from 16 KiB on; the last takes all from 4 MiB.
 pub(super) const FAT_SIZES: usize = 9;
@@ -93,12 +93,12 @@ const _: () = assert!(size_of::<Flow>() + size_of::<Queue>() == 48);
 
 /// The arena and its table.
 pub(super) struct Flows {
-    arena: Vec<Flow>,
-    queues: Vec<Queue>,
+    arena: Table<Flow>,
+    queues: Table<Queue>,
     free: u32,
     used: u32,
     /// `tag << 32 | flow`, or `VACANT`. At most half full.
-    table: Vec<u64>,
+    table: Table<u64>,
     mask: u32,
     seed: Seed,
 }
@@ -121,15 +121,15 @@ impl Flows {
             above: Above::default(),
         };
         let slots = (u64::from(flows_max) * 2).next_power_of_two().clamp(2, 1 << 32) as usize;
-        let mut arena = huge_table(flows_max as usize);
+        let mut arena = Table::with_room(flows_max as usize);
         arena.extend((0..flows_max).map(blank));
         let queue = Queue { fat_prev: NIL, fat_next: NIL, codel: Codel::default() };
         Flows {
             arena,
-            queues: huge_vec(flows_max as usize, queue),
+            queues: Table::filled(flows_max as usize, queue),
             free: if flows_max > 0 { 0 } else { NIL },
             used: 0,
-            table: huge_vec(slots, VACANT),
+            table: Table::filled(slots, VACANT),
             mask: (slots - 1) as u32,
             seed,
         }
@@ -230,7 +230,7 @@ impl Flows {
 
     /// All entries, used or not.
     pub fn all(&self) -> impl Iterator<Item = (u32, &Flow)> {
-        (0..).zip(&self.arena)
+        (0..).zip(self.arena.iter())
     }
 
     pub fn capacity(&self) -> u32 {

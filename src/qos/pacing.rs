@@ -11,7 +11,7 @@ use super::flows::Standing;
 use super::queues::Queues;
 use super::wheel::{NIL, Timer, Wheel};
 use crate::base::Nanos;
-use crate::base::mem::huge_vec;
+use crate::base::mem::Table;
 use crate::base::units::BitRate;
 
 /// What a flow may send at once after idling, in time at its rate.
@@ -69,21 +69,21 @@ pub(super) struct Asleep {
 /// When flows may send. All tables are empty where no leaf has a pace.
 pub(super) struct Pacing {
     /// By flow.
-    due: Vec<Due>,
-    timers: Vec<Timer>,
+    due: Table<Due>,
+    timers: Table<Timer>,
     wheel: Wheel,
     /// By leaf.
-    asleep: Vec<Asleep>,
+    asleep: Table<Asleep>,
 }
 
 impl Pacing {
     pub fn new(is_needed: bool, flows: u32, leaves: usize, now: Nanos) -> Pacing {
         let (flows, leaves) = if is_needed { (flows as usize, leaves) } else { (0, 0) };
         Pacing {
-            due: huge_vec(flows, Due::default()),
-            timers: huge_vec(flows, Timer::IDLE),
+            due: Table::filled(flows, Due::default()),
+            timers: Table::filled(flows, Timer::IDLE),
             wheel: Wheel::new(now),
-            asleep: huge_vec(leaves, Asleep::default()),
+            asleep: Table::filled(leaves, Asleep::default()),
         }
     }
 

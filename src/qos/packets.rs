@@ -2,7 +2,7 @@
 
 use super::codel::Ticks;
 use super::wheel::NIL;
-use crate::base::mem::{huge_table, prefetch};
+use crate::base::mem::{Table, prefetch};
 use crate::packet::Frame;
 
 /// Cells that are looked at for each packet that may be taken out, where any will do.
@@ -31,7 +31,7 @@ const _: () = assert!(size_of::<Cell>() == 32);
 
 /// A fixed number of cells.
 pub(super) struct Packets {
-    cells: Vec<Cell>,
+    cells: Table<Cell>,
     free: u32,
     used: u32,
     /// Cells that may be in use.
@@ -43,7 +43,7 @@ impl Packets {
         let next = |i| if i + 1 < packets_max { i + 1 } else { NIL };
         let cell = |i| Cell { frame: None, next: next(i), note: Note::default() };
         let free = if packets_max > 0 { 0 } else { NIL };
-        let mut cells = huge_table(packets_max as usize);
+        let mut cells = Table::with_room(packets_max as usize);
         cells.extend((0..packets_max).map(cell));
         Packets { cells, free, used: 0, used_max: packets_max }
     }

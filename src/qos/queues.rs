@@ -13,7 +13,7 @@ use super::settings::{Manner, lay_out};
 use super::sojourn::{Recent, Sojourn};
 use super::stats::Moves;
 use super::wheel::NIL;
-use crate::base::mem::{Arena, huge_vec};
+use crate::base::mem::{Arena, Table};
 use crate::base::{Nanos, Seed};
 use crate::packet::{DropReason, Frame};
 
@@ -101,10 +101,10 @@ pub(super) struct Sent {
 /// All leaves of one scheduler.
 pub(super) struct Queues {
     /// By class; those of inner classes stay empty.
-    pub leaves: Vec<Leaf>,
-    pub losses: Vec<Losses>,
-    pub moves: Vec<Moves>,
-    pub sojourns: Vec<Sojourn>,
+    pub leaves: Table<Leaf>,
+    pub losses: Table<Losses>,
+    pub moves: Table<Moves>,
+    pub sojourns: Table<Sojourn>,
     /// Manners of leaves, each once.
     pub manners: Vec<Manner>,
     /// Whether some leaf has a pace for its flows.
@@ -175,12 +175,12 @@ impl Queues {
         let flows_max = packets_max.saturating_add(empty_max.saturating_mul(2));
         Queues {
             leaves: leaves_new,
-            losses: huge_vec(leaves.len(), Losses::NONE),
-            moves: huge_vec(leaves.len(), Moves::default()),
+            losses: Table::filled(leaves.len(), Losses::NONE),
+            moves: Table::filled(leaves.len(), Moves::default()),
             manners,
             has_paces,
             pacing: Pacing::new(has_paces, flows_max, leaves.len(), Nanos::ZERO),
-            sojourns: huge_vec(leaves.len(), Sojourn::default()),
+            sojourns: Table::filled(leaves.len(), Sojourn::default()),
             flows: Flows::new(flows_max, seed),
             packets: Packets::new(packets_max),
             empty: 0,

@@ -25,7 +25,7 @@ impl Queues {
         self.pacing.clear();
         (self.bytes, self.empty) = (0, 0);
         (self.fattest, self.donor_scan) = (0, 0);
-        let others = self.losses.iter_mut().zip(&mut self.moves);
+        let others = self.losses.iter_mut().zip(self.moves.iter_mut());
         for (leaf, (losses, moves)) in self.leaves.iter_mut().zip(others) {
             let Leaf { sent, borrowed_bytes, recent, manner, packets, bytes, .. } = *leaf;
             moves.went.packets += u64::from(packets);

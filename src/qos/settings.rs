@@ -7,7 +7,7 @@ use super::pacing::Pace;
 use super::queues::Leaf;
 use super::spec::{Counting, QueueSpec};
 use super::wheel::TICK_BITS;
-use crate::base::mem::huge_table;
+use crate::base::mem::Table;
 
 /// What a leaf takes from the configuration. Most have it in common with many others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,7 +52,7 @@ impl Manner {
 }
 
 /// Empty leaves, and the manners that they have, each once.
-pub(super) fn lay_out(of_classes: &[Manner]) -> (Vec<Manner>, Vec<Leaf>) {
+pub(super) fn lay_out(of_classes: &[Manner]) -> (Vec<Manner>, Table<Leaf>) {
     let mut numbers = HashMap::new();
     let mut manners = Vec::new();
     let number = |manner: &Manner| {
@@ -61,7 +61,7 @@ pub(super) fn lay_out(of_classes: &[Manner]) -> (Vec<Manner>, Vec<Leaf>) {
             (manners.len() - 1) as u16
         })
     };
-    let mut leaves = huge_table(of_classes.len());
+    let mut leaves = Table::with_room(of_classes.len());
     leaves.extend(of_classes.iter().map(number).map(Leaf::new));
     (manners, leaves)
 }

@@ -25,7 +25,7 @@ use super::spec::PRIORITIES;
 use super::walk::Way;
 use super::wheel::{Timer, Wheel};
 use crate::base::Nanos;
-use crate::base::mem::{huge_table, prefetch};
+use crate::base::mem::{Table, prefetch};
 
 /// The port itself.
 pub(super) const ROOT: u32 = 0;
@@ -34,10 +34,10 @@ pub(super) const ROOT_INNER: u16 = 0;
 
 pub(super) struct Tree {
     /// The port, then its classes level by level, siblings side by side.
-    pub classes: Vec<Class>,
+    pub classes: Table<Class>,
     /// By class, as all that follow.
-    pub timers: Vec<Timer>,
-    pub shares: Vec<Share>,
+    pub timers: Table<Timer>,
+    pub shares: Table<Share>,
     pub inners: Vec<Inner>,
     /// By inner class: bytes that a class above it paid for, those aside that it still owes. In a
     /// worker that shares the tree: as it was told last.
@@ -62,9 +62,9 @@ impl Tree {
     /// A tree of the port alone, with room for `classes` in all.
     pub fn new(root: Class, classes: usize, now: Nanos) -> Tree {
         let mut tree = Tree {
-            classes: huge_table(classes),
-            timers: huge_table(classes),
-            shares: huge_table(classes),
+            classes: Table::with_room(classes),
+            timers: Table::with_room(classes),
+            shares: Table::with_room(classes),
             inners: Vec::new(),
             lent: Vec::new(),
             sets: Sets::default(),

@@ -90,9 +90,7 @@ impl TcpState {
             SynSent if forward && !answers_seen && flags & (SYN | ACK) == ACK => {
                 Established.fin(flags, true)
             }
-            // The server says nothing else before it has heard the client's, which may take
-            // another way.
-            SynReceived if flags & (SYN | ACK) == ACK => Established.fin(flags, forward),
+            SynReceived if forward && flags & (SYN | ACK) == ACK => Established.fin(flags, true),
             SynSent | SynReceived => self,
             OneWay if !forward => Established.fin(flags, false),
             OneWay | Established | FinForward | FinReply => self.fin(flags, forward),
@@ -109,6 +107,8 @@ impl TcpState {
             // The SYN comes again: perhaps it was not answered.
             (SynSent, SynSent, Direction::Forward) if opening => Some(false),
             (SynSent, SynReceived | Established, _) | (OneWay, Established, _) => Some(true),
+            // Its SYN was not seen.
+            (SynReceived, Established, Direction::Reply) => Some(true),
             _ => None,
         }
     }
@@ -217,8 +217,7 @@ mod tests {
         let state = TcpState::first(true, SYN | ACK, Reply);
         assert_eq!(state, SynReceived);
         assert_eq!(state.after(true, SYN | ACK, Reply, true), SynReceived);
-        assert_eq!(state.after(true, ACK, Reply, true), Established);
-        assert_eq!(state.after(true, FIN | ACK, Reply, true), FinReply);
+        assert_eq!(state.after(true, ACK, Reply, true), SynReceived, "perhaps a bare one");
         assert_eq!(TcpState::first(true, SYN | ACK, Forward), OneWay);
     }
 

@@ -58,6 +58,27 @@ fn find(t: &FlowTable, k: &FlowKey) -> Option<(FlowRef, Direction)> {
     t.lookup(k, k.hash(SEED))
 }
 
+/// Who has seen the SYN waits for the client's ACK: a server's bare one may be about another SYN
+/// (RFC 9293, section 3.10.7.4), and anybody can send two.
+#[test]
+fn a_server_completes_only_handshakes_whose_client_takes_another_way() {
+    let mut t = table(16, 16);
+    let answer = |t: &mut FlowTable, r, flags| {
+        t.touch(Nanos::ZERO, r, &mut meta(flags, Direction::Reply), 60);
+        t.get(r).tcp
+    };
+    let r = open(&mut t, Nanos::ZERO, 1).expect("room");
+    for _ in 0..2 {
+        t.touch(Nanos::ZERO, r, &mut meta(SYN, Direction::Forward), 60);
+        assert_eq!(answer(&mut t, r, SYN_ACK), TcpState::SynReceived);
+        assert_eq!(answer(&mut t, r, ACK), TcpState::SynReceived);
+    }
+    let first = meta(SYN_ACK, Direction::Reply);
+    let r = t.insert(Nanos::ZERO, &new_flow(2, FlowKind::Nat), &first).expect("room");
+    assert_eq!(answer(&mut t, r, SYN_ACK), TcpState::SynReceived);
+    assert_eq!(answer(&mut t, r, ACK), TcpState::Established);
+}
+
 #[test]
 fn both_directions_find_the_flow() {
     let mut t = table(16, 16);

@@ -34,10 +34,16 @@ fn reconfiguring_keeps_packets_and_tokens() {
     let mut after =
         port(100.0, &[class(3, 10.0), class(4, 40.0), class(1, 5.0).below(4).ceil(5.0)]);
     after.burst = 100_000;
+    let [of_2, of_3] = [2, 3].map(|class| link.scheduler.class_stats(ClassId(class)));
     link.reconfigure(&after);
     assert_eq!(link.scheduler.len(), held);
     assert_eq!(link.scheduler.class_stats(ClassId(1)), stats);
-    assert!(link.scheduler.class_stats(ClassId(3)).backlog_packets > stats.backlog_packets);
+    let now = link.scheduler.class_stats(ClassId(3));
+    assert_eq!(now.backlog_packets, of_2.backlog_packets + of_3.backlog_packets);
+    let arrived = (of_3.enqueued_packets, of_3.enqueued_bytes);
+    assert_eq!((now.enqueued_packets, now.enqueued_bytes), arrived, "what came is no arrival");
+    let moved = (of_2.backlog_packets, of_2.backlog_bytes);
+    assert_eq!((now.moved_in_packets, now.moved_in_bytes), moved);
     let fresh = out.len();
     link.now = link.now.saturating_add(100_000);
     link.dequeue(usize::MAX, u64::MAX, &mut out);

@@ -118,21 +118,11 @@ fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {
     let of = |id, parent, rate: BitRate, ceil| {
         let rate = if matches!(case, Case::Borrow) { part(rate, 4) } else { rate };
         ClassSpec {
-            id: ClassId(id),
-            name: format!("c{id}"),
             parent,
-            rate,
-            ceil,
             burst: 64 << 10,
             cburst: 64 << 10,
-            priority: 0,
-            weight: 1,
-            quantum: None,
-            overhead: None,
-            mpu: None,
-            flow_rate: None,
-            limit: u32::MAX,
             queue: QueueSpec::INTERNET,
+            ..ClassSpec::plain(id, rate, ceil)
         }
     };
     let tenant_rate = part(PORT, tenants);

@@ -219,7 +219,8 @@ impl<T> Table<T> {
     /// An empty one with room for `n`.
     ///
     /// # Panics
-    /// Where there is not so much memory.
+    /// On more than half the address space. Where there is not so much memory the process ends, as
+    /// with a `Vec`.
     pub fn with_room(n: usize) -> Table<T> {
         let Some(layout) = Self::layout(n) else {
             return Table { first: NonNull::dangling(), len: 0, room: n };
@@ -227,12 +228,8 @@ impl<T> Table<T> {
         // SAFETY: the layout has a size other than 0.
         let at = unsafe { alloc::alloc(layout) };
         let Some(first) = NonNull::new(at.cast()) else { alloc::handle_alloc_error(layout) };
-        let huge = layout.size() / HUGE_PAGE * HUGE_PAGE;
-        if huge > 0 {
-            // SAFETY: whole pages within what was just allocated; the advice changes nothing of
-            // what they hold. It is a wish: where it is refused, the table lies on small pages.
-            unsafe { libc::madvise(at.cast(), huge, libc::MADV_HUGEPAGE) };
-        }
+        // SAFETY: it was just allocated, with this size.
+        unsafe { prefer_huge_pages(at, layout.size()) };
         Table { first, len: 0, room: n }
     }
 
@@ -258,8 +255,8 @@ impl<T> Table<T> {
         self.len += 1;
     }
 
-    /// Of `n` elements; `None` where they take no memory. What is more than half a huge page is
-    /// one.
+    /// Of `n` elements; `None` where they take no memory. What is half a huge
+    /// page or more is one.
     fn layout(n: usize) -> Option<Layout> {
         let exact = Layout::array::<T>(n).expect("less than half the address space");
         let up = exact.size().next_multiple_of(HUGE_PAGE);
@@ -316,16 +313,25 @@ impl<T> Drop for Table<T> {
 /// An empty vector with room for `n`, on huge pages as far as it fills them: for what only turns
 /// out how long it is as it grows.
 pub fn huge_table<T>(n: usize) -> Vec<T> {
-    let table = Vec::with_capacity(n);
-    let start = table.as_ptr() as usize;
-    let (from, to) = (start.next_multiple_of(HUGE_PAGE), start + n * size_of::<T>());
-    let len = to.saturating_sub(from) / HUGE_PAGE * HUGE_PAGE;
-    if len > 0 {
-        // SAFETY: whole pages within the table's own memory; the advice changes nothing of what
-        // they hold.
-        unsafe { libc::madvise(from as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
-    }
+    let mut table: Vec<T> = Vec::with_capacity(n);
+    // SAFETY: the vector's own memory, whose size is that of an allocation.
+    unsafe { prefer_huge_pages(table.as_mut_ptr().cast(), table.capacity() * size_of::<T>()) };
     table
+}
+
+/// Asks the kernel for huge pages where they lie whole within a part of memory.
+///
+/// # Safety
+/// The part belongs to the caller.
+unsafe fn prefer_huge_pages(from: *mut u8, len: usize) {
+    let before = from.align_offset(HUGE_PAGE);
+    let whole = len.saturating_sub(before) / HUGE_PAGE * HUGE_PAGE;
+    if whole > 0 {
+        let first = from.wrapping_add(before);
+        // SAFETY: whole pages within the caller's memory; the advice changes nothing of what they
+        // hold. It is a wish: where it is refused, they stay small.
+        unsafe { libc::madvise(first.cast(), whole, libc::MADV_HUGEPAGE) };
+    }
 }
 
 /// Asks the cache for `slice[index]`; for the first element, or for nothing, when that is outside.

@@ -174,11 +174,11 @@ impl Details {
 
     /// The stream is read on from there, behind so many bytes of it.
     pub fn go_on_at(&mut self, now: Nanos, bytes: u32, first_byte: u32) {
-        if self.is_later() {
-            self.advance = self.advance.after(now, bytes);
+        match self.begun {
+            Begun::Later => self.advance = self.advance.after(now, bytes),
+            Begun::Unknown | Begun::First => self.begun = Begun::First,
         }
         self.first_byte = first_byte;
-        self.begun = if self.is_later() { Begun::Later } else { Begun::First };
     }
 
     /// Whether its client has begun other streams before, which matter.

@@ -38,6 +38,16 @@ pub enum TcpState {
     Cut,
 }
 
+/// Whose packets of a connection come by here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Both,
+    /// Answers take another way (DSR).
+    Client,
+    /// What the client says takes another way, as far as has been seen.
+    Server,
+}
+
 impl TcpState {
     /// The state of a flow that begins with these flags; `tcp` false for other protocols. One that
     /// begins with an answer to a SYN, which came another way, is as far as that.
@@ -61,10 +71,12 @@ impl TcpState {
         matches!(self, TcpState::TimeWait | TcpState::LastAck | TcpState::Reset | TcpState::Cut)
     }
 
-    /// The state after one more packet. `answers_seen` is false for flows whose answers take
-    /// another way (DSR): there the client's ACK alone completes the handshake.
+    /// The state after one more packet. Where only one side is seen, its ACK alone completes the
+    /// handshake: a server says more than its answer once it has heard its client. Where both are,
+    /// the client must tell, since a server's bare ACK may be about another SYN, and anybody can
+    /// send two (RFC 9293, section 3.10.7.4).
     #[inline]
-    pub fn after(self, tcp: bool, flags: u8, direction: Direction, answers_seen: bool) -> TcpState {
+    pub fn after(self, tcp: bool, flags: u8, direction: Direction, seen: Seen) -> TcpState {
         use TcpState::*;
         if self == Cut {
             return Cut;
@@ -87,10 +99,12 @@ impl TcpState {
             TimeWait if flags & FIN != 0 => LastAck,
             Vacant | TimeWait | LastAck | Reset | Cut => self,
             SynSent if !forward && flags & (SYN | ACK) == SYN | ACK => SynReceived,
-            SynSent if forward && !answers_seen && flags & (SYN | ACK) == ACK => {
+            SynSent if forward && seen == Seen::Client && flags & (SYN | ACK) == ACK => {
                 Established.fin(flags, true)
             }
-            SynReceived if forward && flags & (SYN | ACK) == ACK => Established.fin(flags, true),
+            SynReceived if (forward || seen == Seen::Server) && flags & (SYN | ACK) == ACK => {
+                Established.fin(flags, forward)
+            }
             SynSent | SynReceived => self,
             OneWay if !forward => Established.fin(flags, false),
             OneWay | Established | FinForward | FinReply => self.fin(flags, forward),
@@ -144,7 +158,7 @@ mod tests {
             (Established, RST, Reply, None),
             (TimeWait, SYN, Forward, None),
         ] {
-            let after = before.after(true, flags, direction, true);
+            let after = before.after(true, flags, direction, Seen::Both);
             assert_eq!(before.taken(after, flags, direction), wanted, "{before:?} {flags:02x}");
         }
     }
@@ -152,10 +166,10 @@ mod tests {
     /// Flags and direction of each packet, and the state after it.
     type Life = &'static [(u8, Direction, TcpState)];
 
-    const LIVES: &[(&str, bool, Life)] = &[
+    const LIVES: &[(&str, Seen, Life)] = &[
         (
             "open, close by the client, reopen",
-            true,
+            Seen::Both,
             &[
                 (SYN | ACK, Reply, SynReceived),
                 (ACK, Forward, Established),
@@ -169,7 +183,7 @@ mod tests {
         ),
         (
             "close by the server",
-            true,
+            Seen::Both,
             &[
                 (SYN | ACK, Reply, SynReceived),
                 (ACK, Forward, Established),
@@ -182,23 +196,23 @@ mod tests {
                 (SYN, Forward, SynSent),
             ],
         ),
-        ("refused", true, &[(RST | ACK, Reply, Reset), (ACK, Forward, Reset)]),
-        ("the SYN again", true, &[(SYN, Forward, SynSent), (SYN | ACK, Reply, SynReceived)]),
+        ("refused", Seen::Both, &[(RST | ACK, Reply, Reset), (ACK, Forward, Reset)]),
+        ("the SYN again", Seen::Both, &[(SYN, Forward, SynSent), (SYN | ACK, Reply, SynReceived)]),
         (
             "answers elsewhere",
-            false,
+            Seen::Client,
             &[(ACK, Forward, Established), (FIN | ACK, Forward, FinForward)],
         ),
-        ("an ACK without its SYN-ACK proves nothing", true, &[(ACK, Forward, SynSent)]),
+        ("an ACK without its SYN-ACK proves nothing", Seen::Both, &[(ACK, Forward, SynSent)]),
     ];
 
     #[test]
     fn lives() {
-        for (name, answers_seen, life) in LIVES {
+        for (name, seen, life) in LIVES {
             let mut state = TcpState::first(true, SYN, Forward);
             assert_eq!(state, SynSent);
             for (i, (flags, direction, expected)) in life.iter().enumerate() {
-                state = state.after(true, *flags, *direction, *answers_seen);
+                state = state.after(true, *flags, *direction, *seen);
                 assert_eq!(state, *expected, "{name}, packet {i}");
             }
         }
@@ -208,23 +222,26 @@ mod tests {
     fn joined_in_the_middle() {
         let state = TcpState::first(true, ACK, Forward);
         assert_eq!(state, OneWay);
-        assert_eq!(state.after(true, ACK, Forward, true), OneWay);
-        assert_eq!(state.after(true, ACK, Reply, true), Established);
+        assert_eq!(state.after(true, ACK, Forward, Seen::Both), OneWay);
+        assert_eq!(state.after(true, ACK, Reply, Seen::Both), Established);
     }
 
     #[test]
     fn joined_by_the_answer_to_a_syn() {
         let state = TcpState::first(true, SYN | ACK, Reply);
         assert_eq!(state, SynReceived);
-        assert_eq!(state.after(true, SYN | ACK, Reply, true), SynReceived);
-        assert_eq!(state.after(true, ACK, Reply, true), SynReceived, "perhaps a bare one");
+        assert_eq!(state.after(true, SYN | ACK, Reply, Seen::Both), SynReceived);
+        assert_eq!(state.after(true, ACK, Reply, Seen::Both), SynReceived);
+        assert_eq!(state.after(true, SYN | ACK, Reply, Seen::Server), SynReceived);
+        assert_eq!(state.after(true, ACK, Reply, Seen::Server), Established);
+        assert_eq!(state.after(true, FIN | ACK, Reply, Seen::Server), FinReply);
         assert_eq!(TcpState::first(true, SYN | ACK, Forward), OneWay);
     }
 
     #[test]
     fn datagrams_are_established_by_an_answer() {
         let state = TcpState::first(false, 0, Forward);
-        assert_eq!(state.after(false, 0, Forward, true), OneWay);
-        assert_eq!(state.after(false, 0, Reply, true), Established);
+        assert_eq!(state.after(false, 0, Forward, Seen::Both), OneWay);
+        assert_eq!(state.after(false, 0, Reply, Seen::Both), Established);
     }
 }

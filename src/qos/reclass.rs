@@ -100,6 +100,12 @@ impl Queues {
         while !is_fifo && left > 0 && self.leaves[to as usize].bytes > bytes_max {
             left = if self.shed(to, Some(key), 1, dropped) == 0 { 0 } else { left - 1 };
         }
+        // There is room for only so many, and a leaf that holds nothing has no turn to forget them.
+        for leaf in [from, to] {
+            if self.leaves[leaf as usize].packets == 0 {
+                self.forget_empty_ones(leaf);
+            }
+        }
     }
 
     /// The flow if it has packets that can go to another leaf.
@@ -181,9 +187,19 @@ mod tests {
         scheduler
     }
 
+    /// The flow of a packet: numbers go by turns.
+    fn flow_of(number: u8) -> u32 {
+        if number.is_multiple_of(2) { FLOW } else { OTHER }
+    }
+
+    /// What of it is of a flow.
+    fn of(sent: &[u8], flow: u32) -> Vec<u8> {
+        sent.iter().copied().filter(|&number| flow_of(number) == flow).collect()
+    }
+
     fn put(scheduler: &mut Scheduler, pool: &mut FramePool, number: u8, class: ClassId) {
         let frame = pool.take_with(&[number; LEN]).expect("stock");
-        let flow_hash = if number.is_multiple_of(2) { FLOW } else { OTHER };
+        let flow_hash = flow_of(number);
         let q = Queued { frame, class, flow_hash, l3: 0 };
         scheduler.enqueue(Nanos(0), q, pool.arena(), &mut Vec::new());
     }
@@ -222,9 +238,8 @@ mod tests {
         };
         assert_eq!((stats(URGENT), stats(BULK)), ((11, 11_000), (10, 10_000)));
         let sent = take(&mut scheduler, &mut pool, 100);
-        let of = |flow: u8| sent.iter().copied().filter(|n| n % 2 == flow).collect::<Vec<_>>();
-        assert_eq!(of(0), (0..=20).step_by(2).collect::<Vec<u8>>());
-        assert_eq!(of(1), (1..=19).step_by(2).collect::<Vec<u8>>());
+        assert_eq!(of(&sent, FLOW), (0..=20).step_by(2).collect::<Vec<u8>>());
+        assert_eq!(of(&sent, OTHER), (1..=19).step_by(2).collect::<Vec<u8>>());
         // Bulk has its own rate first, which are two or three packets.
         assert!(sent[14..].iter().all(|n| n % 2 == 1), "{sent:?}");
         assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
@@ -247,8 +262,7 @@ mod tests {
         assert_eq!(scheduler.class_stats(URGENT).backlog_packets, 0);
         assert_eq!(scheduler.class_stats(BULK).backlog_packets, 20);
         let sent = take(&mut scheduler, &mut pool, 100);
-        let even: Vec<u8> = sent.iter().copied().filter(|n| n % 2 == 0).collect();
-        assert_eq!((sent.len(), even), (20, (0..20).step_by(2).collect()));
+        assert_eq!((sent.len(), of(&sent, FLOW)), (20, (0..20).step_by(2).collect()));
         assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
     }
 
@@ -286,8 +300,7 @@ mod tests {
             assert_eq!((stats.backlog_bytes, stats.dropped_packets), (5_000, 5), "{queue:?}");
             assert_eq!((stats.enqueued_packets, stats.moved_in_packets), (0, 10));
             let sent = take(&mut scheduler, &mut pool, 100);
-            let even: Vec<u8> = sent.iter().copied().filter(|n| n % 2 == 0).collect();
-            assert_eq!(even, kept.map(|n| 2 * n).collect::<Vec<u8>>());
+            assert_eq!(of(&sent, FLOW), kept.map(|n| 2 * n).collect::<Vec<u8>>());
             assert_eq!((sent.len(), pool.outstanding()), (15, 0));
         }
     }
@@ -310,9 +323,8 @@ mod tests {
             sent.extend(take(&mut scheduler, &mut pool, 4));
         }
         assert_eq!(take(&mut other, &mut pool, 4), [30]);
-        let of = |flow: u8| sent.iter().copied().filter(|n| n % 2 == flow).collect::<Vec<_>>();
-        assert_eq!(of(0), (0..=18).step_by(2).collect::<Vec<u8>>());
-        assert_eq!(of(1), (1..=19).step_by(2).collect::<Vec<u8>>());
+        assert_eq!(of(&sent, FLOW), (0..=18).step_by(2).collect::<Vec<u8>>());
+        assert_eq!(of(&sent, OTHER), (1..=19).step_by(2).collect::<Vec<u8>>());
         assert!(sent[15..].iter().all(|n| n % 2 == 1), "{sent:?}");
         assert_eq!((scheduler.len(), pool.outstanding()), (0, 0));
     }
@@ -344,6 +356,29 @@ mod tests {
         scheduler.drain(&mut out);
         out.into_iter().for_each(|frame| pool.put(frame));
         assert_eq!(pool.outstanding(), 0);
+    }
+
+    /// Whatever has moved, nothing is left of it where it was.
+    #[test]
+    fn a_leaf_that_nothing_is_left_in_keeps_no_empty_flows() {
+        let mut pool = FramePool::standalone(100, 2_048);
+        let mut scheduler = filled(QueueSpec::INTERNET, &mut pool);
+        let mut gone = Vec::new();
+        for flow in [FLOW, OTHER] {
+            scheduler.reclass(Nanos(0), flow, (BULK, URGENT), &mut gone);
+        }
+        assert_eq!((scheduler.queues.empty, scheduler.queues.flows.len()), (0, 2));
+        // Nor of one of which a FIFO takes nothing.
+        let spec = tree_of([(QueueSpec::Fifo, 0), (QueueSpec::INTERNET, u32::MAX)]);
+        let mut full = fill(Scheduler::new(&spec, 100, Seed(1)), &mut pool);
+        full.reclass(Nanos(0), FLOW, (BULK, URGENT), &mut gone);
+        assert_eq!((full.queues.empty, full.queues.flows.len(), gone.len()), (1, 2, 10));
+        gone.into_iter().for_each(|(frame, _)| pool.put(frame));
+        for mut scheduler in [scheduler, full] {
+            let mut out = Vec::new();
+            scheduler.drain(&mut out);
+            out.into_iter().for_each(|frame| pool.put(frame));
+        }
     }
 
     #[test]

@@ -48,9 +48,10 @@ impl Queues {
         let Queues { leaves: old_leaves, losses: old_losses, sojourns: old_sojourns, .. } = next;
         let (old_flows, old_pacing, old_moves) = (&next.flows, &next.pacing, &next.moves);
         let was_fifo = |leaf: &Leaf| next.manners[usize::from(leaf.manner)].is_fifo();
+        // Before flows move: these are counted on top.
         for (i, (from, to)) in old_leaves.iter().zip(map).enumerate() {
-            let at = to.leaf as usize;
             if to.keeps_counters {
+                let at = to.leaf as usize;
                 let (leaf, losses) = (&mut self.leaves[at], &mut self.losses[at]);
                 (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
                 leaf.recent = from.recent;
@@ -59,6 +60,8 @@ impl Queues {
                 self.moves[at] = old_moves[i];
                 self.sojourns[at] = old_sojourns[i];
             }
+        }
+        for (from, to) in old_leaves.iter().zip(map) {
             for list in from.lists {
                 let mut at = list.head;
                 while at != NIL {

@@ -57,13 +57,7 @@ impl Queues {
         packets_max: usize,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) -> usize {
-        for list in [OLD, NEW] {
-            while let Some(first) = self.first_of(leaf, list)
-                && self.flows.at(first).head == NIL
-            {
-                self.forget_first(leaf, list);
-            }
-        }
+        self.forget_empty_ones(leaf);
         let fattest =
             self.fattest_flow(leaf).or_else(|| arriving.and_then(|key| self.flows.find(key)));
         let Some(flow) = fattest.filter(|&flow| self.flows.at(flow).head != NIL) else {
@@ -88,6 +82,17 @@ impl Queues {
             }
         }
         count
+    }
+
+    /// Forgets flows without packets, up to the first of a list that has some.
+    pub fn forget_empty_ones(&mut self, leaf: u32) {
+        for list in [OLD, NEW] {
+            while let Some(first) = self.first_of(leaf, list)
+                && self.flows.at(first).head == NIL
+            {
+                self.forget_first(leaf, list);
+            }
+        }
     }
 
     /// The leaf that gives up packets when the scheduler is full: the fattest as far as is known.

@@ -52,9 +52,9 @@ pub struct ClassSpec {
     pub flow_rate: Option<BitRate>,
 }
 
-#[cfg(test)]
 impl ClassSpec {
-    /// A FIFO below the port, that holds what any test brings, for tests to change as they need.
+    /// A FIFO below the port that holds whatever comes, for tests, simulations and benchmarks to
+    /// change as they need.
     pub fn plain(id: u16, rate: BitRate, ceil: BitRate) -> ClassSpec {
         ClassSpec {
             id: ClassId(id),

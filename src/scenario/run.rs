@@ -67,6 +67,8 @@ struct Play<'s> {
     wire: Option<Wire>,
     ledger: Ledger,
     greedy: Vec<Greedy>,
+    /// What those that have a worker's turn would have waiting.
+    wanted: Vec<u64>,
     /// Ends of slices, and of the warm-up, the next one last.
     borders: Vec<Nanos>,
     packets: Vec<Packet>,
@@ -154,6 +156,7 @@ impl<'s> Play<'s> {
             wire,
             ledger,
             greedy,
+            wanted: Vec::new(),
             borders: borders(scenario),
             packets: Vec::new(),
         })
@@ -233,10 +236,12 @@ impl<'s> Play<'s> {
         let is_here = |g: &Greedy, sources: &[Running]| {
             !g.flows[i].is_empty() && sources[g.source].is_active(now)
         };
-        let here = self.greedy.iter().filter(|g| is_here(g, sources)).count() as u64;
+        let here = self.greedy.iter().filter(|g| is_here(g, sources)).map(|g| g.target[i]);
+        self.wanted.clear();
+        self.wanted.extend(here);
         // More would push each other out, look by look.
         let frames = u64::from(self.scenario.workers.frames);
-        let most = (frames / GREEDY_FRAMES[1] * GREEDY_FRAMES[0] / here.max(1)).max(1);
+        let most = share_out(frames / GREEDY_FRAMES[1] * GREEDY_FRAMES[0], &mut self.wanted);
         for greedy in &mut self.greedy {
             if !is_here(greedy, &self.sources) {
                 continue;
@@ -260,7 +265,7 @@ impl<'s> Play<'s> {
         });
         let is_alone = self.workers.len() == 1;
         self.workers[i].settle(now, is_alone);
-        if here > 0 && self.workers[i].scheduler.is_empty() {
+        if !self.wanted.is_empty() && self.workers[i].scheduler.is_empty() {
             self.workers[i].wake(now);
         }
     }
@@ -398,4 +403,38 @@ fn borders(scenario: &Scenario) -> Vec<Nanos> {
     borders.sort_unstable();
     borders.dedup();
     borders.into_iter().rev().map(Nanos).collect()
+}
+
+/// The most that each may have so that all of them together have so much: who wants less leaves
+/// the rest to the others. One at least.
+fn share_out(mut left: u64, wanted: &mut [u64]) -> u64 {
+    wanted.sort_unstable();
+    for (at, &wants) in wanted.iter().enumerate() {
+        let part = left / (wanted.len() - at) as u64;
+        if wants > part {
+            return part.max(1);
+        }
+        left -= wants;
+    }
+    u64::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share_out;
+
+    #[test]
+    fn who_wants_less_leaves_the_rest_to_the_others() {
+        for (left, wanted, most) in [
+            (100, &mut [30, 30, 40][..], u64::MAX),
+            (99, &mut [40, 30, 30], 39),
+            (100, &mut [1_000, 10, 70, 10], 40),
+            (2, &mut [5, 5, 5], 1),
+            (0, &mut [], u64::MAX),
+        ] {
+            assert_eq!(share_out(left, wanted), most, "{left} for {wanted:?}");
+            let taken = wanted.iter().map(|wants| (*wants).min(most)).sum::<u64>();
+            assert!(taken <= left.max(wanted.len() as u64));
+        }
+    }
 }

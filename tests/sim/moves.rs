@@ -8,7 +8,7 @@ use tidegate::graph::spec::StageSpec;
 use tidegate::packet::ClassId;
 use tidegate::packet::build::{UdpSpec, udp_packet};
 use tidegate::policy::spec::{NamePattern, RuleSpec};
-use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use tidegate::sim::Appliance;
 
 use crate::quic_support::{Initial, V1, crypto};
@@ -23,22 +23,13 @@ const PIECE: usize = 1_000;
 const HEADERS: usize = 14 + 20 + 8;
 
 fn qos() -> PortQosSpec {
-    let class = |id: ClassId, rate: &str| ClassSpec {
-        id,
-        name: format!("c{}", id.0),
-        parent: None,
-        rate: rate.parse().expect("a rate"),
-        ceil: rate.parse().expect("a rate"),
-        burst: 2_000,
-        cburst: 2_000,
-        priority: 0,
-        weight: 1,
-        quantum: None,
-        overhead: None,
-        mpu: None,
-        flow_rate: None,
-        limit: 200_000,
-        queue: Default::default(),
+    let class = |id: ClassId, rate: &str| {
+        let rate = rate.parse().expect("a rate");
+        ClassSpec {
+            cburst: 2_000,
+            queue: QueueSpec::INTERNET,
+            ..ClassSpec::plain(id.0, rate, rate)
+        }
     };
     PortQosSpec {
         port: SERVERS,

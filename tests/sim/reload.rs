@@ -8,7 +8,7 @@ use tidegate::forward::spec::ForwardMode;
 use tidegate::graph::spec::StageSpec;
 use tidegate::packet::{ClassId, DropReason, PortId};
 use tidegate::policy::spec::RuleSpec;
-use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use tidegate::sim::{LinkSpec, Machine, Setup};
 use tidegate::worker::WorkerCommand;
 
@@ -45,21 +45,12 @@ fn change(setup: &mut Setup, rng: &mut Rng) {
 fn qos(port: u16, mbit: u32) -> PortQosSpec {
     let rate = |mbit: u32| format!("{mbit}Mbit/s").parse().expect("a rate");
     let class = |id: u16| ClassSpec {
-        id: ClassId(id),
-        name: format!("c{id}"),
-        parent: None,
-        rate: rate(mbit / 4),
-        ceil: rate(mbit),
         burst: 20_000,
         cburst: 20_000,
         priority: id as u8,
-        weight: 1,
-        quantum: None,
-        overhead: None,
-        mpu: None,
-        flow_rate: None,
         limit: 200_000,
-        queue: Default::default(),
+        queue: QueueSpec::INTERNET,
+        ..ClassSpec::plain(id, rate(mbit / 4), rate(mbit))
     };
     PortQosSpec {
         port: PortId(port),

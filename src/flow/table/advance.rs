@@ -4,9 +4,8 @@ use std::mem;
 
 use super::{FlowTable, TCP};
 use crate::base::Nanos;
-use crate::flow::TcpState;
+use crate::flow::tcp::{Seen, TcpState};
 use crate::flow::wheel::NANOS_PER_TICK;
-use crate::packet::tcp::flag::{ACK, RST, SYN};
 use crate::packet::{Direction, PacketMeta};
 
 /// Who has no answer sends a SYN again after a second (RFC 6298 section 2), here less what ticks
@@ -15,25 +14,18 @@ const AGAIN_TICKS: u32 = (Nanos::from_secs(1).0 / NANOS_PER_TICK) as u32 - 1;
 
 const CLIENT: usize = Direction::Forward as usize;
 
-/// Whether a server's packet is none of its handshake.
-fn says_more(meta: &PacketMeta) -> bool {
-    meta.direction == Direction::Reply && meta.tcp_flags & (SYN | RST | ACK) == ACK
-}
-
 impl FlowTable {
     /// The state after a packet that may change it, so many ticks after the one before.
     #[inline(never)]
     pub(super) fn advance(&mut self, at: u32, meta: &PacketMeta, ticks: u32) {
         let flow = &self.flows[at as usize];
         let (before, tcp) = (flow.tcp, flow.proto == TCP);
-        let after = match before {
-            // A server says more once it has heard its client, whose packets take another way.
-            // Where they come by here they must tell: a bare ACK may be about another SYN.
-            TcpState::SynReceived if says_more(meta) && flow.packets()[CLIENT] == 0 => {
-                TcpState::Established.after(tcp, meta.tcp_flags, meta.direction, true)
-            }
-            _ => before.after(tcp, meta.tcp_flags, meta.direction, flow.has_reply_key()),
+        let seen = match flow.has_reply_key() {
+            false => Seen::Client,
+            true if flow.packets()[CLIENT] == 0 => Seen::Server,
+            true => Seen::Both,
         };
+        let after = before.after(tcp, meta.tcp_flags, meta.direction, seen);
         // A FIN after a silence may be one of a row of which the others were lost, and the next
         // will come later still.
         let after = match after {

@@ -410,9 +410,11 @@ fn stray(cx: &Cx<'_>, meta: &PacketMeta) -> Result<(), DropReason> {
 /// server's answer to a SYN that took another way opens one, too; as the handshake that it is.
 fn adopts(cx: &Cx<'_>, meta: &PacketMeta, service: &Service) -> bool {
     use tcp::flag::{ACK, RST, SYN};
-    let answers = meta.direction == Direction::Reply && meta.tcp_flags & SYN != 0;
-    (answers || meta.tcp_flags & SYN == 0)
-        && meta.tcp_flags & (ACK | RST) == ACK
+    let telling = match meta.direction {
+        Direction::Forward => SYN | ACK | RST,
+        Direction::Reply => ACK | RST,
+    };
+    meta.tcp_flags & telling == ACK
         && cx.snapshot.forward.adopts(service).is_some()
         && cx.flows.len() < cx.flows.capacity() / 2
 }

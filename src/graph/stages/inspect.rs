@@ -42,8 +42,10 @@ pub const NOT_YET: u16 = u16::MAX;
 pub const DONE: u16 = u16::MAX - 1;
 /// As [`DONE`], once a request that waits for its token has gone on: what follows waits behind it.
 const BEHIND: u16 = u16::MAX - 2;
+/// As [`DONE`], of a client's further stream while its server may still have the one before.
+const BESIDE: u16 = u16::MAX - 3;
 /// Flows under inspection at most, whatever is configured.
-pub const FLOWS_MAX: usize = BEHIND as usize;
+pub const FLOWS_MAX: usize = BESIDE as usize;
 
 /// A flow that is undecided and makes no progress for this long is given up.
 const STALL_NS_MAX: u64 = 10_000_000_000;
@@ -264,7 +266,11 @@ impl Inspect {
         cx.counters.flows_unfollowed += u64::from(is_cut_short);
         let unknown = count_end(inspector, &self.slots[slot], why, cx.counters);
         let is_held = cx.delays.until(self.slots[slot].hash).is_some();
-        cx.flows.get_mut(at).inspection = if is_held { BEHIND } else { DONE };
+        cx.flows.get_mut(at).inspection = match self.slots[slot].later {
+            _ if is_held => BEHIND,
+            true => BESIDE,
+            false => DONE,
+        };
         let app = inspector.app();
         if (app != App::None || unknown.is_some())
             && let Some(note) = cx.names.notes.of(at, cx.flows.details_mut(at))

@@ -5,14 +5,14 @@
 //! the old one gets nothing more of it. Nor do streams go on so fast that they come around all
 //! numbers to where that one stands, neither by many beginnings nor by what they carry.
 
-use super::streams::{CLIENT, SERVER};
-use super::{Inspect, SIDES};
+use super::streams::{CLIENT, Passage, SERVER};
+use super::{DONE, Inspect, SIDES};
 use crate::flow::{Flow, FlowKind, TcpState};
 use crate::graph::Cx;
 use crate::graph::stages::admission;
 use crate::inspect::inspector::Said;
 use crate::packet::tcp::flag;
-use crate::packet::{Direction, PacketMeta};
+use crate::packet::{Direction, DropReason, PacketMeta};
 use crate::policy::Facts;
 
 /// How far behind where its stream stands a client may say something again: no window is larger
@@ -100,6 +100,25 @@ impl Inspect {
             && !is_answered(cx.flows.get(meta.flow))
             && must_read(cx, meta)
     }
+}
+
+/// What becomes of a segment of a client's further stream that is read no more, no HTTP say. What
+/// lies before that stream is of the one before, for as long as that is not forgotten: behind two
+/// GiB nobody can tell, so what goes on so fast waits until it is.
+pub(super) fn beside(cx: &mut Cx<'_>, meta: &PacketMeta, says: &[u8]) -> Passage {
+    let details = cx.flows.details(meta.flow);
+    if details.advance().is_over(cx.now) {
+        cx.flows.get_mut(meta.flow).inspection = DONE;
+        return Passage::On;
+    }
+    let ahead = |first: u32| meta.tcp_seq.wrapping_sub(first) as i32;
+    let is_before = details.first_byte().is_some_and(|first| ahead(first) < -1);
+    let is_refused = is_before
+        && !says.is_empty()
+        && meta.direction == Direction::Forward
+        && !is_answered(cx.flows.get(meta.flow))
+        && must_read(cx, meta);
+    if is_refused { Passage::Refused(DropReason::Unread) } else { Passage::On }
 }
 
 /// Whether the client has closed its direction.

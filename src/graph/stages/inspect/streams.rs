@@ -1,10 +1,10 @@
 //! TCP: both directions of a connection, put in order and looked into.
 
 use super::datagrams::facts_told;
-use super::ends::{is_answered, is_too_early, must_read};
+use super::ends::{beside, is_answered, is_too_early, must_read};
 use super::{
-    BEHIND, DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern, opens,
-    payload_of,
+    BEHIND, BESIDE, DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern,
+    opens, payload_of,
 };
 use crate::base::Nanos;
 use crate::flow::reassembly::Pushed;
@@ -36,6 +36,9 @@ impl Inspect {
             return self.opening(cx, meta);
         }
         let payload = payload_of(cx, &packet);
+        if cx.flows.get(meta.flow).inspection == BESIDE {
+            return beside(cx, meta, payload);
+        }
         if self.is_odd_end(cx, meta, payload.len()) {
             return Passage::Refused(DropReason::Unread);
         }
@@ -66,7 +69,8 @@ impl Inspect {
             (BEHIND, None) if meta.direction == Direction::Reply => return Passage::On,
             // It has gone on; or its slot went with an inspector of another size.
             _ => {
-                cx.flows.get_mut(meta.flow).inspection = DONE;
+                let is_later = cx.flows.details(meta.flow).is_later();
+                cx.flows.get_mut(meta.flow).inspection = if is_later { BESIDE } else { DONE };
                 return Passage::On;
             }
         };

@@ -230,6 +230,45 @@ fn what_the_next_stream_carries_does_not_lead_back_to_the_one_before() {
 }
 
 #[test]
+fn a_further_stream_that_is_no_http_hides_nothing_before_it() {
+    for to in WAYS {
+        for end in [RST, FIN | ACK] {
+            for (step, says) in [(2, &b"\x01"[..]), (5_000, b"\x16\x03\x01"), (1 << 30, b"\x01")] {
+                let (mut c, next, first) = rounds(to, end, &[step]);
+                let is_over = to.is_some() || end & FIN == 0;
+                assert_eq!(first == next.wrapping_add(step), is_over);
+                if !is_over {
+                    continue; // where both ways might be seen, its server's answer tells
+                }
+                let told = first.wrapping_add(says.len() as u32);
+                assert!(c.passes(first, ACK, says) && c.passes(told, ACK, b"and more"));
+                assert!(c.passes(first, ACK, says), "again");
+                for at in [next, next.wrapping_sub(1)] {
+                    assert!(!c.passes(at, ACK, SECRET), "{to:?}: {end:#x}, {step}");
+                }
+                // A third one is read, and lies behind it; nor does it lead around.
+                assert!(c.passes(told.wrapping_add(8), end, b""));
+                assert!(!c.passes(first.wrapping_add((1 << 31) - 2), SYN, b""));
+                assert!(!c.passes(next.wrapping_sub(60), SYN, b""));
+                let third = told.wrapping_add(70_000);
+                assert!(c.passes(third.wrapping_sub(1), SYN, b""));
+                assert!(c.passes(third, ACK, &get("/b")));
+                for at in [next, third.wrapping_add(get("/b").len() as u32)] {
+                    assert!(!c.passes(at, ACK, SECRET), "{to:?}: {end:#x}, {step}");
+                }
+            }
+        }
+        // Once what was before is forgotten nothing is looked at any more.
+        let (mut c, _, first) = rounds(to, RST, &[5_000]);
+        assert!(c.passes(first, ACK, b"\x01 is no HTTP"));
+        c.rig.now = c.rig.now.saturating_add(130_000_000_000);
+        assert!(c.passes(first.wrapping_add(1 << 31), ACK, b"more"));
+        let (_, flow) = c.rig.flows.iter().next().expect("a flow");
+        assert_eq!(flow.inspection, DONE);
+    }
+}
+
+#[test]
 fn a_port_that_is_used_again_and_again_is_read_each_time() {
     for to in WAYS {
         // A clock's steps, and quicker ones.

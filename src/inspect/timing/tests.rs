@@ -83,6 +83,12 @@ fn an_answer_is_timed_from_the_requests_last_bytes() {
 }
 
 #[test]
+fn tickets_of_a_busy_server_are_no_answer_either() {
+    let script = handshake().send(110, Forward, &data(300)).send(119, Reply, &data(234));
+    assert_eq!(answer(script, &[300]).heard(), [Heard::First(190 * MS)]);
+}
+
+#[test]
 fn a_long_request_ends_with_its_last_segment() {
     let request = data(9_000);
     let script = handshake()

@@ -165,6 +165,7 @@ impl Details {
     /// Another stream begins `step` numbers behind one that has carried so many bytes, and which
     /// its server may still have. `false`: the streams would have gone on too far, and it does not.
     pub fn begin_behind(&mut self, now: Nanos, bytes: u32, step: u32, first_byte: u32) -> bool {
+        self.forget_before(now);
         // Its server has followed the first one to its end.
         let bytes = if self.is_later() { bytes } else { 0 };
         let Some(advance) = self.advance.to(now, bytes, step) else { return false };
@@ -189,6 +190,15 @@ impl Details {
     /// How far its streams had gone on where the last one began.
     pub fn advance(&self) -> Advance {
         self.advance
+    }
+
+    /// Whether no stream before its client's last one matters any more: then that one is as the
+    /// first.
+    pub fn forget_before(&mut self, now: Nanos) -> bool {
+        if self.is_later() && self.advance.is_over(now) {
+            self.begin_at(self.first_byte);
+        }
+        !self.is_later()
     }
 
     /// How long the flow may be idle once established.

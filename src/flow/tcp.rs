@@ -96,6 +96,8 @@ impl TcpState {
             // The client opens a new connection from the port of one that has ended, or that its
             // server has closed and may have forgotten.
             TimeWait | LastAck | Reset | FinReply if opening && forward => SynSent,
+            // Whether its server has closed as well is not seen.
+            FinForward if opening && forward && seen == Seen::Client => SynSent,
             TimeWait if flags & FIN != 0 => LastAck,
             Vacant | TimeWait | LastAck | Reset | Cut => self,
             SynSent if !forward && flags & (SYN | ACK) == SYN | ACK => SynReceived,
@@ -175,6 +177,7 @@ mod tests {
                 (ACK, Forward, Established),
                 (ACK, Reply, Established),
                 (FIN | ACK, Forward, FinForward),
+                (SYN, Forward, FinForward),
                 (ACK, Reply, FinForward),
                 (FIN | ACK, Reply, TimeWait),
                 (ACK, Forward, TimeWait),
@@ -201,7 +204,12 @@ mod tests {
         (
             "answers elsewhere",
             Seen::Client,
-            &[(ACK, Forward, Established), (FIN | ACK, Forward, FinForward)],
+            &[
+                (ACK, Forward, Established),
+                (FIN | ACK, Forward, FinForward),
+                (SYN, Forward, SynSent),
+                (ACK, Forward, Established),
+            ],
         ),
         ("an ACK without its SYN-ACK proves nothing", Seen::Both, &[(ACK, Forward, SynSent)]),
     ];

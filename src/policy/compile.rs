@@ -6,11 +6,13 @@ use super::kinds::{Kind, Kinds};
 use super::names::NameTable;
 use super::paths::PathTable;
 use super::prefixes::{self, PrefixTable};
+use super::rule::{Place, Rule};
 use super::schedule::Schedule;
-use super::spec::{HeaderPattern, NamePattern, RULES_MAX, RuleSpec, header_names};
+use super::spec::{HeaderPattern, Mirror, NamePattern, RULES_MAX, RuleSpec, header_names};
+use super::texts::TextTable;
 use super::unread;
 use super::values::{self, HashTable, NONE, Values};
-use super::{DSCP_COUNT, Rule, Rules, Text, addr_hash, any_hash, port_hash, text_hash};
+use super::{DSCP_COUNT, Rules, addr_hash, port_hash, text_hash};
 use crate::base::{Addr, Prefix};
 use crate::inspect::fields::Wanted;
 
@@ -44,7 +46,9 @@ struct Tables {
     sni: NameTable,
     authority: NameTable,
     path: PathTable,
-    texts: HashTable<(Kind, Text)>,
+    texts: TextTable,
+    /// By number of the header field.
+    any: Vec<u32>,
     vip: HashTable<Addr>,
     client: HashTable<Prefix>,
     server: HashTable<Prefix>,
@@ -65,12 +69,14 @@ impl Tables {
             let exact = all().filter(|p| matches!(p, NamePattern::Exact(_))).count();
             NameTable::with_capacity(exact, all().count() - exact)
         };
+        let headers = header_names(specs);
         Tables {
-            headers: header_names(specs),
+            any: vec![NONE; headers.len()],
+            headers,
             sni: names(|s| &s.sni),
             authority: names(|s| &s.authority),
             path: PathTable::with_room_for(specs.iter().flat_map(|s| &s.path)),
-            texts: HashTable::with_capacity(count(texts_of)),
+            texts: TextTable::with_capacity(count(texts_of)),
             vip: HashTable::with_capacity(count(|s| s.vip.len())),
             client: HashTable::with_capacity(count(|s| s.client.len())),
             server: HashTable::with_capacity(count(|s| s.server.len())),
@@ -136,13 +142,15 @@ impl Tables {
         }
         for header in &spec.header {
             let number = self.headers.iter().position(|name| *name == header.name);
-            let kind = Kind::header(number.unwrap_or_default());
+            let number = number.unwrap_or_default();
+            let kind = Kind::header(number);
             for value in &header.values {
                 match value {
                     HeaderPattern::Exact(text) => self.add_text(rule, kind, text),
                     HeaderPattern::Any => {
-                        let (key, fresh) = ((kind, Text::Any), self.fresh());
-                        let value = self.texts.find_or_insert(any_hash(kind), key, fresh);
+                        let known = Some(self.any[number]).filter(|&value| value != NONE);
+                        let value = known.unwrap_or(self.fresh());
+                        self.any[number] = value;
                         self.note(rule, kind, value);
                     }
                 }
@@ -151,8 +159,8 @@ impl Tables {
     }
 
     fn add_text(&mut self, rule: u16, kind: Kind, text: &str) {
-        let (hash, key) = (text_hash(kind, text.as_bytes()), Text::Exact(text.as_bytes().into()));
-        let value = self.texts.find_or_insert(hash, (kind, key), self.fresh());
+        let (hash, fresh) = (text_hash(kind, text.as_bytes()), self.fresh());
+        let value = self.texts.find_or_insert(hash, kind.number(), text.as_bytes(), fresh);
         self.note(rule, kind, value);
     }
 
@@ -195,20 +203,16 @@ impl Tables {
             (0..specs.len()).map(|rule| self.primary(rule, needs[rule])).collect();
         let values = self.values(&primary);
         let sizes = sizes(specs);
-        let mut schedule = Schedule::default();
+        let (mut schedule, mut mirrors) = (Schedule::default(), Vec::new());
         let rules: Box<[Rule]> = specs
             .iter()
             .zip(&needs)
-            .map(|(s, &needs)| Rule {
-                class: s.class,
-                pool: s.pool,
-                tenant: s.tenant,
-                mark: s.mark,
-                mirror: s.mirror,
-                level: s.bytes_over.map_or(0, |size| sizes.partition_point(|s| *s <= size) as u8),
-                time: s.time.as_ref().map(|time| schedule.add(time)),
-                needs,
-                counts_requests: s.counts_requests,
+            .map(|(s, &needs)| {
+                let over = |size| sizes.partition_point(|s| *s <= size) as u8;
+                let level = s.bytes_over.map_or(0, over);
+                let time = Place::of(s.time.as_ref().map(|time| schedule.add(time)));
+                let mirror = Place::of(s.mirror.map(|mirror| place_of(&mut mirrors, mirror)));
+                Rule::new(s, needs, level, time, mirror)
             })
             .collect();
         let wanted = wanted(&self.headers);
@@ -223,12 +227,14 @@ impl Tables {
             by_hello: specs.iter().any(RuleSpec::reads_hellos),
             by_request: specs.iter().any(RuleSpec::reads_requests),
             guards: unread::guards(specs),
-            counts_requests: specs.iter().any(|spec| spec.counts_requests),
+            counting: (0..).zip(specs).filter(|(_, s)| s.counts_requests).map(|(n, _)| n).collect(),
+            mirrors: mirrors.into_boxed_slice(),
             values,
             sni: self.sni,
             authority: self.authority,
             path: self.path,
             texts: self.texts,
+            any: self.any.into_boxed_slice(),
             vip: self.vip,
             client: PrefixTable::build(&self.client),
             server: PrefixTable::build(&self.server),
@@ -272,6 +278,7 @@ impl Tables {
         self.authority.map(handle);
         self.path.map(handle);
         self.texts.map(handle);
+        self.any.iter_mut().for_each(|value| *value = handle(*value));
         self.vip.map(handle);
         self.client.map(handle);
         self.server.map(handle);
@@ -339,6 +346,15 @@ impl Tables {
     }
 }
 
+/// Where the copies stand in a list, which gets them if they are new.
+fn place_of(mirrors: &mut Vec<Mirror>, mirror: Mirror) -> u16 {
+    let known = mirrors.iter().position(|known| *known == mirror);
+    known.unwrap_or_else(|| {
+        mirrors.push(mirror);
+        mirrors.len() - 1
+    }) as u16
+}
+
 /// Values that are text.
 fn texts_of(spec: &RuleSpec) -> usize {
     let headers: usize = spec.header.iter().map(|header| header.values.len()).sum();
@@ -358,7 +374,7 @@ fn open(rules: &[Rule]) -> Box<[u16]> {
     let mut open = Vec::new();
     for (rule, spec) in rules.iter().enumerate().filter(|(_, rule)| rule.needs.is_empty()) {
         open.push(rule as u16);
-        if spec.level == 0 && spec.time.is_none() {
+        if spec.level == 0 && spec.time.get().is_none() {
             break;
         }
     }

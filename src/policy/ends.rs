@@ -2,7 +2,8 @@
 //! little is kept: rules can be asked about their ends, and about the server name of a hello.
 
 use super::kinds::{Kind, Kinds};
-use super::{Decision, Facts, NO_RULE, Rule, Rules};
+use super::rule::Rule;
+use super::{Decision, Facts, NO_RULE, Rules};
 use crate::packet::{ClassId, FlowKey};
 
 /// What is known of any flow, and of one whose hello was read and had a server name.

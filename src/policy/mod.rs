@@ -16,10 +16,12 @@ mod names;
 mod normal;
 mod paths;
 mod prefixes;
+mod rule;
 mod schedule;
 pub mod spec;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod unread;
 mod values;
 
@@ -35,8 +37,10 @@ use names::NameTable;
 use normal::{Scratch, normal};
 use paths::PathTable;
 use prefixes::PrefixTable;
+use rule::Rule;
 use schedule::Schedule;
 use spec::Mirror;
+use texts::TextTable;
 use values::{HashTable, NONE, Values};
 
 pub use facts::{Decision, Facts, Steps};
@@ -62,14 +66,18 @@ pub struct Rules {
     beyond_known: [Box<[u16]>; 2],
     /// Rules that refuse flows by what clients say, or count it.
     guards: Box<[unread::Guard]>,
-    /// Some rule has a limit of requests.
-    counts_requests: bool,
+    /// Rules that have a limit of requests, ascending.
+    counting: Box<[u16]>,
+    /// Copies that rules ask for.
+    mirrors: Box<[Mirror]>,
     values: Values,
     sni: NameTable,
     authority: NameTable,
     path: PathTable,
     /// Values that are text, by kind.
-    texts: HashTable<(Kind, Text)>,
+    texts: TextTable,
+    /// By number of the header field: the value that stands for any.
+    any: Box<[u32]>,
     vip: HashTable<Addr>,
     client: PrefixTable,
     server: PrefixTable,
@@ -81,28 +89,6 @@ pub struct Rules {
     /// Gives classes where no rule does, if any of the configuration's fits.
     catalogue: Option<Catalogue>,
     by_catalogue: bool,
-}
-
-struct Rule {
-    class: ClassId,
-    pool: Option<u16>,
-    tenant: Option<u16>,
-    mark: Option<u8>,
-    mirror: Option<Mirror>,
-    /// Of [`Rules::sizes`]; 0: of any size.
-    level: u8,
-    /// Number in the schedule.
-    time: Option<u16>,
-    needs: Kinds,
-    counts_requests: bool,
-}
-
-/// A value that is text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Text {
-    /// Whatever it is.
-    Any,
-    Exact(Box<[u8]>),
 }
 
 const DSCP_COUNT: usize = 64;
@@ -196,7 +182,7 @@ impl Rules {
     #[inline]
     fn applies(&self, rule: u16, level: u8) -> bool {
         let rule = &self.rules[usize::from(rule)];
-        rule.level <= level && rule.time.is_none_or(|time| self.schedule.holds(time))
+        rule.level <= level && rule.time.get().is_none_or(|time| self.schedule.holds(time))
     }
 
     /// Whether the rule's conditions of all kinds but `known` hold.
@@ -208,11 +194,18 @@ impl Rules {
 
     fn decision(&self, rule: Option<u16>, facts: &Facts<'_>, known: Option<Known<'_>>) -> Decision {
         let mut decision = Decision::NONE;
-        if let Some(rule) = rule {
-            let Rule { class, pool, tenant, mark, mirror, .. } = self.rules[usize::from(rule)];
+        if let Some(number) = rule {
+            let rule = &self.rules[usize::from(number)];
+            let mirror = rule.mirror.get().map(|at| self.mirrors[usize::from(at)]);
             let mirror = mirror.filter(|mirror| facts.key.is_among(mirror.share));
-            let mirror = mirror.map(|mirror| mirror.to);
-            decision = Decision { rule: Some(rule), class, pool, tenant, mark, mirror };
+            decision = Decision {
+                rule: Some(number),
+                class: rule.class,
+                pool: rule.pool.get(),
+                tenant: rule.tenant.get(),
+                mark: rule.mark(),
+                mirror: mirror.map(|mirror| mirror.to),
+            };
         }
         if decision.class == ClassId::UNSET && self.by_catalogue {
             let known = known.or_else(|| self.known(facts));
@@ -329,7 +322,7 @@ impl Rules {
                 let id = self.headers.get(number).copied().unwrap_or(NameId::OTHER);
                 let Some(fields) = request.fields else { return [NONE; 2] };
                 let Some(value) = fields.get(id) else { return [NONE; 2] };
-                let any = self.texts.find(any_hash(kind), |key| *key == (kind, Text::Any));
+                let any = self.any.get(number).copied().unwrap_or(NONE);
                 // One that was too long to be kept is longer than any that a rule may name.
                 let exact = if fields.truncated(id) { NONE } else { self.text(kind, value) };
                 [any, exact]
@@ -338,9 +331,7 @@ impl Rules {
     }
 
     fn text(&self, kind: Kind, text: &[u8]) -> u32 {
-        self.texts.find(text_hash(kind, text), |(of, value)| {
-            *of == kind && matches!(value, Text::Exact(exact) if **exact == *text)
-        })
+        self.texts.find(text_hash(kind, text), kind.number(), |known| known == text)
     }
 }
 
@@ -356,8 +347,4 @@ fn port_hash(port: u16) -> u64 {
 
 fn text_hash(kind: Kind, text: &[u8]) -> u64 {
     hash1(values::SEED, hash_bytes(values::SEED, text) ^ u64::from(kind.number()))
-}
-
-fn any_hash(kind: Kind) -> u64 {
-    hash1(values::SEED, u64::from(kind.number()) | 1 << 32)
 }

@@ -6,7 +6,8 @@
 //! Classification using Tuple Space Search", SIGCOMM 1999).
 
 use super::normal::is_encoded;
-use super::values::{HashTable, NONE, SEED};
+use super::texts::TextTable;
+use super::values::{NONE, SEED};
 use crate::base::hash::{fold, hash_bytes};
 
 /// Segments of a pattern at most.
@@ -129,10 +130,10 @@ pub fn shapes<'a>(patterns: impl IntoIterator<Item = &'a PathPattern>) -> Vec<Sh
 
 /// Values by pattern.
 pub struct PathTable {
-    exact: HashTable<Box<[u8]>>,
+    exact: TextTable,
     shapes: Vec<Shape>,
     /// By the shape's number and the text of the segments that count.
-    patterns: HashTable<(u8, Box<[u8]>)>,
+    patterns: TextTable,
 }
 
 impl PathTable {
@@ -146,21 +147,21 @@ impl PathTable {
         let exact = patterns.clone().filter(|p| p.is_exact()).count();
         let all = patterns.count();
         PathTable {
-            exact: HashTable::with_capacity(exact),
+            exact: TextTable::with_capacity(exact),
             shapes,
-            patterns: HashTable::with_capacity(all - exact),
+            patterns: TextTable::with_capacity(all - exact),
         }
     }
 
     pub fn find_or_insert(&mut self, pattern: &PathPattern, fresh: u32) -> u32 {
         let text = pattern.text();
         if pattern.is_exact() {
-            return self.exact.find_or_insert(hash_bytes(SEED, &text), text, fresh);
+            return self.exact.find_or_insert(hash_bytes(SEED, &text), 0, &text, fresh);
         }
         let shape = self.shapes.binary_search(&pattern.shape()).unwrap_or_default();
         let parts = Parts::of(&text);
         let hash = parts.iter().fold(start(shape), |hash, part| step(hash, part.hash));
-        self.patterns.find_or_insert(hash, (shape as u8, text), fresh)
+        self.patterns.find_or_insert(hash, shape as u8, &text, fresh)
     }
 
     /// The values of all patterns that match, and how many there are. `path` has no query.
@@ -170,7 +171,9 @@ impl PathTable {
             hits[count] = value;
             count += usize::from(value != NONE);
         };
-        hit(self.exact.find(hash_bytes(SEED, path), |exact| **exact == *path));
+        if !self.exact.is_empty() {
+            hit(self.exact.find(hash_bytes(SEED, path), 0, |exact| exact == path));
+        }
         if !self.shapes.is_empty() && path.first() == Some(&b'/') {
             let parts = Parts::of(path);
             for (number, shape) in self.shapes.iter().enumerate() {
@@ -203,9 +206,7 @@ impl PathTable {
             return NONE;
         }
         let hash = kept().fold(start(number), |hash, part| step(hash, part.hash));
-        self.patterns.find(hash, |(of, text)| {
-            usize::from(*of) == number && is_text(text, kept().map(|part| part.bytes))
-        })
+        self.patterns.find(hash, number as u8, |text| is_text(text, kept().map(|part| part.bytes)))
     }
 
     /// Gives each pattern another value.

@@ -4,7 +4,7 @@
 use super::catalogue::bare_host;
 use super::kinds::{Kind, Kinds};
 use super::spec::RuleSpec;
-use super::{Facts, NO_RULE, Rule, Rules};
+use super::{Facts, NO_RULE, Rules};
 use crate::inspect::fields::NameId;
 use crate::inspect::inspector::Said;
 use crate::packet::ClassId;
@@ -48,7 +48,7 @@ impl Rules {
     /// count it; by what is known besides, it does not rule itself out, and no other comes before
     /// it for sure.
     pub fn must_read(&self, facts: &Facts<'_>, said: Said) -> bool {
-        let counts = said != Said::Hello && self.counts_requests;
+        let counts = said != Said::Hello && !self.counting.is_empty();
         let by = |guard: &&Guard| match said {
             Said::Hello => guard.hello,
             Said::Requests => guard.requests,
@@ -63,13 +63,12 @@ impl Rules {
         let applies = |guard: &Guard| {
             let rule = &self.rules[usize::from(guard.rule)];
             let known = rule.needs.both(OUTER);
-            let on_time = rule.time.is_none_or(|time| self.schedule.holds(time));
+            let on_time = rule.time.get().is_none_or(|time| self.schedule.holds(time));
             let named =
                 |kind| self.values.any(hits.of(kind), |value| self.values.names(value, guard.rule));
             guard.rule < first && on_time && known.iter().all(named)
         };
-        let counted = |rule: &Rule| counts && rule.counts_requests;
-        self.rules.get(usize::from(first)).is_some_and(counted)
+        counts && self.counting.binary_search(&first).is_ok()
             || self.guards.len() > GUARDS_MAX
             || guards.any(applies)
     }

@@ -92,11 +92,16 @@ impl Inspect {
     /// Whether another stream than a client's first would come around to where a server may still
     /// stand that has believed no end, by what it carries. It goes on once that is forgotten.
     #[cold]
-    pub(super) fn has_gone_too_far(&mut self, cx: &Cx<'_>, meta: &PacketMeta, slot: usize) -> bool {
-        let (slot, advance) = (&mut self.slots[slot], cx.flows.details(meta.flow).advance());
-        slot.later = !advance.is_over(cx.now);
+    pub(super) fn has_gone_too_far(
+        &mut self,
+        cx: &mut Cx<'_>,
+        meta: &PacketMeta,
+        slot: usize,
+    ) -> bool {
+        let (slot, details) = (&mut self.slots[slot], cx.flows.details_mut(meta.flow));
+        slot.later = !details.forget_before(cx.now);
         meta.direction == Direction::Forward
-            && !advance.has_room(cx.now, slot.bytes)
+            && !details.advance().has_room(cx.now, slot.bytes)
             && !is_answered(cx.flows.get(meta.flow))
             && must_read(cx, meta)
     }
@@ -106,8 +111,8 @@ impl Inspect {
 /// lies before that stream is of the one before, for as long as that is not forgotten: behind two
 /// GiB nobody can tell, so what goes on so fast waits until it is.
 pub(super) fn beside(cx: &mut Cx<'_>, meta: &PacketMeta, says: &[u8]) -> Passage {
-    let details = cx.flows.details(meta.flow);
-    if details.advance().is_over(cx.now) {
+    let details = cx.flows.details_mut(meta.flow);
+    if details.forget_before(cx.now) {
         cx.flows.get_mut(meta.flow).inspection = DONE;
         return Passage::On;
     }

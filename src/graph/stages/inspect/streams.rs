@@ -139,6 +139,8 @@ impl Inspect {
         };
         let is_done = flow.inspection == DONE;
         let is_open = tcp.is_half_open() || tcp == TcpState::Established;
+        // Of one of which only the client is seen, the next one may stand there, too.
+        let is_open = is_open || tcp == TcpState::FinForward;
         if known == Some(first) && !is_done && is_open {
             return Passage::On; // sent again
         }

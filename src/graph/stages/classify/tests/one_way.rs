@@ -310,3 +310,40 @@ fn whoever_is_refused_another_beginning_gets_in_in_time() {
         assert!(!c.passes(first.wrapping_add(get("/b").len() as u32), ACK, SECRET));
     }
 }
+
+#[test]
+fn a_beginning_that_comes_again_is_the_same_one() {
+    for to in WAYS {
+        for end in [RST, FIN | ACK] {
+            let (mut c, next, first) = rounds(to, end, &[5_000]);
+            if first == next {
+                continue; // where both ways might be seen, its server's answer tells
+            }
+            for _ in 0..3 {
+                assert!(c.passes(first - 1, SYN, b""), "{to:?}: {end:#x}");
+            }
+            assert!(c.passes(first, ACK, &get("/b")));
+            assert_eq!(c.rig.counters.requests_read, 2);
+            assert!(!c.passes(next, ACK, SECRET), "{to:?}: {end:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_of_long_standing_is_as_the_first() {
+    // Of the fourth nobody knows whether its server has taken it.
+    for to in &WAYS[..3] {
+        let (mut c, next, first) = rounds(*to, RST, &[5_000]);
+        assert!(c.passes(first, ACK, HARMLESS) && !c.passes(next, ACK, SECRET));
+        // It goes on for hours, and carries all numbers; then another one follows at once.
+        let mut at = first.wrapping_add(HARMLESS.len() as u32);
+        for _ in 0..9 {
+            c.pass(Duration::from_secs(140));
+            assert!(c.passes(at, ACK, b"more"), "{to:?}");
+            at = at.wrapping_add((1 << 30) + 4);
+            c.carry(1 << 30, at);
+        }
+        assert!(c.passes(at, RST, b"") && c.passes(at.wrapping_add(69_999), SYN, b""), "{to:?}");
+        assert!(!c.passes(at, ACK, SECRET), "{to:?}");
+    }
+}

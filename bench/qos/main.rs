@@ -4,6 +4,7 @@
 //! virtual clock that runs at the port's speed. Classes stand two levels deep. `own`: rates come to
 //! the port's, so that nearly all is sent within them. `borrow`: rates are a quarter of the port's,
 //! the rest is borrowed. `ceil`: every class is held by its ceil, and sleeps between its packets.
+//! `lines`: nothing is scheduled, and only as much memory changed as a packet must change.
 //!
 //! Beside it: threads that share a port's tree, DPDK's rte_sched on as many queues, and what a
 //! class and a flow take of memory.
@@ -11,6 +12,7 @@
 //! `cargo bench --bench qos [-- [CLASSES/FLOWS/CASE] [--json FILE]]`: the first picks rows by how
 //! their name begins.
 
+mod lines;
 mod memory;
 mod peer;
 mod rig;
@@ -59,7 +61,7 @@ impl Case {
 struct Row {
     classes: u32,
     flows: u32,
-    case: Case,
+    case: &'static str,
     ns: f64,
 }
 
@@ -74,14 +76,18 @@ fn main() {
     for (tenants, leaves) in SIZES {
         let classes = u32::from(tenants) * u32::from(leaves);
         for flows in FLOWS {
-            for case in Case::ALL {
-                let name = format!("{classes}/{flows}/{}", case.name());
+            let mut row = |case: &'static str, measure: &dyn Fn() -> f64| {
+                let name = format!("{classes}/{flows}/{case}");
                 if name.starts_with(only) {
-                    let ns = measure(tenants, leaves, flows, case);
+                    let ns = measure();
                     println!("{name:22} {ns:>8.1}");
                     rows.push(Row { classes, flows, case, ns });
                 }
+            };
+            for case in Case::ALL {
+                row(case.name(), &|| measure(tenants, leaves, flows, case));
             }
+            row("lines", &|| lines::measure(classes, flows.max(classes), backlog(classes, flows)));
         }
     }
     let shared = if everything { threads::print() } else { Vec::new() };
@@ -100,7 +106,7 @@ fn main() {
 impl Row {
     fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
-            "classes": self.classes, "flows": self.flows, "case": self.case.name(), "ns": self.ns,
+            "classes": self.classes, "flows": self.flows, "case": self.case, "ns": self.ns,
         })
     }
 }
@@ -111,6 +117,11 @@ fn measure(tenants: u16, leaves: u16, flows: u32, case: Case) -> f64 {
     let ns = (0..ROUNDS).map(|_| rig.round()).fold(f64::INFINITY, f64::min);
     rig.finish();
     ns
+}
+
+/// Packets that stand in as many classes, of so many flows.
+fn backlog(classes: u32, flows: u32) -> u32 {
+    (4 * classes).max(flows).max(1_024)
 }
 
 fn tree(tenants: u16, leaves: u16, case: Case) -> PortQosSpec {

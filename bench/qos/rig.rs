@@ -9,7 +9,7 @@ use tidegate::packet::frame::HEADROOM;
 use tidegate::packet::{ClassId, DropReason, Frame, FramePool};
 use tidegate::qos::{Queued, Scheduler};
 
-use crate::{BURST, BURST_NS, LEN, PACKETS_A_ROUND, cpu_ns};
+use crate::{BURST, BURST_NS, LEN, PACKETS_A_ROUND, backlog, cpu_ns};
 
 /// Arrivals drawn before anything is measured; they come again and again.
 const ARRIVALS: usize = 1 << 20;
@@ -30,7 +30,7 @@ impl Rig {
     /// With a standing backlog. `make` gets the number of packets that the scheduler must hold.
     pub fn new(tenants: u16, leaves: u16, flows: u32, make: impl FnOnce(u32) -> Scheduler) -> Rig {
         let classes = u32::from(tenants) * u32::from(leaves);
-        let backlog = (4 * classes).max(flows).max(1_024) as usize;
+        let backlog = backlog(classes, flows) as usize;
         let frames = (backlog + 4 * BURST) as u32;
         // The scheduler never looks into a frame: slots may be smaller than what they stand for.
         let (arena, slots) = Arena::map(frames, 64, false).expect("memory");

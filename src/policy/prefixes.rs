@@ -89,6 +89,12 @@ impl Lengths {
         for (prefix, _) in prefixes.iter().filter(|(p, _)| p.is_v4() == v4) {
             built.insert_path(prefixes, *prefix);
         }
+        // Most prefixes need fewer markers than that, and a small index stays in the cache.
+        built.index = HashIndex::with_capacity(built.entries.len());
+        for (at, entry) in (0..).zip(&built.entries) {
+            let entered = built.index.insert(entry_hash(entry.addr, entry.length), at);
+            debug_assert!(entered, "it has room for all");
+        }
         built
     }
 

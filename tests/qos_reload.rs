@@ -44,6 +44,8 @@ fn reconfiguring_keeps_packets_and_tokens() {
     assert_eq!((now.enqueued_packets, now.enqueued_bytes), arrived, "what came is no arrival");
     let moved = (of_2.backlog_packets, of_2.backlog_bytes);
     assert_eq!((now.moved_in_packets, now.moved_in_bytes), moved);
+    link.reconfigure(&after);
+    assert_eq!(link.scheduler.class_stats(ClassId(3)), now, "and what moved before is kept");
     let fresh = out.len();
     link.now = link.now.saturating_add(100_000);
     link.dequeue(usize::MAX, u64::MAX, &mut out);

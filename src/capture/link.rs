@@ -37,6 +37,19 @@ impl Link {
     const NFLOG: Link = Link(239);
     const LINUX_COOKED_2: Link = Link(276);
 
+    /// Bytes that a packet of `len` bytes would have as a frame of Ethernet; those of links that
+    /// are not known stay.
+    pub fn frame_len(self, bytes: &[u8], len: u32) -> u32 {
+        const ETHERNET: u32 = 14;
+        match self.header(bytes) {
+            Some((_, Next::Ethernet, 0)) | None => len,
+            Some((_, _, at)) => {
+                let header = u32::try_from(at).unwrap_or(u32::MAX);
+                len.saturating_sub(header).saturating_add(ETHERNET)
+            }
+        }
+    }
+
     /// Whether packets of such links can be read.
     pub(super) fn is_known(self) -> bool {
         matches!(

@@ -11,8 +11,8 @@ use toml::de::{DeTable, DeValue};
 use super::configured::{Configured, NotSimulated, beside, configured};
 use super::file::{FileScenario, FileSource, Offered};
 use super::spec::{
-    Control, Expectation, FLOWS_MAX, Kind, Link, SOURCES_MAX, Scenario, Source, WORKERS_MAX,
-    Workers,
+    Control, DURATION_MAX, Expectation, FLOWS_MAX, Kind, Link, SOURCES_MAX, Scenario, Source,
+    WORKERS_MAX, Workers,
 };
 use super::trace::Trace;
 use crate::base::Seed;
@@ -23,7 +23,6 @@ use crate::config::{self, Build, Noted};
 use crate::packet::ClassId;
 use crate::qos::spec::PortQosSpec;
 
-const DURATION_MAX: Duration = Duration::from_secs(3_600);
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Slices of time unless told otherwise, and at most.
 const SLICES: u32 = 50;
@@ -195,7 +194,8 @@ fn tree(b: &mut Build<'_>, file: &FileScenario, configured: Option<Configured>) 
             }
             let (source, faulty) = (b.source, b.faulty);
             let mut silent = Diagnostics::default();
-            let mut b = Build { source, faulty, out: &mut silent, running: None };
+            let mut b =
+                Build { source, faulty, out: &mut silent, running: None };
             config::tree_alone(&mut b, &nothing)
         }
     };
@@ -323,7 +323,7 @@ fn kind(b: &mut Build<'_>, table: &Spanned<FileSource>, known: &Known) -> Option
         kinds.push((t.span(), Kind::Tcp { rtt, control }));
     }
     if let Some(t) = &s.trace {
-        kinds.push((t.span(), trace(b, t)?));
+        kinds.push((t.span(), trace(b, t, known.tree.mtu)?));
     }
     match kinds.len() {
         0 if !b.faulty.any_in(&at) => {
@@ -339,7 +339,7 @@ fn kind(b: &mut Build<'_>, table: &Spanned<FileSource>, known: &Known) -> Option
     kinds.into_iter().next().map(|(_, kind)| kind)
 }
 
-fn trace(b: &mut Build<'_>, table: &Spanned<super::file::FileTrace>) -> Option<Kind> {
+fn trace(b: &mut Build<'_>, table: &Spanned<super::file::FileTrace>, longest: u16) -> Option<Kind> {
     const SPEED: std::ops::RangeInclusive<f64> = 0.001..=1_000.0;
     let f = table.get_ref();
     let speed = f.speed.as_ref().map_or(1.0, |s| *s.get_ref());
@@ -351,7 +351,7 @@ fn trace(b: &mut Build<'_>, table: &Spanned<super::file::FileTrace>) -> Option<K
     let name = b.need(&table.span(), "file", &f.file, "a capture, pcap or pcapng")?;
     let file = beside(b.source.path(), name.get_ref());
     // To its end, so that what is wrong there is told here too.
-    let whole = Trace::open(&file).and_then(|mut trace| {
+    let whole = Trace::open(&file, longest).and_then(|mut trace| {
         while trace.next()?.is_some() {}
         Ok(())
     });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::heap::{Event, Heap};
-use super::spec::{Kind, Scenario, Source};
+use super::spec::{DURATION_MAX, Kind, Scenario, Source};
 use super::tcp::Sender;
 use super::trace::{Trace, Traced};
 use crate::base::hash::{Rng, hash1};
@@ -37,9 +37,11 @@ pub struct Running {
     rng: Rng,
     /// Packets sent.
     count: u64,
-    /// Bits sent since `phase_start`, when a constant rate began.
-    phase_bits: u64,
-    phase_start: Nanos,
+    /// Bits sent at a constant rate since it began.
+    sent_bits: u64,
+    /// When that was, later by as long as it was silent since.
+    began: Nanos,
+    /// When it is silent next.
     phase_end: Nanos,
     senders: Vec<Sender>,
     trace: Option<Replay>,
@@ -63,7 +65,7 @@ impl Running {
         let start = Nanos::ZERO + spec.start;
         let trace = match &spec.kind {
             Kind::Trace { file, .. } => {
-                let mut trace = Trace::open(file)?;
+                let mut trace = Trace::open(file, scenario.tree.mtu)?;
                 let ahead = trace.next()?;
                 Some(Replay { trace, ahead, begun: start, last: start })
             }
@@ -80,15 +82,17 @@ impl Running {
             counting: scenario.counting(spec.class),
             rng: Rng::new(Seed(hash1(scenario.seed, index as u64))),
             count: 0,
-            phase_bits: 0,
-            phase_start: start,
+            sent_bits: 0,
+            began: start,
             phase_end: Nanos::MAX,
             senders,
             trace,
             skew_ends: skew_ends(&spec.skew, workers),
             spec,
         };
-        running.begin_phase(start);
+        if let Kind::OnOff { on, is_random, .. } = running.spec.kind {
+            running.phase_end = start.saturating_add(running.length(on, is_random));
+        }
         Ok(running)
     }
 
@@ -270,7 +274,7 @@ impl Running {
         }
         let mut next = replay.trace.next()?;
         if let (None, true, Kind::Trace { file, .. }) = (next, repeats, &self.spec.kind) {
-            replay.trace = Trace::open(file)?;
+            replay.trace = replay.trace.again(file)?;
             // A round takes as long as the capture, and a little: it may be of one moment.
             replay.begun = replay.last.saturating_add(REPEAT_GAP_NS);
             next = replay.trace.next()?;
@@ -279,27 +283,24 @@ impl Running {
         Ok(next.map(|t| replay.begun.saturating_add((t.after_ns as f64 / speed) as u64)))
     }
 
-    /// When a constant rate lets the next packet go after one of `len` bytes.
+    /// When a constant rate lets the next packet go after one of `len` bytes. What of a packet's
+    /// time lies beyond a phase is waited for in the next ones: begun anew in each, a packet a
+    /// phase would go however short they are.
     fn after(&mut self, rate: BitRate, len: u16) -> Nanos {
-        self.phase_bits += u64::from(self.counted(len)) * 8;
-        let ns = u128::from(self.phase_bits) * 1_000_000_000 / u128::from(rate.0.max(1));
-        let next = self.phase_start.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX));
-        if next < self.phase_end {
-            return next;
+        self.sent_bits += u64::from(self.counted(len)) * 8;
+        let ns = u128::from(self.sent_bits) * 1_000_000_000 / u128::from(rate.0.max(1));
+        let ns = u64::try_from(ns).unwrap_or(u64::MAX);
+        let next = |began: Nanos| began.saturating_add(ns);
+        let Kind::OnOff { on, off, is_random, .. } = self.spec.kind else {
+            return next(self.began);
+        };
+        while next(self.began) >= self.phase_end && self.phase_end < NEVER {
+            let silence = self.length(off, is_random);
+            self.began = self.began.saturating_add(silence);
+            let on = self.length(on, is_random);
+            self.phase_end = self.phase_end.saturating_add(silence).saturating_add(on);
         }
-        let Kind::OnOff { off, is_random, .. } = self.spec.kind else { return next };
-        let silence = self.length(off, is_random);
-        let start = self.phase_end.saturating_add(silence);
-        self.begin_phase(start);
-        start
-    }
-
-    fn begin_phase(&mut self, start: Nanos) {
-        self.phase_bits = 0;
-        self.phase_start = start;
-        if let Kind::OnOff { on, is_random, .. } = self.spec.kind {
-            self.phase_end = start.saturating_add(self.length(on, is_random));
-        }
+        next(self.began)
     }
 
     fn length(&mut self, mean: Duration, is_random: bool) -> u64 {
@@ -318,6 +319,8 @@ impl Running {
 }
 
 const REPEAT_GAP_NS: u64 = 1_000;
+/// Later than any scenario lasts.
+const NEVER: Nanos = Nanos(DURATION_MAX.as_nanos() as u64 + 1);
 
 /// Empty where workers get flows in turn.
 fn skew_ends(skew: &[u32], workers: usize) -> Vec<u64> {

@@ -8,6 +8,8 @@ use crate::base::units::BitRate;
 use crate::packet::ClassId;
 use crate::qos::spec::{Counting, PortQosSpec};
 
+/// How long a scenario lasts at most.
+pub const DURATION_MAX: Duration = Duration::from_secs(3_600);
 /// Workers of a scenario at most: as many as the appliance has.
 pub const WORKERS_MAX: usize = 64;
 /// Sources of a scenario at most.

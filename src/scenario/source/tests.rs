@@ -111,6 +111,23 @@ fn on_and_off_take_turns() {
     assert!((0.8..1.2).contains(&n), "{n}");
 }
 
+/// A packet in 100 ms of which only every fourth counts: none comes sooner for the silences.
+#[test]
+fn phases_shorter_than_a_packet_takes_keep_the_rate() {
+    let (on, off) = (Duration::from_millis(10), Duration::from_millis(30));
+    for is_random in [false, true] {
+        let rate = BitRate(80_000);
+        let mut scenario = scenario(Kind::OnOff { rate, on, off, is_random });
+        scenario.sources[0].stop = Some(Duration::from_secs(400));
+        let packets = sent(&scenario);
+        // By chance it is on 10,000 times: a deviation of 1.4 %.
+        let tolerance = if is_random { 60 } else { 1 };
+        assert!(packets.len().abs_diff(1_000) <= tolerance, "{is_random} {}", packets.len());
+        let ends = packets.windows(2).map(|p| p[1].sent_at.0 - p[0].sent_at.0);
+        assert!(is_random || ends.eq(std::iter::repeat_n(400_000_000, packets.len() - 1)));
+    }
+}
+
 #[test]
 fn tokens_come_from_each_flow_at_times_of_its_own() {
     let mut scenario = scenario(Kind::Tokens { bytes: 2_300, every: Duration::from_millis(20) });

@@ -112,6 +112,16 @@ fn they_wait(net: &Net) {
     }
 }
 
+/// Receive rings of three queues a port keep three quarters of the worker's frames: what is left is
+/// free all the same, so who may wait does.
+#[test]
+fn they_wait_beside_many_receive_rings() {
+    let net = Net::new(3);
+    let _nginx = net.start_nginx();
+    let _edge = net.start(&config(&net));
+    they_wait(&net);
+}
+
 /// What of a limit passed, and what was refused.
 fn told_of(net: &Net, limit: &str, of: &str) -> (u64, u64) {
     let limits = net.ask_json(&["show", "limits"])["limits"].clone();

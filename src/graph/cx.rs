@@ -88,7 +88,7 @@ pub struct Cx<'a> {
 impl Cx<'_> {
     /// Whether one more connection may wait for its token: packets that wait hold frames.
     pub fn may_delay(&self) -> bool {
-        self.delays.has_room() && self.pool.available() > self.pool.owned() / 2
+        self.delays.has_room() && self.pool.is_rich()
     }
 }
 

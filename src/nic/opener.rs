@@ -244,6 +244,7 @@ fn open_queue(
         _idle: idle,
         ways: None,
         missing: spec.rx_ring,
+        rx_ring: spec.rx_ring,
         taken: 0,
         lost_told: 0,
         lost: 0,

@@ -45,6 +45,11 @@ pub trait Port {
     /// loop, with or without traffic.
     fn poll(&mut self, now: Nanos, pool: &mut FramePool);
 
+    /// Frames that are lent for receiving while nothing arrives.
+    fn rx_frames(&self) -> usize {
+        0
+    }
+
     /// Whether the device has seen all that was transmitted.
     fn is_flushed(&self) -> bool {
         true

@@ -18,6 +18,8 @@ pub(super) struct Queue {
     pub(super) ways: Option<Box<Ways>>,
     /// Frames that the fill ring should be given.
     pub(super) missing: u32,
+    /// Frames that its fill ring holds at most.
+    pub(super) rx_ring: u32,
     /// Packets taken from the receive ring.
     pub(super) taken: u64,
     /// Packets lost before it, as the kernel told last.

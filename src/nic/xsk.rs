@@ -405,6 +405,10 @@ impl Port for XskPort {
         }
     }
 
+    fn rx_frames(&self) -> usize {
+        self.queues.iter().map(|q| q.rx_ring as usize).sum()
+    }
+
     fn is_flushed(&self) -> bool {
         !self.unsent
     }

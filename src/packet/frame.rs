@@ -125,6 +125,8 @@ pub struct FramePool {
     free: Vec<Slot>,
     /// Frames that belong here, in the pool or out of it.
     owned: usize,
+    /// Of those, the ones that are lent for receiving.
+    lent: usize,
 }
 
 impl FramePool {
@@ -133,7 +135,7 @@ impl FramePool {
         let mut free = slots;
         // Frames of other workers may end here: room for all keeps `put` from ever allocating.
         free.reserve_exact(arena.slots() as usize - owned);
-        FramePool { arena, free, owned }
+        FramePool { arena, free, owned, lent: 0 }
     }
 
     /// Maps an arena of its own: for tests, simulation and memory ports.
@@ -159,6 +161,18 @@ impl FramePool {
     /// Frames that were given to this pool at the start.
     pub fn owned(&self) -> usize {
         self.owned
+    }
+
+    /// So many frames are lent for receiving for as long as nothing arrives.
+    pub fn set_lent(&mut self, lent: usize) {
+        self.lent = lent;
+    }
+
+    /// Whether frames may be kept for what can do without: of those that are not lent for receiving
+    /// more than half are free.
+    #[inline]
+    pub fn is_rich(&self) -> bool {
+        self.available() > self.owned.saturating_sub(self.lent) / 2
     }
 
     /// Frames of this pool's share that are elsewhere: in rings, queues, or with another worker

@@ -69,12 +69,14 @@ impl Blueprint<'_> {
             flows_max: self.workers.flows_max,
             half_open_max: self.workers.half_open_max,
         };
+        let mut pool = own.pool;
+        pool.set_lent(own.ports.iter().map(P::rx_frames).sum());
         let sides = own.ports.into_iter().enumerate().map(|(i, port)| self.side(i, port)).collect();
-        let parking = Parking::new(Arc::clone(own.pool.arena()));
+        let parking = Parking::new(Arc::clone(pool.arena()));
         Worker::new(WorkerParts {
             id: own.id,
             sides,
-            pool: own.pool,
+            pool,
             flows: FlowTable::new(limits, Timeouts::default(), seed)
                 .with_serving(Arc::clone(own.stats.serving())),
             names: Names::new(NAMES_MAX, seed),

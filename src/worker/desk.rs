@@ -144,6 +144,8 @@ impl<P: Port> Worker<P> {
         }
         self.updated = true;
         self.ports_changed = true;
+        let lent = self.parts.sides.iter().map(|side| side.port.rx_frames()).sum();
+        self.parts.pool.set_lent(lent);
     }
 
     /// Whether ports have come or gone since this was asked last.

@@ -13,10 +13,6 @@ use crate::packet::{
     complete_checksum, eth,
 };
 
-/// Copies are made only while more than this part of the worker's frames is free: a port that
-/// takes them too slowly must not cost the packets themselves their frames.
-const FREE_PART: usize = 2;
-
 /// Has a packet copied: at once, or as it leaves where it is a server's.
 pub(super) fn mirror(cx: &mut Cx<'_>, packet: &mut PacketMut<'_>, to: CopyTo) {
     match packet.meta.direction {
@@ -73,10 +69,10 @@ fn copy(cx: &mut Cx<'_>, bytes: &[u8], meta: &PacketMeta, to: CopyTo) {
             false => cx.counters.mirror_missed += 1,
         };
     }
-    let is_rich = cx.pool.available() > cx.pool.owned() / FREE_PART;
     let has_room = cx.copies.packets.len() < COPIES_MAX;
+    // A port that takes copies too slowly must not cost the packets themselves their frames.
     let made = match to {
-        _ if !(is_rich && has_room) => None,
+        _ if !(cx.pool.is_rich() && has_room) => None,
         CopyTo::Port(port) => as_it_is(cx, bytes, meta, port),
         CopyTo::Host(host) => in_gre(cx, bytes, meta, host),
         CopyTo::Files(_) => None,
@@ -294,8 +290,8 @@ mod tests {
                 break;
             }
         }
-        assert!(kept.len() >= owned / FREE_PART - 2, "{}", kept.len());
-        assert!(rig.pool.available() >= owned / FREE_PART, "{}", rig.pool.available());
+        assert!(kept.len() >= owned / 2 - 2, "{}", kept.len());
+        assert!(rig.pool.available() >= owned / 2, "{}", rig.pool.available());
         kept.into_iter().for_each(|copy| rig.pool.put(copy.frame));
     }
 

@@ -110,7 +110,8 @@ fn build_all(
         }
     };
     let (pipeline, stages) = pipeline.unwrap_or_default();
-    let mut b = Build { source, faulty, out, running };
+    let groups = value.tenants.0.iter().map(|(name, _)| name.get_ref().as_str()).collect();
+    let mut b = Build { source, faulty, out, running, groups };
     let config = build::build(&mut b, value, pipeline);
     Config { written: Written::new(file, stages), ..config }
 }

@@ -153,7 +153,8 @@ impl Compiled {
         countings: &[Counting],
     ) {
         let turn = self.turn;
-        let weights = children.iter().map(|&at| weight(&spec.classes[at - 1]));
+        let list = children.iter().map(|&at| &spec.classes[at - 1]);
+        let weights = list.filter(|class| class.quantum.is_none()).map(weight);
         let lightest = weights.clone().min().unwrap_or(1);
         let heaviest = weights.max().unwrap_or(1);
         for &at in children {

@@ -93,14 +93,18 @@ impl Families {
             parents.push(parent);
             positions.entry(class.id).or_insert(i + 1);
             promised[parent] = promised[parent].saturating_add(class.rate.bytes_per_sec());
-            let (own, (lightest, heaviest)) = (weight(class), weights[parent]);
-            weights[parent] = (own.min(lightest), own.max(heaviest));
+            if class.quantum.is_none() {
+                let (own, (lightest, heaviest)) = (weight(class), weights[parent]);
+                weights[parent] = (own.min(lightest), own.max(heaviest));
+            }
         }
         Families { parents, promised, weights }
     }
 
     fn quantum(&self, class: &ClassSpec, i: usize, turn: u32) -> u64 {
         let (lightest, heaviest) = self.weights[self.parents[i]];
+        // Where all have quanta there is no weight.
+        let lightest = lightest.min(heaviest);
         u64::from(quantum_of(class, turn, lightest, heaviest))
     }
 }

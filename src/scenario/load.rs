@@ -73,7 +73,8 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, Diagnostics> {
         reading = tomlfile::read::<FileScenario>(&source, &mut out);
     }
     let scenario = reading.map(|Reading { value, faulty }| {
-        let mut b = Build { source: &source, faulty: &faulty, out: &mut out, running: None };
+        let (source, faulty, out) = (&source, &faulty, &mut out);
+        let mut b = Build { source, faulty, out, running: None, groups: Vec::new() };
         build(&mut b, &value, tree)
     });
     out.append(told);
@@ -195,7 +196,7 @@ fn tree(b: &mut Build<'_>, file: &FileScenario, configured: Option<Configured>) 
             let (source, faulty) = (b.source, b.faulty);
             let mut silent = Diagnostics::default();
             let mut b =
-                Build { source, faulty, out: &mut silent, running: None };
+                Build { source, faulty, out: &mut silent, running: None, groups: Vec::new() };
             config::tree_alone(&mut b, &nothing)
         }
     };

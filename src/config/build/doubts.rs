@@ -23,43 +23,63 @@ pub fn doubts(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>
     priorities(b, list, parents);
 }
 
-/// Siblings far apart in weight: told at the heaviest of each priority.
+/// Siblings that differ in weight, of one priority.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Ends {
+    lightest: usize,
+    heaviest: usize,
+}
+
+/// Siblings far apart in weight: told at the heaviest of each priority. What classes send in a turn
+/// goes by the heaviest sibling of any priority, so that one may bring others too close together.
 fn weights(b: &mut Build<'_>, list: &[Entry], parents: &[Option<Option<usize>>]) {
     let weight_of = |at: usize| {
         let class = list[at].1.get_ref();
         let weight = class.weight.as_ref().map_or(1, |weight| *weight.get_ref());
         class.quantum.is_none().then_some(weight)
     };
-    // By parent and priority: the lightest and the heaviest.
-    let mut ends: HashMap<Option<usize>, [Option<[usize; 2]>; PRIORITIES]> = HashMap::new();
+    // By parent: the heaviest, and the ends of each priority.
+    type Below = (Option<usize>, [Option<Ends>; PRIORITIES]);
+    let mut below: HashMap<Option<usize>, Below> = HashMap::new();
     for ((at, parent), mask) in parents.iter().enumerate().zip(priorities_below(list, parents)) {
         let (Some(parent), Some(weight)) = (parent, weight_of(at)) else { continue };
-        for ends in of_mask(ends.entry(*parent).or_default(), mask) {
-            let [lightest, heaviest] = ends.get_or_insert([at; 2]);
-            if Some(weight) < weight_of(*lightest) {
-                *lightest = at;
+        let (heaviest, ends) = below.entry(*parent).or_default();
+        if Some(weight) > heaviest.and_then(weight_of) {
+            *heaviest = Some(at);
+        }
+        for ends in of_mask(ends, mask) {
+            let ends = ends.get_or_insert(Ends { lightest: at, heaviest: at });
+            if Some(weight) < weight_of(ends.lightest) {
+                ends.lightest = at;
             }
-            if Some(weight) > weight_of(*heaviest) {
-                *heaviest = at;
+            if Some(weight) > weight_of(ends.heaviest) {
+                ends.heaviest = at;
             }
         }
     }
-    let mut ends: Vec<_> = ends.into_values().flatten().flatten().collect();
+    let of_parent = |(most, ends): Below| {
+        ends.into_iter().flatten().filter_map(move |ends| Some((ends, most?)))
+    };
+    let mut ends: Vec<(Ends, usize)> = below.into_values().flat_map(of_parent).collect();
     ends.sort_unstable();
     ends.dedup();
-    for [lightest, heaviest] in ends {
-        let (Some(least), Some(most)) = (weight_of(lightest), weight_of(heaviest)) else {
+    for (Ends { lightest, heaviest }, most) in ends {
+        let Some(least) = weight_of(lightest).filter(|least| *least >= 1) else { continue };
+        let is_far = |at| weight_of(at) > Some(least.saturating_mul(WEIGHTS_APART_MAX));
+        let name = |at: usize| list[at].0.get_ref();
+        let what = format!(
+            "that is more than {WEIGHTS_APART_MAX} times the {least} of its sibling `{}`",
+            name(lightest)
+        );
+        let (at, what) = if is_far(heaviest) {
+            (heaviest, format!("{what}: shares are held exactly up to that"))
+        } else if is_far(most) && weight_of(heaviest) > Some(least) {
+            let other = name(heaviest);
+            (most, format!("{what}: the shares of that and `{other}` are held exactly up to that"))
+        } else {
             continue;
         };
-        if let Some(given) = &list[heaviest].1.get_ref().weight
-            && least >= 1
-            && most > least.saturating_mul(WEIGHTS_APART_MAX)
-        {
-            let what = format!(
-                "that is more than {WEIGHTS_APART_MAX} times the {least} of its sibling `{}`: \
-                 shares are held exactly up to that",
-                list[lightest].0.get_ref()
-            );
+        if let Some(given) = &list[at].1.get_ref().weight {
             b.warning(&given.span(), what);
         }
     }

@@ -138,6 +138,8 @@ pub struct Build<'a> {
     pub out: &'a mut Diagnostics,
     /// What runs, where this is to take its place.
     pub running: Option<&'a WorkersSpec>,
+    /// Groups of tenants that there are.
+    pub groups: Vec<&'a str>,
 }
 
 impl Build<'_> {
@@ -229,6 +231,10 @@ impl Build<'_> {
             let braced = n.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
             let what = match braced.filter(|(group, _)| !group.is_empty() && group.chars().all(ok))
             {
+                Some((group, _)) if self.groups.contains(&group) => format!(
+                    "`{n}` is not made for the tenants of `{group}`: templates are classes, \
+                     meters, limits and rules, each of one group"
+                ),
                 Some((group, _)) => {
                     format!("there is no `[tenants.{group}]` that `{n}` could be a template for")
                 }

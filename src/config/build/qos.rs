@@ -128,6 +128,7 @@ pub fn port_tree(
     for (class, &at) in spec.classes.iter().zip(&tree.order) {
         if let (Some(rate), Some(given)) = (class.flow_rate, &list[at].1.get_ref().flow_rate)
             && rate > class.ceil
+            && class.ceil.0 > 0
         {
             let what = format!("{rate} is over the class's own ceil of {}: no effect", class.ceil);
             b.warning(&given.span(), what);
@@ -214,8 +215,11 @@ fn tell(
     let positions: HashMap<ClassId, usize> =
         spec.classes.iter().map(|c| c.id).zip(tree.order.iter().copied()).collect();
     let mut untold = Vec::new();
+    let at_of = |fault: &Fault| fault.class.and_then(|id| positions.get(&id)).copied();
+    let made = Made::new(tree, faults.iter().filter_map(|f| Some((at_of(f)?, f))));
     for fault in faults {
-        let class = fault.class.and_then(|id| positions.get(&id)).map(|&at| &tree.list[at].1);
+        let at = at_of(fault);
+        let class = at.map(|at| &tree.list[at].1);
         let span = match class {
             Some(class) => class_value(class, fault.field),
             // A class that was not built has a fault of its own.
@@ -226,14 +230,52 @@ fn tell(
             }
             None => port_value(table, fault.field),
         };
+        let what = at.map_or(fault.what.clone(), |at| made.told(tree, at, fault));
         match span.filter(|span| !b.out.tells_of(b.source, span)) {
-            Some(span) => b.error(&span, fault.what.as_str()),
-            None => untold.push((class.map_or(table.span(), Spanned::span), fault)),
+            Some(span) => b.error(&span, what),
+            None => untold.push((class.map_or(table.span(), Spanned::span), what)),
         }
     }
     if !b.out.has_errors() {
-        for (span, fault) in untold {
-            b.error(&span, fault.what.as_str());
+        for (span, what) in untold {
+            b.error(&span, what);
+        }
+    }
+}
+
+/// Of classes that a template made, which ones a fault is of: all have their values in one place.
+struct Made<'f> {
+    /// By where a class's name stands: classes that have it from there.
+    classes: HashMap<usize, usize>,
+    /// Of those, the ones of which this is told.
+    faults: HashMap<(usize, &'f str), usize>,
+}
+
+impl<'f> Made<'f> {
+    fn new(tree: &Tree<'_>, faults: impl Iterator<Item = (usize, &'f Fault)>) -> Made<'f> {
+        let mut made = Made { classes: HashMap::new(), faults: HashMap::new() };
+        for (at, fault) in faults {
+            let key = tree.list[at].0.span().start;
+            *made.faults.entry((key, fault.what.as_str())).or_default() += 1;
+        }
+        if !made.faults.is_empty() {
+            for (key, _) in tree.list {
+                *made.classes.entry(key.span().start).or_default() += 1;
+            }
+        }
+        made
+    }
+
+    /// What is told of a fault: for whom it is, unless it is for all.
+    fn told(&self, tree: &Tree<'_>, at: usize, fault: &Fault) -> String {
+        let key = &tree.list[at].0;
+        let of = |list: Option<&usize>| list.copied().unwrap_or_default();
+        let all = of(self.classes.get(&key.span().start));
+        let (what, name) = (fault.what.as_str(), key.get_ref());
+        match of(self.faults.get(&(key.span().start, what))) {
+            some if some == all => what.to_string(),
+            0 | 1 => format!("{what} (so for `{name}`)"),
+            some => format!("{what} (so for `{name}` and {} others)", some - 1),
         }
     }
 }

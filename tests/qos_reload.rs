@@ -167,3 +167,57 @@ fn what_a_fifo_held_does_not_sleep_for_flows_that_were_there_before_it() {
     assert!(sent_at.iter().all(|at| at.since(start) < 2_000_000));
     link.finish();
 }
+
+/// Whatever comes of classes, what those that stay have counted is still counted: that of classes
+/// that are gone stands with the one above them.
+#[test]
+fn counters_of_classes_that_stay_never_fall() {
+    let trees = [
+        vec![class(1, 40.0), class(2, 10.0).below(1), class(3, 10.0).below(1), class(4, 10.0)],
+        // A leaf below is gone.
+        vec![class(1, 40.0), class(3, 10.0).below(1), class(4, 10.0)],
+        // A leaf has others below it.
+        vec![class(1, 40.0), class(3, 10.0).below(1), class(5, 5.0).below(3), class(4, 10.0)],
+        // All below are gone, two levels of them.
+        vec![class(1, 40.0), class(4, 10.0)],
+    ];
+    let of = |classes: &[qos_support::Class]| {
+        let mut spec = port(100.0, classes);
+        spec.default_class = ClassId(4);
+        spec
+    };
+    let mut link = Link::new(&of(&trees[0]), 100.0, 512);
+    let told = |link: &mut Link, id: u16| {
+        let s = link.scheduler.class_stats(ClassId(id));
+        assert_eq!(
+            s.enqueued_packets + s.moved_in_packets,
+            s.sent_packets + s.dropped_packets + s.backlog_packets + s.moved_out_packets,
+            "{id}: {s:?}"
+        );
+        [
+            [s.enqueued_packets, s.sent_packets, s.moved_in_packets, s.moved_out_packets],
+            [s.enqueued_bytes, s.sent_bytes, s.moved_in_bytes, s.moved_out_bytes],
+        ]
+    };
+    let mut before = Vec::new();
+    for tree in &trees {
+        link.reconfigure(&of(tree));
+        for &(id, ref old) in &before {
+            let new = if tree.iter().any(|c| c.0.id.0 == id) { told(&mut link, id) } else { *old };
+            let falls = new.iter().flatten().zip(old.iter().flatten()).any(|(new, old)| new < old);
+            assert!(!falls, "{id}: {old:?} to {new:?}");
+        }
+        for at in 0..90u16 {
+            link.offer(ClassId(2 + at % 4), u32::from(at), 1_000);
+        }
+        let until = link.now.saturating_add(300_000);
+        link.run(&[], until, |_| ());
+        assert!(!link.scheduler.is_empty(), "some wait");
+        before = tree.iter().map(|c| c.0.id.0).map(|id| (id, told(&mut link, id))).collect();
+    }
+    // All that arrived for class 1 and those below it is still told of it.
+    assert_eq!(before[0].1[0][0], 23 + 23 + 23 + 22);
+    let end = link.now.saturating_add(100_000_000);
+    link.run(&[], end, |_| ());
+    link.finish();
+}

@@ -5,6 +5,8 @@
 //! queue stand in a list of their own and are served first, once; the others take turns, a quantum
 //! each.
 
+use std::ops::AddAssign;
+
 use super::codel::{Above, Ticks};
 use super::flows::{FAT_SIZES, Flows, Key, Standing};
 use super::pacing::{Due, Pacing};
@@ -43,6 +45,13 @@ impl Tally {
     pub fn add(&mut self, bytes: u32) {
         self.packets += 1;
         self.bytes += u64::from(bytes);
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
     }
 }
 

@@ -3,8 +3,9 @@
 use super::codel::Above;
 use super::flows::{Flow, Flows, Standing};
 use super::pacing::Due;
-use super::queues::{Leaf, Losses, Queues};
+use super::queues::{Leaf, Losses, Queues, Tally};
 use super::stats::Moves;
+use super::tree::ROOT;
 use super::wheel::NIL;
 use crate::base::Seed;
 use crate::packet::Frame;
@@ -14,7 +15,9 @@ use crate::packet::Frame;
 pub(super) struct Move {
     pub leaf: u32,
     /// It is the same class.
-    pub keeps_counters: bool,
+    pub is_same: bool,
+    /// The class that goes on with its counters: its own, or what is left above it; the root: none.
+    pub counters: u32,
 }
 
 impl Queues {
@@ -50,16 +53,19 @@ impl Queues {
         let was_fifo = |leaf: &Leaf| next.manners[usize::from(leaf.manner)].is_fifo();
         // Before flows move: these are counted on top.
         for (i, (from, to)) in old_leaves.iter().zip(map).enumerate() {
-            if to.keeps_counters {
-                let at = to.leaf as usize;
-                let (leaf, losses) = (&mut self.leaves[at], &mut self.losses[at]);
-                (leaf.sent, leaf.borrowed_bytes) = (from.sent, from.borrowed_bytes);
-                leaf.recent = from.recent;
-                let Losses { fat, fat_sizes, .. } = *losses;
-                *losses = Losses { fat, fat_sizes, ..old_losses[i] };
-                self.moves[at] = old_moves[i];
-                self.sojourns[at] = old_sojourns[i];
+            let at = to.counters as usize;
+            if to.counters == ROOT {
+                continue;
             }
+            let (leaf, losses, lost) = (&mut self.leaves[at], &mut self.losses[at], &old_losses[i]);
+            leaf.sent += from.sent;
+            leaf.borrowed_bytes += from.borrowed_bytes;
+            losses.dropped += lost.dropped;
+            losses.aqm_dropped += lost.aqm_dropped;
+            losses.marked += lost.marked;
+            self.moves[at] += old_moves[i];
+            self.sojourns[at] += old_sojourns[i];
+            self.sojourns[at].record(&mut from.recent.clone());
         }
         for (from, to) in old_leaves.iter().zip(map) {
             for list in from.lists {
@@ -127,13 +133,16 @@ impl Queues {
         }
         self.bytes += u64::from(bytes);
         let Moves { came, went, .. } = &mut self.moves[leaf as usize];
-        if to.keeps_counters {
+        if to.is_same {
             // Where they count otherwise now, no sum of them goes back.
             came.bytes += u64::from(bytes.saturating_sub(old.bytes));
             went.bytes += u64::from(old.bytes.saturating_sub(bytes));
         } else {
-            came.packets += u64::from(packets);
-            came.bytes += u64::from(bytes);
+            *came += Tally { packets: u64::from(packets), bytes: u64::from(bytes) };
+            if to.counters != ROOT {
+                let bytes = u64::from(old.bytes);
+                self.moves[to.counters as usize].went += Tally { packets: packets.into(), bytes };
+            }
         }
         let held = &mut self.leaves[leaf as usize];
         held.packets += packets;

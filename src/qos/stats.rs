@@ -8,9 +8,9 @@ use super::sojourn::Sojourn;
 use super::tree::ROOT;
 use crate::packet::ClassId;
 
-/// Counters of one class; of an inner class, the sums over the leaves below it, but what it
-/// borrowed is its own. Bytes are as the scheduler counts them: with the port's overhead, and the
-/// minimum at least.
+/// Counters of one class; of an inner class, the sums over the leaves below it, those included
+/// that are gone, but what it borrowed is its own. Bytes are as the scheduler counts them: with the
+/// port's overhead, and the minimum at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClassStats {
     /// Arrived, whatever became of them: sent, dropped, still waiting, or moved to another class;
@@ -55,6 +55,14 @@ pub(super) struct Moves {
     pub went: Tally,
     /// Flows of which what waited did not go with them.
     pub flows_unmoved: u64,
+}
+
+impl AddAssign for Moves {
+    fn add_assign(&mut self, other: Moves) {
+        self.came += other.came;
+        self.went += other.went;
+        self.flows_unmoved += other.flows_unmoved;
+    }
 }
 
 impl AddAssign for ClassStats {

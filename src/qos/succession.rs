@@ -12,7 +12,7 @@ use super::queues::Queues;
 use super::rehouse::Move;
 use super::scheduler::Scheduler;
 use super::spec::PortQosSpec;
-use super::tree::Tree;
+use super::tree::{ROOT, Tree};
 use crate::base::{Nanos, Seed};
 use crate::packet::ClassId;
 
@@ -52,12 +52,20 @@ impl Successor {
         queues.packets = Packets::new(0);
         let old = compile(old, now);
         let from = predecessors(&ids, &old.ids);
-        let mut moves = vec![Move { leaf: default_leaf, keeps_counters: false }; old.ids.len()];
-        for (from, id) in old.ids.iter().enumerate().skip(1) {
+        let nowhere = Move { leaf: default_leaf, is_same: false, counters: ROOT };
+        let mut moves = vec![nowhere; old.ids.len()];
+        let successors = predecessors(&old.ids, &ids);
+        for (from, id) in old.ids.iter().enumerate().skip(ROOT as usize + 1) {
+            let class = &old.tree.classes[from];
+            // Parents stand before their children.
+            let counters = match successors[from] {
+                NOBODY => moves[class.parent() as usize].counters,
+                same => same,
+            };
             let to = leaf_of.get(usize::from(id.0)).map_or(default_leaf, |&to| u32::from(to));
-            if old.tree.classes[from].traits.is_leaf() && ids[to as usize] == *id {
-                moves[from] = Move { leaf: to, keeps_counters: true };
-            }
+            let is_same = class.traits.is_leaf() && ids[to as usize] == *id;
+            let leaf = if is_same { to } else { default_leaf };
+            moves[from] = Move { leaf, is_same, counters };
         }
         let books = Books::new(spec, ids.len());
         Successor { tree, queues, leaf_of, default_leaf, ids, largest, turn, books, moves, from }
@@ -76,9 +84,10 @@ pub(super) fn predecessors(ids: &[ClassId], old: &[ClassId]) -> Vec<u32> {
 
 impl Scheduler {
     /// Changes to another tree. Classes are matched by id: they keep their packets, their tokens
-    /// (the new burst at most) and their counters. Packets of leaves that are gone, or now have
-    /// classes below them, move to the default leaf, behind packets there of the same flow; nothing
-    /// is dropped, and limits count again with the next arrival. How many packets may be held stays
+    /// (the new burst at most) and their counters; those of one that is gone are counted by the
+    /// nearest class above that is left. Packets of leaves that are gone, or now have classes below
+    /// them, move to the default leaf, behind packets there of the same flow; nothing is dropped,
+    /// and limits count again with the next arrival. How many packets may be held stays
     /// as it is. Takes time in proportion to classes and packets, and no memory.
     pub fn succeed(&mut self, now: Nanos, next: &mut Successor) {
         use std::mem::swap;

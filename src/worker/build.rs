@@ -69,14 +69,13 @@ impl Blueprint<'_> {
             flows_max: self.workers.flows_max,
             half_open_max: self.workers.half_open_max,
         };
-        let mut pool = own.pool;
-        pool.set_lent(own.ports.iter().map(P::rx_frames).sum());
         let sides = own.ports.into_iter().enumerate().map(|(i, port)| self.side(i, port)).collect();
-        let parking = Parking::new(Arc::clone(pool.arena()));
+        let parking = Parking::new(Arc::clone(own.pool.arena()));
         Worker::new(WorkerParts {
             id: own.id,
             sides,
-            pool,
+            pool: own.pool,
+            queue_packets_max: self.queue_packets_max(),
             flows: FlowTable::new(limits, Timeouts::default(), seed)
                 .with_serving(Arc::clone(own.stats.serving())),
             names: Names::new(NAMES_MAX, seed),
@@ -218,11 +217,35 @@ impl Blueprint<'_> {
         self.workers.count_max > 1
     }
 
-    /// What queues may hold without starving the rings and the reserve of frames.
+    /// What queues may hold beside a receive ring of each port: less, where a worker has several
+    /// of a port, which it finds out itself.
     fn queue_packets_max(&self) -> usize {
         let rings: usize = self.ports.iter().map(|p| p.rx_ring as usize).sum();
-        let free = (self.workers.frames as usize).saturating_sub(rings + 4 * BATCH_MAX);
         let ports = self.ports.iter().filter(|p| !p.is_vacant()).count();
-        (free / ports.max(1)).clamp(QUEUE_PACKETS_MIN, QUEUE_PACKETS_MAX)
+        queue_part(self.workers.frames as usize, rings, ports)
+    }
+}
+
+/// Packets that each port's queue may hold without starving the rings, to which so many frames are
+/// lent, and the reserve.
+pub(super) fn queue_part(frames: usize, lent: usize, ports: usize) -> usize {
+    let free = frames.saturating_sub(lent + 4 * BATCH_MAX);
+    (free / ports.max(1)).clamp(QUEUE_PACKETS_MIN, QUEUE_PACKETS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_queues_leave_frames_for_all_rings() {
+        for (frames, ring, rings, ports) in
+            [(16_384, 2_048, 2, 2), (16_384, 2_048, 6, 2), (32_768, 4_096, 4, 1), (9_000, 64, 9, 9)]
+        {
+            let held = queue_part(frames, ring * rings, ports) * ports;
+            assert!(held + ring * rings + 4 * BATCH_MAX <= frames, "{rings} rings of {ring}");
+            assert!(held + ring * rings + 4 * BATCH_MAX + ports > frames, "and none is idle");
+        }
+        assert_eq!(queue_part(1_000, 4_096, 2), QUEUE_PACKETS_MIN);
     }
 }

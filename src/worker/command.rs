@@ -359,6 +359,8 @@ impl<P: Port> Worker<P> {
         for (side, next) in self.parts.sides.iter_mut().zip(&update.in_flight) {
             side.in_flight.follow(next);
         }
+        self.parts.queue_packets_max = update.queue_packets_max;
+        self.share_frames();
         self.parts.control.tell(WorkerEvent::Old(update));
         self.updated = true;
         self.retry_parked(now);

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
+use super::build::queue_part;
 use super::side::Side;
-use super::turn::Worker;
+use super::turn::{Worker, WorkerParts};
 use crate::base::Nanos;
 use crate::base::mem::Slot;
 use crate::nic::Port;
@@ -144,8 +145,17 @@ impl<P: Port> Worker<P> {
         }
         self.updated = true;
         self.ports_changed = true;
-        let lent = self.parts.sides.iter().map(|side| side.port.rx_frames()).sum();
-        self.parts.pool.set_lent(lent);
+        self.share_frames();
+    }
+
+    /// Sets how much ports' queues may hold, by what is lent to their receive rings.
+    pub(super) fn share_frames(&mut self) {
+        let WorkerParts { sides, pool, queue_packets_max, .. } = &mut self.parts;
+        let lent = sides.iter().map(|side| side.port.rx_frames()).sum();
+        pool.set_lent(lent);
+        let open = sides.iter().filter(|side| !side.egress.is_closed()).count();
+        let part = queue_part(pool.owned(), lent, open).min(*queue_packets_max);
+        sides.iter_mut().for_each(|side| side.egress.hold(part));
     }
 
     /// Whether ports have come or gone since this was asked last.

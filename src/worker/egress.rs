@@ -41,6 +41,21 @@ impl EgressQueue {
         }
     }
 
+    /// Holds so many packets from now on, or what it was made for where that is less. Those that are
+    /// there stay.
+    pub fn hold(&mut self, packets_max: usize) {
+        match self {
+            EgressQueue::Fifo(fifo) => fifo.packets_max = packets_max.min(fifo.queue.capacity()),
+            EgressQueue::Tree(tree) => tree.set_packets_max(packets_max as u32),
+            EgressQueue::Closed => {}
+        }
+    }
+
+    /// Whether no port is there.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, EgressQueue::Closed)
+    }
+
     /// Takes packets, in order; what has to go for them, or they themselves, are added to
     /// `dropped`.
     #[inline]
@@ -237,9 +252,11 @@ mod tests {
         let mut out = Vec::new();
         assert_eq!(egress.dequeue(T, 8, u64::MAX, &arena, &mut out, &mut Vec::new()), 8);
         assert_eq!((put(&mut egress, 2), egress.backlog_bytes()), ((2, 1), 120));
+        egress.hold(4);
+        assert_eq!(put(&mut egress, 3), (4, 1), "it has the memory");
         egress.drain(&mut out);
         let order: Vec<_> = out.iter().map(|f| f.bytes(&arena)[0]).collect();
-        assert_eq!(order, [0, 1, 2, 3, 5, 6, 7, 8, 9, 12]);
+        assert_eq!(order, [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 14, 15]);
         out.into_iter().chain(dropped.into_iter().map(|d| d.0)).for_each(|f| pool.put(f));
     }
 

@@ -43,6 +43,8 @@ pub struct WorkerParts<P> {
     /// By [`crate::packet::PortId`].
     pub sides: Vec<Side<P>>,
     pub pool: FramePool,
+    /// Packets that a port's queue holds at most, however many frames are left.
+    pub queue_packets_max: usize,
     pub flows: FlowTable,
     pub names: Names,
     pub snapshot: Snapshot,
@@ -88,7 +90,7 @@ impl<P: Port> Worker<P> {
         let port_gauges = vec![PortGauges::default(); parts.sides.len()];
         let unparked = Vec::with_capacity(parts.parking.capacity());
         let joining = Joining::new(parts.snapshot.seed);
-        Worker {
+        let mut worker = Worker {
             joining,
             arena: Arc::clone(parts.pool.arena()),
             parts,
@@ -109,7 +111,9 @@ impl<P: Port> Worker<P> {
             timers_at: Nanos::ZERO,
             publish_at: Nanos::ZERO,
             pace: Pace::default(),
-        }
+        };
+        worker.share_frames();
+        worker
     }
 
     /// Has the XDP program forward flows of which there is nothing more to decide.

@@ -246,6 +246,15 @@ impl Flow {
         !self.kind.is_one_way()
     }
 
+    /// Whether a server's answers are seen. Of a router, and of `dnat` behind several appliances,
+    /// they may take another way.
+    pub fn is_answered(&self) -> bool {
+        match self.kind {
+            FlowKind::Transit | FlowKind::Dnat => self.packets[Direction::Reply as usize] > 0,
+            _ => self.has_reply_key(),
+        }
+    }
+
     /// When its last packet was received, to a sixteenth of a second.
     pub fn last_seen(&self) -> Nanos {
         Nanos(u64::from(self.last_seen) * NANOS_PER_TICK)

@@ -26,6 +26,12 @@ impl FlowTable {
             true => Seen::Both,
         };
         let after = before.after(tcp, meta.tcp_flags, meta.direction, seen);
+        // Before its SYN is answered a client's RST may be of the connection before.
+        let is_early = before == TcpState::SynSent && meta.direction == Direction::Forward;
+        let after = match after {
+            TcpState::Reset if is_early && flow.is_answered() => before,
+            other => other,
+        };
         // A FIN after a silence may be one of a row of which the others were lost, and the next
         // will come later still.
         let after = match after {

@@ -19,7 +19,9 @@ use crate::policy::spec::{
 };
 
 mod anew;
+mod forgetful;
 mod one_way;
+mod one_way_model;
 mod openings;
 mod unread;
 

@@ -5,8 +5,8 @@
 //! the old one gets nothing more of it. Nor do streams go on so fast that they come around all
 //! numbers to where that one stands, neither by many beginnings nor by what they carry.
 
-use super::streams::{CLIENT, Passage, SERVER};
-use super::{DONE, Inspect, SIDES};
+use super::streams::{CLIENT, Passage};
+use super::{DONE, Inspect, NOT_YET, SIDES};
 use crate::flow::{Flow, FlowKind, TcpState};
 use crate::graph::Cx;
 use crate::graph::stages::admission;
@@ -19,6 +19,15 @@ use crate::policy::Facts;
 /// (RFC 7323, section 2.3).
 const WINDOW_BYTES_MAX: u32 = 1 << 30;
 
+/// How long a client must have sent nothing until its next connection may begin without an end of
+/// the one before.
+const GONE_NS_MIN: u64 = 60_000_000_000;
+
+/// How long a server may have missed a client's FIN: in a little more the clocks that hosts begin
+/// their streams by pass half of all numbers (Linux's in 137 s), and the next one would seem to
+/// lie before this one.
+const FIN_KEPT_NS: u64 = 128_000_000_000;
+
 impl Inspect {
     /// Whether a client ends its stream at another place than where it stands, where rules may
     /// refuse what it says: its server does not believe that either, and goes on. It comes again
@@ -29,6 +38,11 @@ impl Inspect {
         }
         let flow = cx.flows.get(meta.flow);
         if flow.kind == FlowKind::Spliced {
+            return false;
+        }
+        // A server that still has the connection before tells so, and is told where that ends.
+        let is_new = flow.tcp == TcpState::SynSent || cx.flows.details(meta.flow).is_later();
+        if meta.tcp_flags & flag::RST != 0 && is_new && !self.has_said(flow) {
             return false;
         }
         let next = match self.slot_of(flow) {
@@ -46,6 +60,28 @@ impl Inspect {
         next.is_some_and(|next| !fits(next)) && must_read(cx, meta)
     }
 
+    /// Whether a client has said something on its flow's stream that was read.
+    pub(super) fn has_said(&self, flow: &Flow) -> bool {
+        match self.slot_of(flow) {
+            Some(slot) => {
+                self.reassembler.next_seq(SIDES * slot + CLIENT) != self.slots[slot].first
+            }
+            None => flow.inspection != NOT_YET,
+        }
+    }
+
+    /// Whether a SYN amid a client's connection may begin another one, where its server's answers
+    /// are not seen and rules may refuse it: its server may have forgotten the one before, so that
+    /// what follows would be read as more of that. `None` where its server's answer tells.
+    pub(super) fn may_have_gone(&self, cx: &Cx<'_>, meta: &PacketMeta) -> Option<bool> {
+        let flow = cx.flows.get(meta.flow);
+        if flow.is_answered() || !must_read(cx, meta) {
+            return None;
+        }
+        let is_joined = cx.flows.details(meta.flow).first_byte().is_none();
+        Some(is_joined || cx.now.since(flow.last_seen()) >= GONE_NS_MIN)
+    }
+
     /// Begins another stream of a client whose server's answers are not seen, where rules may
     /// refuse it: `None` where that is not so. `Some(false)`: it would begin at a number that the
     /// one before has used, or may have, or streams would go on faster than by any clock. Clients'
@@ -58,13 +94,17 @@ impl Inspect {
         first: u32,
     ) -> Option<bool> {
         let flow = cx.flows.get(meta.flow);
+        // Of one that was joined in its midst nothing is known that would matter.
+        let first_byte = cx.flows.details(meta.flow).first_byte()?;
         let (next, bytes) = match self.slot_of(flow) {
             Some(slot) => {
                 (self.reassembler.next_seq(SIDES * slot + CLIENT), self.slots[slot].bytes)
             }
-            None => (cx.flows.details(meta.flow).first_byte()?, 0),
+            None => (first_byte, 0),
         };
-        if is_answered(flow) || !must_read(cx, meta) {
+        let is_forgotten =
+            flow.tcp == TcpState::FinForward && cx.now.since(flow.last_seen()) >= FIN_KEPT_NS;
+        if flow.is_answered() || is_forgotten || !must_read(cx, meta) {
             return None;
         }
         let step = first.wrapping_sub(next);
@@ -85,7 +125,7 @@ impl Inspect {
             && meta.direction == Direction::Forward
             // One that was joined in its midst may have begun anywhere.
             && cx.flows.details(meta.flow).first_byte().is_some()
-            && !is_answered(cx.flows.get(meta.flow))
+            && !cx.flows.get(meta.flow).is_answered()
             && must_read(cx, meta)
     }
 
@@ -102,7 +142,7 @@ impl Inspect {
         slot.later = !details.forget_before(cx.now);
         meta.direction == Direction::Forward
             && !details.advance().has_room(cx.now, slot.bytes)
-            && !is_answered(cx.flows.get(meta.flow))
+            && !cx.flows.get(meta.flow).is_answered()
             && must_read(cx, meta)
     }
 }
@@ -121,7 +161,7 @@ pub(super) fn beside(cx: &mut Cx<'_>, meta: &PacketMeta, says: &[u8]) -> Passage
     let is_refused = is_before
         && !says.is_empty()
         && meta.direction == Direction::Forward
-        && !is_answered(cx.flows.get(meta.flow))
+        && !cx.flows.get(meta.flow).is_answered()
         && must_read(cx, meta);
     if is_refused { Passage::Refused(DropReason::Unread) } else { Passage::On }
 }
@@ -138,17 +178,8 @@ pub(super) fn is_too_early(cx: &Cx<'_>, meta: &PacketMeta) -> bool {
     let flow = cx.flows.get(meta.flow);
     flow.tcp == TcpState::SynSent
         && meta.direction == Direction::Forward
-        && is_answered(flow)
+        && flow.is_answered()
         && must_read(cx, meta)
-}
-
-/// Whether a server's answers are seen. Of a router, and of `dnat` behind several appliances, they
-/// may take another way.
-pub(super) fn is_answered(flow: &Flow) -> bool {
-    match flow.kind {
-        FlowKind::Transit | FlowKind::Dnat => flow.packets()[SERVER] > 0,
-        _ => flow.has_reply_key(),
-    }
 }
 
 /// Whether rules might refuse the client of this packet by what it says, or count that.

@@ -1,7 +1,7 @@
 //! TCP: both directions of a connection, put in order and looked into.
 
 use super::datagrams::facts_told;
-use super::ends::{beside, is_answered, is_too_early, must_read};
+use super::ends::{beside, is_too_early, must_read};
 use super::{
     BEHIND, BESIDE, DONE, Given, Inspect, NOT_YET, SIDES, Slot, count_app, count_name, intern,
     opens, payload_of,
@@ -119,10 +119,11 @@ impl Inspect {
     }
 
     /// A client's SYN on a known flow, sent again or because the same addresses are used anew; or
-    /// its server's answer, which tells for sure where the stream begins. Amid a connection
-    /// a SYN changes nothing for its server either (RFC 5961, section 4). Where answers are not
-    /// seen, a second beginning is not believed if rules may refuse by what follows, except where
-    /// the stream before has ended (see [`super::ends`]).
+    /// its server's answer, which tells for sure where the stream begins, also where it has
+    /// forgotten the one before. Amid a connection a SYN changes nothing for its server either
+    /// (RFC 5961, section 4). Where answers are not seen, a second beginning does not pass if rules
+    /// may refuse by what follows, except where the stream before has ended, or its client has been
+    /// silent for long (see [`super::ends`]).
     fn opening(&mut self, cx: &mut Cx<'_>, meta: &PacketMeta) -> Passage {
         let flow = cx.flows.get(meta.flow);
         let (tcp, forward) = (flow.tcp, meta.direction == Direction::Forward);
@@ -140,13 +141,17 @@ impl Inspect {
         let is_done = flow.inspection == DONE;
         let is_open = tcp.is_half_open() || tcp == TcpState::Established;
         // Of one of which only the client is seen, the next one may stand there, too.
-        let is_open = is_open || tcp == TcpState::FinForward;
-        if known == Some(first) && !is_done && is_open {
-            return Passage::On; // sent again
+        let is_open = is_open || matches!(tcp, TcpState::FinForward | TcpState::OneWay);
+        let has_said = self.has_said(flow);
+        if known == Some(first) && (is_open || !has_said) {
+            // Sent again. Who has said something does not do that: it would be read once more by a
+            // server that has forgotten it, but not here.
+            let is_odd = forward && has_said && must_read(cx, meta);
+            return if is_odd { Passage::Refused(DropReason::PortReused) } else { Passage::On };
         }
         let begins = match tcp {
             TcpState::SynSent if forward => {
-                if !is_done && !is_answered(flow) && must_read(cx, meta) {
+                if !is_done && !flow.is_answered() && must_read(cx, meta) {
                     return Passage::Refused(DropReason::PortReused);
                 }
                 true
@@ -157,9 +162,14 @@ impl Inspect {
             TcpState::SynReceived if !forward && must_read(cx, meta) => {
                 return Passage::Refused(DropReason::Unread);
             }
-            TcpState::Established | TcpState::SynReceived => false,
-            TcpState::OneWay => !forward,
-            TcpState::FinForward => !forward || !flow.has_reply_key(),
+            TcpState::SynReceived => false,
+            TcpState::Established | TcpState::OneWay if forward => {
+                match self.may_have_gone(cx, meta) {
+                    Some(false) => return Passage::Refused(DropReason::PortReused),
+                    may => may.is_some(),
+                }
+            }
+            TcpState::FinForward => !forward || !flow.is_answered(),
             _ => true,
         };
         if !begins {

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use super::*;
+use crate::base::Nanos;
 use crate::flow::TcpState;
 use crate::graph::stages::balance::Balance;
 
-const SECRET: &[u8] = b"GET /secret/x HTTP/1.1\r\nHost: a\r\n\r\n";
-const HARMLESS: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n";
-const FIRST: u32 = 1_000_000;
+pub(super) const SECRET: &[u8] = b"GET /secret/x HTTP/1.1\r\nHost: a\r\n\r\n";
+pub(super) const HARMLESS: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n";
+pub(super) const FIRST: u32 = 1_000_000;
 
 /// Inspector, classifier and balancer.
 struct Edge(Inspect, Classify, Balance);
@@ -29,14 +30,14 @@ enum Way {
     Router(Whole),
 }
 
-struct OneWay {
+pub(super) struct OneWay {
     rig: Rig,
     way: Way,
 }
 
 impl OneWay {
-    /// A connection that has asked once. The number after that.
-    fn open(to: Option<u16>) -> (OneWay, u32) {
+    /// Without any connection.
+    pub fn bare(to: Option<u16>) -> OneWay {
         let mut rig = Rig::new(LIMITS);
         let rules = [by_path("/secret/*", ClassId::RESET)];
         rig.snapshot.rules = Arc::new(Rules::compile(&rules));
@@ -46,7 +47,12 @@ impl OneWay {
             Some(port) => Way::Service(port, Edge(inspect, classify, Balance::new())),
             None => Way::Router(Whole { inspect, classify, tap: false }),
         };
-        let mut c = OneWay { rig, way };
+        OneWay { rig, way }
+    }
+
+    /// A connection that has asked once. The number after that.
+    pub fn open(to: Option<u16>) -> (OneWay, u32) {
+        let mut c = OneWay::bare(to);
         assert!(c.passes(FIRST - 1, SYN, b"") && c.passes(FIRST, ACK, b""));
         let asks = get("/a");
         assert!(c.passes(FIRST, ACK, &asks));
@@ -54,20 +60,57 @@ impl OneWay {
     }
 
     /// Whether a client's segment goes on to its server as it is.
-    fn passes(&mut self, seq: u32, flags: u8, says: &[u8]) -> bool {
+    pub fn passes(&mut self, seq: u32, flags: u8, says: &[u8]) -> bool {
         let out = self.segment(seq, flags, says);
         out.verdict == Verdict::Output && out.meta.tcp_flags == flags
     }
 
     fn segment(&mut self, seq: u32, flags: u8, says: &[u8]) -> Outcome {
+        self.segment_of(seq, if flags & ACK != 0 { 5_000 } else { 0 }, flags, says)
+    }
+
+    /// The flags with which a client's segment goes on, if it does.
+    pub fn send(&mut self, seq: u32, ack: u32, flags: u8, says: &[u8]) -> Option<u8> {
+        let out = self.segment_of(seq, ack, flags, says);
+        (out.verdict == Verdict::Output).then_some(out.meta.tcp_flags)
+    }
+
+    /// Whether a server's segment goes on to its client.
+    pub fn answer(&mut self, seq: u32, ack: u32, flags: u8) -> bool {
+        let Some((_, flow)) = self.rig.flows.iter().next() else { return false };
+        let key = flow.server_key();
+        let mut spec = TcpSpec::new((key.src, key.sport), (key.dst, key.dport), flags, b"");
+        (spec.seq, spec.ack) = (seq, ack);
+        (spec.link.destination, spec.link.source) = (BACKEND_SIDE, BACKEND_MAC);
+        self.run(tcp_packet(&spec)).verdict == Verdict::Output
+    }
+
+    pub fn now(&self) -> Nanos {
+        self.rig.now
+    }
+
+    pub fn has_flow(&self) -> bool {
+        !self.rig.flows.is_empty()
+    }
+
+    pub fn first_byte(&self) -> Option<u32> {
+        let (at, _) = self.rig.flows.iter().next()?;
+        self.rig.flows.details(at).first_byte()
+    }
+
+    fn segment_of(&mut self, seq: u32, ack: u32, flags: u8, says: &[u8]) -> Outcome {
         let server = match &self.way {
             Way::Service(port, _) => (addr(V4.vip), *port),
             Way::Router(_) => (addr(V4.backend.0), V4.backend.1),
         };
         let mut spec = TcpSpec::new((addr(V4.client.0), V4.client.1), server, flags, says);
-        (spec.seq, spec.ack) = (seq, if flags & ACK != 0 { 5_000 } else { 0 });
+        (spec.seq, spec.ack) = (seq, ack);
         (spec.link.destination, spec.link.source) = (CLIENT_SIDE, CLIENT_MAC);
-        let packets = [tcp_packet(&spec)];
+        self.run(tcp_packet(&spec))
+    }
+
+    fn run(&mut self, packet: Vec<u8>) -> Outcome {
+        let packets = [packet];
         let (mut out, _) = match &mut self.way {
             Way::Service(_, edge) => self.rig.run_with(edge, &packets, |_| {}),
             Way::Router(whole) => self.rig.run_with(whole, &packets, |_| {}),
@@ -85,18 +128,25 @@ impl OneWay {
     }
 
     /// Time goes by; flows whose time is over are forgotten.
-    fn pass(&mut self, time: Duration) {
+    pub fn pass(&mut self, time: Duration) {
         self.rig.now = self.rig.now.saturating_add(time.as_nanos() as u64);
-        self.rig.flows.expire(self.rig.now, 64, |_, _| true);
+        let inspect = match &mut self.way {
+            Way::Service(_, edge) => &mut edge.0,
+            Way::Router(whole) => &mut whole.inspect,
+        };
+        self.rig.flows.expire(self.rig.now, 64, |_, flow| {
+            inspect.forget(flow);
+            true
+        });
     }
 
-    fn state(&self) -> TcpState {
+    pub fn state(&self) -> TcpState {
         self.rig.flows.iter().next().expect("a flow").1.tcp
     }
 }
 
 /// `dsr`, two tunnels, and transit.
-const WAYS: [Option<u16>; 4] = [Some(82), Some(83), Some(84), None];
+pub(super) const WAYS: [Option<u16>; 4] = [Some(82), Some(83), Some(84), None];
 
 #[test]
 fn ends_that_no_server_believes_are_dropped() {

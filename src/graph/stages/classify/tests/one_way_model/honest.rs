@@ -132,7 +132,7 @@ proptest! {
         seed in any::<u64>(),
         loss in prop::sample::select(vec![0.0, 0.01, 0.03]),
         lives in vec((0_u32..4, prop::sample::select(vec![RST, RST | ACK, FIN | ACK]),
-            prop::sample::select(vec![1_u64, 20, 1_000, 5_000, 30_000, 70_000, 200_000])), 1..12),
+            prop::sample::select(vec![1_u64, 20, 1_000, 5_000, 30_000, 70_000, 100_000])), 1..12),
     ) {
         let mut world = World::new(WAYS[way], manners, clock);
         world.keeps = true;

@@ -71,7 +71,7 @@ impl Blueprint<'_> {
         };
         let sides = own.ports.into_iter().enumerate().map(|(i, port)| self.side(i, port)).collect();
         let parking = Parking::new(Arc::clone(own.pool.arena()));
-        Worker::new(WorkerParts {
+        let mut worker = Worker::new(WorkerParts {
             id: own.id,
             sides,
             pool: own.pool,
@@ -88,7 +88,9 @@ impl Blueprint<'_> {
             handover: own.handover,
             control: own.control,
             stats: own.stats,
-        })
+        });
+        worker.share_frames();
+        worker
     }
 
     /// What makes a running worker like a new one: `old` is what it was built from. The pipeline

@@ -41,8 +41,8 @@ impl EgressQueue {
         }
     }
 
-    /// Holds so many packets from now on, or what it was made for where that is less. Those that are
-    /// there stay.
+    /// Holds so many packets from now on, or what it was made for where that is less. Those that
+    /// are there stay.
     pub fn hold(&mut self, packets_max: usize) {
         match self {
             EgressQueue::Fifo(fifo) => fifo.packets_max = packets_max.min(fifo.queue.capacity()),

@@ -89,9 +89,8 @@ impl<P: Port> Worker<P> {
     pub fn new(parts: WorkerParts<P>) -> Worker<P> {
         let port_gauges = vec![PortGauges::default(); parts.sides.len()];
         let unparked = Vec::with_capacity(parts.parking.capacity());
-        let joining = Joining::new(parts.snapshot.seed);
-        let mut worker = Worker {
-            joining,
+        Worker {
+            joining: Joining::new(parts.snapshot.seed),
             arena: Arc::clone(parts.pool.arena()),
             parts,
             counters: Counters::default(),
@@ -111,9 +110,7 @@ impl<P: Port> Worker<P> {
             timers_at: Nanos::ZERO,
             publish_at: Nanos::ZERO,
             pace: Pace::default(),
-        };
-        worker.share_frames();
-        worker
+        }
     }
 
     /// Has the XDP program forward flows of which there is nothing more to decide.

@@ -25,7 +25,7 @@ use half::Half;
 
 /// Bytes of a head, or of a trailer section, at most.
 pub const HEAD_BYTES_MAX: u32 = 1 << 18;
-/// Longest method (the longest registered one has 17 bytes).
+/// What is kept of a method (the longest registered one has 17 bytes).
 pub const METHOD_BYTES_MAX: u32 = 32;
 /// Requests that wait for their answer, at most; beyond it answers are not followed any more.
 pub const PENDING_MAX: usize = 64;

@@ -1,6 +1,6 @@
 //! One direction: a state machine over lines and bodies, resumable at every byte.
 
-use super::{Failure, HEAD_BYTES_MAX, Next, Side, Switch};
+use super::{Failure, HEAD_BYTES_MAX, METHOD_BYTES_MAX, Next, Side, Switch};
 use crate::inspect::fields::{Fields, NAME_BYTES_MAX, NameId, Sink, Wanted, is_blank, is_token};
 
 /// The version of a message, but for its last digit (RFC 9112, section 2.3).
@@ -233,10 +233,12 @@ impl Half {
             }
             Step::Method => {
                 let n = part.iter().position(|b| !is_token(*b)).unwrap_or(part.len());
-                // Of a longer one the beginning is kept: servers may take any token for a method.
                 fields.value(&part[..n]);
                 self.method_len = self.method_len.saturating_add(n as u32);
                 *part = &part[n..];
+                if self.method_len > METHOD_BYTES_MAX {
+                    return NOT_HTTP;
+                }
                 if let Some(&byte) = part.first() {
                     if byte != b' ' || self.method_len == 0 {
                         return NOT_HTTP;

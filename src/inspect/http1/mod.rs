@@ -25,7 +25,7 @@ use half::Half;
 
 /// Bytes of a head, or of a trailer section, at most.
 pub const HEAD_BYTES_MAX: u32 = 1 << 18;
-/// What is kept of a method (the longest registered one has 17 bytes).
+/// Longest method (the longest registered one has 17 bytes).
 pub const METHOD_BYTES_MAX: u32 = 32;
 /// Requests that wait for their answer, at most; beyond it answers are not followed any more.
 pub const PENDING_MAX: usize = 64;
@@ -186,6 +186,11 @@ impl Connection {
     /// is room for it.
     pub fn method(&self) -> Option<&[u8]> {
         self.fields[0].as_ref()?.method()
+    }
+
+    /// Whether that is longer than what is kept of it.
+    pub fn is_method_cut(&self) -> bool {
+        self.fields[0].as_ref().is_some_and(|fields| fields.truncated(NameId::METHOD))
     }
 
     /// Whether this direction has room for fields.

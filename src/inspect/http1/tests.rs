@@ -172,7 +172,7 @@ fn what_is_no_http() {
         b"GET / HTTP/1.1 \r\n",
         b"GET / HTTP/1.12\r\n",
         b"GET /\x00 HTTP/1.1\r\n",
-        b"METHODMETHODMETHODMETHODMETHODMETHOD=",
+        b"METHODMETHODMETHODMETHODMETHODMETHOD",
         b"PRI * HTTP/2.0\r\n\r\nSN",
         b" GET / HTTP/1.1\r\n",
     ] {
@@ -184,17 +184,6 @@ fn what_is_no_http() {
     for rest in ["nocolon\r\n", "a: b\rc", "a: \0\r\n", ":a\r\n", "\r\r", "a: b\r\r\n"] {
         client(format!("GET / HTTP/1.1\r\n{rest}").as_bytes(), &["Client Malformed"]);
     }
-}
-
-#[test]
-fn any_token_is_a_method() {
-    for len in [31, 32, 33, 200] {
-        let head = format!("{} /chat HTTP/1.1\r\nHost: a\r\n\r\n", "M".repeat(len));
-        let told = format!("0 {} /chat a Empty", "M".repeat(len.min(32)));
-        client(head.as_bytes(), &[&told]);
-    }
-    let endless = vec![b'M'; HEAD_BYTES_MAX as usize + 1];
-    assert_eq!(read(&[(Client, &endless)], &[0]), ["Client TooLong"]);
 }
 
 #[test]

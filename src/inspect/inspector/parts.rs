@@ -53,7 +53,7 @@ pub(super) struct HttpPart {
     http1: http1::Connection,
     /// Once either side speaks it: its header tables are most of the memory.
     http2: Option<Box<h2::Connection>>,
-    /// What failed to be read began with a method of HTTP.
+    /// What failed to be read began with a method of HTTP, or with what is too long for one.
     has_method: bool,
     /// Requests before the tunnel through which this is sent.
     before_tunnel: Option<u64>,
@@ -106,7 +106,8 @@ impl HttpPart {
             }
         });
         if from == Side::Client && matches!(fed.next, Some(Next::Failed(_))) {
-            self.has_method = self.has_method();
+            // Servers may take any token for a method, however long.
+            self.has_method = self.has_method() || self.http1.is_method_cut();
         }
         if let Some(head) = self.http1.take_spare(from) {
             pool.put_head(head, kept);

@@ -119,14 +119,20 @@ fn what_cannot_be_read_is_refused_where_rules_refuse_by_requests() {
 
 #[test]
 fn a_long_method_hides_no_request() {
-    for len in [32, 33, 5_000] {
-        for (path, refused) in [("/secret/x", true), ("/a", false)] {
-            let mut c = Connection::open(&V4, &[guard()]);
-            let head = format!("{} {path} HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(len));
-            head.as_bytes().chunks(1_000).for_each(|part| drop(c.segment(true, ACK, part)));
-            let is_out = c.rig.flows.iter().all(|(_, flow)| !flow.class.is_refused());
-            assert_eq!(!is_out, refused, "{path}, {len}");
-        }
+    for (len, path, rule, refused) in [
+        (32, "/secret/x", guard(), true),
+        (32, "/a", guard(), false),
+        (33, "/secret/x", guard(), true),
+        (33, "/a", guard(), true),
+        (5_000, "/secret/x", guard(), true),
+        (5_000, "/secret/x", by_path("/secret/*", BULK), false),
+        (5_000, "/secret/x", by_name(ClassId::RESET), false),
+    ] {
+        let mut c = Connection::open(&V4, &[rule]);
+        let head = format!("{} {path} HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(len));
+        head.as_bytes().chunks(1_000).for_each(|part| drop(c.segment(true, ACK, part)));
+        let is_out = c.rig.flows.iter().all(|(_, flow)| !flow.class.is_refused());
+        assert_eq!(!is_out, refused, "{path}, {len}");
     }
 }
 

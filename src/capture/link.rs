@@ -1,6 +1,8 @@
 //! Link layers of captures, down to the first protocol above them (the "link-layer header types" of
 //! tcpdump.org).
 
+use crate::packet::eth;
+
 /// A link-layer header type's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link(pub u32);
@@ -40,12 +42,11 @@ impl Link {
     /// Bytes that a packet of `len` bytes would have as a frame of Ethernet; those of links that
     /// are not known stay.
     pub fn frame_len(self, bytes: &[u8], len: u32) -> u32 {
-        const ETHERNET: u32 = 14;
         match self.header(bytes) {
             Some((_, Next::Ethernet, 0)) | None => len,
             Some((_, _, at)) => {
                 let header = u32::try_from(at).unwrap_or(u32::MAX);
-                len.saturating_sub(header).saturating_add(ETHERNET)
+                len.saturating_sub(header).saturating_add(eth::HEADER_LEN as u32)
             }
         }
     }

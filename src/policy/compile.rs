@@ -1,5 +1,7 @@
 //! From rules as configured to the tables of [`Rules`].
 
+use std::collections::HashMap;
+
 use super::catalogue::Catalogue;
 use super::ends::beyond_known;
 use super::kinds::{Kind, Kinds};
@@ -204,6 +206,7 @@ impl Tables {
         let values = self.values(&primary);
         let sizes = sizes(specs);
         let (mut schedule, mut mirrors) = (Schedule::default(), Vec::new());
+        let mut places: HashMap<Mirror, u16> = HashMap::new();
         let rules: Box<[Rule]> = specs
             .iter()
             .zip(&needs)
@@ -211,7 +214,13 @@ impl Tables {
                 let over = |size| sizes.partition_point(|s| *s <= size) as u8;
                 let level = s.bytes_over.map_or(0, over);
                 let time = Place::of(s.time.as_ref().map(|time| schedule.add(time)));
-                let mirror = Place::of(s.mirror.map(|mirror| place_of(&mut mirrors, mirror)));
+                let mirror = s.mirror.map(|mirror| {
+                    *places.entry(mirror).or_insert_with(|| {
+                        mirrors.push(mirror);
+                        (mirrors.len() - 1) as u16
+                    })
+                });
+                let mirror = Place::of(mirror);
                 Rule::new(s, needs, level, time, mirror)
             })
             .collect();
@@ -344,15 +353,6 @@ impl Tables {
         }
         wider
     }
-}
-
-/// Where the copies stand in a list, which gets them if they are new.
-fn place_of(mirrors: &mut Vec<Mirror>, mirror: Mirror) -> u16 {
-    let known = mirrors.iter().position(|known| *known == mirror);
-    known.unwrap_or_else(|| {
-        mirrors.push(mirror);
-        mirrors.len() - 1
-    }) as u16
 }
 
 /// Values that are text.

@@ -6,15 +6,13 @@ use super::spec::{PACKET_MAX, PACKET_MIN};
 use crate::base::Seed;
 use crate::base::hash::hash5;
 use crate::capture::{CaptureFile, Fragments, ReadError, Transport, innermost};
+use crate::packet::{eth, ipv4, ipv6, tcp, udp};
 
 /// Mixed into the hash of a flow's ends.
 const SEED: Seed = Seed(0);
 
 /// Packets longer than this were not sent by any host; so much of them is played.
 const MERGED_MAX: u32 = 512 << 10;
-/// Bytes of a VLAN tag, which frames of the largest size have.
-const TAG: u16 = 4;
-const ETHERNET: u32 = 14;
 
 /// An open capture.
 pub struct Trace {
@@ -77,7 +75,7 @@ impl Trace {
             let upper = u64::from(ports) << 8 | u64::from(t.proto);
             hash5(SEED, t.src.hi, t.src.lo, t.dst.hi, t.dst.lo, upper) as u32
         });
-        let headers = found.map_or(ETHERNET, |t| ETHERNET + headers(&t));
+        let headers = eth::HEADER_LEN as u32 + found.map_or(0, |t| headers(&t));
         Ok(Some(self.frame(Rest { after_ns: self.last_ns, flow, len, headers })))
     }
 
@@ -89,7 +87,8 @@ impl Trace {
             let len = len as u16;
             return Traced { after_ns, len: len.clamp(PACKET_MIN, PACKET_MAX), flow };
         }
-        let now = self.longest - TAG;
+        // The largest frames have a tag.
+        let now = self.longest - eth::TAG_LEN as u16;
         self.rest = Some(Rest { len: len - u32::from(now) + headers, ..packet });
         Traced { after_ns, len: now, flow }
     }
@@ -97,10 +96,13 @@ impl Trace {
 
 /// Bytes of the innermost IP and transport headers.
 fn headers(t: &Transport<'_>) -> u32 {
-    const TCP: u8 = 6;
-    let words = t.bytes.get(12).map_or(5, |at| u32::from(at >> 4));
-    let own = if t.proto == TCP { 4 * words.max(5) } else { 8 };
-    own + if t.src.is_v4() { 20 } else { 40 }
+    let words = t.bytes.get(12).map_or(0, |at| usize::from(at >> 4));
+    let own = match t.proto {
+        tcp::PROTOCOL => (4 * words).max(tcp::HEADER_LEN),
+        _ => udp::HEADER_LEN,
+    };
+    let ip = if t.src.is_v4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+    (own + ip) as u32
 }
 
 #[cfg(test)]

@@ -108,12 +108,7 @@ impl Blueprint<'_> {
             (0..self.ports.len()).map(|port| match (self.shaper(port), old.shaper(port)) {
                 // Its queue comes or goes with it.
                 _ if self.is_vacant(port) || old.is_vacant(port) => EgressUpdate::Keep,
-                (None, None) if resized => {
-                    EgressUpdate::Resize(EgressQueue::fifo(queue_packets_max))
-                }
-                (Some(new), Some(old)) if new == old && resized => {
-                    EgressUpdate::Resize(EgressQueue::Closed)
-                }
+                (None, None) if resized => EgressUpdate::Grow(EgressQueue::fifo(queue_packets_max)),
                 (None, None) => EgressUpdate::Keep,
                 (Some(new), Some(old)) if new == old => EgressUpdate::Keep,
                 (Some(new), Some(of)) => {

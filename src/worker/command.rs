@@ -119,8 +119,8 @@ pub struct Update {
 /// What becomes of a port's queue.
 pub enum EgressUpdate {
     Keep,
-    /// It holds another number of packets: as this one, which has its memory.
-    Resize(EgressQueue),
+    /// It gets the memory of this one, where that is more.
+    Grow(EgressQueue),
     /// The class tree changes and keeps its packets and tokens.
     Succeed(Box<Successor>),
     /// Another kind of queue. Packets move over, into the default class, some a turn; then the old
@@ -354,7 +354,7 @@ impl<P: Port> Worker<P> {
             self.parts.control.deciding = Some(0);
         }
         for (port, change) in update.egress.iter_mut().enumerate() {
-            self.change_egress(now, port, change, update.queue_packets_max);
+            self.change_egress(now, port, change);
         }
         for (side, next) in self.parts.sides.iter_mut().zip(&update.in_flight) {
             side.in_flight.follow(next);
@@ -366,21 +366,14 @@ impl<P: Port> Worker<P> {
         self.retry_parked(now);
     }
 
-    fn change_egress(
-        &mut self,
-        now: Nanos,
-        port: usize,
-        change: &mut EgressUpdate,
-        packets_max: usize,
-    ) {
+    fn change_egress(&mut self, now: Nanos, port: usize, change: &mut EgressUpdate) {
         let Some(side) = self.parts.sides.get_mut(port) else { return };
         match change {
             EgressUpdate::Keep => {}
-            EgressUpdate::Resize(next) => side.egress.resize(next, packets_max),
+            EgressUpdate::Grow(next) => side.egress.grow(next),
             EgressUpdate::Succeed(next) => {
                 if let EgressQueue::Tree(tree) = &mut side.egress {
                     tree.succeed(now, next);
-                    tree.set_packets_max(packets_max as u32);
                 }
             }
             EgressUpdate::Replace(leaving) => {

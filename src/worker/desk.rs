@@ -13,7 +13,7 @@ use crate::base::mem::Slot;
 use crate::nic::Port;
 use crate::nic::spec::PORTS_MAX;
 use crate::nic::steer::OffloadSlots;
-use crate::packet::{Frame, PortId};
+use crate::packet::{Frame, FramePool, PortId};
 
 /// Orders at most that wait to be done, or whose outcome waits to be fetched: each port may come
 /// and go, and give frames back.
@@ -151,11 +151,7 @@ impl<P: Port> Worker<P> {
     /// Sets how much ports' queues may hold, by what is lent to their receive rings.
     pub(super) fn share_frames(&mut self) {
         let WorkerParts { sides, pool, queue_packets_max, .. } = &mut self.parts;
-        let lent = sides.iter().map(|side| side.port.rx_frames()).sum();
-        pool.set_lent(lent);
-        let open = sides.iter().filter(|side| !side.egress.is_closed()).count();
-        let part = queue_part(pool.owned(), lent, open).min(*queue_packets_max);
-        sides.iter_mut().for_each(|side| side.egress.hold(part));
+        share(sides, pool, *queue_packets_max);
     }
 
     /// Whether ports have come or gone since this was asked last.
@@ -177,5 +173,81 @@ impl<P: Port> Worker<P> {
     /// See [`Port::has_arrivals`].
     pub(super) fn has_arrivals(&self) -> bool {
         self.parts.sides.iter().any(|side| side.port.has_arrivals())
+    }
+}
+
+fn share<P: Port>(sides: &mut [Side<P>], pool: &mut FramePool, packets_max: usize) {
+    let lent = sides.iter().map(|side| side.port.rx_frames()).sum();
+    pool.set_lent(lent);
+    let open = sides.iter().filter(|side| !side.egress.is_closed()).count();
+    let part = queue_part(pool.owned(), lent, open).min(packets_max);
+    sides.iter_mut().for_each(|side| side.egress.hold(part));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::egress::EgressQueue;
+    use super::*;
+    use crate::nic::PortStats;
+    use crate::packet::batch::BATCH_MAX;
+    use crate::packet::{ClassId, ParseOptions};
+    use crate::qos::{InFlight, Queued};
+
+    /// A port whose rings hold so many frames, and that sends nothing.
+    struct Lending(usize);
+
+    impl Port for Lending {
+        fn rx_burst(&mut self, _: Nanos, _: &mut FramePool, _: &mut Vec<Frame>, _: usize) -> usize {
+            0
+        }
+        fn tx_burst(&mut self, _: Nanos, _: &mut FramePool, _: &mut Vec<Frame>) -> usize {
+            0
+        }
+        fn tx_room(&self) -> usize {
+            0
+        }
+        fn poll(&mut self, _: Nanos, _: &mut FramePool) {}
+        fn rx_frames(&self) -> usize {
+            self.0
+        }
+        fn tx_in_flight_bytes(&self) -> u64 {
+            0
+        }
+        fn stats(&self) -> PortStats {
+            PortStats::default()
+        }
+        fn close(&mut self, _: &mut FramePool) {}
+    }
+
+    /// How much the first port's queue takes of all frames.
+    fn taken(rings: &[usize], packets_max: usize) -> usize {
+        const FRAMES: usize = 2_000;
+        let mut pool = FramePool::standalone(FRAMES as u32, 512);
+        let arena = pool.arena().clone();
+        let side = |&ring: &usize| {
+            let egress = EgressQueue::fifo(FRAMES);
+            Side::new(Lending(ring), egress, ParseOptions::default(), InFlight::UNBOUNDED)
+        };
+        let mut sides: Vec<_> = rings.iter().map(side).collect();
+        sides.push(Side::vacant(Lending(0)));
+        share(&mut sides, &mut pool, packets_max);
+        let (mut packets, mut dropped) = (Vec::new(), Vec::new());
+        while let Some(frame) = pool.take_with(&[0; 60]) {
+            packets.push(Queued { frame, class: ClassId::UNSET, flow_hash: 0, l3: 0 });
+        }
+        let egress = &mut sides[0].egress;
+        egress.enqueue(Nanos::ZERO, &mut packets, &arena, &mut dropped);
+        let (held, mut out) = (egress.len(), Vec::new());
+        egress.drain(&mut out);
+        out.into_iter().chain(dropped.into_iter().map(|d| d.0)).for_each(|f| pool.put(f));
+        held
+    }
+
+    #[test]
+    fn queues_leave_the_frames_of_all_rings_whatever_they_were_made_for() {
+        let spare = 4 * BATCH_MAX;
+        assert_eq!(taken(&[100], 2_000), 2_000 - spare - 100);
+        assert_eq!(taken(&[500, 300], 2_000), (2_000 - spare - 800) / 2);
+        assert_eq!(taken(&[500, 300], 70), 70);
     }
 }

@@ -30,14 +30,11 @@ impl EgressQueue {
         EgressQueue::Fifo(Fifo { queue, packets_max, bytes: 0 })
     }
 
-    /// Holds another number of packets from now on, those of `of`, into whose place it moves where
-    /// that has more memory; what is left there is to be freed. A class tree holds no more than it
-    /// was made for.
-    pub fn resize(&mut self, of: &mut EgressQueue, packets_max: usize) {
-        match (self, of) {
-            (EgressQueue::Fifo(fifo), EgressQueue::Fifo(next)) => fifo.resize(next),
-            (EgressQueue::Tree(tree), _) => tree.set_packets_max(packets_max as u32),
-            _ => {}
+    /// Has the memory of `of` from now on, where that is more; what is left there is to be freed. A
+    /// class tree keeps what it was made with.
+    pub fn grow(&mut self, of: &mut EgressQueue) {
+        if let (EgressQueue::Fifo(fifo), EgressQueue::Fifo(next)) = (self, of) {
+            fifo.grow(next);
         }
     }
 
@@ -197,12 +194,11 @@ impl Fifo {
         Ok(())
     }
 
-    fn resize(&mut self, next: &mut Fifo) {
+    fn grow(&mut self, next: &mut Fifo) {
         if next.queue.capacity() > self.queue.capacity() {
             next.queue.extend(self.queue.drain(..));
             std::mem::swap(&mut self.queue, &mut next.queue);
         }
-        self.packets_max = next.packets_max.min(self.queue.capacity());
     }
 
     #[inline]
@@ -244,10 +240,12 @@ mod tests {
             (egress.len(), dropped.len() - before)
         };
         assert_eq!(put(&mut egress, 5), (4, 1));
-        egress.resize(&mut EgressQueue::fifo(9), 9);
+        egress.grow(&mut EgressQueue::fifo(9));
+        egress.hold(9);
         assert_eq!(put(&mut egress, 6), (9, 1));
         let mut smaller = EgressQueue::fifo(2);
-        egress.resize(&mut smaller, 2);
+        egress.grow(&mut smaller);
+        egress.hold(2);
         assert_eq!((put(&mut egress, 1), smaller.len()), ((9, 1), 0), "those that wait stay");
         let mut out = Vec::new();
         assert_eq!(egress.dequeue(T, 8, u64::MAX, &arena, &mut out, &mut Vec::new()), 8);

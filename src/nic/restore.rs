@@ -164,11 +164,8 @@ impl Changes {
         Ok(&mut changes[at])
     }
 
-    /// Replaces the file in one step: a crash leaves the old or the new one.
     fn write(&self) -> io::Result<()> {
-        let partial = self.path.with_extension("partial");
-        fs::write(&partial, serde_json::to_vec_pretty(&self.state)?)?;
-        fs::rename(&partial, &self.path)
+        write(&self.path, &self.state, "partial")
     }
 }
 
@@ -217,7 +214,13 @@ fn restore(state_dir: &Path, programs: bool) -> io::Result<Vec<Restored>> {
         if !name.starts_with(PREFIX) || !name.ends_with(SUFFIX) {
             continue;
         }
-        let Ok(state) = serde_json::from_slice::<State>(&fs::read(&path)?) else {
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            // Its process has just ended in order, or another looks for leftovers beside us.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        let Ok(state) = serde_json::from_slice::<State>(&text) else {
             tracing::warn!(path = %path.display(), "not a state file of ours, left alone");
             continue;
         };
@@ -247,7 +250,16 @@ fn keep_programs(path: &Path, mut state: State, programs: bool) -> io::Result<()
         change.switched_off.clear();
         change.companion = false;
     }
-    fs::write(path, serde_json::to_vec_pretty(&state)?)
+    // By a name of its own: others may look for leftovers at the same time.
+    write(path, &state, &format!("partial-{}", std::process::id()))
+}
+
+/// Replaces the file in one step: a crash leaves the old or the new one, and who reads it meanwhile
+/// gets one of them whole.
+fn write(path: &Path, state: &State, extension: &str) -> io::Result<()> {
+    let partial = path.with_extension(extension);
+    fs::write(&partial, serde_json::to_vec_pretty(state)?)?;
+    fs::rename(&partial, path)
 }
 
 /// Sets one interface back, as far as it is still there.
@@ -360,6 +372,8 @@ mod tests {
         let alive_there = State { namespace: 1, ..state(me, start_time(me).expect("alive")) };
         let alive_there = write("restore-6.json", &alive_there);
         fs::write(dir.path().join("restore-5.json"), "not json").expect("write");
+        // As one that is listed and then removed by its owner.
+        std::os::unix::fs::symlink("gone", dir.path().join("restore-7.json")).expect("a link");
         // The interface has another index than recorded: nothing is touched.
         assert_eq!(restore_leftovers(dir.path()).expect("readable"), []);
         assert!(alive.exists() && alive_there.exists());

@@ -24,8 +24,8 @@ struct packet {
 	__u8 discovery;
 	// The same in all fragments of a packet.
 	__u32 identification;
-	// Of an ICMP error: the packet that it quotes.
-	void *quoted;
+	// Of an ICMP error: where in the frame the packet begins that it quotes; else 0.
+	__u32 quoted;
 };
 
 static __always_inline __u64 mix(__u64 h)
@@ -81,7 +81,7 @@ static __always_inline int is_error(__u8 proto, __u8 type)
 
 // Ports of TCP and UDP; the identifier of an ICMP echo in both. Returns 0 where the packet is too
 // short.
-static __always_inline int parse_transport(struct packet *p, void *l4, void *end)
+static __always_inline int parse_transport(struct packet *p, void *data, void *l4, void *end)
 {
 	if (p->later_fragment)
 		return 1;
@@ -100,7 +100,7 @@ static __always_inline int parse_transport(struct packet *p, void *l4, void *end
 		if (p->proto == IPPROTO_ICMPV6 && icmp[0] >= 133 && icmp[0] <= 137)
 			p->discovery = 1;
 		if (is_error(p->proto, icmp[0]))
-			p->quoted = icmp + 8;
+			p->quoted = (void *)(icmp + 8) - data;
 		if ((p->proto == IPPROTO_ICMP && (icmp[0] == 0 || icmp[0] == 8)) ||
 		    (p->proto == IPPROTO_ICMPV6 && (icmp[0] == 128 || icmp[0] == 129))) {
 			p->sport = (__u16)icmp[4] << 8 | icmp[5];
@@ -110,7 +110,7 @@ static __always_inline int parse_transport(struct packet *p, void *l4, void *end
 	return 1;
 }
 
-static __always_inline int parse_ipv4(struct packet *p, void *l3, void *end)
+static __always_inline int parse_ipv4(struct packet *p, void *data, void *l3, void *end)
 {
 	struct iphdr *ip = l3;
 
@@ -122,10 +122,10 @@ static __always_inline int parse_ipv4(struct packet *p, void *l3, void *end)
 	p->fragment = (ip->frag_off & bpf_htons(0x3fff)) != 0;
 	p->later_fragment = (ip->frag_off & bpf_htons(0x1fff)) != 0;
 	p->identification = ip->id;
-	return parse_transport(p, l3 + ip->ihl * 4, end);
+	return parse_transport(p, data, l3 + ip->ihl * 4, end);
 }
 
-static __always_inline int parse_ipv6(struct packet *p, void *l3, void *end)
+static __always_inline int parse_ipv6(struct packet *p, void *data, void *l3, void *end)
 {
 	struct ipv6hdr *ip = l3;
 	__u8 *next = l3 + sizeof(*ip);
@@ -156,5 +156,5 @@ static __always_inline int parse_ipv6(struct packet *p, void *l3, void *end)
 		next += len;
 	}
 	p->proto = kind;
-	return parse_transport(p, next, end);
+	return parse_transport(p, data, next, end);
 }

@@ -32,6 +32,8 @@
 #define MAX_VLAN_TAGS 2
 // With tags, an IPv6 header and the longest of TCP.
 #define HEADERS_MAX 128
+// Behind an Ethernet header; what is quoted may stand behind all extension headers that are read.
+#define L3_AT_MAX 0x3fff
 #define SHARE_ALL 10000
 // In place of a share: where our tunnels lead. What comes from there is nothing of ours.
 #define SHARE_TUNNEL 65535
@@ -250,6 +252,19 @@ static __always_inline int steer(HOOK *ctx, struct tg_config *cfg, __u32 reason)
 	return count(is_steered(action) ? reason : TG_NO_SOCKET, action);
 }
 
+// What the IP packet says that begins at `at` in the frame. Returns 0 where that is not all there.
+// Not static: so the verifier looks at it once, and at what follows it once for all kinds of packets
+// in place of once for each.
+__attribute__((noinline)) int parse(HOOK *ctx, struct packet *p, __u32 at, __be16 proto)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+	if (!p || at > L3_AT_MAX)
+		return 0;
+	return proto == bpf_htons(ETH_P_IP) ? parse_ipv4(p, data, data + at, end) :
+					      parse_ipv6(p, data, data + at, end);
+}
+
 static __always_inline struct tg_endpoint endpoint(const struct tg_addr *addr, __u16 port,
 						   __u8 proto)
 {
@@ -261,18 +276,16 @@ static __always_inline struct tg_endpoint endpoint(const struct tg_addr *addr, _
 // An ICMP error about a packet that we have sent: its flow's worker knows whom to tell. Returns an
 // action, or -1 where it is about none.
 static __always_inline int decide_error(HOOK *ctx, struct tg_config *cfg,
-					const struct packet *p, void *end)
+					const struct packet *p)
 {
+	__be16 proto = bpf_htons(p->proto == IPPROTO_ICMP ? ETH_P_IP : ETH_P_IPV6);
 	struct tg_addr_info *info;
 	struct tg_endpoint key;
 	struct packet q = {};
 	__u32 *share;
-	int whole;
 
-	whole = p->proto == IPPROTO_ICMP ? parse_ipv4(&q, p->quoted, end) :
-					   parse_ipv6(&q, p->quoted, end);
 	// Whom it is for has sent what it quotes.
-	if (!whole || q.later_fragment || q.src.hi != p->dst.hi || q.src.lo != p->dst.lo)
+	if (!parse(ctx, &q, p->quoted, proto) || q.later_fragment || q.src.hi != p->dst.hi || q.src.lo != p->dst.lo)
 		return -1;
 	key = endpoint(&q.src, q.sport, q.proto);
 	share = bpf_map_lookup_elem(&services, &key);
@@ -340,8 +353,7 @@ static __always_inline int decide_transit(HOOK *ctx, struct tg_config *cfg,
 	return steer(ctx, cfg, TG_TRANSIT);
 }
 
-static __always_inline int decide(HOOK *ctx, struct tg_config *cfg,
-				  const struct packet *p, void *end)
+static __always_inline int decide(HOOK *ctx, struct tg_config *cfg, const struct packet *p)
 {
 	struct tg_addr_info *info = bpf_map_lookup_elem(&addrs, &p->dst);
 	struct tg_endpoint key = endpoint(&p->src, p->sport, p->proto);
@@ -350,7 +362,7 @@ static __always_inline int decide(HOOK *ctx, struct tg_config *cfg,
 	if (p->discovery)
 		return count(TG_ICMP, XDP_PASS);
 	if (p->quoted) {
-		int action = decide_error(ctx, cfg, p, end);
+		int action = decide_error(ctx, cfg, p);
 
 		if (action >= 0)
 			return action;
@@ -386,7 +398,7 @@ static __always_inline int decide_frame(HOOK *ctx)
 	__u32 zero = 0;
 	struct tg_config *cfg = bpf_map_lookup_elem(&config, &zero);
 	__be16 proto;
-	int whole, action;
+	int action;
 
 	if (!cfg || (void *)(eth + 1) > end)
 		return count(TG_MALFORMED, XDP_PASS);
@@ -403,13 +415,9 @@ static __always_inline int decide_frame(HOOK *ctx)
 		proto = *(__be16 *)(l3 + 2);
 		l3 += 4;
 	}
-	if (proto == bpf_htons(ETH_P_IP))
-		whole = parse_ipv4(&p, l3, end);
-	else if (proto == bpf_htons(ETH_P_IPV6))
-		whole = parse_ipv6(&p, l3, end);
-	else
+	if (proto != bpf_htons(ETH_P_IP) && proto != bpf_htons(ETH_P_IPV6))
 		return count(TG_NOT_IP, XDP_PASS);
-	if (!whole)
+	if (!parse(ctx, &p, l3 - data, proto))
 		return count(TG_MALFORMED, XDP_PASS);
 	if (p.later_fragment) {
 		int steered = follows(&p);
@@ -419,7 +427,7 @@ static __always_inline int decide_frame(HOOK *ctx)
 	} else if (offload_enabled && offload(ctx, cfg, &p)) {
 		return count(TG_OFFLOADED, XDP_REDIRECT);
 	}
-	action = decide(ctx, cfg, &p, end);
+	action = decide(ctx, cfg, &p);
 	if (p.fragment && !p.later_fragment)
 		leads(&p, action);
 	return action;

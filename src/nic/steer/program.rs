@@ -98,9 +98,9 @@ impl Sockets {
     }
 }
 
-/// A program that the kernel has checked, which takes it up to seconds, and no interface has.
+/// A program that the kernel has checked, which takes it its time, and no interface has.
 pub struct Loaded {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     offload: bool,
     is_tc: bool,
     companion: Option<Companion>,

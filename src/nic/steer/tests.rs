@@ -51,3 +51,20 @@ fn the_largest_share_of_a_backend_counts() {
     let map = endpoints(&[vip("10.0.0.1", 80, 500), vip("10.0.0.1", 80, 9_000)]);
     assert_eq!(map.values().copied().collect::<Vec<_>>(), [9_000]);
 }
+
+/// The verifier gives up at a million instructions, and a start waits for it: some 50 ms for these.
+/// It looks at what follows a function that is not static once, however many ways lead through it.
+#[test]
+fn the_verifier_looks_at_each_program_a_few_times_only() {
+    const INSTRUCTIONS_MAX: u32 = 50_000;
+    for (mode, offload) in [AttachMode::Native, AttachMode::Tc]
+        .into_iter()
+        .flat_map(|mode| [false, true].map(|offload| (mode, offload)))
+    {
+        let loaded = Loaded::load(mode, offload).expect("root");
+        let program = loaded.ebpf.program(PROGRAM_NAME).expect("its name");
+        let info = program.info().expect("loaded");
+        let looked_at = info.verified_instruction_count().expect("Linux 5.16");
+        assert!(looked_at < INSTRUCTIONS_MAX, "{mode:?}, offload {offload}: {looked_at}");
+    }
+}

@@ -8,7 +8,7 @@ mod qos_support;
 
 use std::time::Duration;
 
-use qos_support::class;
+use qos_support::{class, find_in_all};
 use tidegate::base::Seed;
 use tidegate::base::hash::Rng;
 use tidegate::base::units::BitRate;
@@ -367,9 +367,10 @@ fn random_trees_share_as_a_fluid_would() {
             (0..trees, 0..trees / USUAL_PER_NASTY)
         }
     };
-    let usual = usual.chain(KNOWN).filter_map(|seed| try_tree(USUAL, seed));
-    let nasty = nasty.chain(KNOWN_NASTY).filter_map(|seed| try_tree(NASTY, seed));
-    let wrong: Vec<String> = usual.chain(nasty).collect();
+    let usual = usual.chain(KNOWN).map(|seed| (USUAL, seed));
+    let nasty = nasty.chain(KNOWN_NASTY).map(|seed| (NASTY, seed));
+    let trees: Vec<(Shape, u64)> = usual.chain(nasty).collect();
+    let wrong = find_in_all(&trees, |&(shape, seed)| try_tree(shape, seed));
     assert!(wrong.is_empty(), "{} trees:\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -5,7 +5,7 @@ mod qos_support;
 
 use std::path::{Path, PathBuf};
 
-use qos_support::{Class, Link, Source, class, greedy, port};
+use qos_support::{Class, Link, Source, class, find_in_all, greedy, port};
 use tidegate::base::Nanos;
 use tidegate::packet::ClassId;
 use tidegate::qos::spec::PortQosSpec;
@@ -33,19 +33,18 @@ fn is_refused(file: &Path) -> bool {
 
 /// Runs every scenario, and finds all that is not as expected.
 fn run_all(workers: usize) {
-    let mut failures = Vec::new();
-    for file in scenarios().iter().filter(|f| !is_refused(f)) {
+    let files: Vec<PathBuf> = scenarios().into_iter().filter(|f| !is_refused(f)).collect();
+    let failures = find_in_all(&files, |file| {
         let sets = [format!("workers.count={workers}")];
         let Loaded { scenario, warnings } =
             scenario::load(file, &sets).unwrap_or_else(|faults| panic!("{faults}"));
         assert!(warnings.is_empty(), "{warnings:?}");
         assert!(!scenario.expectations.is_empty(), "{} expects nothing", file.display());
         let outcome = scenario::run(&scenario, |_| ()).expect("no capture is damaged");
-        for verdict in outcome.expectations.iter().filter(|v| !v.is_met) {
-            failures.push(format!("{} on {workers}: {verdict:?}", outcome.scenario));
-        }
-    }
-    assert!(failures.is_empty(), "{failures:#?}");
+        let unmet: Vec<_> = outcome.expectations.iter().filter(|v| !v.is_met).collect();
+        (!unmet.is_empty()).then(|| format!("{} on {workers}: {unmet:#?}", outcome.scenario))
+    });
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tidegate::base::units::BitRate;
 use tidegate::base::{Nanos, Seed};
@@ -12,6 +14,26 @@ use tidegate::qos::{Queued, Scheduler, Successor};
 
 /// Nanoseconds longer than any run: sources that keep a class busy are not to be told.
 const NEVER: u64 = 1 << 40;
+
+/// What `work` finds of each, in their order; all cores have a part of it.
+pub fn find_in_all<T: Sync, F: Send>(items: &[T], work: impl Fn(&T) -> Option<F> + Sync) -> Vec<F> {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let part = || {
+        let mut found = Vec::new();
+        while let Some((i, item)) = items.iter().enumerate().nth(next.fetch_add(1, Relaxed)) {
+            found.extend(work(item).map(|f| (i, f)));
+        }
+        found
+    };
+    let mut found: Vec<(usize, F)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(part)).collect();
+        let parts = threads.into_iter().map(|t| t.join());
+        parts.flat_map(|p| p.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    found.sort_by_key(|(i, _)| *i);
+    found.into_iter().map(|(_, f)| f).collect()
+}
 
 /// Megabytes a second.
 pub fn mb(n: f64) -> BitRate {

@@ -8,7 +8,7 @@ use common::{H2C, HTTP, Net, SERVERS4, SERVERS6, VIP4, VIP6, nat, pool, service}
 use serde_json::Value;
 use tidegate::lab::wait_for;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Tokens that come so slowly that a test sees none of them, but for the last limit.
 const LIMITS: &str = "\

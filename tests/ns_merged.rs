@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tidegate::lab::{Namespace, Process, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Each file that is fetched is 720 segments of 1448 bytes at least.
 const SEGMENTS: u64 = 720;
 const PORTS: [&str; 2] = ["wan", "lan"];

@@ -13,7 +13,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 use tidegate::lab::wait_for;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const WAN: usize = 0;
 const LAN: usize = 1;
 const OFFLOAD: &str = "offload = \"auto\"";

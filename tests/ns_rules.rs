@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tidegate::lab::{Namespace, Process, Veth, VethEnd, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn config(net: &Net) -> String {
     let mut text = net.config_head("llm-edge", "") + &nat();
@@ -49,7 +49,7 @@ fn sent(net: &Net, class: &str) -> u64 {
 }
 
 fn curl(net: &Net, args: &[&str]) -> Result<String, String> {
-    let all = [&["-sSf", "-m", "5"][..], args].concat();
+    let all = [&["-sSf", "-m", "20"][..], args].concat();
     net.client.run("curl", &all).map_err(|e| e.to_string())
 }
 

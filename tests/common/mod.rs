@@ -123,7 +123,7 @@ impl Net {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).env("RUST_LOG", "info");
         let mut process = self.appliance.spawn(command).expect("start");
-        let answers = wait_for(Duration::from_secs(10), "the appliance to answer", || {
+        let answers = wait_for(Duration::from_secs(60), "the appliance to answer", || {
             !process.is_running() || self.ask(&["show", "counters"]).is_ok()
         });
         if answers.is_err() || !process.is_running() {

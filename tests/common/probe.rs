@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use tidegate::lab::{Namespace, wait_for};
 
+/// So long after the one before, an answer may come yet.
+const LATE: Duration = Duration::from_secs(1);
 /// Between datagrams.
 pub const INTERVAL: Duration = Duration::from_millis(2);
 /// For what is waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers datagrams, of any size, in a namespace until dropped.
 pub struct Echo {
@@ -95,11 +97,14 @@ fn run(target: SocketAddr, start: Instant, stop: &AtomicBool) -> Vec<Sent> {
     let mut sent: Vec<Sent> = Vec::new();
     let collect = |sent: &mut Vec<Sent>| {
         let mut buf = [0; 8];
+        let mut count = 0;
         while let Ok(8) = socket.recv(&mut buf) {
+            count += 1;
             if let Some(s) = sent.get_mut(u64::from_be_bytes(buf) as usize) {
                 s.answered = true;
             }
         }
+        count
     };
     while !stop.load(Ordering::Relaxed) {
         let number = sent.len() as u64;
@@ -109,8 +114,13 @@ fn run(target: SocketAddr, start: Instant, stop: &AtomicBool) -> Vec<Sent> {
         std::thread::sleep(INTERVAL);
         collect(&mut sent);
     }
-    std::thread::sleep(Duration::from_millis(300));
-    collect(&mut sent);
+    let mut last = Instant::now();
+    while last.elapsed() < LATE && sent.iter().any(|s| !s.answered) {
+        std::thread::sleep(INTERVAL);
+        if collect(&mut sent) > 0 {
+            last = Instant::now();
+        }
+    }
     sent
 }
 

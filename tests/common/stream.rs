@@ -17,7 +17,7 @@ pub const STREAM_BYTES: usize = 200;
 pub const STREAM_INTERVAL: Duration = Duration::from_millis(20);
 const FLOOD_BYTES: usize = 1_400;
 /// How long the last datagrams may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// By datagram, the time it took; `None`: it never came.
 pub type Delays = Vec<Option<Duration>>;

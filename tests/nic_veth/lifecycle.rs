@@ -17,7 +17,7 @@ use tidegate::worker::spec::{OnFailure, WorkersSpec};
 
 /// A link goes with its last descriptor, which a child that another test has just forked has too
 /// until it is the program that it is to be.
-const GONE_LIMIT: Duration = Duration::from_secs(5);
+const GONE_LIMIT: Duration = Duration::from_secs(30);
 
 fn has_program(interface: &str) -> bool {
     let index = index_of(interface).expect("interface");

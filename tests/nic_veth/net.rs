@@ -126,7 +126,7 @@ impl Side {
     /// Sends packets from a worker's port and waits until the kernel is done with them.
     pub fn send(&mut self, worker: usize, packets: &[Vec<u8>]) {
         let (port, pool) = self.parts(worker);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         for chunk in packets.chunks(256) {
             let fill = |p: &Vec<u8>| pool.take_with(p).expect("a free frame");
             let mut frames: Vec<Frame> = chunk.iter().map(fill).collect();

@@ -89,7 +89,7 @@ fn capture(ns: &Namespace, interface: &str, file: &Path) -> Process {
     let process = ns.spawn(command).expect("tcpdump");
     // The file's own header is written when the capture has begun.
     let begun = || std::fs::metadata(file).is_ok_and(|m| m.len() >= 24);
-    wait_for(Duration::from_secs(5), "the capture", begun).expect("a file");
+    wait_for(Duration::from_secs(30), "the capture", begun).expect("a file");
     process
 }
 

@@ -141,7 +141,7 @@ fn start_haproxy(net: &Net) -> Process {
     command.arg("-db").arg("-f").arg(file);
     let mut process = net.server.spawn(command).expect("haproxy");
     let url = format!("https://{}:{HAPROXY}/", SERVERS4[1]);
-    let up = wait_for(Duration::from_secs(10), "haproxy", || {
+    let up = wait_for(Duration::from_secs(30), "haproxy", || {
         !process.is_running() || net.server.run("curl", &["-skf", &url]).is_ok()
     });
     if up.is_err() || !process.is_running() {

@@ -145,8 +145,8 @@ impl Pcap {
             (2, 3) | (543, _) => Swapped::Maybe,
             _ => Swapped::No,
         };
-        // The upper bits tell of a frame check sequence.
-        let link = Link(input.u32(&header, 16) & 0x0fff_ffff);
+        // The upper half tells of a frame check sequence, or is reserved and not to be looked at.
+        let link = Link(input.u32(&header, 16) & 0xffff);
         let in_nanos = [number, number.swap_bytes()].contains(&0xa1b2_3c4d);
         let ns_per_unit = if in_nanos { 1 } else { 1_000 };
         Ok(Pcap { link, extra: if modified { 8 } else { 0 }, lengths_swapped, ns_per_unit })
@@ -256,7 +256,7 @@ mod tests {
         put(magic, 4);
         put(2, 2);
         put(u32::from(minor), 2);
-        [0, 0, 65_535, 101 | 0x1000_0000].iter().for_each(|&n| put(n, 4));
+        [0, 0, 65_535, 101 | 0x2401_0000].iter().for_each(|&n| put(n, 4));
         for (captured, len) in [(3, 9), (1, 1)] {
             put(7, 4);
             put(8, 4);

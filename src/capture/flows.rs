@@ -71,6 +71,8 @@ pub(super) struct Flow {
     pub(super) syns: [Option<u32>; 2],
     /// Those of the first bytes where no SYN was seen.
     firsts: [Option<u32>; 2],
+    /// A checksum of the side was right: one that is not counts for nothing then.
+    sums: [bool; 2],
     /// While it is looked into.
     pub(super) watch: Option<Box<Watch>>,
     /// What was seen, once it isn't watched any more.
@@ -211,6 +213,7 @@ impl Flow {
             opened: segment.proto == TCP && segment.flags & SYN != 0,
             syns: [None; 2],
             firsts: [None; 2],
+            sums: [false; 2],
             watch: None,
             seen: None,
         }
@@ -223,6 +226,9 @@ impl Flow {
     /// Whether a SYN opens another connection between the same ends.
     fn begins_anew(&self, syn: &Segment<'_>) -> bool {
         let side = usize::from(syn.from != self.client);
+        if self.is_damaged(syn, side) {
+            return false;
+        }
         match (self.syns[side], self.firsts[side]) {
             (Some(known), _) => known != syn.seq,
             (None, Some(first)) => first.wrapping_sub(syn.seq).wrapping_sub(1) >= LATE_SYN_BYTES,
@@ -232,8 +238,18 @@ impl Flow {
         }
     }
 
+    /// Whether its receiver throws a segment away. Where captures were made anonymous no checksum
+    /// is right, and none counts.
+    pub(super) fn is_damaged(&self, segment: &Segment<'_>, side: usize) -> bool {
+        self.sums[side] && segment.checksum_fits == Some(false)
+    }
+
     fn note(&mut self, segment: &Segment<'_>, side: usize) {
         if segment.proto != TCP {
+            return;
+        }
+        self.sums[side] |= segment.checksum_fits == Some(true);
+        if self.is_damaged(segment, side) {
             return;
         }
         if segment.flags & SYN != 0 {
@@ -283,4 +299,51 @@ fn segment<'a>(transport: &Transport<'a>) -> Option<Segment<'a>> {
         // Cut within the options, nothing is known of the data.
         payload: bytes.get(header_len..).unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::checksum::pseudo;
+
+    const CLIENT: Endpoint = (Addr::v4(0x0a00_0001), 40_000);
+    const SERVER: Endpoint = (Addr::v4(0x0a00_0002), 80);
+
+    /// A client's segment; its checksum is right unless something is added to it.
+    fn tcp(seq: u32, flags: u8, added: u16, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = [&CLIENT.1.to_be_bytes()[..], &SERVER.1.to_be_bytes()].concat();
+        bytes.extend(seq.to_be_bytes());
+        bytes.extend([0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        bytes.extend(payload);
+        let sum = pseudo(CLIENT.0, SERVER.0, TCP, bytes.len() as u16).bytes(&bytes).checksum();
+        bytes[16..18].copy_from_slice(&sum.wrapping_add(added).to_be_bytes());
+        bytes
+    }
+
+    fn inspected(segments: &[Vec<u8>]) -> Vec<FlowRecord> {
+        let catalogue = Catalogue::builtin();
+        let mut flows = Flows::new(&catalogue);
+        for bytes in segments {
+            let (src, dst, encap) = (CLIENT.0, SERVER.0, Encap::default());
+            flows.frame(Some(Transport { encap, src, dst, proto: TCP, bytes, cut: false }));
+        }
+        flows.finish().collect()
+    }
+
+    /// One that is damaged begins nothing, and says nothing of where the stream begins, unless no
+    /// checksum of its side was ever right.
+    #[test]
+    fn a_damaged_syn_begins_no_connection() {
+        let request = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n";
+        for (sound, added, connections) in [(0, 1, 1), (1, 1, 2), (0, 0, 2)] {
+            let told = inspected(&[
+                tcp(999, SYN, sound, b""),
+                tcp(7_000_000, SYN, added, b""),
+                tcp(1_000, ACK, sound, request),
+            ]);
+            assert_eq!(told.len(), connections, "{sound} {added}");
+            let read = told[0].seen.app == "http1";
+            assert_eq!(read, connections == 1, "{sound} {added}");
+        }
+    }
 }

@@ -241,6 +241,26 @@ impl<'a> Walk<'a> {
                 self.skip(6)?;
                 Next::Ether(inner)
             }
+            // A tag of port extenders (802.1BR), and one of groups and their policies.
+            0x893f | 0x8909 => {
+                self.encap.push(if kind == 0x893f { "etag" } else { "cmd" })?;
+                let inner = self.u16(6)?;
+                self.skip(8)?;
+                Next::Ether(inner)
+            }
+            // Frames in frames of a switched fabric; of TRILL, behind a header with options (RFC
+            // 6325, section 3.2).
+            0x8903 => {
+                self.encap.push("fabricpath")?;
+                self.skip(2)?;
+                Next::Ethernet
+            }
+            0x22f3 => {
+                self.encap.push("trill")?;
+                let options = usize::from(self.u16(0)? >> 6 & 0x1f) * 4;
+                self.skip(6 + options)?;
+                Next::Ethernet
+            }
             // A provider's backbone (802.1ah): a service's number, and the customer's frame.
             0x88e7 => {
                 self.encap.push("pbb")?;
@@ -276,8 +296,10 @@ impl<'a> Walk<'a> {
         if matches!(self.bytes.first()? >> 4, 4 | 6) {
             return Some(Led::To(Next::Ip));
         }
-        let word = if self.bytes[0] >> 4 == 0 { 4 } else { 0 };
-        self.skip(word)?;
+        // A control word begins with zeros, and so may an address where there is none.
+        let carried = |at: usize| self.u16(at).is_some_and(is_usual);
+        let word = self.bytes[0] >> 4 == 0 && (carried(12 + 4) || !carried(12));
+        self.skip(if word { 4 } else { 0 })?;
         Some(Led::To(Next::Ethernet))
     }
 
@@ -374,6 +396,11 @@ impl<'a> Walk<'a> {
 }
 
 const AUTHENTICATION: u8 = 51;
+
+/// EtherTypes of IP, and of the tags and labels most often before it.
+fn is_usual(kind: u16) -> bool {
+    matches!(kind, 0x0800 | 0x86dd | 0x8100 | 0x88a8 | 0x8847 | 0x8848 | 0x8864)
+}
 
 #[cfg(test)]
 mod tests;

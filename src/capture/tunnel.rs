@@ -11,6 +11,8 @@ const GTP_USER: u16 = 2152;
 const TEREDO: u16 = 3544;
 const MPLS_IN_UDP: u16 = 6635;
 const L2TP: u16 = 1701;
+const LISP: u16 = 4341;
+const AYIYA: u16 = 5072;
 
 const UDP_HEADER_BYTES: usize = 8;
 /// Extension headers of a GTP packet that are passed over.
@@ -28,8 +30,9 @@ pub(super) fn open(proto: u8, in_v4: bool, bytes: &[u8]) -> Opened<'_> {
         97 if bytes.starts_with(&[0x30, 0]) => Some(("etherip", Next::Ethernet, &bytes[2..])),
         137 => Some(("mplsip", Next::Mpls, bytes)),
         super::layers::UDP => {
-            let port = u16_at(bytes, 2)?;
-            in_udp(port, bytes.get(UDP_HEADER_BYTES..)?)
+            let (from, port) = (u16_at(bytes, 0)?, u16_at(bytes, 2)?);
+            let bytes = bytes.get(UDP_HEADER_BYTES..)?;
+            in_udp(port, bytes).or_else(|| from_any_port(from, port, bytes))
         }
         _ => None,
     }
@@ -57,8 +60,9 @@ fn gre(bytes: &[u8]) -> Opened<'_> {
 
 fn in_udp(port: u16, bytes: &[u8]) -> Opened<'_> {
     match port {
-        // RFC 7348: a network number is there, all else is reserved.
-        VXLAN | VXLAN_LINUX if bytes.first()? & 0xf7 == 0 && bytes[0] & 8 != 0 => {
+        // RFC 7348, section 5: a network number is there. All else is reserved and not to be looked
+        // at; a group policy's number may be there.
+        VXLAN | VXLAN_LINUX if bytes.first()? & 8 != 0 => {
             Some(("vxlan", Next::Ethernet, bytes.get(8..)?))
         }
         VXLAN_GPE if bytes.first()? & 0x0c == 0x0c => {
@@ -80,11 +84,50 @@ fn in_udp(port: u16, bytes: &[u8]) -> Opened<'_> {
             Some(("geneve", next, bytes.get(8 + 4 * usize::from(bytes[0] & 0x3f)..)?))
         }
         GTP_USER => gtp(bytes),
-        TEREDO if bytes.first()? >> 4 == 6 => Some(("teredo", Next::Ip, bytes)),
         L2TP => l2tp(bytes),
         MPLS_IN_UDP => Some(("udp", Next::Mpls, bytes)),
+        // RFC 9300, section 5.1.
+        LISP => Some(("lisp", Next::Ip, bytes.get(8..)?)),
         _ => None,
     }
+}
+
+/// Tunnels whose answers go to the port that the client had, or that have no port of their own.
+fn from_any_port(from: u16, to: u16, bytes: &[u8]) -> Opened<'_> {
+    if [from, to].contains(&AYIYA) {
+        return ayiya(bytes);
+    }
+    let inner = behind_teredo_marks(bytes)?;
+    let is_whole = inner.first()? >> 4 == 6 && usize::from(u16_at(inner, 4)?) + 40 == inner.len();
+    // Clients' addresses (RFC 4380, section 2.6): relays take any port.
+    let is_of_client = |at: usize| inner[at..].starts_with(&[0x20, 1, 0, 0]);
+    let served = [from, to].contains(&TEREDO);
+    (is_whole && (served || is_of_client(8) || is_of_client(24))).then_some((
+        "teredo",
+        Next::Ip,
+        inner,
+    ))
+}
+
+/// What a server or relay says of itself before the packet (RFC 4380, section 5.1.1).
+fn behind_teredo_marks(mut bytes: &[u8]) -> Option<&[u8]> {
+    if bytes.starts_with(&[0, 1]) {
+        let (id, proof) = (usize::from(*bytes.get(2)?), usize::from(*bytes.get(3)?));
+        bytes = bytes.get(4 + id + proof + 9..)?;
+    }
+    if bytes.starts_with(&[0, 0]) {
+        bytes = bytes.get(8..)?;
+    }
+    Some(bytes)
+}
+
+/// IP behind a time, an identity and a signature (draft-massar-v6ops-ayiya).
+fn ayiya(bytes: &[u8]) -> Opened<'_> {
+    const FORWARD: u8 = 1;
+    let &[identity, signature, how, next, ..] = bytes else { return None };
+    let carries_ip = matches!(next, 4 | 41);
+    let len = 8 + (1 << (identity >> 4)) + 4 * usize::from(signature >> 4);
+    (how & 15 == FORWARD && carries_ip).then_some(("ayiya", Next::Ip, bytes.get(len..)?))
 }
 
 /// A data message of L2TP version 2 (RFC 2661, section 3.1).

@@ -40,8 +40,6 @@ pub(super) struct Watch {
 #[derive(Clone, Copy, Default)]
 struct Stream {
     open: bool,
-    /// A checksum was right: where captures were made anonymous, none is.
-    checksums_count: bool,
     ended: bool,
     bytes: u64,
 }
@@ -77,10 +75,11 @@ impl Watches {
             let Some(slot) = self.free.pop() else { return };
             flow.watch = Some(Box::new(Watch::new(slot, flow.opened)));
         }
+        let damaged = flow.is_damaged(segment, side);
         let Some(watch) = &mut flow.watch else { return };
         let over = if segment.proto == TCP {
             let first = flow.syns[side].map(|syn| syn.wrapping_add(1));
-            watch.tcp(&mut self.streams, &mut self.pool, segment, side, first)
+            !damaged && watch.tcp(&mut self.streams, &mut self.pool, segment, side, first)
         } else {
             watch.datagrams += 1;
             watch.udp(&mut self.streams, &mut self.pool, segment, side);
@@ -147,10 +146,8 @@ impl Watch {
     ) -> bool {
         let stream = &mut self.sides[side];
         let (syn, flags) = (segment.flags & SYN != 0, segment.flags);
-        stream.checksums_count |= segment.checksum_fits == Some(true);
-        let damaged = stream.checksums_count && segment.checksum_fits == Some(false);
         // Without ACK, or with RST, a receiver takes no data (RFC 9293, section 3.10.7.4).
-        if damaged || flags & RST != 0 || (!syn && flags & ACK == 0) {
+        if flags & RST != 0 || (!syn && flags & ACK == 0) {
             return false;
         }
         let slot = 2 * self.slot as usize + side;

@@ -112,9 +112,39 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Those that are less often seen, and forms of others.
+fn rare_frames() -> Vec<(&'static str, Vec<u8>)> {
+    let (d4, d6) = (v4(UDP, &datagram()), v6(UDP, &datagram()));
+    let e4 = eth(0x0800, &d4);
+    let outer = |port: u16, head: &[u8], inner: &[u8]| {
+        eth(0x0800, &v4(UDP, &udp(port, &[head, inner].concat())))
+    };
+    let tag = |kind: u16, head: &[u8], inner: &[u8]| eth(kind, &[head, inner].concat());
+    let mut of_client = d6.clone();
+    of_client[8..12].copy_from_slice(&[0x20, 1, 0, 0]);
+    let answer = [&3544u16.to_be_bytes()[..], &[0, 9, 0, 99, 0, 0], &d6].concat();
+    let proof = [&[0, 1, 2, 3][..], &[7; 2 + 3 + 9], &[0, 0], &[7; 6]].concat();
+    let identity = [&[0x44, 0x52, 0x11, 41][..], &[7; 4 + 16 + 20]].concat();
+    vec![
+        // A group policy's number (draft-smith-vxlan-group-policy).
+        ("eth/ip/vxlan/eth/ip", outer(4789, &[0x88, 0, 0, 5, 0, 0, 1, 0], &e4)),
+        // An address that begins with a zero, and no control word.
+        ("eth/mpls/eth/ip", tag(0x8847, &[0, 2, 1, 9], &e4)),
+        ("eth/etag/ip", tag(0x893f, &[0, 0, 0, 1, 0, 0, 8, 0], &d4)),
+        ("eth/cmd/ip6", tag(0x8909, &[1, 1, 0, 1, 0, 7, 0x86, 0xdd], &d6)),
+        ("eth/fabricpath/eth/ip", tag(0x8903, &[0, 0x40], &e4)),
+        ("eth/trill/eth/ip", tag(0x22f3, &[0, 0x7f, 0, 1, 0, 2, 9, 9, 9, 9], &e4)),
+        ("eth/ip/lisp/ip", outer(4341, &[0xc0, 0, 0, 0, 0, 0, 0, 1], &d4)),
+        ("eth/ip/ayiya/ip6", outer(5072, &identity, &d6)),
+        ("eth/ip/teredo/ip6", eth(0x0800, &v4(UDP, &answer))),
+        ("eth/ip/teredo/ip6", outer(3544, &proof, &d6)),
+        ("eth/ip/teredo/ip6", outer(32_900, &[], &of_client)),
+    ]
+}
+
 #[test]
 fn tunnels_lead_to_the_datagram_inside() {
-    for (want, frame) in frames() {
+    for (want, frame) in [frames(), rare_frames()].concat() {
         assert_eq!(read(1, &[frame]), Some((want.to_owned(), datagram())), "{want}");
     }
 }
@@ -135,7 +165,7 @@ fn other_links_lead_to_it_too() {
 
 #[test]
 fn a_port_of_a_tunnel_alone_makes_none() {
-    for port in [4789, 4790, 6081, 2152, 3544, 1701] {
+    for port in [4789, 4790, 6081, 2152, 3544, 1701, 4341, 5072] {
         let inner = udp(port, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff");
         let frame = eth(0x0800, &v4(UDP, &inner));
         assert_eq!(read(1, &[frame]), Some(("eth/ip".to_owned(), inner)), "{port}");

@@ -263,7 +263,7 @@ impl Half {
                     (self.matched, self.step) = (0, Step::Version);
                 }
             }
-            Step::Version => self.request_version(part, fields),
+            Step::Version => self.request_version(part, fields)?,
             Step::VersionDigit => {
                 let [digit @ b'0'..=b'9', ..] = **part else { return NOT_HTTP };
                 *part = &part[1..];
@@ -287,7 +287,7 @@ impl Half {
     }
 
     /// The version, or what is no version and so still of a target with spaces in it.
-    fn request_version(&mut self, part: &mut &[u8], fields: &mut Fields) {
+    fn request_version(&mut self, part: &mut &[u8], fields: &mut Fields) -> Result<(), Next> {
         let (byte, at) = (part[0], usize::from(self.matched));
         if byte == VERSION[at] {
             *part = &part[1..];
@@ -295,7 +295,7 @@ impl Half {
             if at + 1 == VERSION.len() {
                 self.step = Step::VersionDigit;
             }
-            return;
+            return Ok(());
         }
         let may_switch = self.messages == 0 || self.asked == Next::Http2;
         let is_preface = self.matched == VERSION_MAJOR_AT
@@ -304,11 +304,16 @@ impl Half {
             && fields.path() == Some(b"*");
         if is_preface && may_switch {
             (self.matched, self.step) = (0, Step::Preface);
-            return;
+            return Ok(());
+        }
+        // Of a text that ends as a request does, the second word is no target.
+        if !fields.path().is_none_or(|word| word.starts_with(b"/") || word.contains(&b':')) {
+            return Err(Next::Failed(Failure::NotHttp));
         }
         fields.value(b" ");
         fields.value(&VERSION[..at]);
         (self.matched, self.step) = (1, Step::Target);
+        Ok(())
     }
 
     fn status_line(&mut self, part: &mut &[u8], fields: &mut Fields) -> Result<bool, Next> {

@@ -175,6 +175,7 @@ fn what_is_no_http() {
         b"METHODMETHODMETHODMETHODMETHODMETHOD",
         b"PRI * HTTP/2.0\r\n\r\nSN",
         b" GET / HTTP/1.1\r\n",
+        b"then GET / HTTP/1.1\r\nHost: a\r\n\r\n",
     ] {
         client(bytes, &["Client NotHttp"]);
     }

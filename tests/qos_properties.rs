@@ -248,27 +248,6 @@ fn flows_of_a_leaf_share_it_and_a_new_one_goes_first() {
     link.finish();
 }
 
-/// Whoever has its turn sends a frame, or as much in small packets; at a high speed, what the port
-/// sends in 256 ns.
-#[test]
-fn a_turn_is_a_frame_or_more_where_that_takes_no_time() {
-    // The port in MB/s, the length of packets, and how many of a class go in a row.
-    for (rate, len, row) in [(100.0, 1_500, 1), (100.0, 100, 15), (12_500.0, 1_500, 2)] {
-        let spec = port(rate, &[class(1, rate / 2.0), class(2, rate / 2.0)]);
-        let mut link = Link::new(&spec, rate, 256);
-        for at in 0..90 {
-            link.offer(ClassId(1 + at % 2), 0, len);
-        }
-        let mut out = Vec::new();
-        link.dequeue(4 * row, u64::MAX, &mut out);
-        let classes: Vec<_> = out.iter().map(|frame| tag(frame, &link.pool).0).collect();
-        let rows: Vec<_> = classes.chunk_by(|a, b| a == b).map(<[_]>::len).collect();
-        assert_eq!(rows, [row; 4], "{len} bytes at {rate} MB/s");
-        out.into_iter().for_each(|frame| link.pool.put(frame));
-        link.finish();
-    }
-}
-
 #[test]
 fn packets_of_no_class_go_to_the_default_leaf() {
     let mut spec = port(100.0, &[class(4, 50.0), class(5, 10.0).below(4), class(6, 10.0)]);

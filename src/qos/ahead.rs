@@ -94,17 +94,17 @@ impl Ahead {
         &mut self.next[(at + AHEAD - turns) % AHEAD]
     }
 
-    /// Foresees some more flows, where classes are few. To be called after each packet. `leaf`:
-    /// whose it was. Out of line: where all is in the cache it would be in the way.
+    /// Foresees some more flows, where classes are few. To be called after each turn: whose it was,
+    /// and of how many packets. Out of line: where all is in the cache it would be in the way.
     #[inline(never)]
-    pub fn scout(&mut self, leaf: u32, tree: &Tree, queues: &Queues) {
+    pub fn scout(&mut self, leaf: u32, packets: usize, tree: &Tree, queues: &Queues) {
         let passed = queues.passed.wrapping_sub(self.passed);
         self.passed = queues.passed;
         if let Some(scout) = self.scouts.get_mut(leaf as usize) {
             scout.lead = scout.lead.saturating_sub(passed);
         }
         queues.prefetch_next(leaf);
-        for _ in 0..SCOUTS_A_PACKET {
+        for _ in 0..SCOUTS_A_PACKET * packets {
             let next = self.scout + 1;
             self.scout = if next < tree.classes.len().min(CLASSES_FEW) { next } else { 0 };
             let scout = &mut self.scouts[self.scout];

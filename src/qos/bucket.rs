@@ -160,6 +160,12 @@ impl Bucket {
         self.tokens -= i64::from(bytes) << TOKEN_BITS;
     }
 
+    /// Whole bytes that may be taken out until it is closed; without bound where it is already.
+    #[inline(always)]
+    pub fn room(&self) -> u64 {
+        if self.tokens < 0 { u64::MAX } else { (self.tokens >> TOKEN_BITS) as u64 }
+    }
+
     /// Whole bytes that it holds; 0 below zero.
     pub fn bytes(&self) -> u32 {
         u32::try_from(self.tokens >> TOKEN_BITS).unwrap_or(0)

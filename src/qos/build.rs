@@ -1,5 +1,7 @@
 //! From the configured classes to the tree.
 
+use std::collections::HashSet;
+
 use super::bucket::{Bucket, Patience, Rate};
 use super::class::{Buckets, Class, Traits};
 use super::pacing::Pace;
@@ -15,9 +17,12 @@ pub(super) const QUANTUM_MAX: u32 = 64 << 10;
 /// The least a class gets a round. Weights up to 1,024 times apart are honoured exactly.
 pub(super) const QUANTUM_MIN: u32 = 64;
 
-/// A leaf's turn is a frame, or what the port sends in this time. A class waits so long for each of
-/// its siblings at most, and the walk down the tree is made for as many packets at once.
+/// A leaf's turn is a frame, or what the port sends in this time; where leaves are few, longer, up
+/// to the second, as long as a turn of each takes no more than the third. A class waits so long for
+/// each of its siblings at most, and the walk down the tree is made for as many packets at once.
 const TURN_NS: u64 = 256;
+const TURN_NS_MAX: u64 = 1_024;
+const ROUND_NS: u64 = 8_192;
 
 /// The most that may be configured: deficits must stay far from the ends of their range.
 const QUANTUM_MOST: u32 = 1 << 28;
@@ -203,7 +208,10 @@ pub(super) fn largest_frame(spec: &PortQosSpec, countings: &[Counting]) -> u32 {
 
 /// Bytes of a leaf's turn: a frame, or what the port sends in a time.
 pub(super) fn turn_of(spec: &PortQosSpec, largest: u32) -> u32 {
-    let fast = Rate::new(spec.rate).bytes_in(TURN_NS).min(u64::from(QUANTUM_MAX));
+    let parents: HashSet<_> = spec.classes.iter().filter_map(|class| class.parent).collect();
+    let leaves = (spec.classes.len() - parents.len().min(spec.classes.len())).max(1) as u64;
+    let ns = (ROUND_NS / leaves).clamp(TURN_NS, TURN_NS_MAX);
+    let fast = Rate::new(spec.rate).bytes_in(ns).min(u64::from(QUANTUM_MAX));
     largest.max(fast as u32)
 }
 

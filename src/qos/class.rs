@@ -265,6 +265,15 @@ impl Class {
         }
     }
 
+    /// Bytes that may be taken off before one of the buckets that a packet is taken off closes, and
+    /// one packet more. A bucket that is closed stays so, whatever is taken off.
+    #[inline(always)]
+    pub fn room(&self, pays: bool) -> u64 {
+        let rate = if pays && self.traits.has_rate() { self.rate.room() } else { u64::MAX };
+        let ceil = if self.traits.has_ceil() { self.ceil.room() } else { u64::MAX };
+        rate.min(ceil)
+    }
+
     /// Takes off the rate what was sent at the expense of a class above.
     pub fn pay(&mut self, bytes: u32) {
         if self.traits.has_rate() {

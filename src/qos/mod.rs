@@ -31,6 +31,7 @@ mod reclass;
 mod rehouse;
 mod rounds;
 mod scheduler;
+mod serve;
 mod sets;
 mod settings;
 mod shared;

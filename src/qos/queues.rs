@@ -100,13 +100,6 @@ pub(super) struct Exit<'a> {
     pub drops_left: usize,
 }
 
-/// A packet that was sent: its length, and the bytes that it counts as.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
-    pub len: u32,
-    pub bytes: u32,
-}
-
 /// All leaves of one scheduler.
 pub(super) struct Queues {
     /// By class; those of inner classes stay empty.
@@ -302,102 +295,6 @@ impl Queues {
         }
     }
 
-    /// Sends the leaf's next packet. `None` when it holds none, or none any more: the queue
-    /// management may drop some.
-    #[inline]
-    pub fn pop(
-        &mut self,
-        leaf: u32,
-        is_borrowed: bool,
-        exit: &mut Exit<'_>,
-        out: &mut Vec<Frame>,
-    ) -> Option<Sent> {
-        loop {
-            let held = &mut self.leaves[leaf as usize];
-            let list = usize::from(held.lists[NEW].head == NIL);
-            let flow = held.lists[list].head;
-            if flow == NIL {
-                return None;
-            }
-            let entry = self.flows.at_mut(flow);
-            if entry.head == NIL {
-                self.rest(leaf, list);
-                continue;
-            }
-            if entry.deficit <= 0 {
-                entry.deficit += self.quantum as i32;
-                let is_alone = list == OLD && entry.next == NIL;
-                if !is_alone || entry.deficit <= 0 {
-                    self.go_behind(leaf, list);
-                    continue;
-                }
-            }
-            if self.has_paces && self.sleeps_first(leaf, list, exit.at) {
-                continue;
-            }
-            let (mut frame, bytes, Note { since, l3 }) = self.shift(leaf, flow)?;
-            let held = &mut self.leaves[leaf as usize];
-            let waited = exit.now.wrapping_sub(since);
-            let late = waited >= self.manners[usize::from(held.manner)].target;
-            let entry = self.flows.at_mut(flow);
-            let (next, is_empty) = (entry.next, entry.head == NIL);
-            if late || entry.above.is_set() {
-                let Some(kept) = self.manage(leaf, flow, late, (frame, bytes, l3), exit) else {
-                    if is_empty || self.has_paces {
-                        self.leave(leaf, list, is_empty, 0, exit.at);
-                    }
-                    continue;
-                };
-                frame = kept;
-            }
-            let (len, entry) = (frame.len() as u32, self.flows.at_mut(flow));
-            entry.deficit -= bytes as i32;
-            out.push(frame);
-            self.flows.prefetch(next);
-            self.leaves[leaf as usize].sent.add(bytes);
-            let held = &mut self.leaves[leaf as usize];
-            held.borrowed_bytes += u64::from(if is_borrowed { bytes } else { 0 });
-            if held.recent.note(waited) {
-                self.sojourns[leaf as usize].record(&mut held.recent);
-            }
-            if is_empty || self.has_paces {
-                self.leave(leaf, list, is_empty, bytes, exit.at);
-            }
-            return Some(Sent { len, bytes });
-        }
-    }
-
-    /// The first flow of a list has sent: it is forgotten or sleeps if it has to.
-    #[inline(never)]
-    fn leave(&mut self, leaf: u32, list: usize, is_empty: bool, sent: u32, now: Nanos) {
-        let (flow, pace) = (self.leaves[leaf as usize].lists[list].head, self.pace(leaf));
-        let is_backlog = self.flows.at(flow).standing == Standing::Backlog;
-        let sleeps =
-            pace.is_set() && !is_backlog && (self.pacing.charge(flow, pace, now, sent) || is_empty);
-        if is_empty {
-            self.empty += 1;
-            let is_last = self.leaves[leaf as usize].packets == 0 && !sleeps;
-            if is_last || is_backlog || self.empty > self.empty_max {
-                self.forget_first(leaf, list);
-                return;
-            }
-        }
-        if sleeps {
-            self.sleep_first(leaf, list);
-        }
-    }
-
-    /// Sends the first flow of a list to sleep if it may not send yet.
-    #[inline(never)]
-    fn sleeps_first(&mut self, leaf: u32, list: usize, now: Nanos) -> bool {
-        let flow = self.leaves[leaf as usize].lists[list].head;
-        let sleeps = self.pace(leaf).is_set() && !self.pacing.is_due(flow, now);
-        if sleeps {
-            self.sleep_first(leaf, list);
-        }
-        sleeps
-    }
-
     /// Takes the first packet of a flow that holds one.
     #[inline(always)]
     pub fn shift(&mut self, leaf: u32, flow: u32) -> Option<(Frame, u32, Note)> {
@@ -427,17 +324,6 @@ impl Queues {
         Some((frame, bytes, note))
     }
 
-    /// The first flow of a list, which holds no packets, has its turn: a new one joins the old
-    /// ones, so that it can't come back as new at once and starve them; an old one is forgotten.
-    fn rest(&mut self, leaf: u32, list: usize) {
-        if list == NEW && self.first_of(leaf, OLD).is_some() {
-            let flow = self.unlink_first(leaf, NEW);
-            self.append(leaf, flow, Standing::Old);
-        } else {
-            self.forget_first(leaf, list);
-        }
-    }
-
     /// Removes the first flow of a list, which holds no packets.
     pub fn forget_first(&mut self, leaf: u32, list: usize) {
         self.empty -= 1;
@@ -465,7 +351,7 @@ impl Queues {
 
     /// The first flow of a list has used up its round: it joins the end of the old ones.
     #[inline(always)]
-    fn go_behind(&mut self, leaf: u32, list: usize) {
+    pub fn go_behind(&mut self, leaf: u32, list: usize) {
         let flow = self.unlink_first(leaf, list);
         self.append(leaf, flow, Standing::Old);
     }

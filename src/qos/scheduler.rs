@@ -8,7 +8,8 @@ use super::codel::ticks;
 use super::flows::Key;
 use super::member::Member;
 use super::packets::Note;
-use super::queues::{Exit, NEW, Queues, Sent};
+use super::queues::{Exit, NEW, Queues};
+use super::serve::Served;
 use super::shared::Shared;
 use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
@@ -299,24 +300,30 @@ impl Scheduler {
             if looks_ahead && !scouts {
                 self.ahead.look(&self.tree, &self.queues);
             }
-            let mut left = self.turn;
-            while packets < packets_max && bytes < bytes_max {
-                let sent = self.queues.pop(choice.class(), choice.is_borrowed(), &mut exit, out);
-                let Some(Sent { len, bytes: counted }) = sent else {
-                    self.tree.deactivate(choice.class());
-                    break;
-                };
-                packets += 1;
-                bytes += u64::from(len);
-                if scouts {
-                    self.ahead.scout(choice.class(), &self.tree, &self.queues);
+            let Scheduler { tree, queues, turn, .. } = self;
+            let mut room = 0;
+            let goes_on = |served: &Served, last: u32| {
+                if served.bytes.saturating_add(last) > *turn
+                    || packets + served.packets >= packets_max
+                    || bytes + served.len >= bytes_max
+                {
+                    return false;
                 }
-                let emptied = !self.queues.has_ready(choice.class());
-                let stays = self.tree.charge(now, choice, counted, emptied);
-                left = left.saturating_sub(counted);
-                if !stays || counted > left {
-                    break;
+                if served.packets == 1 {
+                    room = tree.room(now, choice);
                 }
+                u64::from(served.bytes) <= room
+            };
+            let leaf = choice.class();
+            let served = queues.serve(leaf, choice.is_borrowed(), &mut exit, out, goes_on);
+            packets += served.packets;
+            bytes += served.len;
+            if scouts {
+                self.ahead.scout(leaf, served.packets, &self.tree, &self.queues);
+            }
+            match served.packets {
+                0 => self.tree.deactivate(leaf),
+                _ => self.tree.charge(now, choice, served.bytes, served.emptied),
             }
         }
         packets
@@ -353,19 +360,26 @@ impl Scheduler {
                 continue;
             }
             let drops_left = exit.drops_left;
-            let sent = queues.pop(lease.leaf, lease.is_borrowed, exit, out);
             let is_paced = queues.pace(lease.leaf).is_set();
+            let goes_on = |served: &Served, _| {
+                !is_paced
+                    && i64::from(served.bytes) < left
+                    && packets + served.packets < packets_max
+                    && bytes + served.len < bytes_max
+            };
+            let served = queues.serve(lease.leaf, lease.is_borrowed, exit, out, goes_on);
             if exit.drops_left < drops_left || is_paced {
                 member.changed(lease.leaf);
             }
-            has_more |= is_paced && sent.is_some() && queues.has_ready(lease.leaf);
-            let Some(Sent { len, bytes: counted }) = sent else {
+            has_more |= is_paced && !served.emptied;
+            packets += served.packets;
+            bytes += served.len;
+            if served.packets > 0 {
+                member.pay(lease.leaf, served.bytes);
+            }
+            if served.emptied {
                 member.finish();
-                continue;
-            };
-            member.pay(lease.leaf, counted);
-            packets += 1;
-            bytes += u64::from(len);
+            }
         }
         packets
     }

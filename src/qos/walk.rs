@@ -107,16 +107,38 @@ impl Tree {
         None
     }
 
-    /// Charges `bytes` for the packet that `choice` sent. `emptied`: it was the leaf's last.
-    /// Returns whether all is as before: the leaf has more, may send it at the same expense, and
-    /// has something left of its round where it borrows.
+    /// Bytes that the leaf chosen may have sent and still send another packet at the same expense:
+    /// until then nothing changes by which it was chosen.
     #[inline]
-    pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) -> bool {
+    pub fn room(&mut self, now: Nanos, choice: Choice) -> u64 {
+        let (lender_depth, mut depth) = (choice.lender_depth(), choice.depth());
+        let mut most = u64::MAX;
+        loop {
+            let Step { class: at, turn, .. } = self.way.at(depth);
+            let class = &mut self.classes[at as usize];
+            class.settle(now);
+            if class.mode_now() != class.mode {
+                return 0;
+            }
+            most = most.min(class.room(depth <= lender_depth));
+            if depth == 0 {
+                return most;
+            }
+            if turn.is_loan() {
+                let left = *self.share(at, turn.priority()).0;
+                most = most.min((left - 1).max(0) as u64);
+            }
+            depth -= 1;
+        }
+    }
+
+    /// Charges `bytes` for what `choice` sent. `emptied`: the leaf has no more.
+    #[inline]
+    pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) {
         if emptied {
             self.withdraw(choice.class());
         }
         let (lender_depth, mut depth) = (choice.lender_depth(), choice.depth());
-        let mut stays = !emptied;
         loop {
             let Step { class: at, inner, turn } = self.way.at(depth);
             let class = &mut self.classes[at as usize];
@@ -125,13 +147,12 @@ impl Tree {
             let mode = class.mode_now();
             if mode != class.mode {
                 self.change_mode(at, mode);
-                stays = false;
             }
             if depth == 0 {
-                return stays;
+                return;
             }
             if turn.is_loan() {
-                stays &= self.pay_round(inner, at, turn.priority(), bytes);
+                self.pay_round(inner, at, turn.priority(), bytes);
                 if depth < choice.depth() {
                     let is_deep = lender_depth + 1 < depth;
                     self.owe(at, turn.priority(), bytes, is_deep);
@@ -284,16 +305,14 @@ impl Tree {
     /// next begins: a class that is now blocked keeps that turn if it can send again by then.
     /// Returns whether something is left of it.
     #[inline(always)]
-    fn pay_round(&mut self, inner: u16, child: u32, priority: usize, bytes: u32) -> bool {
+    fn pay_round(&mut self, inner: u16, child: u32, priority: usize, bytes: u32) {
         let (deficit, quantum) = self.share(child, priority);
         *deficit -= bytes as i32;
-        let is_left = *deficit > 0;
-        if !is_left {
+        if *deficit <= 0 {
             *deficit += quantum as i32;
             let inner = &mut self.inners[usize::from(inner)];
             inner.rounds[priority].cursors[LOAN] = child - inner.first + 1;
         }
-        is_left
     }
 
     /// A leaf has sent its last packet.

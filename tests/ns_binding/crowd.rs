@@ -16,7 +16,7 @@ use crate::site::{NAMES, Site};
 const CROWD: usize = 5_000;
 /// Handshakes under way at the same time: all run on this machine's few cores.
 const HANDSHAKES: usize = 400;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn connector(post_quantum: bool) -> TlsConnector {
     TlsConnector::from(Arc::new(client_config(post_quantum)))

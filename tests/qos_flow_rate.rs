@@ -166,3 +166,66 @@ fn faults_of_flow_rates_are_told() {
     spec.classes[0].queue = QueueSpec::Fifo;
     assert_eq!(told(&spec), "a `fifo` does not tell flows apart: only `fq-codel` takes this");
 }
+
+/// A reload forgives no flow what it has sent in advance, whether something waits of it or not,
+/// also where its class is gone and it goes on in the default one.
+#[test]
+fn a_reload_forgives_nothing() {
+    let leaf = |id| class(id, 40.0).flow_rate(0.1);
+    let both = port(100.0, &[leaf(1), leaf(2)]);
+    let faster = port(100.0, &[leaf(1), leaf(2).ceil(70.0)]);
+    let one = port(100.0, &[leaf(1)]);
+    for (after, default) in [(&faster, 2), (&one, 1)] {
+        for waiting in [0, 1] {
+            let mut link = Link::new(&both, 100.0, 64);
+            link.now = link.now.saturating_add(1_000_000_000);
+            // Each kilobyte takes 10 ms, of which 4 may be in advance.
+            (0..1 + waiting).for_each(|_| link.offer(ClassId(2), 7, 1_000));
+            // Whoever is in the default class already is held back, too.
+            link.offer(ClassId(1), 7, 100);
+            let begin = link.now;
+            let mut sent = Vec::new();
+            link.run(&[], begin.saturating_add(50_000), |s| sent.push(s.len));
+            assert_eq!(sent.len(), 2);
+            link.reconfigure(after);
+            (0..3).for_each(|_| link.offer(ClassId(default), 7, 1_000));
+            let mut times = Vec::new();
+            link.run(&[], begin.saturating_add(30_000_000), |s| {
+                times.push(s.at.since(begin) / 100_000);
+            });
+            // After 6 ms, 16 ms and 26 ms, to a tenth.
+            assert_eq!(times.len(), 3, "{times:?}");
+            assert!((60..=62).contains(&times[0]) && (160..=163).contains(&times[1]), "{times:?}");
+            let mut rest = Vec::new();
+            let end = begin.saturating_add(100_000_000);
+            link.run(&[], end, |s| rest.push(s.at));
+            assert_eq!(rest.len(), waiting);
+            assert!(link.scheduler.is_empty());
+            link.finish();
+        }
+    }
+}
+
+/// Where two flows of the same name meet because a class is gone, they wait for as long as either.
+#[test]
+fn flows_that_meet_in_a_reload_owe_what_either_owed() {
+    let leaf = |id| class(id, 40.0).flow_rate(0.1);
+    for lens in [[500, 1_000], [1_000, 500]] {
+        let mut link = Link::new(&port(100.0, &[leaf(1), leaf(2)]), 100.0, 64);
+        link.now = link.now.saturating_add(1_000_000_000);
+        for (class, len) in (1..).zip(lens) {
+            (0..2).for_each(|_| link.offer(ClassId(class), 7, len));
+        }
+        let begin = link.now;
+        link.run(&[], begin.saturating_add(50_000), |_| ());
+        assert_eq!(link.scheduler.len(), 2);
+        link.reconfigure(&port(100.0, &[leaf(1)]));
+        let mut times = Vec::new();
+        link.run(&[], begin.saturating_add(30_000_000), |s| {
+            times.push(s.at.since(begin) / 100_000);
+        });
+        // A kilobyte takes 10 ms, of which 4 may be in advance.
+        assert!(times.len() == 2 && (60..=62).contains(&times[0]), "{lens:?}: {times:?}");
+        link.finish();
+    }
+}

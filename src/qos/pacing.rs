@@ -7,7 +7,8 @@
 //! packet.
 
 use super::bucket::WAITING_NS;
-use super::flows::Standing;
+use super::codel::Above;
+use super::flows::{Flow, Standing};
 use super::queues::Queues;
 use super::wheel::{NIL, Timer, Wheel};
 use crate::base::Nanos;
@@ -190,6 +191,11 @@ impl Pacing {
         self.wheel.arm(&mut self.timers, flow, at);
     }
 
+    /// Whether a flow could not send yet as much at once as a new one.
+    fn owes(&self, flow: u32) -> bool {
+        self.wakes_at(flow, false) > self.wheel.now()
+    }
+
     /// When the next flow wakes.
     pub fn next(&self) -> Option<Nanos> {
         self.wheel.next()
@@ -209,6 +215,64 @@ impl Queues {
             self.pacing.has_packets(leaf, true);
         }
         self.pacing.arm(flow, has_packets);
+    }
+
+    /// The first flow of a list, which holds no packets, leaves it: it sleeps while it owes
+    /// something, and is forgotten else.
+    #[cold]
+    pub fn dismiss_first(&mut self, leaf: u32, list: usize) {
+        let flow = self.leaves[leaf as usize].lists[list].head;
+        let has_room = self.empty <= self.empty_max;
+        if self.pace(leaf).is_set() && has_room && self.pacing.owes(flow) {
+            self.sleep_first(leaf, list);
+        } else {
+            self.forget_first(leaf, list);
+        }
+    }
+
+    /// A flow may send no earlier than that, where it has a pace.
+    pub fn hold_back(&mut self, flow: u32, due: Due) {
+        if self.flows.at(flow).standing != Standing::Backlog {
+            self.pacing.delay(flow, due);
+        }
+    }
+
+    /// A flow without packets owes in another leaf what it owes here. Where that leaf has no pace
+    /// it owes nothing there, and sleeps on until it comes back.
+    pub fn take_pace_along(&mut self, flow: u32, to: u32) {
+        let Flow { hash, deficit, standing, .. } = *self.flows.at(flow);
+        if !self.pace(to).is_set() || !self.pacing.owes(flow) {
+            return;
+        }
+        let due = self.pacing.due(flow);
+        if standing == Standing::Asleep {
+            self.pacing.wheel.disarm(&mut self.pacing.timers, flow);
+            self.empty -= 1;
+            self.flows.remove(flow);
+        } else if self.empty >= self.empty_max {
+            return;
+        }
+        self.fall_asleep(to, hash, (deficit, due));
+    }
+
+    /// A flow has sent elsewhere, and has no packets: it sleeps in a leaf, or waits with what it
+    /// has there.
+    pub fn fall_asleep(&mut self, leaf: u32, hash: u32, (deficit, due): (i32, Due)) {
+        let Some((flow, fresh)) = self.flows.find_or_insert(self.key(leaf, hash), NIL) else {
+            debug_assert!(false, "there is room for as many flows as there are");
+            return;
+        };
+        if fresh {
+            let entry = self.flows.at_mut(flow);
+            (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
+            (entry.deficit, entry.above) = (deficit.min(self.quantum as i32), Above::default());
+            (entry.standing, entry.next) = (Standing::Asleep, NIL);
+            self.empty += 1;
+            self.pacing.set(flow, due);
+            self.pacing.arm(flow, false);
+        } else {
+            self.hold_back(flow, due);
+        }
     }
 
     /// A packet came to a flow that sleeps without any.

@@ -22,7 +22,8 @@ impl Scheduler {
     /// its order and with the time that it has waited. There it is held to the limit as if it came
     /// now: a FIFO loses the last of it, others the fattest flow's first. What is over goes to
     /// `dropped`, as many packets as are moved at most. What a FIFO holds stays, since it does not
-    /// tell flows apart, and so does a flow with more than 512 packets.
+    /// tell flows apart, and so does a flow with more than 512 packets. One that has nothing
+    /// waiting, and may not send at once yet, takes that along.
     pub fn reclass(
         &mut self,
         now: Nanos,
@@ -31,7 +32,8 @@ impl Scheduler {
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
         let (from, to) = (self.leaf(from), self.leaf(to));
-        if from == to || self.queues.leaves[from as usize].packets == 0 {
+        let is_paced = self.queues.pace(from).is_set();
+        if from == to || self.queues.leaves[from as usize].packets == 0 && !is_paced {
             return;
         }
         let now = self.advance(now);
@@ -63,7 +65,17 @@ impl Queues {
         bytes_max: u64,
         dropped: &mut Vec<(Frame, DropReason)>,
     ) {
-        let Some(flow) = self.takes_along(from, flow_hash) else { return };
+        if self.manner(from).is_fifo() {
+            return;
+        }
+        let Some(flow) = self.flows.find(self.key(from, flow_hash)) else { return };
+        if self.flows.at(flow).head == NIL {
+            self.take_pace_along(flow, to);
+            return;
+        }
+        if !self.can_go(from, flow) {
+            return;
+        }
         let key = self.key(to, flow_hash);
         let Some((target, fresh)) = self.flows.find_or_insert(key, NIL) else {
             self.moves[from as usize].flows_unmoved += 1;
@@ -78,7 +90,7 @@ impl Queues {
                 if old.standing == Standing::New { Standing::New } else { Standing::Old };
             self.enter(to, target, (standing, deficit, Due::default()));
         }
-        self.pacing.delay(target, self.pacing.due(flow));
+        self.hold_back(target, self.pacing.due(flow));
         let is_fifo = self.manner(to).is_fifo();
         let mut left = 0;
         while self.flows.at(flow).head != NIL {
@@ -108,15 +120,11 @@ impl Queues {
         }
     }
 
-    /// The flow if it has packets that can go to another leaf.
-    fn takes_along(&mut self, from: u32, flow_hash: u32) -> Option<u32> {
-        if self.manner(from).is_fifo() {
-            return None;
-        }
-        let flow = self.flows.find(self.key(from, flow_hash))?;
+    /// Whether the packets of a flow can go to another leaf.
+    fn can_go(&mut self, from: u32, flow: u32) -> bool {
         let Flow { head: mut last, standing, .. } = *self.flows.at(flow);
-        if last == NIL || standing == Standing::Backlog {
-            return None;
+        if standing == Standing::Backlog {
+            return false;
         }
         for _ in 1..MOVED_MAX {
             last = if last == NIL { NIL } else { self.packets.next(last) };
@@ -126,9 +134,9 @@ impl Queues {
         // so many of those.
         if is_long || self.empty >= self.empty_max {
             self.moves[from as usize].flows_unmoved += 1;
-            return None;
+            return false;
         }
-        Some(flow)
+        true
     }
 }
 
@@ -356,6 +364,76 @@ mod tests {
         scheduler.drain(&mut out);
         out.into_iter().for_each(|frame| pool.put(frame));
         assert_eq!(pool.outstanding(), 0);
+    }
+
+    /// A time when whoever idled may send 4 ms in advance, and one so many microseconds later.
+    fn after(us: u64) -> Nanos {
+        Nanos(1_000_000_000 + us * 1_000)
+    }
+
+    /// A flow whose last packet went in advance of its pace owes that in its new class, too.
+    #[test]
+    fn a_flow_that_has_nothing_waiting_takes_along_what_it_owes() {
+        let mut spec = tree(QueueSpec::INTERNET);
+        // A packet takes 8 ms.
+        spec.classes.iter_mut().for_each(|class| class.flow_rate = Some(BitRate(1_000_000)));
+        let mut without = spec.clone();
+        without.classes[0].flow_rate = None;
+        let (there, back) = ((BULK, URGENT), (URGENT, BULK));
+        // Who comes into a class without a pace may send, and has its old one when it comes back.
+        for (spec, ways, at_once) in [
+            (&spec, &[there][..], false),
+            (&spec, &[there, back], false),
+            (&without, &[there], true),
+            (&without, &[there, back], false),
+        ] {
+            let mut pool = FramePool::standalone(10, 2_048);
+            let mut scheduler = Scheduler::new(spec, 10, Seed(1));
+            put(&mut scheduler, &mut pool, 0, BULK);
+            assert_eq!(take_at(after(0), &mut scheduler, &mut pool, 10), [0]);
+            for way in ways {
+                scheduler.reclass(after(1), FLOW, *way, &mut Vec::new());
+            }
+            put(&mut scheduler, &mut pool, 2, ways[ways.len() - 1].1);
+            let sent = take_at(after(3_990), &mut scheduler, &mut pool, 10);
+            assert_eq!(sent.len(), usize::from(at_once), "{ways:?}");
+            let rest = take_at(after(4_010), &mut scheduler, &mut pool, 10);
+            assert_eq!(rest.len(), usize::from(!at_once), "{ways:?}");
+            // Forgotten in time.
+            take_at(after(100_000), &mut scheduler, &mut pool, 10);
+            assert_eq!((scheduler.queues.empty, scheduler.queues.flows.len()), (0, 0));
+            assert_eq!(pool.outstanding(), 0);
+        }
+    }
+
+    /// Also where packets went along, and what was left of it has its turn without any.
+    #[test]
+    fn a_flow_that_goes_and_comes_back_owes_what_it_owed() {
+        let mut spec = tree(QueueSpec::INTERNET);
+        spec.classes[1].flow_rate = Some(BitRate(1_000_000));
+        for others in [false, true] {
+            let mut pool = FramePool::standalone(10, 2_048);
+            let mut scheduler = Scheduler::new(&spec, 10, Seed(1));
+            put(&mut scheduler, &mut pool, 0, BULK);
+            put(&mut scheduler, &mut pool, 2, BULK);
+            assert_eq!(take_at(after(0), &mut scheduler, &mut pool, 10), [0]);
+            // It is awake, and has used up what it may send in advance.
+            assert!(take_at(after(4_010), &mut scheduler, &mut pool, 0).is_empty());
+            if others {
+                put(&mut scheduler, &mut pool, 1, BULK);
+            }
+            scheduler.reclass(after(4_010), FLOW, (BULK, URGENT), &mut Vec::new());
+            let sent = take_at(after(4_020), &mut scheduler, &mut pool, 10);
+            assert_eq!(sent.len(), 1 + usize::from(others));
+            scheduler.reclass(after(4_020), FLOW, (URGENT, BULK), &mut Vec::new());
+            put(&mut scheduler, &mut pool, 4, BULK);
+            put(&mut scheduler, &mut pool, 6, BULK);
+            let sent = take_at(after(4_030), &mut scheduler, &mut pool, 10);
+            assert_eq!(sent, [4], "no more, and no credit anew");
+            assert!(take_at(after(11_990), &mut scheduler, &mut pool, 10).is_empty());
+            let sent = take_at(after(12_020), &mut scheduler, &mut pool, 10);
+            assert_eq!((sent, pool.outstanding()), (vec![6], 0));
+        }
     }
 
     /// Whatever has moved, nothing is left of it where it was.

@@ -79,10 +79,20 @@ impl Queues {
                 }
             }
         }
-        let asleep = |(_, flow): &(u32, &Flow)| flow.standing == Standing::Asleep;
-        for (at, flow) in old_flows.all().filter(asleep).filter(|(_, flow)| flow.head != NIL) {
+        if !next.has_paces {
+            return;
+        }
+        let asleep = || old_flows.all().filter(|(_, flow)| flow.standing == Standing::Asleep);
+        for (at, flow) in asleep().filter(|(_, flow)| flow.head != NIL) {
             let to = map[usize::from(flow.leaf)];
             self.settle_in(to, flow, old_pacing.due(at), false);
+        }
+        // After all that have packets: beside these they have nothing but what they owe.
+        for (at, flow) in asleep().filter(|(_, flow)| flow.head == NIL) {
+            let to = map[usize::from(flow.leaf)].leaf;
+            if self.pace(to).is_set() {
+                self.fall_asleep(to, flow.hash, (flow.deficit, old_pacing.due(at)));
+            }
         }
     }
 
@@ -113,6 +123,9 @@ impl Queues {
             let waits = !(goes_first || self.manner(leaf).is_fifo());
             self.pacing.set(flow, if waits { due } else { Due::default() });
         } else {
+            if !was_first {
+                self.hold_back(flow, due);
+            }
             let entry = self.flows.at_mut(flow);
             let tail = std::mem::replace(&mut entry.tail, old.tail);
             self.packets.link(tail, old.head);

@@ -174,11 +174,13 @@ impl Queues {
     }
 
     /// The first flow of a list, which holds no packets, has its turn: a new one joins the old
-    /// ones, so that it can't come back as new at once and starve them; an old one is forgotten.
+    /// ones, so that it can't come back as new at once and starve them; an old one leaves them.
     fn rest(&mut self, leaf: u32, list: usize) {
         if list == NEW && self.first_of(leaf, OLD).is_some() {
             let flow = self.unlink_first(leaf, NEW);
             self.append(leaf, flow, Standing::Old);
+        } else if self.has_paces {
+            self.dismiss_first(leaf, list);
         } else {
             self.forget_first(leaf, list);
         }

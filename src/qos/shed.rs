@@ -90,7 +90,7 @@ impl Queues {
             while let Some(first) = self.first_of(leaf, list)
                 && self.flows.at(first).head == NIL
             {
-                self.forget_first(leaf, list);
+                self.dismiss_first(leaf, list);
             }
         }
     }

@@ -116,6 +116,11 @@ impl Wheel {
         self.heads[(self.at % NEAR) as usize]
     }
 
+    /// Until when timers have fired.
+    pub fn now(&self) -> Nanos {
+        Nanos(self.at << TICK_BITS)
+    }
+
     /// When [`Wheel::pop`] next has something to do; it may turn out to be nothing.
     pub fn next(&self) -> Option<Nanos> {
         let near = (self.near > 0).then(|| self.next_near()).flatten();

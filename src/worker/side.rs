@@ -81,7 +81,8 @@ impl<P: Port> Side<P> {
         }
     }
 
-    /// Has what waits of a flow follow it to its new class.
+    /// Has what waits of a flow, or what it has sent in advance of its pace, follow it to its new
+    /// class.
     pub fn reclass(
         &mut self,
         now: Nanos,
@@ -89,10 +90,9 @@ impl<P: Port> Side<P> {
         pool: &mut FramePool,
         counters: &mut Counters,
     ) {
-        if self.held() == 0 {
-            return;
+        if !self.arrivals.is_empty() {
+            self.admit(now, pool, counters);
         }
-        self.admit(now, pool, counters);
         self.egress.reclass(now, flow, &mut self.dropped);
         if !self.dropped.is_empty() {
             self.count_dropped(pool, counters);
@@ -337,5 +337,38 @@ mod tests {
         seen.retain(|&number| number != 0);
         assert_eq!(seen, (1..PACKETS).collect::<Vec<_>>(), "lost, or out of order");
         assert_eq!(pool.outstanding(), 0);
+    }
+
+    /// Also where nothing waits in the whole port.
+    #[test]
+    fn a_flow_that_has_nothing_waiting_takes_its_pace_along() {
+        const FLOW: u64 = 7;
+        // A packet of 1000 bytes and overhead takes 8.2 ms, of which 4 may be in advance.
+        let mut spec = two_classes();
+        spec.classes.iter_mut().for_each(|class| class.flow_rate = Some(BitRate(1_000_000)));
+        let mut pool = FramePool::standalone(8, 2_048);
+        let (port, wire) = MemoryPort::pair(8);
+        let egress = EgressQueue::Tree(Box::new(Scheduler::new(&spec, 8, Seed(1))));
+        let mut side = Side::new(port, egress, ParseOptions::default(), InFlight::UNBOUNDED);
+        let mut counters = Counters::default();
+        let begin = Nanos::from_secs(1);
+        for (class, ms, sent) in [(2, 0, 1), (1, 4, 0), (1, 5, 1)] {
+            let now = begin.saturating_add(ms * 1_000_000);
+            if sent == usize::from(class == 2) {
+                let frame = pool.take_with(&[0; 1_000]).expect("stock");
+                let packet = Queued { frame, class: ClassId(class), flow_hash: FLOW as u32, l3: 0 };
+                side.enqueue(now, packet, &mut pool, &mut counters);
+            }
+            side.transmit(now, &mut pool, &mut counters);
+            assert_eq!(std::iter::from_fn(|| wire.recv()).count(), sent, "class {class}, {ms} ms");
+            side.transmit(now, &mut pool, &mut counters);
+            if class == 2 {
+                let (from, to) = (ClassId(2), ClassId(1));
+                assert_eq!((side.held(), pool.outstanding()), (0, 0));
+                let moved = Reclassed { hashes: [FLOW, 99], from, to };
+                side.reclass(now, &moved, &mut pool, &mut counters);
+            }
+        }
+        assert_eq!((side.held(), pool.outstanding()), (0, 0));
     }
 }

@@ -221,3 +221,39 @@ fn counters_of_classes_that_stay_never_fall() {
     link.run(&[], end, |_| ());
     link.finish();
 }
+
+/// What a class borrowed is counted on while it is a leaf, has others below it, and is a leaf
+/// again; what one below it borrowed is none of it.
+#[test]
+fn what_a_class_borrowed_is_counted_on_whatever_stands_below_it() {
+    let leaf = [class(1, 10.0), class(4, 10.0)];
+    let inner = [class(1, 10.0), class(2, 1.0).below(1), class(3, 1.0).below(1), class(4, 10.0)];
+    let of = |classes: &[qos_support::Class]| {
+        let mut spec = port(100.0, classes);
+        spec.default_class = ClassId(4);
+        spec
+    };
+    let mut link = Link::new(&of(&leaf), 100.0, 512);
+    let (mut before, mut out) = (0, Vec::new());
+    for round in 0..7 {
+        let (spec, of_1): (_, &[u16]) =
+            if round % 2 == 0 { (of(&leaf), &[1]) } else { (of(&inner), &[2, 3]) };
+        link.reconfigure(&spec);
+        let told = |link: &mut Link| link.scheduler.class_stats(ClassId(1)).borrowed_bytes();
+        assert_eq!(told(&mut link), before, "round {round}");
+        // Half of the port's 80 that nobody is promised, after what came while nothing waited.
+        let sources: Vec<_> = of_1.iter().chain(&[4]).map(|&id| greedy(id)).collect();
+        let until = link.now.saturating_add(200_000_000);
+        link.run(&sources, until, |_| ());
+        let borrowed = told(&mut link) - before;
+        assert!((7_900_000..8_100_000).contains(&borrowed), "round {round}: {borrowed}");
+        // Nothing is left that would move.
+        while !link.scheduler.is_empty() {
+            link.now = link.now.saturating_add(1_000_000);
+            link.dequeue(usize::MAX, u64::MAX, &mut out);
+            out.drain(..).for_each(|frame| link.pool.put(frame));
+        }
+        before = told(&mut link);
+    }
+    link.finish();
+}

@@ -452,3 +452,42 @@ fn what_inner_classes_borrow_is_told_once_for_all_workers() {
         workers.finish();
     }
 }
+
+/// Through reloads, too, of which workers hear one after the other and the shared tree last.
+#[test]
+fn what_all_have_borrowed_never_falls_as_a_class_turns_from_leaf_to_inner_and_back() {
+    const MS: u64 = 1_000_000;
+    let inner = two_tenants(0);
+    let leaf = port(100.0, &[class(1, 40.0), class(4, 60.0), class(5, 1.0).below(4)]);
+    let mut workers = Workers::new(&inner, 2);
+    let told = |workers: &mut Workers| {
+        let mut sum = ClassStats::default();
+        for worker in &mut workers.all {
+            sum += worker.scheduler.class_stats(ClassId(1));
+        }
+        sum.borrowed_bytes()
+    };
+    let mut last = 0;
+    for (old, spec, busy) in
+        [(&inner, &inner, [0, 3]), (&inner, &leaf, [3, 0]), (&leaf, &inner, [0, 3])].repeat(3)
+    {
+        for i in 0..2 {
+            let mut next = Successor::new(workers.now, (old, spec), FRAMES - 64, Seed(1));
+            workers.all[i].scheduler.succeed(workers.now, &mut next);
+            let now = told(&mut workers);
+            assert!(now >= last, "{last}, and then {now}");
+            last = now;
+        }
+        workers.shared.reconfigure(spec);
+        let flows = busy.map(|n| [n, n]);
+        workers.run(30 * MS, &[(1, &flows[0]), (2, &flows[1])]);
+        let now = told(&mut workers);
+        // Class 1 has 40 of 100 MB/s, and all that it wants.
+        assert!(now - last > 1_600_000, "it borrowed {}", now - last);
+        last = now;
+        // What is left goes.
+        workers.run(30 * MS, &[(1, &[0; 2]), (2, &[0; 2])]);
+        last = last.max(told(&mut workers));
+    }
+    workers.finish();
+}

@@ -32,7 +32,7 @@ impl Tree {
     #[inline(always)]
     pub(super) fn owe(&mut self, at: u32, priority: usize, bytes: u32, is_deep: bool) {
         let number = usize::from(self.classes[at as usize].inner);
-        let (inner, lent) = (&mut self.inners[number], &mut self.lent[number]);
+        let (inner, lent) = (&mut self.inners[number], &mut self.lent.inner[number]);
         if inner.early & (1 << priority) == 0 {
             *lent += u64::from(bytes);
             return;

@@ -7,12 +7,13 @@ use super::codel::{Ticks, ticks};
 use super::queues::Queues;
 use super::shared::{LEASES_MAX, Lease, Shared, fingerprint};
 use super::spec::PortQosSpec;
+use super::tree::Lent;
 use super::wheel::TICK_NS;
 use crate::base::Nanos;
 
 /// When to look again while another worker is at the tree, or the tree is a newer one.
 const RETRY_NS: u64 = 1_000;
-/// How often what inner classes were lent is asked for while another worker is at the tree: some
+/// How often what classes were lent is asked for while another worker is at the tree: some
 /// microseconds.
 const LENT_TRIES: usize = 100;
 /// What others hold is not known any more after this time.
@@ -192,13 +193,13 @@ impl Member {
         }
     }
 
-    /// Brings what inner classes were lent, in the whole tree, up to date. While another worker
+    /// Brings what classes were lent, in the whole tree, up to date. While another worker
     /// stays there, or the tree is a newer one, `lent` stays: others will know better.
-    pub fn fetch_lent(&self, lent: &mut [u64]) {
+    pub fn fetch_lent(&self, lent: &mut Lent) {
         for _ in 0..LENT_TRIES {
             if let Some(global) = self.shared.try_lock() {
                 if global.fingerprint == self.books.fingerprint {
-                    lent.copy_from_slice(&global.tree.lent);
+                    lent.learn(&global.tree.lent);
                 }
                 return;
             }
@@ -258,19 +259,19 @@ mod tests {
         let shared = Shared::new(&spec);
         let member = Member::new(Arc::clone(&shared), &spec, 1);
         let late = Member::new(Arc::clone(&shared), &spec, 1);
-        let mut known = vec![0; shared.try_lock().expect("nobody is there").tree.lent.len()];
-        let tell = |bytes| shared.try_lock().expect("nobody is there").tree.lent.fill(bytes);
+        let mut known = Lent::default();
+        let tell = |bytes| shared.try_lock().expect("nobody is there").tree.lent.inner.fill(bytes);
         tell(7);
         member.fetch_lent(&mut known);
-        assert!(!known.is_empty() && known.iter().all(|bytes| *bytes == 7));
+        assert!(!known.inner.is_empty() && known.inner.iter().all(|bytes| *bytes == 7));
         tell(9);
         let other = shared.try_lock();
         member.fetch_lent(&mut known);
-        assert!(known.iter().all(|bytes| *bytes == 7));
+        assert!(known.inner.iter().all(|bytes| *bytes == 7));
         drop(other);
         // Any of them tells it.
         late.fetch_lent(&mut known);
-        assert!(known.iter().all(|bytes| *bytes == 9));
+        assert!(known.inner.iter().all(|bytes| *bytes == 9));
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(super) struct Move {
     pub is_same: bool,
     /// The class that goes on with its counters: its own, or what is left above it; the root: none.
     pub counters: u32,
+    /// Its own is.
+    pub stays: bool,
 }
 
 impl Queues {
@@ -59,7 +61,8 @@ impl Queues {
             }
             let (leaf, losses, lost) = (&mut self.leaves[at], &mut self.losses[at], &old_losses[i]);
             leaf.sent += from.sent;
-            leaf.borrowed_bytes += from.borrowed_bytes;
+            // What one below it borrowed, a class may have lent itself.
+            leaf.borrowed_bytes += if to.stays { from.borrowed_bytes } else { 0 };
             losses.dropped += lost.dropped;
             losses.aqm_dropped += lost.aqm_dropped;
             losses.marked += lost.marked;

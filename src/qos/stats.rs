@@ -34,10 +34,10 @@ pub struct ClassStats {
     pub aqm_dropped_packets: u64,
     /// Sent with a mark of congestion (ECN) instead of being dropped.
     pub marked_packets: u64,
-    /// Of those a leaf sent, what went on the rate of a class above.
+    /// Of those it sent as a leaf, what went on the rate of a class above.
     pub leaf_borrowed_bytes: u64,
-    /// What an inner class borrowed, in all workers that share the tree: each tells what it heard
-    /// last.
+    /// What it borrowed as an inner class, in all workers that share the tree: each tells what it
+    /// heard last.
     pub lent_bytes: u64,
     /// Waiting now.
     pub backlog_packets: u64,
@@ -92,8 +92,8 @@ impl ClassStats {
     /// Of the bytes sent, those on the rate of a class above. Of an inner class, less what it has
     /// paid back since.
     pub fn borrowed_bytes(&self) -> u64 {
-        // A class is one or the other.
-        self.leaf_borrowed_bytes.max(self.lent_bytes)
+        // A reload may have made it one after the other.
+        self.leaf_borrowed_bytes + self.lent_bytes
     }
 }
 
@@ -147,7 +147,7 @@ impl Scheduler {
         (first..self.ids.len()).map(|at| (self.ids[at], self.stats_of(at)))
     }
 
-    /// Sums over the leaves below a class, level by level. What leaves borrowed may be the class's
+    /// Sums over the leaves below a class, level by level. What these borrowed may be the class's
     /// own: what it borrowed itself, the tree knows.
     fn stats_of(&self, at: usize) -> ClassStats {
         let mut sum = ClassStats::default();
@@ -158,11 +158,8 @@ impl Scheduler {
             }
             level = self.tree.children(level);
         }
-        let class = &self.tree.classes[at];
-        if !class.traits.is_leaf() {
-            sum.leaf_borrowed_bytes = 0;
-            sum.lent_bytes = self.tree.lent[usize::from(class.inner)];
-        }
+        sum.leaf_borrowed_bytes = self.queues.leaves[at].borrowed_bytes;
+        sum.lent_bytes = self.tree.lent.to(at as u32, self.tree.classes[at].inner);
         sum
     }
 }

@@ -52,7 +52,7 @@ impl Successor {
         queues.packets = Packets::new(0);
         let old = compile(old, now);
         let from = predecessors(&ids, &old.ids);
-        let nowhere = Move { leaf: default_leaf, is_same: false, counters: ROOT };
+        let nowhere = Move { leaf: default_leaf, is_same: false, counters: ROOT, stays: false };
         let mut moves = vec![nowhere; old.ids.len()];
         let successors = predecessors(&old.ids, &ids);
         for (from, id) in old.ids.iter().enumerate().skip(ROOT as usize + 1) {
@@ -65,7 +65,8 @@ impl Successor {
             let to = leaf_of.get(usize::from(id.0)).map_or(default_leaf, |&to| u32::from(to));
             let is_same = class.traits.is_leaf() && ids[to as usize] == *id;
             let leaf = if is_same { to } else { default_leaf };
-            moves[from] = Move { leaf, is_same, counters };
+            let stays = successors[from] != NOBODY;
+            moves[from] = Move { leaf, is_same, counters, stays };
         }
         let books = Books::new(spec, ids.len());
         Successor { tree, queues, leaf_of, default_leaf, ids, largest, turn, books, moves, from }

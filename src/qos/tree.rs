@@ -39,9 +39,7 @@ pub(super) struct Tree {
     pub timers: Table<Timer>,
     pub shares: Table<Share>,
     pub inners: Vec<Inner>,
-    /// By inner class: bytes that a class above it paid for, those aside that it still owes. In a
-    /// worker that shares the tree: as it was told last.
-    pub lent: Vec<u64>,
+    pub lent: Lent,
     pub sets: Sets,
     pub wheel: Wheel,
     /// When classes were last woken.
@@ -58,6 +56,46 @@ pub(super) struct Share {
     quantum: u32,
 }
 
+/// Bytes that a class above paid for, those aside that are still owed. In a worker that shares the
+/// tree: as it was told last.
+#[derive(Debug, Default)]
+pub(super) struct Lent {
+    /// By inner class.
+    pub inner: Vec<u64>,
+    /// Leaves that were inner classes once, in order, with what they were lent then.
+    before: Vec<(u32, u64)>,
+}
+
+impl Lent {
+    fn new(classes: usize) -> Lent {
+        Lent { inner: Vec::with_capacity(classes), before: Vec::with_capacity(classes) }
+    }
+
+    /// What a class was lent, now or once. `inner`: its number among inner classes.
+    pub fn to(&self, class: u32, inner: u16) -> u64 {
+        let before = || self.before.binary_search_by_key(&class, |&(leaf, _)| leaf);
+        match self.inner.get(usize::from(inner)) {
+            Some(bytes) => *bytes,
+            None => before().map_or(0, |i| self.before[i].1),
+        }
+    }
+
+    /// So much was lent to a class of another tree that is this one here; classes come in order.
+    fn inherit(&mut self, class: u32, inner: u16, bytes: u64) {
+        match self.inner.get_mut(usize::from(inner)) {
+            Some(own) => *own = bytes,
+            None if bytes > 0 => self.before.push((class, bytes)),
+            None => {}
+        }
+    }
+
+    /// Takes over what the same tree knows elsewhere. Takes no memory.
+    pub fn learn(&mut self, other: &Lent) {
+        self.inner.clone_from(&other.inner);
+        self.before.clone_from(&other.before);
+    }
+}
+
 impl Tree {
     /// A tree of the port alone, with room for `classes` in all.
     pub fn new(root: Class, classes: usize, now: Nanos) -> Tree {
@@ -66,7 +104,7 @@ impl Tree {
             timers: Table::with_room(classes),
             shares: Table::with_room(classes),
             inners: Vec::new(),
-            lent: Vec::new(),
+            lent: Lent::new(classes),
             sets: Sets::default(),
             wheel: Wheel::new(now),
             now,
@@ -103,21 +141,20 @@ impl Tree {
         let has_leaves_only = children.iter().all(|child| child.traits.is_leaf());
         let early = priorities & !(1 << last);
         self.inners.push(Inner { first, count, stride, early, owes: 0, has_leaves_only, rounds });
-        self.lent.push(0);
+        self.lent.inner.push(0);
     }
 
-    /// Takes over the tokens of the classes of another tree that are in this one, and what inner
-    /// ones were lent. `from`: by class, the one that it was there; beyond the end where there was
-    /// none.
+    /// Takes over the tokens of the classes of another tree that are in this one, and what they
+    /// were lent as inner ones. `from`: by class, the one that it was there; beyond the end where
+    /// there was none.
     pub fn inherit(&mut self, now: Nanos, from: &[u32], old: &mut Tree) {
-        for (class, from) in self.classes.iter_mut().zip(from) {
+        for ((at, class), from) in (0..).zip(&mut self.classes[..]).zip(from) {
             class.settled = now;
             if let Some(before) = old.classes.get_mut(*from as usize) {
                 before.settle(now);
                 class.inherit(before);
-                if !class.traits.is_leaf() && !before.traits.is_leaf() {
-                    self.lent[usize::from(class.inner)] = old.lent[usize::from(before.inner)];
-                }
+                let bytes = old.lent.to(*from, before.inner);
+                self.lent.inherit(at, class.inner, bytes);
             }
         }
         self.look_again(now, ROOT);

@@ -10,6 +10,7 @@ use super::spec::{ClassSpec, Counting, DEPTH_MAX, PRIORITIES, PortQosSpec, Queue
 use super::tree::{ROOT, Tree};
 use super::wheel::TICK_NS;
 use crate::base::Nanos;
+use crate::base::units::BitRate;
 use crate::packet::ClassId;
 
 /// Bytes a class may borrow before its siblings' turn: what the heaviest of them gets a round.
@@ -23,6 +24,15 @@ pub(super) const QUANTUM_MIN: u32 = 64;
 const TURN_NS: u64 = 256;
 const TURN_NS_MAX: u64 = 1_024;
 const ROUND_NS: u64 = 8_192;
+
+/// Beside siblings of other weights, a class that borrows gets what the class above it is
+/// guaranteed in this time a round, or a frame: on slow links what is at most for fast ones would
+/// be a long turn, and shares would be right only in the long run.
+const ROUND_NS: u64 = 1_000_000;
+/// The least that any of them then gets a round. A frame takes up to a hundred rounds of that ...
+const SHORT_MIN: u32 = 16;
+/// ... and so it is for so many siblings at most.
+const SHORT_SIBLINGS_MAX: u32 = 256;
 
 /// The most that may be configured: deficits must stay far from the ends of their range.
 const QUANTUM_MOST: u32 = 1 << 28;
@@ -76,7 +86,7 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
         let children = &shape.children[position];
         if !children.is_empty() {
             let first = out.tree.classes.len() as u32;
-            out.children(spec, &shape, at as u32, children, &countings);
+            out.children(spec, &shape, (at as u32, position), &countings);
             let count = children.len() as u32;
             out.tree.adopt(at as u32, first, count, shape.priorities[position]);
             positions.extend(children);
@@ -148,20 +158,18 @@ impl Shape {
 }
 
 impl Compiled {
-    /// Adds the children of a class.
+    /// Adds the children of a class, which is known by its index and its position.
     fn children(
         &mut self,
         spec: &PortQosSpec,
         shape: &Shape,
-        parent: u32,
-        children: &[usize],
+        (parent, position): (u32, usize),
         countings: &[Counting],
     ) {
-        let turn = self.turn;
-        let list = children.iter().map(|&at| &spec.classes[at - 1]);
-        let weights = list.filter(|class| class.quantum.is_none()).map(weight);
-        let lightest = weights.clone().min().unwrap_or(1);
-        let heaviest = weights.max().unwrap_or(1);
+        let (turn, children) = (self.turn, &shape.children[position]);
+        let above = position.checked_sub(1).map_or(spec.rate, |at| spec.classes[at].rate);
+        let mut weights = Weights::below(above);
+        children.iter().for_each(|&at| weights.add(&spec.classes[at - 1]));
         for &at in children {
             let class = &spec.classes[at - 1];
             let (rate, ceil) = (Rate::new(class.rate), Rate::new(class.ceil.max(class.rate)));
@@ -171,7 +179,7 @@ impl Compiled {
             let above = &self.tree.classes[parent as usize].ceil;
             let buckets = if ceil.is_at_least(above) { Buckets::Rate } else { Buckets::Both };
             let traits = Traits::new(is_leaf, buckets, priority(class), self.patience);
-            let quantum = quantum_of(class, turn, lightest, heaviest);
+            let quantum = quantum_of(class, turn, weights);
             let pace = Pace::new(class.flow_rate.filter(|_| class.queue != QueueSpec::Fifo));
             let node = self.add(Class::new(parent, rate, ceil, traits), class.id, quantum);
             let counting = countings[at - 1];
@@ -227,22 +235,58 @@ fn longest_round_ns(spec: &PortQosSpec, shape: &Shape, turn: u32) -> u64 {
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
-pub(super) fn weight(class: &ClassSpec) -> u64 {
+/// What siblings weigh that have no quanta of their own, and where they stand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights {
+    lightest: u64,
+    heaviest: u64,
+    count: u32,
+    /// Bytes that the class above them is guaranteed in a round.
+    round: u64,
+}
+
+impl Weights {
+    /// No siblings yet, below a class of this rate.
+    pub fn below(rate: BitRate) -> Weights {
+        let round = Rate::new(rate).bytes_in(ROUND_NS);
+        Weights { lightest: u64::MAX, heaviest: 1, count: 0, round }
+    }
+
+    pub fn add(&mut self, class: &ClassSpec) {
+        if class.quantum.is_none() {
+            let own = weight(class);
+            self.lightest = own.min(self.lightest);
+            self.heaviest = own.max(self.heaviest);
+            self.count += 1;
+        }
+    }
+}
+
+fn weight(class: &ClassSpec) -> u64 {
     u64::from(class.weight.max(1))
 }
 
-/// Bytes a round of a class among siblings whose weights are from `lightest` to `heaviest`.
-pub(super) fn quantum_of(class: &ClassSpec, turn: u32, lightest: u64, heaviest: u64) -> u32 {
-    let weighed = quantum(turn, weight(class), lightest, heaviest);
-    class.quantum.unwrap_or(weighed).clamp(QUANTUM_MIN, QUANTUM_MOST)
+/// Bytes a round of a class among siblings of such weights.
+pub(super) fn quantum_of(class: &ClassSpec, turn: u32, weights: Weights) -> u32 {
+    match class.quantum {
+        Some(bytes) => bytes.clamp(QUANTUM_MIN, QUANTUM_MOST),
+        None => quantum(turn, weight(class), weights).min(QUANTUM_MOST),
+    }
 }
 
 /// One turn a round for the lightest, in proportion for the others; where that would be over the
-/// maximum for the heaviest, the maximum for it and in proportion for the others.
-fn quantum(turn: u32, weight: u64, lightest: u64, heaviest: u64) -> u32 {
+/// maximum for the heaviest, the maximum for it and in proportion for the others. Where less is
+/// enough for a round, as many bytes for each unit of weight, so that shares are exact.
+fn quantum(turn: u32, weight: u64, weights: Weights) -> u32 {
+    let Weights { lightest, heaviest, count, round } = weights;
     let turn = u64::from(turn);
     let most = u64::from(QUANTUM_MAX).max(turn);
-    let quantum = if heaviest * turn <= most * lightest {
+    let fits = heaviest * turn <= most * lightest;
+    let longest = if fits { heaviest * turn / lightest } else { most };
+    let each = u64::from(SHORT_MIN).div_ceil(lightest).max(round.max(turn) / heaviest);
+    let quantum = if heaviest * each < longest && count <= SHORT_SIBLINGS_MAX {
+        weight * each
+    } else if fits {
         weight * turn / lightest
     } else {
         (weight * most / heaviest).max(u64::from(QUANTUM_MIN))

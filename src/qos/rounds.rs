@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::build::{largest_frame, quantum_of, turn_of, weight};
+use super::build::{Weights, largest_frame, quantum_of, turn_of};
 use super::spec::{ClassSpec, DEPTH_MAX, PortQosSpec};
 
 /// Rounds for which it is kept: a class may be first in one and last in the next.
@@ -78,8 +78,8 @@ struct Families {
     parents: Vec<usize>,
     /// By position, as what follows: sum of the rates below, in bytes a second.
     promised: Vec<u64>,
-    /// Lightest and heaviest weight below.
-    weights: Vec<(u64, u64)>,
+    /// Those below.
+    weights: Vec<Weights>,
 }
 
 impl Families {
@@ -87,25 +87,20 @@ impl Families {
         let mut positions = HashMap::with_capacity(spec.classes.len());
         let mut parents = Vec::with_capacity(spec.classes.len());
         let mut promised = vec![0u64; spec.classes.len() + 1];
-        let mut weights = vec![(u64::MAX, 1); spec.classes.len() + 1];
+        let mut weights = vec![Weights::below(spec.rate)];
         for (i, class) in spec.classes.iter().enumerate() {
             let parent = class.parent.and_then(|id| positions.get(&id).copied()).unwrap_or(0);
             parents.push(parent);
             positions.entry(class.id).or_insert(i + 1);
             promised[parent] = promised[parent].saturating_add(class.rate.bytes_per_sec());
-            if class.quantum.is_none() {
-                let (own, (lightest, heaviest)) = (weight(class), weights[parent]);
-                weights[parent] = (own.min(lightest), own.max(heaviest));
-            }
+            weights[parent].add(class);
+            weights.push(Weights::below(class.rate));
         }
         Families { parents, promised, weights }
     }
 
     fn quantum(&self, class: &ClassSpec, i: usize, turn: u32) -> u64 {
-        let (lightest, heaviest) = self.weights[self.parents[i]];
-        // Where all have quanta there is no weight.
-        let lightest = lightest.min(heaviest);
-        u64::from(quantum_of(class, turn, lightest, heaviest))
+        u64::from(quantum_of(class, turn, self.weights[self.parents[i]]))
     }
 }
 

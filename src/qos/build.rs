@@ -23,7 +23,7 @@ pub(super) const QUANTUM_MIN: u32 = 64;
 /// each of its siblings at most, and the walk down the tree is made for as many packets at once.
 const TURN_NS: u64 = 256;
 const TURN_NS_MAX: u64 = 1_024;
-const ROUND_NS: u64 = 8_192;
+const TURNS_NS: u64 = 8_192;
 
 /// Beside siblings of other weights, a class that borrows gets what the class above it is
 /// guaranteed in this time a round, or a frame: on slow links what is at most for fast ones would
@@ -218,7 +218,7 @@ pub(super) fn largest_frame(spec: &PortQosSpec, countings: &[Counting]) -> u32 {
 pub(super) fn turn_of(spec: &PortQosSpec, largest: u32) -> u32 {
     let parents: HashSet<_> = spec.classes.iter().filter_map(|class| class.parent).collect();
     let leaves = (spec.classes.len() - parents.len().min(spec.classes.len())).max(1) as u64;
-    let ns = (ROUND_NS / leaves).clamp(TURN_NS, TURN_NS_MAX);
+    let ns = (TURNS_NS / leaves).clamp(TURN_NS, TURN_NS_MAX);
     let fast = Rate::new(spec.rate).bytes_in(ns).min(u64::from(QUANTUM_MAX));
     largest.max(fast as u32)
 }

@@ -2,8 +2,9 @@
 
 mod qos_support;
 
-use qos_support::{Class, Link, class, port, tag};
+use qos_support::{Class, Link, Source, class, greedy, port, tag};
 use tidegate::packet::ClassId;
+use tidegate::qos::cbursts_min;
 
 /// Whoever has its turn sends a frame, or as much in small packets; at a high speed, what the port
 /// sends in 256 ns, or in a microsecond where leaves are few.
@@ -75,6 +76,42 @@ fn a_turn_ends_where_what_pays_for_it_does() {
         let rows: Vec<_> = classes.chunk_by(|a, b| a == b).map(<[_]>::len).collect();
         assert_eq!(rows, want, "{what}");
         out.into_iter().for_each(|frame| link.pool.put(frame));
+        link.finish();
+    }
+}
+
+/// Below a class at its ceil, which may send no more after each packet, turns are short. Small
+/// packets that may go no faster than at their rate are not late for it with the default `cburst`.
+#[test]
+fn a_rate_that_is_its_ceil_is_had_below_a_class_at_its_ceil() {
+    let leaf = |id, rate_mb: f64| class(id, rate_mb).below(1).bursts(3_000);
+    // Of 1 MB/s.
+    for (small, others) in
+        [(0.35, [0.52, 0.03, 0.1]), (0.5, [0.3, 0.1, 0.1]), (0.1, [0.6, 0.2, 0.1])]
+    {
+        let [c, d, e] = others;
+        let classes = [
+            class(1, 1.0).ceil(1.0),
+            leaf(2, small).ceil(small),
+            leaf(3, c),
+            leaf(4, d),
+            leaf(5, e),
+        ];
+        let mut spec = port(10.0, &classes);
+        for (class, least) in spec.classes.iter_mut().zip(cbursts_min(&port(10.0, &classes))) {
+            class.cburst = least;
+        }
+        let mut link = Link::new(&spec, 10.0, 1_024);
+        let mut sources = vec![Source { class: ClassId(2), flows: 3, lengths: vec![80] }];
+        sources.extend([3, 4, 5].map(greedy));
+        let start = link.now.saturating_add(2_000_000_000);
+        link.run(&sources, start, |_| ());
+        let (begin, mut bytes) = (link.now, 0.0);
+        link.run(&sources, begin.saturating_add(8_000_000_000), |sent| {
+            bytes += f64::from(if sent.class == ClassId(2) { sent.len } else { 0 });
+        });
+        let got = bytes / (link.now.since(begin) as f64 / 1e9) / 1e6;
+        assert!((got / small - 1.0).abs() < 0.005, "{got:.4} of {small} MB/s beside {others:?}");
         link.finish();
     }
 }

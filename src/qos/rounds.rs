@@ -4,16 +4,21 @@
 //! the others have theirs is lost to them where its ceil bucket can't hold it. It never needs to
 //! hold more than its own quantum: where more comes in a round, it is held by its share and not by
 //! its ceil. The same goes for the rounds in which the classes above it take part, and adds up.
+//!
+//! Nor may it lose its rate to its ceil: what comes at its rate while its siblings have a turn each
+//! on their own account is held as well.
 
 use std::collections::HashMap;
 
-use super::build::{Weights, largest_frame, quantum_of, turn_of};
+use super::build::{QUANTUM_MAX, Weights, largest_frame, quantum_of, turn_of};
 use super::spec::{ClassSpec, DEPTH_MAX, PortQosSpec};
 
 /// Rounds for which it is kept: a class may be first in one and last in the next.
 const ROUNDS: u64 = 2;
 /// A frame may take a bucket below zero, and another is in turn.
 const FRAMES: u64 = 2;
+/// The most that is held for siblings' turns on their own account, a level.
+const OWN_MAX: u64 = QUANTUM_MAX as u64;
 /// At least this part of a class's rate counts as lent, however much of it is promised below.
 const LENT_PART: u64 = 8;
 
@@ -33,7 +38,9 @@ pub fn cbursts_min(spec: &PortQosSpec) -> Vec<u32> {
     let mut turns = Vec::with_capacity(spec.classes.len());
     for (i, (class, &parent)) in spec.classes.iter().zip(&family.parents).enumerate() {
         let (quantum, all) = (quantum(i), quanta[parent]);
-        turns.push(Turn { quantum, others: all - quantum, rate: lent[parent] });
+        let own =
+            Own { others: family.children[parent] * u64::from(turn), rate: family.rates[parent] };
+        turns.push(Turn { quantum, others: all - quantum, rate: lent[parent], own });
         let borrowed = (u128::from(lent[parent]) * u128::from(quantum) / u128::from(all)) as u64;
         let own = left(class.rate.bytes_per_sec(), family.promised[i + 1]);
         lent.push(own.max(borrowed).min(class.ceil.bytes_per_sec()).max(1));
@@ -45,10 +52,11 @@ pub fn cbursts_min(spec: &PortQosSpec) -> Vec<u32> {
             if at == 0 {
                 break;
             }
-            waits += turns[at - 1].bytes_until_next(gap);
+            waits += ROUNDS * turns[at - 1].bytes_until_next(gap);
+            waits += turns[at - 1].own.bytes_until_next(class.rate.bytes_per_sec());
             at = family.parents[at - 1];
         }
-        u32::try_from(FRAMES * frame + ROUNDS * waits).unwrap_or(u32::MAX)
+        u32::try_from(FRAMES * frame + waits).unwrap_or(u32::MAX)
     };
     spec.classes.iter().enumerate().map(least).collect()
 }
@@ -61,15 +69,37 @@ struct Turn {
     others: u64,
     /// Bytes a second at which rounds go by.
     rate: u64,
+    own: Own,
+}
+
+/// The turns of siblings on their own account.
+#[derive(Clone, Copy, Debug)]
+struct Own {
+    /// Bytes of one each, with the class's own.
+    others: u64,
+    /// Bytes a second that the class above them is promised.
+    rate: u64,
 }
 
 impl Turn {
     /// What comes at `rate` bytes a second while the siblings have their turns, as far as the
     /// class's own turn has room for it.
     fn bytes_until_next(self, rate: u64) -> u64 {
-        let bytes = u128::from(rate) * u128::from(self.others) / u128::from(self.rate.max(1));
-        u64::try_from(bytes).unwrap_or(u64::MAX).min(self.quantum)
+        bytes_in(rate, self.others, self.rate).min(self.quantum)
     }
+}
+
+impl Own {
+    /// What comes at `rate` bytes a second meanwhile.
+    fn bytes_until_next(self, rate: u64) -> u64 {
+        bytes_in(rate, self.others, self.rate).min(OWN_MAX)
+    }
+}
+
+/// What comes at `rate` bytes a second while so many go by at another rate.
+fn bytes_in(rate: u64, others: u64, at: u64) -> u64 {
+    let bytes = u128::from(rate) * u128::from(others) / u128::from(at.max(1));
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// Who stands below whom. Positions are those of the specification plus one, 0 being the port.
@@ -78,6 +108,9 @@ struct Families {
     parents: Vec<usize>,
     /// By position, as what follows: sum of the rates below, in bytes a second.
     promised: Vec<u64>,
+    /// Bytes a second, and how many stand below.
+    rates: Vec<u64>,
+    children: Vec<u64>,
     /// Those below.
     weights: Vec<Weights>,
 }
@@ -87,16 +120,20 @@ impl Families {
         let mut positions = HashMap::with_capacity(spec.classes.len());
         let mut parents = Vec::with_capacity(spec.classes.len());
         let mut promised = vec![0u64; spec.classes.len() + 1];
+        let mut rates = vec![spec.rate.bytes_per_sec()];
+        let mut children = vec![0; spec.classes.len() + 1];
         let mut weights = vec![Weights::below(spec.rate)];
         for (i, class) in spec.classes.iter().enumerate() {
             let parent = class.parent.and_then(|id| positions.get(&id).copied()).unwrap_or(0);
             parents.push(parent);
             positions.entry(class.id).or_insert(i + 1);
             promised[parent] = promised[parent].saturating_add(class.rate.bytes_per_sec());
+            children[parent] += 1;
+            rates.push(class.rate.bytes_per_sec());
             weights[parent].add(class);
             weights.push(Weights::below(class.rate));
         }
-        Families { parents, promised, weights }
+        Families { parents, promised, rates, children, weights }
     }
 
     fn quantum(&self, class: &ClassSpec, i: usize, turn: u32) -> u64 {

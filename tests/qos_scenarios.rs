@@ -115,8 +115,9 @@ fn a_ceil_close_to_the_fair_share_is_reached() {
     let sources: Vec<Source> = ids.iter().map(|&id| greedy(id)).collect();
     let mut spec = port(100.0, &classes);
     let least = *cbursts_min(&spec).last().expect("twenty");
-    // 19 frames go by at the 80 that are lent, and 3.9 come meanwhile.
-    assert_eq!(least, 2 * 1_500 + 2 * (19 * 1_500 * 39 / 800), "frames and rounds");
+    // 19 frames go by at the 80 that are lent, and 3.9 come meanwhile; and 20 at the 100, and 1.
+    let (rounds, turns) = (2 * (19 * 1_500 * 39 / 800), 20 * 1_500 / 100);
+    assert_eq!(least, 2 * 1_500 + rounds + turns, "frames, rounds and turns");
     spec.classes[19].cburst = least;
     let got = measure(&spec, &sources, &ids);
     assert!((got[0] - 4.9).abs() <= TOLERANCE * 4.9, "{got:?}");

@@ -149,7 +149,7 @@ fn settle_cbursts(b: &mut Build<'_>, tree: &Tree<'_>, spec: &mut PortQosSpec) {
         match &tree.list[at].1.get_ref().cburst {
             None if is_held => class.cburst = class.cburst.max(least),
             None => class.cburst = cburst_above,
-            Some(given) if is_held && class.rate < class.ceil && class.cburst < least => {
+            Some(given) if is_held && class.cburst < least => {
                 let what = format!(
                     "with less than {least} bytes the class may miss its ceil of {}: what comes \
                      while its siblings have their turns does not fit",

@@ -275,7 +275,7 @@ fn an_old_kernel_is_named() {
     let output = finish(ns.spawn(command).expect("start"));
     assert_eq!(code(&output), 1);
     let said = stderr(&output);
-    assert!(said.contains("kernel 2.6.") && said.contains("needs 5.10 or later"), "{said}");
+    assert!(said.contains("kernel 2.6.") && said.contains("needs 5.12 or later"), "{said}");
     assert_eq!(place.left(), ["edge.toml"]);
 }
 

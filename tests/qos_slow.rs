@@ -8,7 +8,9 @@ use qos_support::{Link, class, greedy, port};
 /// siblings weigh.
 #[test]
 fn heavy_siblings_have_their_shares_on_slow_links_soon() {
-    for weights in [[200, 160, 1], [30, 10, 1], [7, 11, 13], [100, 12, 11]] {
+    for weights in
+        [[200_000, 160_000, 1_000], [200, 160, 1], [30, 10, 1], [7, 11, 13], [100, 12, 11]]
+    {
         // 2 and 6 Mbit/s.
         for rate_mb in [0.25, 0.75] {
             let of = |(id, weight)| class(id, rate_mb / 20.0).weight(weight).bursts(3_036);

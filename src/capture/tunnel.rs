@@ -98,15 +98,13 @@ fn from_any_port(from: u16, to: u16, bytes: &[u8]) -> Opened<'_> {
         return ayiya(bytes);
     }
     let inner = behind_teredo_marks(bytes)?;
-    let is_whole = inner.first()? >> 4 == 6 && usize::from(u16_at(inner, 4)?) + 40 == inner.len();
+    let is_ipv6 = inner.first()? >> 4 == 6;
+    let is_whole = is_ipv6 && usize::from(u16_at(inner, 4)?) + 40 == inner.len();
     // Clients' addresses (RFC 4380, section 2.6): relays take any port.
     let is_of_client = |at: usize| inner[at..].starts_with(&[0x20, 1, 0, 0]);
     let served = [from, to].contains(&TEREDO);
-    (is_whole && (served || is_of_client(8) || is_of_client(24))).then_some((
-        "teredo",
-        Next::Ip,
-        inner,
-    ))
+    let is_teredo = is_ipv6 && served || is_whole && (is_of_client(8) || is_of_client(24));
+    is_teredo.then_some(("teredo", Next::Ip, inner))
 }
 
 /// What a server or relay says of itself before the packet (RFC 4380, section 5.1.1).

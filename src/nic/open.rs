@@ -18,9 +18,9 @@ use crate::packet::{FramePool, PortId, eth};
 use crate::worker::spec::{OnFailure, WorkersSpec};
 
 /// Oldest kernel with all that is used: `bpf_link` for XDP (5.9), mapped BPF arrays, one memory
-/// region for several devices (5.10).
-const KERNEL_MIN: (u32, u32) = (5, 10);
-const KERNEL_MIN_TEXT: &str = "5.10";
+/// region for several devices (5.10), BPF functions that are given memory (5.12).
+const KERNEL_MIN: (u32, u32) = (5, 12);
+const KERNEL_MIN_TEXT: &str = "5.12";
 /// Oldest kernel with links of tc programs (TCX).
 const TCX_MIN: (u32, u32) = (6, 6);
 const TCX_MIN_TEXT: &str = "6.6";
@@ -346,12 +346,12 @@ mod tests {
 
     #[test]
     fn old_kernels_are_named() {
-        for good in ["5.10.0-28-amd64", "6.1.0", "6.18.44-fc", "10.0"] {
+        for good in ["5.12.0-28-amd64", "6.1.0", "6.18.44-fc", "10.0"] {
             assert!(check_kernel(good).is_ok(), "{good}");
         }
-        for old in ["5.9.16", "4.19.0-26-amd64", "5.4.0-150-generic"] {
+        for old in ["5.11.22", "5.9.16", "4.19.0-26-amd64", "5.4.0-150-generic"] {
             let e = check_kernel(old).expect_err(old);
-            assert!(e.to_string().contains(old) && e.to_string().contains("5.10"), "{e}");
+            assert!(e.to_string().contains(old) && e.to_string().contains("5.12"), "{e}");
         }
         assert!(check_tcx("6.6.0").is_ok());
         let e = check_tcx("6.5.13-1-generic").expect_err("older than TCX");

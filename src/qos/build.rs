@@ -29,10 +29,13 @@ const TURNS_NS: u64 = 8_192;
 /// guaranteed in this time a round, or a frame: on slow links what is at most for fast ones would
 /// be a long turn, and shares would be right only in the long run.
 const ROUND_NS: u64 = 1_000_000;
-/// The least that any of them then gets a round. A frame takes up to a hundred rounds of that ...
-const SHORT_MIN: u32 = 16;
-/// ... and so it is for so many siblings at most.
-const SHORT_SIBLINGS_MAX: u32 = 256;
+/// The least that any of them then gets a round ...
+const SHORT_MIN: u64 = 16;
+/// ... or what may be sent in this time, if that is more: where it is fast, rounds cost time ...
+const SHORT_NS: u64 = 1_000;
+/// ... or as much that a search for one that may send a frame, with all in debt, looks at no more
+/// siblings than this.
+const SEARCH_MAX: u64 = 8_192;
 
 /// The most that may be configured: deficits must stay far from the ends of their range.
 const QUANTUM_MOST: u32 = 1 << 28;
@@ -167,8 +170,9 @@ impl Compiled {
         countings: &[Counting],
     ) {
         let (turn, children) = (self.turn, &shape.children[position]);
-        let above = position.checked_sub(1).map_or(spec.rate, |at| spec.classes[at].rate);
-        let mut weights = Weights::below(above);
+        let above = position.checked_sub(1).map(|at| &spec.classes[at]);
+        let (rate, ceil) = above.map_or((spec.rate, spec.rate), |class| (class.rate, class.ceil));
+        let mut weights = Weights::below(rate, ceil);
         children.iter().for_each(|&at| weights.add(&spec.classes[at - 1]));
         for &at in children {
             let class = &spec.classes[at - 1];
@@ -240,16 +244,21 @@ fn longest_round_ns(spec: &PortQosSpec, shape: &Shape, turn: u32) -> u64 {
 pub(super) struct Weights {
     lightest: u64,
     heaviest: u64,
-    count: u32,
+    /// The greatest that divides them all.
+    unit: u64,
+    count: u64,
     /// Bytes that the class above them is guaranteed in a round.
     round: u64,
+    /// Bytes that each gets a round at least, where rounds are short, beside what `count` says.
+    least: u64,
 }
 
 impl Weights {
-    /// No siblings yet, below a class of this rate.
-    pub fn below(rate: BitRate) -> Weights {
+    /// No siblings yet, below a class that may send so much.
+    pub fn below(rate: BitRate, ceil: BitRate) -> Weights {
         let round = Rate::new(rate).bytes_in(ROUND_NS);
-        Weights { lightest: u64::MAX, heaviest: 1, count: 0, round }
+        let least = Rate::new(ceil.max(rate)).bytes_in(SHORT_NS).max(SHORT_MIN);
+        Weights { lightest: u64::MAX, heaviest: 1, unit: 0, count: 0, round, least }
     }
 
     pub fn add(&mut self, class: &ClassSpec) {
@@ -257,9 +266,21 @@ impl Weights {
             let own = weight(class);
             self.lightest = own.min(self.lightest);
             self.heaviest = own.max(self.heaviest);
+            self.unit = divisor(own, self.unit);
             self.count += 1;
         }
     }
+
+    /// Bytes a round for each unit of weight where rounds are short.
+    fn each(&self, turn: u64) -> u64 {
+        let least = self.least.max(self.count * turn / SEARCH_MAX);
+        least.div_ceil(self.lightest).max(self.round.max(turn) / self.heaviest)
+    }
+}
+
+/// The greatest that divides both; 0 is divided by all.
+fn divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { divisor(b, a % b) }
 }
 
 fn weight(class: &ClassSpec) -> u64 {
@@ -277,14 +298,17 @@ pub(super) fn quantum_of(class: &ClassSpec, turn: u32, weights: Weights) -> u32 
 /// One turn a round for the lightest, in proportion for the others; where that would be over the
 /// maximum for the heaviest, the maximum for it and in proportion for the others. Where less is
 /// enough for a round, as many bytes for each unit of weight, so that shares are exact.
-fn quantum(turn: u32, weight: u64, weights: Weights) -> u32 {
-    let Weights { lightest, heaviest, count, round } = weights;
-    let turn = u64::from(turn);
+fn quantum(turn: u32, weight: u64, mut weights: Weights) -> u32 {
+    let (turn, unit) = (u64::from(turn), weights.unit.max(1));
+    let weight = weight / unit;
+    weights.lightest /= unit;
+    weights.heaviest /= unit;
+    let Weights { lightest, heaviest, .. } = weights;
     let most = u64::from(QUANTUM_MAX).max(turn);
     let fits = heaviest * turn <= most * lightest;
     let longest = if fits { heaviest * turn / lightest } else { most };
-    let each = u64::from(SHORT_MIN).div_ceil(lightest).max(round.max(turn) / heaviest);
-    let quantum = if heaviest * each < longest && count <= SHORT_SIBLINGS_MAX {
+    let each = weights.each(turn);
+    let quantum = if heaviest * each < longest {
         weight * each
     } else if fits {
         weight * turn / lightest

@@ -298,7 +298,7 @@ impl Queues {
             let (leaf, bytes) = (u32::from(entry.leaf), i64::from(entry.bytes));
             let has_packets = entry.head != NIL;
             if self.pacing.wakes_at(flow, has_packets) > now {
-                // It lost its packets since.
+                // It lost its packets since, or was held back.
                 self.pacing.arm(flow, has_packets);
                 continue;
             }

@@ -122,7 +122,7 @@ impl Families {
         let mut promised = vec![0u64; spec.classes.len() + 1];
         let mut rates = vec![spec.rate.bytes_per_sec()];
         let mut children = vec![0; spec.classes.len() + 1];
-        let mut weights = vec![Weights::below(spec.rate)];
+        let mut weights = vec![Weights::below(spec.rate, spec.rate)];
         for (i, class) in spec.classes.iter().enumerate() {
             let parent = class.parent.and_then(|id| positions.get(&id).copied()).unwrap_or(0);
             parents.push(parent);
@@ -131,7 +131,7 @@ impl Families {
             children[parent] += 1;
             rates.push(class.rate.bytes_per_sec());
             weights[parent].add(class);
-            weights.push(Weights::below(class.rate));
+            weights.push(Weights::below(class.rate, class.ceil));
         }
         Families { parents, promised, rates, children, weights }
     }

@@ -77,7 +77,7 @@ impl Queues {
             self.empty += 1;
             for list in [OLD, NEW] {
                 if self.first_of(leaf, list) == Some(flow) {
-                    self.forget_first(leaf, list);
+                    self.dismiss_first(leaf, list);
                 }
             }
         }

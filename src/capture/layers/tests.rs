@@ -109,6 +109,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("eth/vntag/ip", eth(0x8926, &[&[0, 1, 0, 2, 8, 0][..], &d4].concat())),
         ("eth/pbb/eth/ip", eth(0x88e7, &[&[0, 0, 0, 1][..], &e4].concat())),
         ("eth/ip/teredo/ip6", outer(3544, &[], &d6)),
+        ("eth/ip/teredo/ip6", outer(3544, &[], &d6[..d6.len() - 2])),
     ]
 }
 

@@ -253,8 +253,8 @@ static __always_inline int steer(HOOK *ctx, struct tg_config *cfg, __u32 reason)
 }
 
 // What the IP packet says that begins at `at` in the frame. Returns 0 where that is not all there.
-// Not static: so the verifier looks at it once, and at what follows it once for all kinds of packets
-// in place of once for each.
+// Not static: so the verifier looks at it once, and at what follows it once for all kinds of
+// packets in place of once for each.
 __attribute__((noinline)) int parse(HOOK *ctx, struct packet *p, __u32 at, __be16 proto)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -285,7 +285,8 @@ static __always_inline int decide_error(HOOK *ctx, struct tg_config *cfg,
 	__u32 *share;
 
 	// Whom it is for has sent what it quotes.
-	if (!parse(ctx, &q, p->quoted, proto) || q.later_fragment || q.src.hi != p->dst.hi || q.src.lo != p->dst.lo)
+	if (!parse(ctx, &q, p->quoted, proto) || q.later_fragment || q.src.hi != p->dst.hi ||
+	    q.src.lo != p->dst.lo)
 		return -1;
 	key = endpoint(&q.src, q.sport, q.proto);
 	share = bpf_map_lookup_elem(&services, &key);

@@ -51,6 +51,12 @@ pub(super) struct Flow {
 }
 
 impl Flow {
+    /// Nothing waits yet of a flow that was made.
+    pub fn begin(&mut self, deficit: i32) {
+        (self.head, self.tail, self.bytes, self.fat) = (NIL, NIL, 0, 0);
+        (self.deficit, self.above) = (deficit, Above::default());
+    }
+
     /// Whether it stands on the list of flows of about its size, or none for thin ones. Only at
     /// half of its size it counts as one of the next smaller, lest it go to and fro.
     #[inline(always)]

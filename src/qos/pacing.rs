@@ -7,7 +7,6 @@
 //! packet.
 
 use super::bucket::WAITING_NS;
-use super::codel::Above;
 use super::flows::{Flow, Standing};
 use super::queues::Queues;
 use super::wheel::{NIL, Timer, Wheel};
@@ -264,8 +263,7 @@ impl Queues {
         };
         if fresh {
             let entry = self.flows.at_mut(flow);
-            (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
-            (entry.deficit, entry.above) = (deficit.min(self.quantum as i32), Above::default());
+            entry.begin(deficit.min(self.quantum as i32));
             (entry.standing, entry.next) = (Standing::Asleep, NIL);
             self.empty += 1;
             self.pacing.set(flow, due);

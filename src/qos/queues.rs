@@ -7,7 +7,7 @@
 
 use std::ops::AddAssign;
 
-use super::codel::{Above, Ticks};
+use super::codel::Ticks;
 use super::flows::{FAT_SIZES, Flows, Key, Standing};
 use super::pacing::{Due, Pacing};
 use super::packets::{Note, Packets};
@@ -270,9 +270,7 @@ impl Queues {
 
     /// A flow that was made stands with a leaf's others, and has no packets yet.
     pub fn enter(&mut self, leaf: u32, flow: u32, (standing, deficit, due): (Standing, i32, Due)) {
-        let entry = self.flows.at_mut(flow);
-        (entry.head, entry.tail, entry.bytes, entry.fat) = (NIL, NIL, 0, 0);
-        (entry.deficit, entry.above) = (deficit, Above::default());
+        self.flows.at_mut(flow).begin(deficit);
         self.append(leaf, flow, standing);
         self.empty += 1;
         if self.has_paces {
@@ -318,7 +316,8 @@ impl Queues {
                 self.pacing.has_packets(leaf, false);
             }
         }
-        if !entry.is_of_size() {
+        // A thin flow that shrinks stays one.
+        if entry.fat != 0 && !entry.is_of_size() {
             self.change_size(leaf, flow);
         }
         Some((frame, bytes, note))

@@ -64,28 +64,12 @@ impl Queues {
     ) -> Option<Sent> {
         loop {
             let (list, flow) = self.first_in_line(leaf, exit.at)?;
-            let Queues { leaves, flows, packets, manners, .. } = self;
-            let (held, entry) = (&mut leaves[leaf as usize], flows.at_mut(flow));
-            let (frame, Note { since, l3 }, behind) = packets.remove(entry.head);
-            let mut frame = frame?;
-            let manner = &manners[usize::from(held.manner)];
-            let (len, bytes) = (frame.len() as u32, manner.counting.counted(frame.len()));
-            let (waited, is_empty) = (exit.now.wrapping_sub(since), behind == NIL);
-            let late = waited >= manner.target;
-            held.packets -= 1;
-            held.bytes = held.bytes.wrapping_sub(u64::from(bytes));
-            held.flows = held.flows.wrapping_sub(u16::from(is_empty));
-            entry.head = behind;
-            entry.tail = if is_empty { NIL } else { entry.tail };
-            entry.bytes = entry.bytes.wrapping_sub(bytes);
-            let (next, is_managed) = (entry.next, late | entry.above.is_set());
-            // A thin flow that shrinks stays one.
-            let is_resized = entry.fat != 0 && !entry.is_of_size();
-            self.bytes -= u64::from(bytes);
-            if is_resized {
-                self.change_size(leaf, flow);
-            }
-            if is_managed {
+            let (mut frame, bytes, Note { since, l3 }) = self.shift(leaf, flow)?;
+            let (len, waited) = (frame.len() as u32, exit.now.wrapping_sub(since));
+            let late = waited >= self.manner(leaf).target;
+            let entry = self.flows.at_mut(flow);
+            let (next, is_empty) = (entry.next, entry.head == NIL);
+            if late | entry.above.is_set() {
                 let Some(kept) = self.manage(leaf, flow, late, (frame, bytes, l3), exit) else {
                     if is_empty || self.has_paces {
                         self.leave(leaf, list, is_empty, 0, exit.at);

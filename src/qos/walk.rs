@@ -301,8 +301,8 @@ impl Tree {
         None
     }
 
-    /// Takes a packet off the round of `child`, whose turn it is. When the round is used up, the
-    /// next begins: a class that is now blocked keeps that turn if it can send again by then.
+    /// Takes what was sent off the round of `child`, whose turn it is. When the round is used up,
+    /// the next begins: a class that is now blocked keeps that turn if it can send again by then.
     #[inline(always)]
     fn pay_round(&mut self, inner: u16, child: u32, priority: usize, bytes: u32) {
         let (deficit, quantum) = self.share(child, priority);

@@ -5,21 +5,16 @@ use super::queues::{Exit, Queues};
 use crate::packet::{DropReason, Frame};
 
 impl Queues {
-    /// Looks at a packet that was taken from a flow, with its bytes as counted and where its IP
-    /// header begins. It may come back with a mark; `None`: it was dropped.
+    /// Marks a packet that was taken from a flow, or drops it: with its bytes as counted and where
+    /// its IP header begins. `None`: it was dropped.
     #[cold]
     #[inline(never)]
-    pub fn manage(
+    pub fn signal(
         &mut self,
         leaf: u32,
-        flow: u32,
-        late: bool,
         (mut frame, bytes, l3): (Frame, u32, u16),
         exit: &mut Exit<'_>,
     ) -> Option<Frame> {
-        if !self.signals(leaf, flow, late, exit) {
-            return Some(frame);
-        }
         let losses = &mut self.losses[leaf as usize];
         if l3 > 0 && ecn::mark(frame.bytes_mut(exit.arena), usize::from(l3)) {
             losses.marked += 1;
@@ -36,7 +31,8 @@ impl Queues {
     }
 
     /// Whether the queue management has something to tell the flow that a packet was taken from.
-    fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
+    #[inline(always)]
+    pub fn signals(&mut self, leaf: u32, flow: u32, late: bool, exit: &Exit<'_>) -> bool {
         // What is left of a frame or less does not stand.
         let late = late && self.leaves[leaf as usize].bytes > u64::from(self.quantum);
         let interval = self.manner(leaf).interval;

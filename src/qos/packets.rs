@@ -88,6 +88,12 @@ impl Packets {
         (frame, cell.note, next)
     }
 
+    /// When the packet in a cell came.
+    #[inline(always)]
+    pub fn since(&self, at: u32) -> Ticks {
+        self.cells[at as usize].note.since
+    }
+
     #[inline(always)]
     pub fn link(&mut self, tail: u32, next: u32) {
         self.cells[tail as usize].next = next;

@@ -9,7 +9,7 @@ use super::flows::Key;
 use super::member::Member;
 use super::packets::Note;
 use super::queues::{Exit, NEW, Queues};
-use super::serve::Served;
+use super::serve::Allowance;
 use super::shared::Shared;
 use super::shed::DROPS_MAX;
 use super::spec::PortQosSpec;
@@ -301,21 +301,10 @@ impl Scheduler {
                 self.ahead.look(&self.tree, &self.queues);
             }
             let Scheduler { tree, queues, turn, .. } = self;
-            let mut room = 0;
-            let goes_on = |served: &Served, last: u32| {
-                if served.bytes.saturating_add(last) > *turn
-                    || packets + served.packets >= packets_max
-                    || bytes + served.len >= bytes_max
-                {
-                    return false;
-                }
-                if served.packets == 1 {
-                    room = tree.room(now, choice);
-                }
-                u64::from(served.bytes) <= room
-            };
             let leaf = choice.class();
-            let served = queues.serve(leaf, choice.is_borrowed(), &mut exit, out, goes_on);
+            let allowed = Allowance::new(packets_max - packets, bytes_max - bytes, *turn);
+            let of = (leaf, choice.is_borrowed());
+            let served = queues.serve(of, allowed, &mut exit, out, || tree.room(now, choice));
             packets += served.packets;
             bytes += served.len;
             if scouts {
@@ -361,13 +350,10 @@ impl Scheduler {
             }
             let drops_left = exit.drops_left;
             let is_paced = queues.pace(lease.leaf).is_set();
-            let goes_on = |served: &Served, _| {
-                !is_paced
-                    && i64::from(served.bytes) < left
-                    && packets + served.packets < packets_max
-                    && bytes + served.len < bytes_max
-            };
-            let served = queues.serve(lease.leaf, lease.is_borrowed, exit, out, goes_on);
+            let most = if is_paced { 1 } else { packets_max - packets };
+            let allowed = Allowance::new(most, bytes_max - bytes, u32::MAX);
+            let of = (lease.leaf, lease.is_borrowed);
+            let served = queues.serve(of, allowed, exit, out, || left as u64 - 1);
             if exit.drops_left < drops_left || is_paced {
                 member.changed(lease.leaf);
             }

@@ -1,11 +1,28 @@
 //! A leaf's turn: its packets leave, each from the flow that is first in line.
 
+use super::codel::Ticks;
 use super::flows::Standing;
 use super::packets::Note;
 use super::queues::{Exit, NEW, OLD, Queues};
+use super::settings::Manner;
 use super::wheel::NIL;
 use crate::base::Nanos;
 use crate::packet::Frame;
+
+/// Packets of a flow that are served as a run, if there may be so many: what that costs is less
+/// than what it saves.
+const RUN_MIN: u32 = 3;
+
+/// What a turn may send: it ends behind the packet that reaches one of these.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    pub packets: usize,
+    /// Bytes of their frames.
+    pub len: u64,
+    /// Bytes, as counted, that it stays within if all its packets are as long as its last.
+    pub turn: u32,
+    room: u64,
+}
 
 /// What a leaf has sent in a turn.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,31 +43,134 @@ struct Sent {
     bytes: u32,
 }
 
+impl Allowance {
+    pub fn new(packets: usize, len: u64, turn: u32) -> Allowance {
+        Allowance { packets, len, turn, room: u64::MAX }
+    }
+
+    /// Whether another packet may follow the last, which counts as `last`.
+    /// Whether so many bytes more are within it.
+    #[inline(always)]
+    fn has_room_for(&self, served: &Served, bytes: u32) -> bool {
+        let sum = served.bytes.saturating_add(bytes);
+        sum <= self.turn && u64::from(sum) <= self.room
+    }
+
+    #[inline(always)]
+    fn goes_on(&self, served: &Served, last: u32) -> bool {
+        served.bytes.saturating_add(last) <= self.turn
+            && served.packets < self.packets
+            && served.len < self.len
+            && u64::from(served.bytes) <= self.room
+    }
+}
+
+impl Served {
+    #[inline(always)]
+    fn add(&mut self, len: u32, bytes: u32) {
+        self.packets += 1;
+        self.len += u64::from(len);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
 impl Queues {
-    /// Sends a leaf's next packet, and then more as long as it has some and `goes_on` says so,
-    /// which is told what was sent so far and the bytes of the last. None may be sent at all: the
-    /// queue management may drop some.
+    /// Sends a leaf's next packet, and then more as long as it has some and may. None may be sent
+    /// at all: the queue management may drop some. `room`, bytes as counted behind which no other
+    /// packet begins, is asked for once, where the rest allows a second packet.
     #[inline(always)]
     pub fn serve(
         &mut self,
-        leaf: u32,
-        is_borrowed: bool,
+        (leaf, is_borrowed): (u32, bool),
+        allowed: Allowance,
         exit: &mut Exit<'_>,
         out: &mut Vec<Frame>,
-        mut goes_on: impl FnMut(&Served, u32) -> bool,
+        mut room: impl FnMut() -> u64,
     ) -> Served {
-        let mut served = Served::default();
+        let (mut served, mut allowed) = (Served::default(), allowed);
         while let Some(Sent { len, bytes }) = self.pop(leaf, is_borrowed, exit, out) {
-            served.packets += 1;
-            served.len += u64::from(len);
-            served.bytes = served.bytes.saturating_add(bytes);
+            served.add(len, bytes);
             served.emptied = !self.has_ready(leaf);
-            if served.emptied || !goes_on(&served, bytes) {
+            if served.emptied || !allowed.goes_on(&served, bytes) {
+                return served;
+            }
+            if served.packets == 1 {
+                allowed.room = room();
+                if u64::from(bytes) > allowed.room {
+                    return served;
+                }
+            }
+            if allowed.has_room_for(&served, RUN_MIN * bytes)
+                && self.may_run(leaf)
+                && self.run(leaf, is_borrowed, &allowed, &mut served, (exit.now, out))
+            {
                 return served;
             }
         }
         served.emptied = true;
         served
+    }
+
+    /// Whether a leaf has one flow, an old one that is neither managed nor paced.
+    #[inline(always)]
+    fn may_run(&self, leaf: u32) -> bool {
+        let [new, old] = self.leaves[leaf as usize].lists;
+        let is_one = new.head == NIL && old.head != NIL && old.head == old.tail;
+        is_one && !self.has_paces && !self.flows.at(old.head).above.is_set()
+    }
+
+    /// As above for a leaf with one flow, an old one that is not managed: its packets go one after
+    /// the other, but for the last, and up to the first that waited too long. Whether the turn is
+    /// over.
+    #[inline(never)]
+    fn run(
+        &mut self,
+        leaf: u32,
+        is_borrowed: bool,
+        allowed: &Allowance,
+        served: &mut Served,
+        (now, out): (Ticks, &mut Vec<Frame>),
+    ) -> bool {
+        let Queues { leaves, manners, sojourns, flows, packets, .. } = self;
+        let held = &mut leaves[leaf as usize];
+        let flow = held.lists[OLD].head;
+        let Manner { counting, target, .. } = manners[usize::from(held.manner)];
+        let entry = flows.at_mut(flow);
+        let (mut head, mut deficit) = (entry.head, entry.deficit);
+        let (mut sum, mut count, mut is_over) = (0u32, 0u32, false);
+        while head != entry.tail && !is_over {
+            let waited = now.wrapping_sub(packets.since(head));
+            if deficit <= 0 {
+                deficit += self.quantum as i32;
+            }
+            if waited >= target || deficit <= 0 {
+                break;
+            }
+            let (frame, _, next) = packets.remove(head);
+            let Some(frame) = frame else { break };
+            let (len, bytes) = (frame.len() as u32, counting.counted(frame.len()));
+            out.push(frame);
+            (head, deficit) = (next, deficit - bytes as i32);
+            (sum, count) = (sum.wrapping_add(bytes), count + 1);
+            served.add(len, bytes);
+            if held.recent.note(waited) {
+                sojourns[leaf as usize].record(&mut held.recent);
+            }
+            is_over = !allowed.goes_on(served, bytes);
+        }
+        (entry.head, entry.deficit) = (head, deficit);
+        entry.bytes = entry.bytes.wrapping_sub(sum);
+        held.packets -= count;
+        held.bytes = held.bytes.wrapping_sub(u64::from(sum));
+        held.sent.packets += u64::from(count);
+        held.sent.bytes += u64::from(sum);
+        held.borrowed_bytes += u64::from(if is_borrowed { sum } else { 0 });
+        self.bytes -= u64::from(sum);
+        // A thin flow that shrinks stays one.
+        if entry.fat != 0 && !entry.is_of_size() {
+            self.change_size(leaf, flow);
+        }
+        is_over
     }
 
     /// `None` when the leaf holds nothing to send, or nothing any more.
@@ -69,8 +189,9 @@ impl Queues {
             let late = waited >= self.manner(leaf).target;
             let entry = self.flows.at_mut(flow);
             let (next, is_empty) = (entry.next, entry.head == NIL);
-            if late | entry.above.is_set() {
-                let Some(kept) = self.manage(leaf, flow, late, (frame, bytes, l3), exit) else {
+            let is_managed = late | entry.above.is_set();
+            if is_managed && self.signals(leaf, flow, late, exit) {
+                let Some(kept) = self.signal(leaf, (frame, bytes, l3), exit) else {
                     if is_empty || self.has_paces {
                         self.leave(leaf, list, is_empty, 0, exit.at);
                     }

@@ -18,7 +18,7 @@ use crate::packet::{ClassId, DropReason, Frame, FramePool, PortId};
 const SEED: Seed = Seed(3);
 
 impl Scheduler {
-    fn check_invariants(&mut self) {
+    pub(super) fn check_invariants(&mut self) {
         let (mut packets, mut bytes, mut flows, mut empty) = (0, 0, 0, 0);
         for index in 0..self.queues.leaves.len() {
             let leaf = self.queues.leaves[index].clone();
@@ -104,6 +104,7 @@ impl Sum {
             (last, cell) = (cell, queues.packets.next(cell));
         }
         assert_eq!((flow.tail, flow.bytes), (last, bytes));
+        assert!(flow.is_of_size(), "{bytes} bytes on list {}", flow.fat);
         self.bytes += u64::from(bytes);
         self.flows += 1;
         self.empty += u32::from(flow.head == NIL);

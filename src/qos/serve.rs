@@ -143,6 +143,7 @@ impl Queues {
             if deficit <= 0 {
                 deficit += self.quantum as i32;
             }
+            // One that came from another leaf may have waited for longer than those before it.
             if waited >= target || deficit <= 0 {
                 break;
             }
@@ -289,5 +290,134 @@ impl Queues {
         } else {
             self.forget_first(leaf, list);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Seed;
+    use crate::base::hash::Rng;
+    use crate::base::units::BitRate;
+    use crate::packet::{ClassId, DropReason, FramePool, PortId};
+    use crate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
+    use crate::qos::{ClassStats, Queued, Scheduler};
+
+    const PACKETS: u32 = 2_000;
+    const LEN_MAX: u32 = 1_500;
+
+    /// A port that is fast enough for turns of many packets.
+    fn one_leaf(rate: u64) -> PortQosSpec {
+        let port = BitRate(100_000_000_000);
+        PortQosSpec {
+            port: PortId(0),
+            rate: port,
+            burst: 1 << 20,
+            overhead: 24,
+            mpu: 84,
+            mtu: LEN_MAX as u16,
+            default_class: ClassId(1),
+            classes: vec![ClassSpec {
+                burst: 20_000,
+                cburst: 64 << 10,
+                queue: QueueSpec::FqCodel { target: 20_000, interval: 100_000 },
+                ..ClassSpec::plain(1, BitRate(rate), port)
+            }],
+        }
+    }
+
+    /// A scheduler, and what has left it so far: numbers of packets, and of those whether they are
+    /// marked; and of those that were dropped.
+    struct Way {
+        scheduler: Scheduler,
+        pool: FramePool,
+        sent: Vec<(u32, u8)>,
+        dropped: Vec<(u32, DropReason)>,
+    }
+
+    impl Way {
+        fn new(rate: u64) -> Way {
+            Way {
+                scheduler: Scheduler::new(&one_leaf(rate), PACKETS, Seed(1)),
+                pool: FramePool::standalone(PACKETS, 2_048),
+                sent: Vec::new(),
+                dropped: Vec::new(),
+            }
+        }
+
+        fn enqueue(&mut self, now: Nanos, number: u32, flow_hash: u32, len: u32) {
+            // IPv4 of a flow that understands marks.
+            let mut bytes = vec![0; len as usize];
+            bytes[20..24].copy_from_slice(&number.to_be_bytes());
+            bytes[12..16].copy_from_slice(&[8, 0, 0x45, 2]);
+            let frame = self.pool.take_with(&bytes).expect("stock");
+            let q = Queued { frame, class: ClassId(1), flow_hash, l3: 14 };
+            let arena = std::sync::Arc::clone(self.pool.arena());
+            self.scheduler.enqueue(now, q, &arena, &mut Vec::new());
+        }
+
+        fn dequeue(&mut self, now: Nanos, packets: usize) -> usize {
+            let arena = std::sync::Arc::clone(self.pool.arena());
+            let (mut out, mut dropped) = (Vec::new(), Vec::new());
+            let sent =
+                self.scheduler.dequeue(now, packets, u64::MAX, &arena, &mut out, &mut dropped);
+            let number = |bytes: &[u8]| u32::from_be_bytes([20, 21, 22, 23].map(|i| bytes[i]));
+            for frame in out {
+                let bytes = frame.bytes(&arena);
+                self.sent.push((number(bytes), bytes[15] & 3));
+                self.pool.put(frame);
+            }
+            for (frame, reason) in dropped {
+                self.dropped.push((number(frame.bytes(&arena)), reason));
+                self.pool.put(frame);
+            }
+            self.scheduler.check_invariants();
+            sent
+        }
+    }
+
+    /// Whether packets of a leaf leave many at a time or one by one makes no difference: in their
+    /// order, their marks and all that is counted.
+    #[test]
+    fn a_run_is_as_its_packets_one_by_one() {
+        let (mut marked, mut dropped, mut borrowed) = (0, 0, 0);
+        for seed in 0..60 {
+            let mut rng = Rng::new(Seed(seed));
+            let rate = [1_000_000_000, 99_000_000_000][rng.below(2) as usize];
+            let (mut many, mut each) = (Way::new(rate), Way::new(rate));
+            let (mut now, mut number) = (Nanos(1), 0);
+            for _ in 0..60 {
+                now = now.saturating_add(1 << rng.below(18));
+                let flows = 1 + rng.below(2);
+                for _ in 0..rng.below(40).min(PACKETS - many.scheduler.len() as u32) {
+                    let (flow, len) = (rng.below(flows), 64 + rng.below(LEN_MAX - 64));
+                    many.enqueue(now, number, flow, len);
+                    each.enqueue(now, number, flow, len);
+                    number += 1;
+                }
+                let packets = rng.below(30) as usize;
+                let sent = many.dequeue(now, packets);
+                let one_by_one = (0..packets).take_while(|_| each.dequeue(now, 1) > 0).count();
+                assert_eq!(sent, one_by_one, "seed {seed}");
+                let stats = [&mut many, &mut each].map(|w| w.scheduler.class_stats(ClassId(1)));
+                // Each call looks whether the class has tokens again.
+                let [a, b] = stats.map(|s| s.leaf_borrowed_bytes);
+                assert!(a.abs_diff(b) <= 2 * u64::from(LEN_MAX), "seed {seed}: {a} {b}");
+                let [a, b] = stats.map(|s| ClassStats { leaf_borrowed_bytes: 0, ..s });
+                assert!(many.sent == each.sent && a == b, "seed {seed}: {a:?} {b:?}");
+                assert_eq!(many.dropped, each.dropped, "seed {seed}");
+            }
+            let stats = many.scheduler.class_stats(ClassId(1));
+            marked += stats.marked_packets;
+            dropped += stats.aqm_dropped_packets;
+            borrowed += stats.leaf_borrowed_bytes;
+            for mut way in [many, each] {
+                let mut out = Vec::new();
+                way.scheduler.drain(&mut out);
+                out.into_iter().for_each(|frame| way.pool.put(frame));
+            }
+        }
+        assert!(marked > 100 && borrowed > 1_000_000, "{marked} marked, {borrowed} borrowed");
+        assert_eq!(dropped, 0, "each understands marks");
     }
 }

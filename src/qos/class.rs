@@ -229,7 +229,7 @@ impl Class {
         }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn refill(&mut self, now: Nanos, elapsed: u64) {
         if self.traits.has_rate() {
             // What is guaranteed is not lost to whoever is served first. The ceil, which bounds

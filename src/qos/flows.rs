@@ -261,7 +261,7 @@ impl Flows {
     /// The flow's entry, made if there is none. The flag says that it was made; such a flow stands
     /// nowhere yet. `None` when all entries are taken. `likely`: the entry that is looked at before
     /// the table is; `NIL`: none.
-    #[inline]
+    #[inline(always)]
     pub fn find_or_insert(&mut self, key: Key, likely: u32) -> Option<(u32, bool)> {
         let Key { leaf, hash, tag } = key;
         if self.is_of(likely, key) {

@@ -279,7 +279,7 @@ impl Queues {
     }
 
     /// A flow has its first packet.
-    #[inline(never)]
+    #[inline(always)]
     fn begin(&mut self, leaf: u32, flow: u32, now: Nanos) {
         self.empty -= 1;
         let held = &mut self.leaves[leaf as usize];

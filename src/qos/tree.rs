@@ -246,7 +246,7 @@ impl Tree {
     }
 
     /// Puts a class in its parent's sets. Whether the parent's own wants grew by that.
-    #[inline]
+    #[inline(always)]
     pub fn offer(&mut self, at: u32) -> bool {
         let class = &self.classes[at as usize];
         let (offers, parent) = (class.offers(), class.parent() as usize);

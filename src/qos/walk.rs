@@ -87,7 +87,7 @@ impl Way {
 impl Tree {
     /// The leaf that sends next; `None` when none may. What it sends is charged by
     /// [`Tree::charge`] before the next is chosen.
-    #[inline]
+    #[inline(always)]
     pub fn choose(&mut self) -> Option<Choice> {
         if !self.is_ready() {
             return None;
@@ -133,7 +133,7 @@ impl Tree {
     }
 
     /// Charges `bytes` for what `choice` sent. `emptied`: the leaf has no more.
-    #[inline]
+    #[inline(always)]
     pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) {
         if emptied {
             self.withdraw(choice.class());

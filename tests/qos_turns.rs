@@ -115,3 +115,44 @@ fn a_rate_that_is_its_ceil_is_had_below_a_class_at_its_ceil() {
         link.finish();
     }
 }
+
+/// What a class may send beyond its rate comes while its siblings have their turns, and where all
+/// is promised, or those of an earlier priority take what is not, these take as long as what idle
+/// ones leave lets them.
+#[test]
+fn a_ceil_is_reached_where_nothing_is_lent_but_what_idle_siblings_leave() {
+    // Of 10 MB/s: what one has beyond its rate, what is left by a class that sends nothing, and
+    // what is not promised and taken by another of an earlier priority.
+    let table = [(0.07, 0.25, 0.0), (0.03, 0.1, 0.0), (0.2, 1.0, 0.0), (0.07, 0.25, 3.0)];
+    for (gap, left, early) in table {
+        let rest = 9.7 - 5.0 - left - early;
+        let classes = [
+            class(1, 0.2).ceil(0.2 + gap).weight(100).bursts(3_000),
+            class(2, 3.0).weight(100).bursts(3_000),
+            class(3, 2.0).weight(100).bursts(3_000),
+            class(4, rest).weight(1).bursts(3_000),
+            class(5, left).weight(100).bursts(3_000),
+            class(6, 0.1).ceil(0.1 + early).priority(0).bursts(3_000),
+        ];
+        let mut spec = port(10.0, &classes);
+        for (class, least) in spec.classes.iter_mut().zip(cbursts_min(&port(10.0, &classes))) {
+            assert!(least <= 2 * 10_000 + 7_500 + 3_000, "{least} is over two quanta");
+            class.cburst = least;
+        }
+        let mut link = Link::new(&spec, 10.0, 1_024);
+        let sources: Vec<Source> = [1, 2, 3, 4, 6].map(greedy).into();
+        let start = link.now.saturating_add(8_000_000_000);
+        link.run(&sources, start, |_| ());
+        let (begin, mut bytes) = (link.now, 0.0);
+        link.run(&sources, begin.saturating_add(20_000_000_000), |sent| {
+            bytes += f64::from(if sent.class == ClassId(1) { sent.len } else { 0 });
+        });
+        let got = bytes / (link.now.since(begin) as f64 / 1e9) / 1e6;
+        let want = 0.2 + gap;
+        assert!(
+            (got / want - 1.0).abs() < 0.005,
+            "{got:.4} of {want} MB/s, {left} left, {early} taken"
+        );
+        link.finish();
+    }
+}

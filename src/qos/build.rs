@@ -318,6 +318,7 @@ fn quantum(turn: u32, weight: u64, mut weights: Weights) -> u32 {
     quantum as u32
 }
 
-fn priority(class: &ClassSpec) -> u8 {
+/// A class's priority as a number below [`PRIORITIES`].
+pub(super) fn priority(class: &ClassSpec) -> u8 {
     class.priority.min(PRIORITIES as u8 - 1)
 }

@@ -5,13 +5,19 @@
 //! hold more than its own quantum: where more comes in a round, it is held by its share and not by
 //! its ceil. The same goes for the rounds in which the classes above it take part, and adds up.
 //!
+//! How fast rounds go by is not known, only what is lent at least: what a class has not promised to
+//! those below it, and of what those above it lend as much as its weight says. Where siblings have
+//! several priorities even that is not certain for the later ones, and where all is promised
+//! nothing is: then a quantum is held.
+//!
 //! Nor may it lose its rate to its ceil: what comes at its rate while its siblings have a turn each
 //! on their own account is held as well.
 
 use std::collections::HashMap;
 
-use super::build::{QUANTUM_MAX, Weights, largest_frame, quantum_of, turn_of};
+use super::build::{QUANTUM_MAX, Weights, largest_frame, priority, quantum_of, turn_of};
 use super::spec::{ClassSpec, DEPTH_MAX, PortQosSpec};
+use crate::base::units::BitRate;
 
 /// Rounds for which it is kept: a class may be first in one and last in the next.
 const ROUNDS: u64 = 2;
@@ -19,8 +25,6 @@ const ROUNDS: u64 = 2;
 const FRAMES: u64 = 2;
 /// The most that is held for siblings' turns on their own account, a level.
 const OWN_MAX: u64 = QUANTUM_MAX as u64;
-/// At least this part of a class's rate counts as lent, however much of it is promised below.
-const LENT_PART: u64 = 8;
 
 /// The least `cburst` with which each class reaches its ceil beside busy siblings, in the order of
 /// the specification.
@@ -33,20 +37,20 @@ pub fn cbursts_min(spec: &PortQosSpec) -> Vec<u32> {
     for (i, &parent) in family.parents.iter().enumerate() {
         quanta[parent] += quantum(i);
     }
-    // By position, 0 being the port: bytes a second that go to those below as loans.
-    let mut lent = vec![left(spec.rate.bytes_per_sec(), family.promised[0])];
+    // By position, 0 being the port: bytes a second that go to those below as loans, at least.
+    let mut lent = vec![family.unpromised(0, spec.rate)];
     let mut turns = Vec::with_capacity(spec.classes.len());
     for (i, (class, &parent)) in spec.classes.iter().zip(&family.parents).enumerate() {
         let (quantum, all) = (quantum(i), quanta[parent]);
         let own =
             Own { others: family.children[parent] * u64::from(turn), rate: family.rates[parent] };
         turns.push(Turn { quantum, others: all - quantum, rate: lent[parent], own });
-        let borrowed = (u128::from(lent[parent]) * u128::from(quantum) / u128::from(all)) as u64;
-        let own = left(class.rate.bytes_per_sec(), family.promised[i + 1]);
-        lent.push(own.max(borrowed).min(class.ceil.bytes_per_sec()).max(1));
+        let part = (u128::from(lent[parent]) * u128::from(quantum) / u128::from(all)) as u64;
+        let borrowed = part.min(gap(class));
+        lent.push(family.unpromised(i + 1, class.rate) + borrowed);
     }
     let least = |(i, class): (usize, &ClassSpec)| {
-        let gap = class.ceil.bytes_per_sec().saturating_sub(class.rate.bytes_per_sec());
+        let gap = gap(class);
         let (mut at, mut waits) = (i + 1, 0);
         for _ in 0..DEPTH_MAX {
             if at == 0 {
@@ -67,7 +71,7 @@ struct Turn {
     quantum: u64,
     /// Quanta of its siblings.
     others: u64,
-    /// Bytes a second at which rounds go by.
+    /// Bytes a second at which rounds go by, at least.
     rate: u64,
     own: Own,
 }
@@ -113,6 +117,8 @@ struct Families {
     children: Vec<u64>,
     /// Those below.
     weights: Vec<Weights>,
+    /// Of the leaves below, or of the leaf itself: one bit each.
+    priorities: Vec<u8>,
 }
 
 impl Families {
@@ -133,15 +139,29 @@ impl Families {
             weights[parent].add(class);
             weights.push(Weights::below(class.rate, class.ceil));
         }
-        Families { parents, promised, rates, children, weights }
+        let mut priorities = vec![0u8; spec.classes.len() + 1];
+        for (i, class) in spec.classes.iter().enumerate().rev() {
+            if children[i + 1] == 0 {
+                priorities[i + 1] = 1 << priority(class);
+            }
+            priorities[parents[i]] |= priorities[i + 1];
+        }
+        Families { parents, promised, rates, children, weights, priorities }
     }
 
     fn quantum(&self, class: &ClassSpec, i: usize, turn: u32) -> u64 {
         u64::from(quantum_of(class, turn, self.weights[self.parents[i]]))
     }
+
+    /// What a class with such a rate lends those below it on top of what it has promised them: to
+    /// any of them only where none has an earlier priority than others.
+    fn unpromised(&self, at: usize, rate: BitRate) -> u64 {
+        let is_even = self.priorities[at].is_power_of_two();
+        if is_even { rate.bytes_per_sec().saturating_sub(self.promised[at]) } else { 0 }
+    }
 }
 
-/// What a class that has promised some of its rate to those below lends them on top.
-fn left(rate: u64, promised: u64) -> u64 {
-    rate.saturating_sub(promised).max(rate / LENT_PART).max(1)
+/// What comes at a class's ceil beyond its rate, in bytes a second.
+fn gap(class: &ClassSpec) -> u64 {
+    class.ceil.bytes_per_sec().saturating_sub(class.rate.bytes_per_sec())
 }

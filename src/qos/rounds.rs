@@ -11,11 +11,12 @@
 //! nothing is: then a quantum is held.
 //!
 //! Nor may it lose its rate to its ceil: what comes at its rate while its siblings have a turn each
-//! on their own account is held as well.
+//! on their own account is held as well, and what workers that share the tree are granted at once.
 
 use std::collections::HashMap;
 
 use super::build::{QUANTUM_MAX, Weights, largest_frame, priority, quantum_of, turn_of};
+use super::shared::{LEASE_BYTES_MAX, LEASE_NS};
 use super::spec::{ClassSpec, DEPTH_MAX, PortQosSpec};
 use crate::base::units::BitRate;
 
@@ -51,7 +52,7 @@ pub fn cbursts_min(spec: &PortQosSpec) -> Vec<u32> {
     }
     let least = |(i, class): (usize, &ClassSpec)| {
         let gap = gap(class);
-        let (mut at, mut waits) = (i + 1, 0);
+        let (mut at, mut waits) = (i + 1, leased(class).saturating_sub(frame));
         for _ in 0..DEPTH_MAX {
             if at == 0 {
                 break;
@@ -164,4 +165,10 @@ impl Families {
 /// What comes at a class's ceil beyond its rate, in bytes a second.
 fn gap(class: &ClassSpec) -> u64 {
     class.ceil.bytes_per_sec().saturating_sub(class.rate.bytes_per_sec())
+}
+
+/// What one worker may be granted of a class at once, while the others wait.
+fn leased(class: &ClassSpec) -> u64 {
+    let bytes = u128::from(class.rate.bytes_per_sec()) * u128::from(LEASE_NS) / 1_000_000_000;
+    u64::try_from(bytes).unwrap_or(u64::MAX).min(u64::from(LEASE_BYTES_MAX))
 }

@@ -29,10 +29,11 @@ use crate::packet::ClassId;
 /// a frame at a time these are 3 MB: no worker is granted more, however late it is.
 pub(super) const LEASES_MAX: usize = 2_048;
 /// A lease is at most what its class is guaranteed in this time ...
-const LEASE_NS: u64 = 200_000;
-/// ... or this share of its burst, or this many bytes. A frame is always leased.
+pub(super) const LEASE_NS: u64 = 200_000;
+/// ... or this share of its burst, or this many bytes, or, of what is lent, what is left of its
+/// round. A frame is always leased.
 const LEASE_BURST_SHARE: u32 = 8;
-const LEASE_BYTES_MAX: u32 = 512 << 10;
+pub(super) const LEASE_BYTES_MAX: u32 = 512 << 10;
 /// Leases that one visit hands out at most.
 const LEASES_A_VISIT: usize = 256;
 /// Classes that one visit wakes at most.
@@ -314,8 +315,10 @@ impl Global {
                 self.tree.deactivate(leaf);
                 continue;
             };
+            // A loan is no longer than a turn: siblings would wait for theirs so much longer.
+            let turn = self.tree.left_of_rounds(choice).max(self.frame);
             let demand = &mut self.demands[leaf as usize * self.members.len() + next];
-            let granted = demand.bytes.min(self.lease_bytes[leaf as usize]);
+            let granted = demand.bytes.min(self.lease_bytes[leaf as usize]).min(turn);
             demand.bytes -= granted;
             demand.deficit -= granted as i32;
             if let Some(account) = &mut self.members[next] {
@@ -455,5 +458,37 @@ mod tests {
     fn one_that_waits_for_tokens_is_not_away() {
         assert_eq!(granted_in_advance(0), 25_000, "what a gigabit sends in 200 us");
         assert_eq!(granted_in_advance(4_000_000), 1_000_000, "and in twice 4 ms");
+    }
+
+    /// What is lent goes turn by turn: 12,500 bytes at once of one that has half of the port by
+    /// itself would be as many turns of the other.
+    #[test]
+    fn a_loan_is_no_longer_than_a_turn() {
+        let mut spec = spec();
+        spec.classes = [(0, 500_000_000), (1, 1_000_000)]
+            .map(|(id, rate)| ClassSpec::plain(id, BitRate(rate), spec.rate))
+            .map(|class| ClassSpec { burst: 200_000, ..class })
+            .into();
+        let mut global = Global::new(&spec, Nanos::ZERO);
+        let member = global.join();
+        let (mut now, mut lent, mut apart) = (Nanos::from_secs(1), [0i64; 2], 0);
+        for round in 0..3_000 {
+            if round == 1_000 {
+                // By now their bursts are used up.
+                lent = [0; 2];
+            }
+            now = now.saturating_add(20_000);
+            global.advance(now);
+            global.report(member, 0, 0);
+            [1, 2].map(|leaf| global.want(member, leaf, (100_000, 0), 1));
+            global.serve(member, 64_000);
+            let mut fetched = VecDeque::new();
+            global.collect(member, &mut fetched);
+            for lease in fetched.iter().filter(|lease| lease.is_borrowed) {
+                lent[lease.leaf as usize - 1] += i64::from(lease.bytes);
+                apart = if round < 1_000 { 0 } else { apart.max((lent[0] - lent[1]).abs()) };
+            }
+        }
+        assert!(lent[0] > 1_000_000 && apart <= 3_000, "{lent:?}, {apart} bytes apart");
     }
 }

@@ -132,6 +132,18 @@ impl Tree {
         }
     }
 
+    /// Bytes left of the rounds that the leaf chosen has its turn in.
+    pub fn left_of_rounds(&mut self, choice: Choice) -> u32 {
+        let mut most = u32::MAX;
+        for depth in 1..=choice.depth() {
+            let Step { class: at, turn, .. } = self.way.at(depth);
+            if turn.is_loan() {
+                most = most.min((*self.share(at, turn.priority()).0).max(0) as u32);
+            }
+        }
+        most
+    }
+
     /// Charges `bytes` for what `choice` sent. `emptied`: the leaf has no more.
     #[inline(always)]
     pub fn charge(&mut self, now: Nanos, choice: Choice, bytes: u32, emptied: bool) {

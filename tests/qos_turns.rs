@@ -156,3 +156,50 @@ fn a_ceil_is_reached_where_nothing_is_lent_but_what_idle_siblings_leave() {
         link.finish();
     }
 }
+
+/// As above, where a class at its ceil has others below it: a turn there may be of a small packet,
+/// while those of its siblings are of long ones.
+#[test]
+fn a_rate_that_is_its_ceil_is_had_by_a_class_with_small_packets_and_long_ones_below_it() {
+    // Class, above it, rate and ceil in kB/s, and the lengths of packets, if it has any.
+    let tree: [(u16, u16, f64, f64, &[u16]); 16] = [
+        (1, 0, 588.0, 1_847.0, &[]),
+        (2, 0, 458.0, 932.0, &[]),
+        (3, 0, 773.0, 773.0, &[]),
+        (4, 3, 21.0, 773.0, &[1_500]),
+        (5, 3, 338.0, 338.0, &[84]),
+        (6, 3, 391.0, 773.0, &[]),
+        (7, 2, 273.0, 787.0, &[]),
+        (8, 2, 178.0, 932.0, &[]),
+        (9, 8, 133.0, 932.0, &[84]),
+        (10, 7, 62.0, 62.0, &[1_500]),
+        (11, 7, 150.0, 787.0, &[200, 700, 1_500]),
+        (12, 1, 103.0, 1_847.0, &[84]),
+        (13, 1, 126.0, 1_847.0, &[84]),
+        (14, 1, 168.0, 396.0, &[200, 700, 1_500]),
+        (15, 1, 180.0, 180.0, &[1_500]),
+        (16, 8, 42.0, 43.0, &[1_500]),
+    ];
+    let classes = tree.map(|(id, above, rate, ceil, _)| {
+        let class = class(id, rate / 1e3).ceil(ceil / 1e3).bursts(3_000);
+        if above > 0 { class.below(above) } else { class }
+    });
+    let mut spec = port(1.847, &classes);
+    for (class, least) in spec.classes.iter_mut().zip(cbursts_min(&port(1.847, &classes))) {
+        class.cburst = least;
+    }
+    let mut link = Link::new(&spec, 1.847, 1_024);
+    let sources = tree.iter().filter(|(.., lengths)| !lengths.is_empty());
+    let sources: Vec<Source> = sources
+        .map(|&(id, .., lengths)| Source { class: ClassId(id), flows: 3, lengths: lengths.into() })
+        .collect();
+    let start = link.now.saturating_add(4_000_000_000);
+    link.run(&sources, start, |_| ());
+    let (begin, mut bytes) = (link.now, 0.0);
+    link.run(&sources, begin.saturating_add(8_000_000_000), |sent| {
+        bytes += f64::from(if [4, 5].contains(&sent.class.0) { sent.len } else { 0 });
+    });
+    let got = bytes / (link.now.since(begin) as f64 / 1e9) / 1e3;
+    assert!((got / 773.0 - 1.0).abs() < 0.005, "{got:.1} of 773 kB/s");
+    link.finish();
+}

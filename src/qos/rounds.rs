@@ -58,7 +58,9 @@ pub fn cbursts_min(spec: &PortQosSpec) -> Vec<u32> {
                 break;
             }
             waits += ROUNDS * turns[at - 1].bytes_until_next(gap);
-            waits += turns[at - 1].own.bytes_until_next(class.rate.bytes_per_sec());
+            // A turn below an inner class may be of a small packet: it takes some more of them.
+            let own_rounds = if family.children[at] == 0 { 1 } else { ROUNDS };
+            waits += own_rounds * turns[at - 1].own.bytes_until_next(class.rate.bytes_per_sec());
             at = family.parents[at - 1];
         }
         u32::try_from(FRAMES * frame + waits).unwrap_or(u32::MAX)

@@ -21,6 +21,7 @@ pub(super) struct Allowance {
     pub len: u64,
     /// Bytes, as counted, that it stays within if all its packets are as long as its last.
     pub turn: u32,
+    /// Bytes, as counted, behind which no other packet begins, once that was asked for.
     room: u64,
 }
 
@@ -48,7 +49,6 @@ impl Allowance {
         Allowance { packets, len, turn, room: u64::MAX }
     }
 
-    /// Whether another packet may follow the last, which counts as `last`.
     /// Whether so many bytes more are within it.
     #[inline(always)]
     fn has_room_for(&self, served: &Served, bytes: u32) -> bool {
@@ -56,6 +56,7 @@ impl Allowance {
         sum <= self.turn && u64::from(sum) <= self.room
     }
 
+    /// Whether another packet may follow the last, which counts as `last`.
     #[inline(always)]
     fn goes_on(&self, served: &Served, last: u32) -> bool {
         served.bytes.saturating_add(last) <= self.turn
@@ -76,8 +77,8 @@ impl Served {
 
 impl Queues {
     /// Sends a leaf's next packet, and then more as long as it has some and may. None may be sent
-    /// at all: the queue management may drop some. `room`, bytes as counted behind which no other
-    /// packet begins, is asked for once, where the rest allows a second packet.
+    /// at all: the queue management may drop some. `room` gives the bound of that name, and is
+    /// called once, where the other bounds allow a second packet.
     #[inline(always)]
     pub fn serve(
         &mut self,

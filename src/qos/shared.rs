@@ -480,7 +480,9 @@ mod tests {
             now = now.saturating_add(20_000);
             global.advance(now);
             global.report(member, 0, 0);
-            [1, 2].map(|leaf| global.want(member, leaf, (100_000, 0), 1));
+            for leaf in [1, 2] {
+                global.want(member, leaf, (100_000, 0), 1);
+            }
             global.serve(member, 64_000);
             let mut fetched = VecDeque::new();
             global.collect(member, &mut fetched);

@@ -6,7 +6,7 @@ use tidegate::base::Seed;
 use tidegate::base::units::BitRate;
 use tidegate::packet::{ClassId, PortId};
 use tidegate::qos::cbursts_min;
-use tidegate::qos::spec::{ClassSpec, PortQosSpec};
+use tidegate::qos::spec::{ClassSpec, PortQosSpec, QueueSpec};
 use tidegate::scenario::run;
 use tidegate::scenario::spec::{Kind, Link, Scenario, Source, Workers};
 
@@ -82,5 +82,24 @@ fn a_class_has_its_ceil_beside_siblings_that_are_granted_much_at_once() {
         let outcome = run(&scenario(spec(&classes)), |_| ()).expect("no capture");
         let (got, want) = (outcome.classes[0].granted_bps / 1e6, classes[0].1 as f64);
         assert!((got / want - 1.0).abs() <= 0.005, "{got:.1} of {want} Mbit/s in {classes:?}");
+    }
+}
+
+/// A flow that may go only so fast is not asked for a frame each time that its worker looks: what
+/// it is guaranteed would go to siblings of later priorities.
+#[test]
+fn a_paced_flow_has_its_rate_beside_siblings_that_borrow() {
+    for (workers, poll_us, flows) in [(2, 10, 1), (4, 100, 1), (2, 50, 5)] {
+        let mut tree = spec(&[(5_000, 10_000), (1_000, 10_000), (4_000, 10_000)]);
+        tree.classes[0].flow_rate = Some(BitRate(5_000_000_000 / flows));
+        tree.classes[0].queue = QueueSpec::INTERNET;
+        (tree.classes[0].priority, tree.classes[1].priority) = (0, 2);
+        let mut scenario = scenario(tree);
+        scenario.sources[0].flows = flows as u32;
+        scenario.workers.count = workers;
+        scenario.workers.poll = vec![Duration::from_micros(poll_us)];
+        let outcome = run(&scenario, |_| ()).expect("no capture");
+        let got = outcome.classes[0].granted_bps / 1e6;
+        assert!((got / 5_000.0 - 1.0).abs() <= 0.005, "{workers} workers: {got:.1} Mbit/s");
     }
 }

@@ -296,8 +296,9 @@ pub(super) fn quantum_of(class: &ClassSpec, turn: u32, weights: Weights) -> u32 
 }
 
 /// One turn a round for the lightest, in proportion for the others; where that would be over the
-/// maximum for the heaviest, the maximum for it and in proportion for the others. Where less is
-/// enough for a round, as many bytes for each unit of weight, so that shares are exact.
+/// maximum for the heaviest, about the maximum for it and in proportion for the others. Where that
+/// or less is enough for a round, as many whole bytes for each unit of weight, so that shares are
+/// exact.
 fn quantum(turn: u32, weight: u64, mut weights: Weights) -> u32 {
     let (turn, unit) = (u64::from(turn), weights.unit.max(1));
     let weight = weight / unit;
@@ -312,6 +313,8 @@ fn quantum(turn: u32, weight: u64, mut weights: Weights) -> u32 {
         weight * each
     } else if fits {
         weight * turn / lightest
+    } else if most / heaviest * lightest >= u64::from(QUANTUM_MIN) {
+        most / heaviest * weight
     } else {
         (weight * most / heaviest).max(u64::from(QUANTUM_MIN))
     };
@@ -321,4 +324,28 @@ fn quantum(turn: u32, weight: u64, mut weights: Weights) -> u32 {
 /// A class's priority as a number below [`PRIORITIES`].
 pub(super) fn priority(class: &ClassSpec) -> u8 {
     class.priority.min(PRIORITIES as u8 - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quanta_are_as_weights_are() {
+        let fast = BitRate(100_000_000_000);
+        for weights in [&[900, 1][..], &[1_000, 30, 1], &[1_024, 1], &[2_000, 3], &[150, 7, 1]] {
+            let mut all = Weights::below(fast, fast);
+            let classes: Vec<_> = (1..).zip(weights).collect();
+            for &(id, &weight) in &classes {
+                all.add(&ClassSpec { weight, ..ClassSpec::plain(id, fast, fast) });
+            }
+            let quanta: Vec<_> =
+                weights.iter().map(|&w| quantum(1_538, u64::from(w), all)).collect();
+            for (quantum, weight) in quanta.iter().zip(weights) {
+                let [a, b] = [quantum * weights[0], quanta[0] * weight];
+                assert_eq!(a, b, "{weights:?}: {quanta:?}");
+                assert!((QUANTUM_MIN..=QUANTUM_MAX).contains(quantum), "{quanta:?}");
+            }
+        }
+    }
 }

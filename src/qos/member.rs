@@ -24,6 +24,8 @@ pub(super) struct Member {
     number: usize,
     /// Workers that share the tree, as was seen last.
     present: u32,
+    /// When it was at the tree last.
+    visited: Nanos,
     books: Books,
 }
 
@@ -82,7 +84,8 @@ impl Books {
 
 impl Member {
     pub fn new(shared: Arc<Shared>, spec: &PortQosSpec, classes: usize) -> Member {
-        Member { number: shared.join(), shared, present: 1, books: Books::new(spec, classes) }
+        let books = Books::new(spec, classes);
+        Member { number: shared.join(), shared, present: 1, visited: Nanos::ZERO, books }
     }
 
     /// Workers that share the tree.
@@ -130,6 +133,8 @@ impl Member {
         }
         global.advance(now);
         self.present = global.present().max(1);
+        let elapsed = now.since(self.visited);
+        self.visited = now;
         let fetched = self.books.leases.len();
         global.collect(self.number, &mut self.books.leases);
         for lease in self.books.leases.range(fetched..) {
@@ -140,13 +145,14 @@ impl Member {
         while let Some(leaf) = self.books.news.pop() {
             self.books.is_news[leaf as usize] = false;
             let waiting = &queues.leaves[leaf as usize];
-            let wanted = queues.ready_bytes(leaf) as i64 - self.books.held[leaf as usize];
+            let ready = queues.ready_bytes(leaf, elapsed);
+            let wanted = ready as i64 - self.books.held[leaf as usize];
             if wanted <= 0 && queues.has_ready(leaf) && self.books.carry[leaf as usize] > 0 {
                 // What was granted for packets that were lost serves these.
                 self.books.use_rest(leaf);
             }
             let bytes = |n: i64| u32::try_from(n.max(0)).unwrap_or(u32::MAX);
-            let asleep = bytes(waiting.bytes as i64 - queues.ready_bytes(leaf) as i64);
+            let asleep = bytes(waiting.bytes as i64 - ready as i64);
             global.want(self.number, leaf, (bytes(wanted), asleep), waiting.flows);
             if waiting.bytes * u64::from(self.present) > u64::from(queues.manner(leaf).limit) {
                 let bytes = global.held_by_others(self.number, leaf);

@@ -45,6 +45,11 @@ impl Pace {
     pub fn is_set(self) -> bool {
         self.per_byte != 0
     }
+
+    /// Bytes that a flow may send in so many nanoseconds, `LATE_NS_MAX` at most.
+    fn bytes_in(self, ns: u64) -> u64 {
+        (ns << PER_BYTE_BITS) / self.per_byte.max(1)
+    }
 }
 
 /// When a flow may send again, with as many fractional bits as a byte's time has.
@@ -57,6 +62,7 @@ pub(super) struct Due {
 }
 
 const _: () = assert!(size_of::<Due>() == 16 && LATE_NS_MAX <= u32::MAX as u64);
+const _: () = assert!(LATE_NS_MAX.leading_zeros() >= PER_BYTE_BITS);
 
 /// What of a leaf sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -321,16 +327,18 @@ impl Queues {
         held.packets > 0 && (!self.has_paces || held.bytes > self.pacing.asleep(leaf).bytes)
     }
 
-    /// Bytes of a leaf that its flows may send: of a leaf with a pace, a frame a flow.
+    /// Bytes of a leaf that its flows may send: of a leaf with a pace, for each flow a frame and
+    /// what has come since it was looked at, `elapsed` nanoseconds ago.
     #[inline]
-    pub fn ready_bytes(&self, leaf: u32) -> u64 {
-        let held = &self.leaves[leaf as usize];
-        if !self.pace(leaf).is_set() {
+    pub fn ready_bytes(&self, leaf: u32, elapsed: u64) -> u64 {
+        let (held, pace) = (&self.leaves[leaf as usize], self.pace(leaf));
+        if !pace.is_set() {
             return held.bytes;
         }
         let asleep = self.pacing.asleep(leaf);
         let flows = u64::from(held.flows.wrapping_sub(asleep.flows));
-        (held.bytes - asleep.bytes).min(flows * u64::from(self.quantum))
+        let each = u64::from(self.quantum) + pace.bytes_in(elapsed.min(LATE_NS_MAX));
+        (held.bytes - asleep.bytes).min(flows.saturating_mul(each))
     }
 
     /// How fast each flow of a leaf may send.

@@ -137,10 +137,13 @@ pub fn port_tree(
     spec
 }
 
+/// A bucket of a ceil that is the parent's is in nobody's way from so many frames on.
+const CBURST_FRAMES_MIN: u64 = 2;
+
 /// Ceil buckets that nobody gave a size hold what comes while the siblings have their turns; of one
 /// that was given too little for that it is told. A ceil that is the parent's holds what its does.
 fn settle_cbursts(b: &mut Build<'_>, tree: &Tree<'_>, spec: &mut PortQosSpec) {
-    let least = cbursts_min(spec);
+    let (least, enough) = (cbursts_min(spec), CBURST_FRAMES_MIN * tree.frame);
     let mut known = HashMap::with_capacity(spec.classes.len());
     for ((class, least), &at) in spec.classes.iter_mut().zip(least).zip(&tree.order) {
         let above = class.parent.and_then(|id| known.get(&id).copied());
@@ -154,6 +157,14 @@ fn settle_cbursts(b: &mut Build<'_>, tree: &Tree<'_>, spec: &mut PortQosSpec) {
                     "with less than {least} bytes the class may miss its ceil of {}: what comes \
                      while its siblings have their turns does not fit",
                     class.ceil,
+                );
+                b.warning(&given.span(), what);
+            }
+            Some(given) if (tree.frame..enough).contains(&class.cburst.into()) => {
+                let what = format!(
+                    "with less than {enough} bytes, two frames, the class may miss its rate of {} \
+                     where workers share it",
+                    class.rate,
                 );
                 b.warning(&given.span(), what);
             }

@@ -308,7 +308,7 @@ mod tests {
     const LEN_MAX: u32 = 1_500;
 
     /// A port that is fast enough for turns of many packets.
-    fn one_leaf(rate: u64) -> PortQosSpec {
+    fn one_leaf(rate: u64, queue: QueueSpec) -> PortQosSpec {
         let port = BitRate(100_000_000_000);
         PortQosSpec {
             port: PortId(0),
@@ -321,7 +321,7 @@ mod tests {
             classes: vec![ClassSpec {
                 burst: 20_000,
                 cburst: 64 << 10,
-                queue: QueueSpec::FqCodel { target: 20_000, interval: 100_000 },
+                queue,
                 ..ClassSpec::plain(1, BitRate(rate), port)
             }],
         }
@@ -337,9 +337,9 @@ mod tests {
     }
 
     impl Way {
-        fn new(rate: u64) -> Way {
+        fn new(rate: u64, queue: QueueSpec) -> Way {
             Way {
-                scheduler: Scheduler::new(&one_leaf(rate), PACKETS, Seed(1)),
+                scheduler: Scheduler::new(&one_leaf(rate, queue), PACKETS, Seed(1)),
                 pool: FramePool::standalone(PACKETS, 2_048),
                 sent: Vec::new(),
                 dropped: Vec::new(),
@@ -347,10 +347,11 @@ mod tests {
         }
 
         fn enqueue(&mut self, now: Nanos, number: u32, flow_hash: u32, len: u32) {
-            // IPv4 of a flow that understands marks.
+            // IPv4. A flow understands marks, the other does not.
             let mut bytes = vec![0; len as usize];
             bytes[20..24].copy_from_slice(&number.to_be_bytes());
-            bytes[12..16].copy_from_slice(&[8, 0, 0x45, 2]);
+            let tos = [2, 0][flow_hash as usize];
+            bytes[12..16].copy_from_slice(&[8, 0, 0x45, tos]);
             let frame = self.pool.take_with(&bytes).expect("stock");
             let q = Queued { frame, class: ClassId(1), flow_hash, l3: 14 };
             let arena = std::sync::Arc::clone(self.pool.arena());
@@ -385,7 +386,9 @@ mod tests {
         for seed in 0..60 {
             let mut rng = Rng::new(Seed(seed));
             let rate = [1_000_000_000, 99_000_000_000][rng.below(2) as usize];
-            let (mut many, mut each) = (Way::new(rate), Way::new(rate));
+            let managed = QueueSpec::FqCodel { target: 20_000, interval: 100_000 };
+            let queue = if seed % 4 == 0 { QueueSpec::Fifo } else { managed };
+            let (mut many, mut each) = (Way::new(rate, queue), Way::new(rate, queue));
             let (mut now, mut number) = (Nanos(1), 0);
             for _ in 0..60 {
                 now = now.saturating_add(1 << rng.below(18));
@@ -418,7 +421,7 @@ mod tests {
                 out.into_iter().for_each(|frame| way.pool.put(frame));
             }
         }
-        assert!(marked > 100 && borrowed > 1_000_000, "{marked} marked, {borrowed} borrowed");
-        assert_eq!(dropped, 0, "each understands marks");
+        let enough = marked > 100 && dropped > 20 && borrowed > 1_000_000;
+        assert!(enough, "{marked} marked, {dropped} dropped, {borrowed} borrowed");
     }
 }

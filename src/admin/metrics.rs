@@ -395,6 +395,7 @@ mod tests {
                 port: "wan".into(),
                 class: "chat".into(),
                 values: [("sojourn_p99_ns".to_string(), 3_000_000)].into(),
+                ..ClassView::default()
             }],
             backends: vec![backend],
             latencies: vec![latency],

@@ -103,20 +103,25 @@ impl Classes {
         }
     }
 
-    /// All workers together, by port and class.
+    /// All workers together, by port and class: those that are configured, also where no worker
+    /// has told of them yet.
     pub(super) fn view(&self, config: &Config) -> Vec<ClassView> {
-        let specs: HashMap<Key, &ClassSpec> =
+        let specs: BTreeMap<Key, &ClassSpec> =
             config.qos.iter().flat_map(|q| q.classes.iter().map(|c| ((q.port, c.id), c))).collect();
-        let none = Past::default();
-        let view = |(key, stats): (Key, ClassStats)| {
-            let past = self.past.get(&key).unwrap_or(&none);
+        let (sums, none) = (self.sums(), Past::default());
+        let name = |class: ClassId| config.class_names.get(usize::from(class.0)).cloned();
+        let view = |(key, spec): (Key, &ClassSpec)| {
+            let stats = sums.get(&key).copied().unwrap_or_default();
             Some(ClassView {
                 port: config.ports.get(usize::from(key.0.0))?.name.clone(),
-                class: config.class_names.get(usize::from(key.1.0))?.clone(),
-                values: values(&stats, past, specs.get(&key)?),
+                class: name(key.1)?,
+                parent: spec.parent.and_then(name),
+                priority: spec.priority,
+                weight: spec.weight,
+                values: values(&stats, self.past.get(&key).unwrap_or(&none), spec),
             })
         };
-        self.sums().into_iter().filter_map(view).collect()
+        specs.into_iter().filter_map(view).collect()
     }
 
     fn sums(&self) -> BTreeMap<Key, ClassStats> {
@@ -218,6 +223,32 @@ mod tests {
             ClassStats { sent_bytes: sent, leaf_borrowed_bytes: borrowed, ..ClassStats::default() };
         let row = ClassRow { port: PortId(0), class: ClassId(3), stats };
         classes.take(worker, Nanos(at), vec![row]);
+    }
+
+    #[test]
+    fn classes_are_shown_before_workers_tell_of_them() {
+        let text = "pipeline = \"llm-edge\"
+            [port.wan]
+            interface = \"lo\"
+            [qos.wan]
+            rate = \"10Mbit/s\"
+            default = \"b\"
+            [qos.wan.class.a]
+            rate = \"5Mbit/s\"
+            [qos.wan.class.b]
+            parent = \"a\"
+            rate = \"2Mbit/s\"
+            priority = 3
+            weight = 7";
+        let config = match crate::config::load_text(std::path::Path::new("test.toml"), text) {
+            Ok(config) => config,
+            Err(e) => panic!("{e:?}"),
+        };
+        let shown = Classes::default().view(&config);
+        let of = |c: &ClassView| (c.class.clone(), c.parent.clone(), c.priority, c.weight);
+        let shown: Vec<_> = shown.iter().map(of).collect();
+        let [a, b] = ["a", "b"].map(str::to_string);
+        assert_eq!(shown, [(a.clone(), None, 0, 1), (b, Some(a), 3, 7)]);
     }
 
     #[test]

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Difference;
 
+mod class;
 mod seen;
 
+pub use class::ClassView;
 pub use seen::SeenView;
 
 /// Counters or gauges by name.
@@ -338,14 +340,6 @@ pub struct FilesView {
     pub packets: u64,
     /// Frames that could not be.
     pub failed: u64,
-}
-
-/// A class of one port, all workers together.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ClassView {
-    pub port: String,
-    pub class: String,
-    pub values: Values,
 }
 
 /// How long answers take, of one class, one service or one backend; all workers together.

@@ -83,7 +83,8 @@ mod tests {
             ("borrowed_bits_10s", 100),
         ];
         let values = values.map(|(name, value)| (name.to_string(), value)).into();
-        let line = ClassView { port: "wan".into(), class: "bulk".into(), values };
+        let (port, class) = ("wan".into(), "bulk".into());
+        let line = ClassView { port, class, values, ..ClassView::default() };
         let text = classes(&[line]);
         assert!(text.contains("1.50 Mbit/s"), "{text}");
         let words: Vec<&str> = text.lines().last().unwrap_or("").split_whitespace().collect();

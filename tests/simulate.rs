@@ -57,7 +57,7 @@ fn every_fault_is_told_at_its_place() {
     let told = faults(&text, &[]);
     let want = [
         "s.toml:14:9: error: 65 is not within 1 to 64",
-        "s.toml:15:8: error: workers look at their queues every 100ns to 1s",
+        "s.toml:15:8: error: the list is empty: leave `poll` out instead",
         "s.toml:17:8: error: a link without `rate` takes all at once: it fills no ring",
         "s.toml:19:9: error: no class of this port is named `c`; did you mean `a`?",
         "s.toml:20:21: error: `fast` does not begin with a number",
@@ -69,6 +69,7 @@ fn every_fault_is_told_at_its_place() {
         "s.toml:24:15: error: 1ns is not within 10µs to 10s",
         "s.toml:25:1: error: it does not say how it sends: one of `constant`, `poisson`, `on_off`, \
          `greedy`, `tokens`, `tcp`, `trace`, as in `constant = { rate = \"20Mbit/s\" }`",
+        "s.toml:27:9: warning: it sends nothing: the scenario lasts 300ms",
         "s.toml:28:8: error: 1s is not within 2s to 3600s",
         "s.toml:31:18: error: none.pcap: No such file or directory (os error 2)",
         "s.toml:31:31: error: unknown key `sped`; did you mean `speed`?",
@@ -94,6 +95,32 @@ fn what_is_missing_is_told() {
         faults(&both, &[])[0],
         "s.toml:1:10: error: `port` is missing: whose class tree is tried"
     );
+}
+
+#[test]
+fn what_would_do_nothing_is_told() {
+    let a = "[source.a]\nclass = \"a\"\ngreedy = {}\n";
+    let place = Place::new();
+    let warnings = |start: &str| {
+        let file = place.write("s.toml", &format!("{TREE}{a}start = \"{start}\"\n"));
+        scenario::load(&file, &[]).expect("a scenario").warnings
+    };
+    let [late] = &warnings("300ms")[..] else { panic!("one warning") };
+    assert_eq!(late.place, Some((16, 9)), "{late}");
+    assert_eq!(late.message, "it sends nothing: the scenario lasts 300ms");
+    assert_eq!(warnings("299ms"), []);
+    let skew = |n: &str| format!("{TREE}{a}skew = {n}\n");
+    let nobody = ["s.toml:16:8: error: no worker gets any of the flows"];
+    assert_eq!(faults(&skew("[0, 0]"), &[]), nobody);
+    let empty = "s.toml:16:8: error: the list is empty: leave `skew` out instead";
+    assert_eq!(faults(&skew("[]"), &[]), [empty]);
+    let poll = format!("{TREE}[workers]\npoll = [\"50ns\"]\n{a}");
+    let want = "s.toml:14:8: error: workers look at their queues every 100ns to 1s";
+    assert_eq!(faults(&poll, &[]), [want]);
+    let want = "s.toml:16:1: error: nothing is expected: give a `rate`, `delay_p99_max`, \
+                `dropped_max` or `marked_min`";
+    assert_eq!(faults(&format!("{TREE}{a}[expect.a]\n"), &[]), [want]);
+    assert_eq!(faults(&format!("{TREE}{a}[expect.a]\ntolerance_percent = 1\n"), &[]), [want]);
 }
 
 #[test]

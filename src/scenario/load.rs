@@ -156,7 +156,10 @@ fn build(b: &mut Build<'_>, file: &FileScenario, configured: Option<Configured>)
     {
         b.error(&given.span(), format!("these are more than {SLICES_MAX} slices"));
     }
-    let sources = sources(b, file, &known);
+    // Of one that is at fault nothing follows.
+    let is_read = file.duration.as_ref().is_some_and(|given| given.get_ref().0 == duration);
+    let lasts = if is_read { duration } else { Duration::MAX };
+    let sources = sources(b, file, &known, lasts);
     let name = b.source.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Scenario {
         name,
@@ -209,7 +212,9 @@ fn workers(b: &mut Build<'_>, file: &FileScenario) -> Workers {
     let mut poll = vec![POLL];
     if let Some(given) = &w.poll {
         poll = given.get_ref().0.clone();
-        if poll.is_empty() || poll.iter().any(|p| *p < POLL_MIN || *p > Duration::from_secs(1)) {
+        if poll.is_empty() {
+            b.error(&given.span(), "the list is empty: leave `poll` out instead");
+        } else if poll.iter().any(|p| *p < POLL_MIN || *p > Duration::from_secs(1)) {
             b.error(&given.span(), "workers look at their queues every 100ns to 1s");
         }
     }
@@ -231,7 +236,8 @@ fn link(b: &mut Build<'_>, file: &FileScenario, whole: BitRate) -> Link {
     Link { rate, ring }
 }
 
-fn sources(b: &mut Build<'_>, file: &FileScenario, known: &Known) -> Vec<Source> {
+/// `lasts`: how long the scenario does.
+fn sources(b: &mut Build<'_>, file: &FileScenario, known: &Known, lasts: Duration) -> Vec<Source> {
     if file.source.0.is_empty() && !b.faulty.contains(&ROOT, "source") {
         b.error(&(0..0), "nothing is sent: add a `[source.NAME]`");
     }
@@ -239,7 +245,18 @@ fn sources(b: &mut Build<'_>, file: &FileScenario, known: &Known) -> Vec<Source>
         b.error(&table.span(), format!("there are {SOURCES_MAX} sources at most"));
     }
     let sources = file.source.0.iter().take(SOURCES_MAX);
-    sources.filter_map(|(name, table)| source(b, name, table, known)).collect()
+    let mut list = Vec::new();
+    for (name, table) in sources {
+        list.extend(source(b, name, table, known));
+        if let Some(start) = &table.get_ref().start
+            && start.get_ref().0 >= lasts
+        {
+            // No error: a shorter look at a scenario needs no other sources.
+            let what = format!("it sends nothing: the scenario lasts {lasts:?}");
+            b.warning(&start.span(), what);
+        }
+    }
+    list
 }
 
 fn source(
@@ -256,10 +273,7 @@ fn source(
     };
     let start = between(b, &s.start, Duration::ZERO, DURATION_MAX, Duration::ZERO);
     let stop = s.stop.as_ref().map(|_| between(b, &s.stop, start, DURATION_MAX, start));
-    let mut skew = Vec::new();
-    for entry in s.skew.as_ref().map_or(&[][..], |list| list.get_ref()) {
-        skew.push(b.number(&Some(entry.clone()), 0..=i64::from(FLOWS_MAX), 0u32));
-    }
+    let skew = skew(b, s);
     let mut packets: Vec<u16> = vec![PACKET];
     if let Some(given) = &s.packet {
         packets = given.get_ref().0.iter().map(|p| p.0).collect();
@@ -282,6 +296,21 @@ fn source(
         skew,
         kind,
     })
+}
+
+/// How many flows of so many each worker gets.
+fn skew(b: &mut Build<'_>, s: &FileSource) -> Vec<u32> {
+    let mut skew = Vec::new();
+    let Some(given) = &s.skew else { return skew };
+    for entry in given.get_ref() {
+        skew.push(b.number(&Some(entry.clone()), 0..=i64::from(FLOWS_MAX), 0u32));
+    }
+    if given.get_ref().is_empty() {
+        b.error(&given.span(), "the list is empty: leave `skew` out instead");
+    } else if given.get_ref().iter().all(|n| *n.get_ref() == 0) {
+        b.error(&given.span(), "no worker gets any of the flows");
+    }
+    skew
 }
 
 /// How a source sends: it has one of the tables for that.
@@ -367,6 +396,15 @@ fn expectations(b: &mut Build<'_>, file: &FileScenario, known: &Known) -> Vec<Ex
     for (name, table) in &file.expect.0 {
         let f = table.get_ref();
         let Some(class) = class_of(b, name, known, false) else { continue };
+        let is_empty = f.rate.is_none()
+            && f.delay_p99_max.is_none()
+            && f.dropped_max.is_none()
+            && f.marked_min.is_none();
+        if is_empty && !b.faulty.any_in(&table.span()) {
+            let what = "nothing is expected: give a `rate`, `delay_p99_max`, `dropped_max` or \
+                        `marked_min`";
+            b.error(&table.span(), what);
+        }
         let mut tolerance_percent = TOLERANCE_PERCENT;
         if let Some(given) = &f.tolerance_percent {
             tolerance_percent = *given.get_ref();

@@ -99,7 +99,9 @@ pub enum Command {
     },
 
     /// Keep the configuration that `reload --confirm` has taken over for a time
-    #[command(after_help = "Example:\n  tidegate reload --confirm 5min && tidegate confirm")]
+    #[command(after_help = "Examples:\n  \
+        tidegate reload --confirm 5min\n  \
+        tidegate confirm")]
     Confirm {
         #[command(flatten)]
         socket: SocketArgs,
@@ -129,7 +131,9 @@ pub enum Command {
     },
 
     /// Give what was drained new flows again
-    #[command(after_help = "Example:\n  tidegate undrain backend gpu/10.0.1.1:8443")]
+    #[command(after_help = "Examples:\n  \
+        tidegate undrain backend gpu/10.0.1.1:8443\n  \
+        tidegate undrain appliance")]
     Undrain {
         #[command(flatten)]
         what: DrainArgs,
@@ -140,7 +144,9 @@ pub enum Command {
     },
 
     /// Drain and end a running appliance; returns when the interfaces are released
-    #[command(after_help = "Example:\n  tidegate stop")]
+    #[command(after_help = "Examples:\n  \
+        tidegate stop\n  \
+        tidegate stop --socket /run/tidegate/edge.sock")]
     Stop {
         #[command(flatten)]
         socket: SocketArgs,
@@ -265,7 +271,7 @@ mod tests {
         command.build();
         for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
             let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example"), "{}", sub.get_name());
+            assert!(help.contains("Examples:\n"), "{}: {help}", sub.get_name());
             assert!(help.contains(&format!("tidegate {}", sub.get_name())), "{help}");
         }
     }

@@ -7,7 +7,9 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use tidegate::base::diag::{Diagnostics, Source};
 use tidegate::config::{load, load_text};
 use tidegate::graph::file::parse;
@@ -92,6 +94,33 @@ fn results_by_size_are_limited() {
     assert!(!told(255).contains("results"), "{}", told(255));
     let want = "case.toml:767:1: error: rules with `bytes_over` have 255 different results at most";
     assert!(told(257).contains(want), "{}", told(257));
+}
+
+/// As many tenants, each with a class, one below it, and a meter.
+fn of_tenants(count: usize) -> String {
+    format!(
+        "pipeline = \"router\"\n[tenants.t]\nnames = \"t-{{1..{count}}}\"\n\
+         [qos.filler]\nrate = \"100Gbit/s\"\ndefault = \"other\"\n\
+         [qos.filler.class.other]\nrate = \"1%\"\n\
+         [qos.filler.class.\"{{t}}\"]\nrate = \"0.001%\"\n\
+         [qos.filler.class.\"{{t}}-bulk\"]\nparent = \"{{t}}\"\nrate = \"50%\"\n\
+         [meter.\"{{t}}\"]\nclasses = \"{{t}}-bulk\"\nrate = \"5Mbit/s\"\nburst = \"20kB\"\n"
+    )
+}
+
+/// Who has ten times as many waits about ten times as long.
+#[test]
+fn time_grows_with_the_number_of_meters() {
+    let taken = |count| {
+        let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("now"));
+        let (text, began) = (of_tenants(count), now());
+        let told = told_of_config(&text);
+        assert!(!told.contains("error"), "{told}");
+        now() - began
+    };
+    let few = taken(2_000).min(taken(2_000));
+    let many = taken(20_000);
+    assert!(many < few * 25, "{many:?} for 20,000 tenants, {few:?} for 2,000");
 }
 
 fn told_of_pipeline(text: &str) -> String {

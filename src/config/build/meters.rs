@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use toml::Spanned;
 
-use super::classes::Classes;
+use super::classes::{CLASSES_MAX, Classes};
 use super::{Build, index};
 use crate::base::diag::advice;
 use crate::base::tomlfile::{Atom, texts};
@@ -35,12 +35,13 @@ pub fn metering(
         b.error(&key.span(), format!("there are {METERS_MAX} meters at most"));
     }
     let known = index(&file.port.0);
-    let mut taken: HashMap<ClassId, String> = HashMap::new();
+    let below = below(qos);
+    let mut taken: HashMap<ClassId, &str> = HashMap::new();
     let meters = file.meter.0.iter().map(|(key, table)| {
         b.name(key);
         let m = table.get_ref();
         let named = m.port.as_ref().and_then(|port| b.resolve("port", port, &known));
-        let classes = measured(b, key, table, qos, classes, &mut taken);
+        let classes = measured(b, key, table, (classes, &below), &mut taken);
         ClassMeterSpec {
             name: key.get_ref().clone(),
             meter: meter(b, &table.span(), m),
@@ -67,13 +68,12 @@ pub fn metering(
 }
 
 /// The leaves that a meter's classes stand for.
-fn measured(
+fn measured<'f>(
     b: &mut Build<'_>,
-    key: &Spanned<String>,
+    key: &'f Spanned<String>,
     table: &Spanned<FileMeter>,
-    qos: &[PortQosSpec],
-    classes: &Classes,
-    taken: &mut HashMap<ClassId, String>,
+    (classes, below): (&Classes, &[Below]),
+    taken: &mut HashMap<ClassId, &'f str>,
 ) -> Vec<ClassId> {
     let what = "the classes whose packets it measures, all together";
     let Some(list) = b.need(&table.span(), "classes", &table.get_ref().classes, what) else {
@@ -83,15 +83,18 @@ fn measured(
         b.error(&list.span(), "the list is empty: the meter measures nothing");
     }
     let mut leaves = Vec::new();
+    // Classes without ids of their own can't be told apart; that there are too many was told.
+    let is_apart = classes.len() <= CLASSES_MAX;
     for name in &texts(&table.get_ref().classes) {
         let Some(class) = classes.id(name.get_ref()) else {
             let advice = advice(name.get_ref(), classes.leaves());
             b.error(&name.span(), format!("no class is named `{}`{advice}", name.get_ref()));
             continue;
         };
-        for leaf in leaves_below(qos, class) {
-            match taken.insert(leaf, key.get_ref().clone()) {
-                Some(other) if other != *key.get_ref() => {
+        let below = if is_apart { leaves_below(below, class) } else { Vec::new() };
+        for leaf in below {
+            match taken.insert(leaf, key.get_ref()) {
+                Some(other) if other != key.get_ref() => {
                     let what =
                         format!("meter `{other}` has packets of `{}` already", name.get_ref());
                     b.error(&name.span(), what);
@@ -106,15 +109,35 @@ fn measured(
     leaves
 }
 
-/// The class itself, and the leaves below it under any port.
-fn leaves_below(qos: &[PortQosSpec], class: ClassId) -> Vec<ClassId> {
-    let mut leaves = vec![class];
-    for port in qos {
-        // Parents stand before their children.
-        let mut inside = HashSet::from([class]);
+/// By class of one port: its children there. Meters may be as many as classes, so that none can go
+/// through the whole tree.
+type Below = HashMap<ClassId, Vec<ClassId>>;
+
+fn below(qos: &[PortQosSpec]) -> Vec<Below> {
+    let of_port = |port: &PortQosSpec| {
+        let mut below = Below::new();
         for c in &port.classes {
-            if c.parent.is_some_and(|parent| inside.contains(&parent)) && inside.insert(c.id) {
-                leaves.push(c.id);
+            if let Some(parent) = c.parent {
+                below.entry(parent).or_default().push(c.id);
+            }
+        }
+        below
+    };
+    qos.iter().map(of_port).collect()
+}
+
+/// The class itself, and the leaves below it under any port.
+fn leaves_below(ports: &[Below], class: ClassId) -> Vec<ClassId> {
+    let mut leaves = vec![class];
+    for below in ports {
+        let mut inside = HashSet::from([class]);
+        let mut left = vec![class];
+        while let Some(parent) = left.pop() {
+            for child in below.get(&parent).into_iter().flatten() {
+                if inside.insert(*child) {
+                    leaves.push(*child);
+                    left.push(*child);
+                }
             }
         }
     }
@@ -186,6 +209,7 @@ fn trusted(b: &mut Build<'_>, table: &FileTrust) -> Remap {
         true => Remap::TRUST,
         false => Remap::all_to(table.otherwise.as_ref().map_or(0, |dscp| dscp.get_ref().0.0)),
     };
+    let mut known: HashMap<u8, &str> = HashMap::new();
     for (from, to) in &table.remap.0 {
         let text = from.get_ref();
         let read = match text.parse::<i64>() {
@@ -193,7 +217,13 @@ fn trusted(b: &mut Build<'_>, table: &FileTrust) -> Remap {
             Err(_) => Dscp::from_text(text),
         };
         match read {
-            Ok(from) => remap.set(from.0, to.get_ref().0.0),
+            Ok(dscp) => {
+                if let Some(other) = known.insert(dscp.0, text) {
+                    let what = format!("`{text}` is the same code point as `{other}` before it");
+                    b.error(&from.span(), what);
+                }
+                remap.set(dscp.0, to.get_ref().0.0);
+            }
             Err(what) => b.error(&from.span(), what),
         }
     }

@@ -123,6 +123,16 @@ fn time_grows_with_the_number_of_meters() {
     assert!(many < few * 25, "{many:?} for 20,000 tenants, {few:?} for 2,000");
 }
 
+/// Of the classes beyond the limit nothing else is told than that they are.
+#[test]
+fn too_many_classes_are_told_once() {
+    let text = of_tenants(33_000);
+    assert_eq!(
+        told_of_config(&text).lines().filter(|l| l.contains("error")).collect::<Vec<_>>(),
+        ["case.toml:4:1: error: there are 65000 classes at most"]
+    );
+}
+
 fn told_of_pipeline(text: &str) -> String {
     let mut out = Diagnostics::default();
     let spec = parse(&Source::new("pipeline.toml", text), &mut out);

@@ -34,7 +34,9 @@ impl Classes {
     }
 
     pub fn mark_inner(&mut self, id: ClassId) {
-        if let Some(inner) = self.inner.get_mut(usize::from(id.0)) {
+        // Of too many classes the last ones share an id.
+        let id = usize::from(id.0);
+        if let Some(inner) = self.inner.get_mut(id).filter(|_| id < CLASSES_MAX) {
             *inner = true;
         }
     }

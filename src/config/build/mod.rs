@@ -15,6 +15,7 @@ mod limits;
 mod meters;
 mod mirror;
 mod outliers;
+mod parents;
 mod ports;
 mod qos;
 mod rule;
@@ -256,16 +257,21 @@ impl Build<'_> {
     ) -> Option<usize> {
         let found = known.get(name.get_ref().as_str()).copied();
         if found.is_none() {
-            let mut names: Vec<&str> = known.keys().copied().collect();
-            names.sort_unstable();
-            let advice = match names.is_empty() {
-                true => format!("; there is no {kind} at all"),
-                false => advice(name.get_ref(), names),
-            };
-            self.error(&name.span(), format!("no {kind} is named `{}`{advice}", name.get_ref()));
+            self.error(&name.span(), unknown(kind, name, known));
         }
         found
     }
+}
+
+/// That no `kind` is named so, and what is nearest.
+fn unknown(kind: &str, name: &Spanned<String>, known: &HashMap<&str, usize>) -> String {
+    let mut names: Vec<&str> = known.keys().copied().collect();
+    names.sort_unstable();
+    let advice = match names.is_empty() {
+        true => format!("; there is no {kind} at all"),
+        false => advice(name.get_ref(), names),
+    };
+    format!("no {kind} is named `{}`{advice}", name.get_ref())
 }
 
 /// A duration as limits are shown.

@@ -8,6 +8,7 @@ use toml::Spanned;
 use super::classes::{CLASSES_MAX, Classes};
 use super::doubts::doubts;
 use super::leaf::queue_of;
+use super::parents::{parents, so_for};
 use super::{Build, index};
 use crate::base::units::{BitRate, ByteSize};
 use crate::config::atoms::{Bytes, Rate};
@@ -57,8 +58,7 @@ pub fn qos(
         }
         specs.push(port_tree(b, id, table, frame_size, &mut classes));
         if classes.len() > CLASSES_MAX {
-            b.error(&table.span(), format!("there are {CLASSES_MAX} classes at most"));
-            break;
+            break; // told
         }
     }
     (specs, classes)
@@ -120,6 +120,11 @@ pub fn port_tree(
     let mpu = number(&q.mpu, u16::MAX).unwrap_or(MPU_DEFAULT);
     let mut spec =
         PortQosSpec { port, rate, burst, overhead, mpu, mtu, default_class, classes: specs };
+    if classes.len() > CLASSES_MAX {
+        // Not all have ids of their own, and what follows goes by these.
+        b.error(&at, format!("there are {CLASSES_MAX} classes at most"));
+        return spec;
+    }
     settle_cbursts(b, &tree, &mut spec);
     if let Err(faults) = validate(&spec) {
         tell(b, table, &tree, &spec, &faults);
@@ -285,8 +290,7 @@ impl<'f> Made<'f> {
         let (what, name) = (fault.what.as_str(), key.get_ref());
         match of(self.faults.get(&(key.span().start, what))) {
             some if some == all => what.to_string(),
-            0 | 1 => format!("{what} (so for `{name}`)"),
-            some => format!("{what} (so for `{name}` and {} others)", some - 1),
+            some => so_for(what, name, some),
         }
     }
 }
@@ -327,8 +331,7 @@ fn port_value(table: &Spanned<FileQos>, field: Field) -> Option<Range<usize>> {
 impl Tree<'_> {
     /// Builds parents before their children, whatever the file's order.
     fn build(&mut self, b: &mut Build<'_>, top: Above, classes: &mut Classes) -> Vec<ClassSpec> {
-        let parents = self.list.iter().map(|(key, table)| self.parent(b, key, table.get_ref()));
-        self.parents = parents.collect();
+        self.parents = parents(b, self.list, &self.names);
         let mut has_children = vec![false; self.list.len()];
         for parent in self.parents.iter().flatten().flatten() {
             has_children[*parent] = true;
@@ -362,21 +365,6 @@ impl Tree<'_> {
                 return specs;
             }
         }
-    }
-
-    /// `None`: not known, and told. `Some(None)`: the port itself.
-    fn parent(
-        &self,
-        b: &mut Build<'_>,
-        key: &Spanned<String>,
-        class: &FileClass,
-    ) -> Option<Option<usize>> {
-        let Some(name) = &class.parent else { return Some(None) };
-        if name.get_ref() == key.get_ref() {
-            b.error(&name.span(), format!("`{}` can't be its own parent", name.get_ref()));
-            return None;
-        }
-        b.resolve("class of this port", name, &self.names).map(Some)
     }
 
     /// Classes that are left stand on a cycle or below one, or below a class at fault.

@@ -334,6 +334,10 @@ fn until_out(net: &Net, wanted: &[&str]) {
         out == wanted.iter().map(String::as_str).collect()
     });
     assert!(agreed.is_ok(), "{last:#}");
+    // Workers hear of it a moment after it is told.
+    let is_answered = |_| net.client.run("curl", &["-sSf", "-m", "5", &url]).is_ok();
+    let heard = wait_for(SOON, "workers to leave them out", || (0..5).all(is_answered));
+    assert!(heard.is_ok(), "{last:#}");
 }
 
 fn outliers(eject: &str) -> String {

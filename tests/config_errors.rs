@@ -7,9 +7,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use tidegate::base::diag::{Diagnostics, Source};
 use tidegate::config::{load, load_text};
 use tidegate::graph::file::parse;
@@ -108,19 +106,11 @@ fn of_tenants(count: usize) -> String {
     )
 }
 
-/// Who has ten times as many waits about ten times as long.
+/// A meter for each of many tenants: with a look at all the others for each this took minutes.
 #[test]
-fn time_grows_with_the_number_of_meters() {
-    let taken = |count| {
-        let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("now"));
-        let (text, began) = (of_tenants(count), now());
-        let told = told_of_config(&text);
-        assert!(!told.contains("error"), "{told}");
-        now() - began
-    };
-    let few = taken(2_000).min(taken(2_000));
-    let many = taken(20_000);
-    assert!(many < few * 25, "{many:?} for 20,000 tenants, {few:?} for 2,000");
+fn every_tenant_may_have_its_own_meter() {
+    let told = told_of_config(&of_tenants(20_000));
+    assert!(!told.contains("error"), "{told}");
 }
 
 /// Of the classes beyond the limit nothing else is told than that they are.

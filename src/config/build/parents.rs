@@ -14,6 +14,9 @@ enum Wrong {
     Unknown,
 }
 
+/// A class's name, and its parent's as it was given.
+type Class<'f> = (&'f str, &'f Spanned<String>);
+
 /// By position: `None`: not known, and told; `Some(None)`: the port itself. What is wrong with
 /// classes that a template made is told once, of the first of them.
 pub fn parents(
@@ -22,7 +25,7 @@ pub fn parents(
     names: &HashMap<&str, usize>,
 ) -> Vec<Option<Option<usize>>> {
     // By where the class's name stands, which those that a template made have in common.
-    let mut wrong: BTreeMap<(usize, Wrong), Vec<(&str, &Spanned<String>)>> = BTreeMap::new();
+    let mut wrong: BTreeMap<(usize, Wrong), Vec<Class>> = BTreeMap::new();
     let mut parents = Vec::with_capacity(list.len());
     for (key, table) in list {
         let Some(name) = &table.get_ref().parent else {
@@ -38,8 +41,7 @@ pub fn parents(
             None => Wrong::Unknown,
         };
         parents.push(None);
-        let class: (&str, _) = (key.get_ref(), name);
-        wrong.entry((key.span().start, what)).or_default().push(class);
+        wrong.entry((key.span().start, what)).or_default().push((key.get_ref(), name));
     }
     for ((_, what), classes) in wrong {
         let Some((class, name)) = classes.first() else { continue };

@@ -229,3 +229,31 @@ fn flows_that_meet_in_a_reload_owe_what_either_owed() {
         link.finish();
     }
 }
+
+/// A flow that loses its last packet to overload is not a new one with its next.
+#[test]
+fn who_loses_its_last_packet_keeps_its_pace() {
+    let spec = port(100.0, &[class(1, 50.0).flow_rate(1.0), class(2, 20.0)]);
+    let mut link = Link::new(&spec, 100.0, 64);
+    link.now = link.now.saturating_add(1_000_000_000);
+    let send = |link: &mut Link| {
+        let mut out = Vec::new();
+        let sent = link.dequeue(16, u64::MAX, &mut out);
+        out.into_iter().for_each(|frame| link.pool.put(frame));
+        sent
+    };
+    // What it may send at once: 4 ms of its rate, and the packet at hand.
+    (0..5).for_each(|_| link.offer(ClassId(1), 0, 1_000));
+    assert_eq!(send(&mut link), 5);
+    // It has just paid for that when its next packet gives way to another's.
+    link.now = link.now.saturating_add(1_100_000);
+    link.offer(ClassId(1), 0, 1_000);
+    link.scheduler.set_packets_max(1);
+    link.offer(ClassId(2), 0, 1_000);
+    assert_eq!(link.dropped, [(ClassId(1), 0)]);
+    link.scheduler.set_packets_max(64);
+    assert_eq!(send(&mut link), 1);
+    (0..5).for_each(|_| link.offer(ClassId(1), 0, 1_000));
+    assert_eq!(send(&mut link), 1, "as a new one it would send all five");
+    link.finish();
+}

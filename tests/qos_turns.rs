@@ -5,6 +5,7 @@ mod qos_support;
 use qos_support::{Class, Link, Source, class, greedy, port, tag};
 use tidegate::packet::ClassId;
 use tidegate::qos::cbursts_min;
+use tidegate::qos::spec::PortQosSpec;
 
 /// Whoever has its turn sends a frame, or as much in small packets; at a high speed, what the port
 /// sends in 256 ns, or in a microsecond where leaves are few.
@@ -80,6 +81,35 @@ fn a_turn_ends_where_what_pays_for_it_does() {
     }
 }
 
+/// A port with the least `cburst` that suits each class.
+fn with_least_cbursts(rate_mb: f64, classes: &[Class]) -> PortQosSpec {
+    let mut spec = port(rate_mb, classes);
+    for (class, least) in spec.classes.iter_mut().zip(cbursts_min(&port(rate_mb, classes))) {
+        class.cburst = least;
+    }
+    spec
+}
+
+/// What some classes send together, in MB/s: over so many seconds, after so many others.
+fn mb_sent(
+    spec: &PortQosSpec,
+    link_mb: f64,
+    sources: &[Source],
+    of: &[u16],
+    [before, seconds]: [u64; 2],
+) -> f64 {
+    let mut link = Link::new(spec, link_mb, 1_024);
+    let start = link.now.saturating_add(before * 1_000_000_000);
+    link.run(sources, start, |_| ());
+    let (begin, mut bytes) = (link.now, 0.0);
+    link.run(sources, begin.saturating_add(seconds * 1_000_000_000), |sent| {
+        bytes += f64::from(if of.contains(&sent.class.0) { sent.len } else { 0 });
+    });
+    let took = link.now.since(begin) as f64 / 1e9;
+    link.finish();
+    bytes / took / 1e6
+}
+
 /// Below a class at its ceil, which may send no more after each packet, turns are short. Small
 /// packets that may go no faster than at their rate are not late for it with the default `cburst`.
 #[test]
@@ -97,22 +127,11 @@ fn a_rate_that_is_its_ceil_is_had_below_a_class_at_its_ceil() {
             leaf(4, d),
             leaf(5, e),
         ];
-        let mut spec = port(10.0, &classes);
-        for (class, least) in spec.classes.iter_mut().zip(cbursts_min(&port(10.0, &classes))) {
-            class.cburst = least;
-        }
-        let mut link = Link::new(&spec, 10.0, 1_024);
+        let spec = with_least_cbursts(10.0, &classes);
         let mut sources = vec![Source { class: ClassId(2), flows: 3, lengths: vec![80] }];
         sources.extend([3, 4, 5].map(greedy));
-        let start = link.now.saturating_add(2_000_000_000);
-        link.run(&sources, start, |_| ());
-        let (begin, mut bytes) = (link.now, 0.0);
-        link.run(&sources, begin.saturating_add(8_000_000_000), |sent| {
-            bytes += f64::from(if sent.class == ClassId(2) { sent.len } else { 0 });
-        });
-        let got = bytes / (link.now.since(begin) as f64 / 1e9) / 1e6;
+        let got = mb_sent(&spec, 10.0, &sources, &[2], [2, 8]);
         assert!((got / small - 1.0).abs() < 0.005, "{got:.4} of {small} MB/s beside {others:?}");
-        link.finish();
     }
 }
 
@@ -134,26 +153,17 @@ fn a_ceil_is_reached_where_nothing_is_lent_but_what_idle_siblings_leave() {
             class(5, left).weight(100).bursts(3_000),
             class(6, 0.1).ceil(0.1 + early).priority(0).bursts(3_000),
         ];
-        let mut spec = port(10.0, &classes);
-        for (class, least) in spec.classes.iter_mut().zip(cbursts_min(&port(10.0, &classes))) {
-            assert!(least <= 2 * 10_000 + 7_500 + 3_000, "{least} is over two quanta");
-            class.cburst = least;
+        let spec = with_least_cbursts(10.0, &classes);
+        for cburst in spec.classes.iter().map(|class| class.cburst) {
+            assert!(cburst <= 2 * 10_000 + 7_500 + 3_000, "{cburst} is over two quanta");
         }
-        let mut link = Link::new(&spec, 10.0, 1_024);
         let sources: Vec<Source> = [1, 2, 3, 4, 6].map(greedy).into();
-        let start = link.now.saturating_add(8_000_000_000);
-        link.run(&sources, start, |_| ());
-        let (begin, mut bytes) = (link.now, 0.0);
-        link.run(&sources, begin.saturating_add(20_000_000_000), |sent| {
-            bytes += f64::from(if sent.class == ClassId(1) { sent.len } else { 0 });
-        });
-        let got = bytes / (link.now.since(begin) as f64 / 1e9) / 1e6;
+        let got = mb_sent(&spec, 10.0, &sources, &[1], [8, 20]);
         let want = 0.2 + gap;
         assert!(
             (got / want - 1.0).abs() < 0.005,
             "{got:.4} of {want} MB/s, {left} left, {early} taken"
         );
-        link.finish();
     }
 }
 
@@ -184,22 +194,11 @@ fn a_rate_that_is_its_ceil_is_had_by_a_class_with_small_packets_and_long_ones_be
         let class = class(id, rate / 1e3).ceil(ceil / 1e3).bursts(3_000);
         if above > 0 { class.below(above) } else { class }
     });
-    let mut spec = port(1.847, &classes);
-    for (class, least) in spec.classes.iter_mut().zip(cbursts_min(&port(1.847, &classes))) {
-        class.cburst = least;
-    }
-    let mut link = Link::new(&spec, 1.847, 1_024);
+    let spec = with_least_cbursts(1.847, &classes);
     let sources = tree.iter().filter(|(.., lengths)| !lengths.is_empty());
     let sources: Vec<Source> = sources
         .map(|&(id, .., lengths)| Source { class: ClassId(id), flows: 3, lengths: lengths.into() })
         .collect();
-    let start = link.now.saturating_add(4_000_000_000);
-    link.run(&sources, start, |_| ());
-    let (begin, mut bytes) = (link.now, 0.0);
-    link.run(&sources, begin.saturating_add(8_000_000_000), |sent| {
-        bytes += f64::from(if [4, 5].contains(&sent.class.0) { sent.len } else { 0 });
-    });
-    let got = bytes / (link.now.since(begin) as f64 / 1e9) / 1e3;
+    let got = mb_sent(&spec, 1.847, &sources, &[4, 5], [4, 8]) * 1e3;
     assert!((got / 773.0 - 1.0).abs() < 0.005, "{got:.1} of 773 kB/s");
-    link.finish();
 }

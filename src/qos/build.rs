@@ -115,17 +115,17 @@ pub(super) fn compile(spec: &PortQosSpec, now: Nanos) -> Compiled {
 }
 
 /// Who stands below whom.
-struct Shape {
+pub(super) struct Shape {
     /// One more than the largest class id.
     ids: usize,
     /// By position in the specification, 0 being the port: positions of the children.
     children: Vec<Vec<usize>>,
-    /// As above: priorities of the leaves below, or of the leaf itself.
-    priorities: Vec<u8>,
+    /// As above: priorities of the leaves below, or of the leaf itself, one bit each.
+    pub priorities: Vec<u8>,
 }
 
 impl Shape {
-    fn new(spec: &PortQosSpec) -> Shape {
+    pub fn new(spec: &PortQosSpec) -> Shape {
         let classes = &spec.classes;
         let ids = classes.iter().map(|c| usize::from(c.id.0) + 1).max().unwrap_or(0);
         let mut position = vec![0usize; ids];
@@ -322,7 +322,7 @@ fn quantum(turn: u32, weight: u64, mut weights: Weights) -> u32 {
 }
 
 /// A class's priority as a number below [`PRIORITIES`].
-pub(super) fn priority(class: &ClassSpec) -> u8 {
+fn priority(class: &ClassSpec) -> u8 {
     class.priority.min(PRIORITIES as u8 - 1)
 }
 
@@ -346,6 +346,21 @@ mod tests {
                 assert_eq!(a, b, "{weights:?}: {quanta:?}");
                 assert!((QUANTUM_MIN..=QUANTUM_MAX).contains(quantum), "{quanta:?}");
             }
+        }
+    }
+
+    /// Where rounds are short, who may send a frame is found among few looks at siblings in debt.
+    #[test]
+    fn short_rounds_are_no_shorter_than_a_search_allows() {
+        for count in [16, 256, 1_024] {
+            let slow = BitRate(1_000_000);
+            let mut all = Weights::below(slow, slow);
+            let class = |weight| ClassSpec { weight, ..ClassSpec::plain(1, slow, slow) };
+            (0..count).for_each(|_| all.add(&class(1)));
+            all.add(&class(100));
+            let quantum = u64::from(quantum(1_538, 1, all));
+            let looks = count * 1_538 / quantum;
+            assert!(looks <= 8_400 && quantum < 300, "{count}: {looks} for {quantum} bytes");
         }
     }
 }

@@ -117,6 +117,11 @@ impl Packets {
     }
 
     #[cfg(test)]
+    pub fn set_since(&mut self, at: u32, since: Ticks) {
+        self.cells[at as usize].note.since = since;
+    }
+
+    #[cfg(test)]
     pub fn frame(&self, at: u32) -> &Frame {
         self.cells[at as usize].frame.as_ref().expect("a cell in use")
     }

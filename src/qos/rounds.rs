@@ -15,7 +15,8 @@
 
 use std::collections::HashMap;
 
-use super::build::{QUANTUM_MAX, Weights, largest_frame, priority, quantum_of, turn_of};
+use super::bucket::Rate;
+use super::build::{QUANTUM_MAX, Shape, Weights, largest_frame, quantum_of, turn_of};
 use super::shared::{LEASE_BYTES_MAX, LEASE_NS};
 use super::spec::{ClassSpec, DEPTH_MAX, PortQosSpec};
 use crate::base::units::BitRate;
@@ -142,13 +143,7 @@ impl Families {
             weights[parent].add(class);
             weights.push(Weights::below(class.rate, class.ceil));
         }
-        let mut priorities = vec![0u8; spec.classes.len() + 1];
-        for (i, class) in spec.classes.iter().enumerate().rev() {
-            if children[i + 1] == 0 {
-                priorities[i + 1] = 1 << priority(class);
-            }
-            priorities[parents[i]] |= priorities[i + 1];
-        }
+        let priorities = Shape::new(spec).priorities;
         Families { parents, promised, rates, children, weights, priorities }
     }
 
@@ -171,6 +166,5 @@ fn gap(class: &ClassSpec) -> u64 {
 
 /// What one worker may be granted of a class at once, while the others wait.
 fn leased(class: &ClassSpec) -> u64 {
-    let bytes = u128::from(class.rate.bytes_per_sec()) * u128::from(LEASE_NS) / 1_000_000_000;
-    u64::try_from(bytes).unwrap_or(u64::MAX).min(u64::from(LEASE_BYTES_MAX))
+    Rate::new(class.rate).bytes_in(LEASE_NS).min(u64::from(LEASE_BYTES_MAX))
 }

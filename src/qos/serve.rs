@@ -424,4 +424,31 @@ mod tests {
         let enough = marked > 100 && dropped > 20 && borrowed > 1_000_000;
         assert!(enough, "{marked} marked, {dropped} dropped, {borrowed} borrowed");
     }
+
+    /// Packets that came from another leaf may have waited for longer than those before them: the
+    /// queue management sees them, also behind others of a run.
+    #[test]
+    fn a_run_ends_before_a_packet_that_waited_too_long() {
+        let managed = QueueSpec::FqCodel { target: 20_000, interval: 100_000 };
+        let mut way = Way::new(99_000_000_000, managed);
+        let now = Nanos(10_000_000);
+        for number in 0..6 {
+            way.enqueue(now, number, 0, 1_000);
+        }
+        // Its first round is used up: it is an old flow.
+        assert_eq!(way.dequeue(now, 2), 2);
+        for number in 6..12 {
+            way.enqueue(now, number, 0, 1_000);
+        }
+        let queues = &mut way.scheduler.queues;
+        let flow = queues.leaves[1].first_flow();
+        let next = |cell| queues.packets.next(cell);
+        let fourth = next(next(next(queues.flows.at(flow).head)));
+        queues.packets.set_since(fourth, 0);
+        assert_eq!(way.dequeue(now, 4), 4);
+        assert!(way.scheduler.queues.flows.at(flow).above.is_set(), "it was not looked at");
+        let mut out = Vec::new();
+        way.scheduler.drain(&mut out);
+        out.into_iter().for_each(|frame| way.pool.put(frame));
+    }
 }

@@ -413,6 +413,33 @@ fn who_was_taken_out_is_tried_again() {
     assert!(edge.is_running());
 }
 
+/// A client whose server closes first has its port free at once: this one waits for that.
+#[test]
+fn a_port_that_is_used_again_leads_to_nobody_who_was_drained() {
+    let net = Net::new(1);
+    let servers = SERVERS4.map(|address| nginx(&net, address));
+    let mut edge = net.start(&config(&net, ""));
+    let ask = |port: u16| {
+        let local = port.to_string();
+        let url = format!("http://{VIP4}/");
+        let closed = ["-H", "connection: close", "--ignore-content-length"];
+        let args = [&["-sSf", "-m", "5", "--local-port", &local, &url][..], &closed].concat();
+        net.client.run("curl", &args).expect("an answer").trim().to_string()
+    };
+    let ports = || 20_000..20_012;
+    let before: Vec<String> = ports().map(ask).collect();
+    assert_eq!(ports().map(ask).collect::<Vec<_>>(), before, "nobody was drained");
+    let [a, b, c] = SERVERS4;
+    assert_eq!(before.iter().map(String::as_str).collect::<BTreeSet<_>>(), [a, b, c].into());
+    net.ask(&["drain", "backend", &format!("web/{a}:{HTTP}")]).expect("drained");
+    for (port, before) in ports().zip(before) {
+        let now = ask(port);
+        assert!(now != a && (before == a || before == now), "{port}: {now} after {before}");
+    }
+    assert!(edge.is_running());
+    drop(servers);
+}
+
 #[test]
 fn what_is_drained_keeps_its_flows_and_gets_no_new_ones() {
     let net = Net::new(1);

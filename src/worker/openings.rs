@@ -1,13 +1,68 @@
 //! Packets of flows that their own batch opens.
 //!
+//! Where a client opens a connection from the port of one that has ended, the old flow's backend
+//! goes on with it: it is the one that knows the old connection's numbers. If that gets no new
+//! flows any more (drained, down, taken out), the new connection is balanced as any other is. LVS
+//! does so too (`conn_reuse_mode`, Documentation/networking/ipvs-sysctl.rst).
+//!
 //! Stages look at a batch one after the other, and a flow is entered by a late one. What follows a
 //! SYN within the same batch would pass the stages in front as a packet of no flow: a ClientHello
 //! that nobody reads. That happens where answers take another way (DSR, a tap) and the worker was
 //! away for a moment, so such packets go once more around, as a batch of their own.
 
+use super::offload::Offload;
+use super::turn::WorkerParts;
+use crate::base::Nanos;
+use crate::flow::{Flow, FlowKind};
+use crate::forward::Tables;
+use crate::nic::Port;
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::tcp::flag::{ACK, SYN};
-use crate::packet::{Batch, FlowKey, Packet, PacketMeta, Verdict, tcp};
+use crate::packet::{Batch, Direction, FlowKey, FlowRef, Packet, PacketMeta, Verdict, tcp};
+
+impl<P: Port> WorkerParts<P> {
+    /// Forgets what connections of this batch must not go on with; which packets to run later is as
+    /// [`followers`] says.
+    #[cold]
+    pub(super) fn openings(
+        &mut self,
+        now: Nanos,
+        offload: &mut Option<Box<Offload>>,
+        batch: &mut Batch,
+    ) -> u64 {
+        for at in 0..batch.len() {
+            let meta = &batch.metas()[at];
+            let at = meta.flow;
+            if !at.is_some() || !opens(meta) || meta.direction != Direction::Forward {
+                continue;
+            }
+            let flow = self.flows.get_mut(at);
+            if !flow.tcp.may_begin_anew() || !is_left(&self.snapshot.forward, flow) {
+                continue;
+            }
+            if let Some(offload) = offload {
+                offload.take_back(now, at, flow);
+            }
+            self.pipeline.forget(flow, self.snapshot.seed);
+            self.flows.remove(at);
+            batch.metas_mut().iter_mut().filter(|meta| meta.flow == at).for_each(|meta| {
+                (meta.flow, meta.direction) = (FlowRef::NONE, Direction::Forward);
+            });
+        }
+        followers(batch)
+    }
+}
+
+/// Whether a flow's backend would not get it if it were new. Where answers take another way nobody
+/// knows whether it has ended, and what is bound late finds its backend anew in any case.
+fn is_left(tables: &Tables, flow: &Flow) -> bool {
+    let (client, server) = (flow.client_key(), flow.server_key());
+    let gets = || {
+        let service = tables.service(client.dst, client.dport, client.proto);
+        service.is_some_and(|s| !s.drained && tables.is_among(s.pool, server.src, server.sport))
+    };
+    matches!(flow.kind, FlowKind::Nat | FlowKind::Dnat) && !gets()
+}
 
 /// Which packets of the batch to run later, a bit each: those that belong to no flow and follow a
 /// SYN of their connection, in either direction.

@@ -7,7 +7,7 @@ use super::desk::PortDesk;
 use super::handover::Handover;
 use super::joining::{Joining, unjoined};
 use super::offload::Offload;
-use super::openings::{followers, set_aside};
+use super::openings::set_aside;
 use super::pace::Pace;
 use super::side::Side;
 use crate::base::Nanos;
@@ -247,7 +247,7 @@ impl<P: Port> Worker<P> {
         let mut opens = parts.make_room(batch, counters) > 0;
         loop {
             parts.flows.lookup_batch(batch);
-            if opens && let which @ 1.. = followers(batch) {
+            if opens && let which @ 1.. = parts.openings(now, offload, batch) {
                 set_aside(batch, which, later);
             }
             let (mut cx, pipeline) = parts.lend(now, arena, counters, (replies, copies));

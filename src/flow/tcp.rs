@@ -71,14 +71,6 @@ impl TcpState {
         matches!(self, TcpState::TimeWait | TcpState::LastAck | TcpState::Reset | TcpState::Cut)
     }
 
-    /// Whether a SYN of the client opens another connection: the one before has ended, or its
-    /// server has closed it and may have forgotten it.
-    #[inline]
-    pub fn may_begin_anew(self) -> bool {
-        use TcpState::*;
-        matches!(self, TimeWait | LastAck | Reset | FinReply)
-    }
-
     /// The state after one more packet. Where only one side is seen, its ACK alone completes the
     /// handshake: a server says more than its answer once it has heard its client. Where both are,
     /// the client must tell, since a server's bare ACK may be about another SYN, and anybody can
@@ -101,8 +93,9 @@ impl TcpState {
         let forward = direction == Direction::Forward;
         let opening = flags & (SYN | ACK) == SYN;
         match self {
-            // The client opens a new connection from the port of an old one.
-            _ if opening && forward && self.may_begin_anew() => SynSent,
+            // The client opens a new connection from the port of one that has ended, or that its
+            // server has closed and may have forgotten.
+            TimeWait | LastAck | Reset | FinReply if opening && forward => SynSent,
             // Whether its server has closed as well is not seen.
             FinForward if opening && forward && seen == Seen::Client => SynSent,
             TimeWait if flags & FIN != 0 => LastAck,

@@ -13,12 +13,14 @@
 use super::offload::Offload;
 use super::turn::WorkerParts;
 use crate::base::Nanos;
-use crate::flow::{Flow, FlowKind};
+use crate::flow::{Flow, FlowKind, TcpState};
 use crate::forward::Tables;
 use crate::nic::Port;
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::tcp::flag::{ACK, SYN};
-use crate::packet::{Batch, Direction, FlowKey, FlowRef, Packet, PacketMeta, Verdict, tcp};
+use crate::packet::{
+    Batch, Direction, FlowKey, FlowRef, Packet, PacketFlags, PacketMeta, Verdict, tcp,
+};
 
 impl<P: Port> WorkerParts<P> {
     /// Forgets what connections of this batch must not go on with; which packets to run later is as
@@ -33,11 +35,13 @@ impl<P: Port> WorkerParts<P> {
         for at in 0..batch.len() {
             let meta = &batch.metas()[at];
             let at = meta.flow;
-            if !at.is_some() || !opens(meta) || meta.direction != Direction::Forward {
+            let refused = [PacketFlags::OTHER_HOST, PacketFlags::FRAGMENT];
+            let is_heard = !refused.iter().any(|flag| meta.flags.has(*flag));
+            if !at.is_some() || !opens(meta) || !is_heard || meta.direction != Direction::Forward {
                 continue;
             }
             let flow = self.flows.get_mut(at);
-            if !flow.tcp.may_begin_anew() || !is_left(&self.snapshot.forward, flow) {
+            if !is_over(flow) || !is_left(&self.snapshot.forward, flow) {
                 continue;
             }
             if let Some(offload) = offload {
@@ -53,8 +57,14 @@ impl<P: Port> WorkerParts<P> {
     }
 }
 
-/// Whether a flow's backend would not get it if it were new. Where answers take another way nobody
-/// knows whether it has ended, and what is bound late finds its backend anew in any case.
+/// Whether both sides have closed. Anybody can send a RST, and what one side has closed the other
+/// may still be sending on: a SYN in the client's name must not end such a flow.
+fn is_over(flow: &Flow) -> bool {
+    matches!(flow.tcp, TcpState::TimeWait | TcpState::LastAck)
+}
+
+/// Whether a flow's backend would not get it if it were new. With tunnels and `dsr` nobody knows
+/// whether it has ended, and what is bound late finds its backend anew in any case.
 fn is_left(tables: &Tables, flow: &Flow) -> bool {
     let (client, server) = (flow.client_key(), flow.server_key());
     let gets = || {
@@ -65,21 +75,22 @@ fn is_left(tables: &Tables, flow: &Flow) -> bool {
 }
 
 /// Which packets of the batch to run later, a bit each: those that belong to no flow and follow a
-/// SYN of their connection, in either direction.
+/// SYN of their connection, in either direction, and SYNs that follow others, which may have opened
+/// their flow without them.
 #[cold]
-pub(super) fn followers(batch: &Batch) -> u64 {
+fn followers(batch: &Batch) -> u64 {
     const { assert!(BATCH_MAX <= u64::BITS as usize) };
     let metas = batch.metas();
-    // A bit for each hash of a SYN, so that under a flood most packets need no search.
-    let (mut seen, mut found) = (0_u64, 0_u64);
+    // A bit for each hash of a SYN, and of others: under a flood most packets need no search.
+    let (mut syns, mut others, mut found) = (0_u64, 0_u64, 0_u64);
     for (at, meta) in metas.iter().enumerate().filter(|(_, meta)| is_stray(meta)) {
-        let bit = 1 << fold(&meta.key);
-        if opens(meta) {
-            seen |= bit;
-        } else if seen & bit != 0 {
+        let (bit, opening) = (1 << fold(&meta.key), opens(meta));
+        let (own, before) = if opening { (&mut syns, others) } else { (&mut others, syns) };
+        *own |= bit;
+        if before & bit != 0 {
             let answer = meta.key.reversed();
-            let mut syns = metas[..at].iter().filter(|syn| is_stray(syn) && opens(syn));
-            if syns.any(|syn| syn.key == meta.key || syn.key == answer) {
+            let mut before = metas[..at].iter().filter(|m| is_stray(m) && opens(m) != opening);
+            if before.any(|m| m.key == meta.key || m.key == answer) {
                 found |= 1 << at;
             }
         }
@@ -123,7 +134,7 @@ mod tests {
     use crate::packet::FramePool;
 
     #[test]
-    fn what_follows_a_syn_of_its_own_goes_later() {
+    fn what_follows_a_syn_of_its_own_or_comes_before_it_goes_later() {
         let (arena, slots) = Arena::map(16, 2_048, false).expect("memory");
         let mut pool = FramePool::new(arena, slots);
         let key = |sport, dport| {
@@ -132,12 +143,13 @@ mod tests {
         };
         let packets = [
             (key(1, 9), ACK, false),
-            (key(1, 9), SYN, false),
+            (key(1, 9), SYN, true),
             (key(9, 1), SYN | ACK, true),
             (key(2, 9), ACK, false),
             (key(1, 9), ACK, true),
             (key(3, 9), SYN, false),
-            (key(1, 9), SYN, false),
+            (key(3, 9), SYN, false),
+            (key(1, 9), SYN, true),
             (key(1, 8), ACK, false),
             (key(3, 9), ACK, true),
         ];

@@ -24,6 +24,11 @@ fn has_program(interface: &str) -> bool {
     xdp_program_id(index).expect("netlink").is_some()
 }
 
+fn until_gone(after: &str) {
+    let gone = tidegate::lab::wait_for(GONE_LIMIT, "no program", || !has_program("v0"));
+    assert!(gone.is_ok(), "a program is left: {after}");
+}
+
 fn gro(interface: &str) -> Option<bool> {
     Ethtool::open().expect("socket").offload(interface, Offload::Gro).expect("interface")
 }
@@ -74,7 +79,7 @@ fn closing_leaves_nothing() {
         assert_eq!(gro("v0"), Some(false));
         assert_eq!(a.nic.modes[0].switched_off, [Offload::Gro]);
         a.close();
-        assert!(!has_program("v0"));
+        until_gone("closed");
         assert_eq!(gro("v0"), Some(true));
         // The queue is free again.
         Side::open("v0", 1, AttachMode::Auto).close();
@@ -106,8 +111,7 @@ fn errors_name_their_cause_and_leave_nothing() {
         let text = |specs: &[PortSpec], workers: &WorkersSpec, wanted: &str| {
             let error = refused(specs, workers).to_string();
             assert!(error.contains(wanted), "{error}");
-            let gone = tidegate::lab::wait_for(GONE_LIMIT, "no program", || !has_program("v0"));
-            assert!(gone.is_ok(), "a program is left: {error}");
+            until_gone(&error);
         };
         text(&[port_spec(0, "nowhere0")], &workers, "nowhere0: no such interface");
         text(&[ok()], &workers_spec(2), "`ethtool -L v0 rx 2 tx 2`");

@@ -5,11 +5,15 @@
 //! [`AHEAD`] later, as if each class on the way had one, and what that leaf will need is asked for
 //! step by step. A wrong guess costs a fetch in vain, nothing else.
 //!
+//! Where little is held, all of it is in the cache. Yet flows that come and go with each packet are
+//! found anywhere in their table.
+//!
 //! With few classes and many flows, a leaf has its next turn soon, with many of its flows one after
 //! the other. These are fetched ahead.
 
 use super::flows::{Flow, Standing};
 use super::queues::{NEW, OLD, Queues};
+use super::scheduler::{Queued, Scheduler};
 use super::tree::{ROOT, Tree};
 use super::wheel::NIL;
 use crate::base::mem::prefetch;
@@ -44,6 +48,8 @@ pub(super) struct Ahead {
     scout: usize,
     /// [`Queues::passed`] as it was.
     passed: u32,
+    /// Whether most packets have begun a flow lately.
+    pub flows_come: bool,
 }
 
 /// A turn.
@@ -68,7 +74,7 @@ impl Ahead {
     pub fn new() -> Ahead {
         let scouts = [Scout { flow: NIL, lead: 0 }; CLASSES_FEW];
         let next = [Foreseen { leaf: ROOT, flow: NIL }; AHEAD];
-        Ahead { next, at: 0, scouts, scout: 0, passed: 0 }
+        Ahead { next, at: 0, scouts, scout: 0, passed: 0, flows_come: false }
     }
 
     /// Foresees another turn, and fetches the next of what those foreseen will touch. To be called
@@ -125,6 +131,17 @@ pub(super) fn has_few_classes(tree: &Tree) -> bool {
 #[inline(always)]
 pub(super) fn is_in_cache(tree: &Tree, queues: &Queues) -> bool {
     tree.classes.len() <= CLASSES_CACHED && queues.packets.len() <= PACKETS_CACHED
+}
+
+impl Scheduler {
+    /// Asks the cache for where in their table the flows of these packets will stand.
+    #[inline(never)]
+    pub(super) fn prefetch_places(&self, packets: &[Queued]) {
+        for q in packets {
+            let key = self.queues.key(self.leaf(q.class), q.flow_hash);
+            self.queues.flows.prefetch_entry(key);
+        }
+    }
 }
 
 impl Queues {
@@ -324,6 +341,32 @@ mod tests {
                 assert!(i < 150 || scout.lead > LEAD_MAX / 2, "round {i}: {}", scout.lead);
             }
         }
+        empty(scheduler, out, &mut pool);
+    }
+
+    /// Among those that stay there is nothing to be looked for.
+    #[test]
+    fn places_are_asked_for_while_flows_come_with_the_packets() {
+        let mut pool = FramePool::standalone(PACKETS, 2_048);
+        let arena = std::sync::Arc::clone(pool.arena());
+        let mut scheduler = Scheduler::new(&leaves(2), PACKETS, Seed(1));
+        let (mut out, mut dropped, mut packets) = (Vec::new(), Vec::new(), Vec::new());
+        let wanted = [(0..64, true), (0..64, false), (32..96, false), (64..128, false)];
+        for (i, (flows, come)) in wanted.into_iter().enumerate() {
+            for flow_hash in flows {
+                let frame = pool.take_with(&[0; LEN]).expect("stock");
+                packets.push(Queued { frame, class: ClassId(0), flow_hash, l3: 0 });
+            }
+            scheduler.enqueue_all(Nanos(0), &mut packets, &arena, &mut dropped);
+            assert_eq!(scheduler.ahead.flows_come, come, "call {i}");
+        }
+        // Those that leave come anew.
+        scheduler.drain(&mut out);
+        let frame = out.pop().expect("a packet");
+        packets.push(Queued { frame, class: ClassId(0), flow_hash: 0, l3: 0 });
+        scheduler.enqueue_all(Nanos(0), &mut packets, &arena, &mut dropped);
+        assert!(scheduler.ahead.flows_come);
+        assert!(dropped.is_empty());
         empty(scheduler, out, &mut pool);
     }
 }

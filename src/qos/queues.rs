@@ -114,6 +114,8 @@ pub(super) struct Queues {
     pub pacing: Pacing,
     pub flows: Flows,
     pub packets: Packets,
+    /// Flows that packets have begun so far.
+    pub made: u32,
     /// Flows that hold no packet but stand in a list.
     pub empty: u32,
     pub empty_max: u32,
@@ -185,6 +187,7 @@ impl Queues {
             sojourns: Table::filled(leaves.len(), Sojourn::default()),
             flows: Flows::new(flows_max, seed),
             packets: Packets::new(packets_max),
+            made: 0,
             empty: 0,
             empty_max,
             quantum,
@@ -262,6 +265,7 @@ impl Queues {
     fn flow_of(&mut self, key: Key, likely: u32) -> u32 {
         let Some((flow, fresh)) = self.flows.find_or_insert(key, likely) else { return NIL };
         if fresh {
+            self.made = self.made.wrapping_add(1);
             let deficit = self.quantum as i32;
             self.enter(key.leaf, flow, (Standing::New, deficit, Due::default()));
         }

@@ -117,15 +117,19 @@ impl Scheduler {
     ) {
         let now = self.advance(now);
         let looks_ahead = !is_in_cache(&self.tree, &self.queues);
+        let (made, all) = (self.queues.made, packets.len());
         while !packets.is_empty() {
             let count = packets.len().min(TOGETHER);
             if looks_ahead {
                 self.prefetch_arrivals(&packets[..count]);
+            } else if self.ahead.flows_come {
+                self.prefetch_places(&packets[..count]);
             }
             for q in packets.drain(..count) {
                 self.take_in(now, q, arena, dropped);
             }
         }
+        self.ahead.flows_come = 2 * self.queues.made.wrapping_sub(made) as usize > all;
     }
 
     /// Asks the cache for all that these packets will touch, for all of them step by step: the leaf

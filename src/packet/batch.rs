@@ -1,6 +1,6 @@
 //! The unit of work: up to [`BATCH_MAX`] packets that pass the stages together.
 
-use super::{Frame, PacketMeta, PortId};
+use super::{Direction, FlowRef, Frame, PacketMeta, PortId};
 
 /// Packets in a batch at most: enough to spread a stage's cost, few enough to stay in the
 /// first-level cache.
@@ -113,6 +113,13 @@ impl Batch {
     #[inline]
     pub fn metas_mut(&mut self) -> &mut [PacketMeta] {
         &mut self.metas[..self.frames.len()]
+    }
+
+    /// Packets of this flow, which has been forgotten, belong to none.
+    pub fn forget(&mut self, flow: FlowRef) {
+        for meta in self.metas_mut().iter_mut().filter(|meta| meta.flow == flow) {
+            (meta.flow, meta.direction) = (FlowRef::NONE, Direction::Forward);
+        }
     }
 
     /// Frames, and what is known of them.

@@ -18,9 +18,7 @@ use crate::forward::Tables;
 use crate::nic::Port;
 use crate::packet::batch::BATCH_MAX;
 use crate::packet::tcp::flag::{ACK, SYN};
-use crate::packet::{
-    Batch, Direction, FlowKey, FlowRef, Packet, PacketFlags, PacketMeta, Verdict, tcp,
-};
+use crate::packet::{Batch, Direction, FlowKey, Packet, PacketFlags, PacketMeta, Verdict, tcp};
 
 impl<P: Port> WorkerParts<P> {
     /// Forgets what connections of this batch must not go on with; which packets to run later is as
@@ -32,12 +30,14 @@ impl<P: Port> WorkerParts<P> {
         offload: &mut Option<Box<Offload>>,
         batch: &mut Batch,
     ) -> u64 {
-        for at in 0..batch.len() {
-            let meta = &batch.metas()[at];
+        for i in 0..batch.len() {
+            let meta = &batch.metas()[i];
             let at = meta.flow;
-            let refused = [PacketFlags::OTHER_HOST, PacketFlags::FRAGMENT];
-            let is_heard = !refused.iter().any(|flag| meta.flags.has(*flag));
-            if !at.is_some() || !opens(meta) || !is_heard || meta.direction != Direction::Forward {
+            if !at.is_some() || !opens(meta) || meta.direction != Direction::Forward {
+                continue;
+            }
+            // Stages may refuse such a SYN.
+            if meta.flags.has(PacketFlags::OTHER_HOST) || meta.flags.has(PacketFlags::FRAGMENT) {
                 continue;
             }
             let flow = self.flows.get_mut(at);
@@ -49,9 +49,7 @@ impl<P: Port> WorkerParts<P> {
             }
             self.pipeline.forget(flow, self.snapshot.seed);
             self.flows.remove(at);
-            batch.metas_mut().iter_mut().filter(|meta| meta.flow == at).for_each(|meta| {
-                (meta.flow, meta.direction) = (FlowRef::NONE, Direction::Forward);
-            });
+            batch.forget(at);
         }
         followers(batch)
     }

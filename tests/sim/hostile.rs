@@ -9,11 +9,11 @@ use tidegate::graph::spec::StageSpec;
 use tidegate::packet::build::{IcmpSpec, TcpSpec, UdpSpec, icmp_packet, tcp_packet, udp_packet};
 use tidegate::packet::tcp::flag;
 use tidegate::packet::{DropReason, PortId};
-use tidegate::sim::{LinkSpec, Spread};
+use tidegate::sim::{LinkSpec, Setup, Spread};
 
 use crate::world::{
-    Family, TCP_PORT, UDP_PORT, World, add_clients, box_mac, finish, for_seeds, inspect, serve_all,
-    setup, stages, world,
+    CLIENTS, Family, SERVER_PORTS, SERVERS, TCP_PORT, UDP_PORT, World, add_clients, box_mac,
+    finish, for_seeds, inspect, serve_all, setup, stages, world,
 };
 
 fn pipelines() -> [Vec<StageSpec>; 4] {
@@ -145,4 +145,48 @@ fn serve_all_but_strays(net: &mut World) {
     net.run_for(Duration::from_secs(10));
     net.stray = 0;
     serve_all(net);
+}
+
+/// SYNs and RSTs in a client's name end nothing that a drained server still serves.
+#[test]
+fn a_connection_that_is_not_closed_both_ways_makes_way_for_no_other() {
+    use flag::{ACK, FIN, RST, SYN};
+    let (family, mode) = (Family::V4, ForwardMode::Dnat);
+    let client = (family.client(0), 4_000);
+    let ways = [
+        (CLIENTS, client, (family.vip(), TCP_PORT)),
+        (SERVERS, (family.server(0), SERVER_PORTS[0]), client),
+    ];
+    let only = |which: usize| {
+        move |setup: &mut Setup| {
+            let backends = setup.forward.pools[0].backends.iter_mut().enumerate();
+            backends.for_each(|(i, b)| b.weight = u16::from(i == which));
+        }
+    };
+    let ends: [(&[(usize, u8)], u64); 4] = [
+        (&[(1, FIN | ACK), (0, FIN | ACK)], 2),
+        (&[(1, FIN | ACK)], 1),
+        (&[(0, FIN | ACK)], 1),
+        (&[(0, RST)], 1),
+    ];
+    for (end, opened) in ends {
+        let mut setup = setup(Seed(3), family, mode);
+        only(0)(&mut setup);
+        let mut net = world(setup, family, mode, LinkSpec::default());
+        let send = |net: &mut World, (way, flags): (usize, u8)| {
+            let (port, src, dst) = ways[way];
+            let packet = tcp_packet(&TcpSpec::new(src, dst, flags, &[]));
+            assert!(inject(net, &mut Rng::new(Seed(1)), port, &packet));
+            // Nobody else is to say anything.
+            net.appliance.poll(net.now);
+        };
+        for packet in [(0, SYN), (1, SYN | ACK), (0, ACK)].iter().chain(end) {
+            send(&mut net, *packet);
+        }
+        net.appliance.reload(only(1));
+        net.appliance.poll(net.now);
+        send(&mut net, (0, SYN));
+        let counters = net.appliance.finish();
+        assert_eq!((counters.flows_opened, counters.drops_total()), (opened, 0), "{end:?}");
+    }
 }

@@ -19,7 +19,7 @@ use crate::graph::stages::admission;
 use crate::graph::stages::verdict::Deciding;
 use crate::inspect::inspector::{Said, Side};
 use crate::inspect::quic::Attempt;
-use crate::packet::{Batch, Direction, DropReason, FlowRef, PacketFlags, PacketMeta, PacketRef};
+use crate::packet::{Batch, DropReason, FlowRef, PacketFlags, PacketMeta, PacketRef};
 use crate::policy::{Decision, Facts};
 
 /// Flows whose connections are remembered, for each that may be under inspection.
@@ -290,9 +290,7 @@ impl Inspect {
             }
             self.forget(cx.flows.get(flow));
             cx.flows.remove(flow);
-            batch.metas_mut().iter_mut().filter(|meta| meta.flow == flow).for_each(|meta| {
-                (meta.flow, meta.direction) = (FlowRef::NONE, Direction::Forward);
-            });
+            batch.forget(flow);
         }
     }
 }
